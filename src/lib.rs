@@ -1,0 +1,2 @@
+//! A WebSocket client for programs that block.
+#![deny(unsafe_code)]
