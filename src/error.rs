@@ -1,0 +1,411 @@
+//! Why a call failed, and what to do about it.
+
+use std::borrow::Cow;
+use std::error::Error as StdError;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderMap, StatusCode};
+
+/// Why a dial or a line failed.
+///
+/// It says what was being done, keeps its cause in [`source`](StdError::source) and is cheap to clone. It never shows a query
+/// string, a header value or a payload, neither by `Display` nor by `Debug`: hosts and ports are as far as it goes.
+#[derive(Clone)]
+pub struct Error(Arc<Repr>);
+
+struct Repr {
+    kind: ErrorKind,
+    doing: Cow<'static, str>,
+    detail: Option<Detail>,
+    source: Option<Box<dyn StdError + Send + Sync>>,
+}
+
+enum Detail {
+    Budget(&'static str),
+    Refusal(Refusal),
+    Close(CloseReason),
+    /// Retrying has been tried and did not help.
+    Final,
+}
+
+/// What an [`Error`] is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ErrorKind {
+    /// A setting or a URL that can never work.
+    Config,
+    /// The endpoint closure failed to say where to dial.
+    Endpoint,
+    /// The host name could not be resolved.
+    Resolve,
+    /// No address accepted a TCP connection.
+    Connect,
+    /// The TLS handshake failed; see [`Error::is_verification_failure`].
+    Tls,
+    /// The server answered the upgrade with a status other than 101; see [`Error::refusal`].
+    Http,
+    /// The server's answer to the upgrade breaks RFC 6455 section 4.1.
+    Upgrade,
+    /// A budget ran out; see [`Error::budget`].
+    Timeout,
+    /// The server broke RFC 6455 or RFC 7692 on an open line.
+    Protocol,
+    /// The server closed the line, or it ended without a close frame (code 1006); see [`Error::close_reason`].
+    Closed,
+    /// A ping was not answered in time and nothing else came either.
+    PongTimeout,
+    /// No data message came within the idle limit.
+    Idle,
+    /// The events queue was full and its rule is to disconnect.
+    Lagged,
+    /// A message is longer than `max_message`.
+    TooBig,
+    /// The system refused: a read or write failed, or there were no descriptors, threads or memory.
+    Io,
+    /// The handler panicked.
+    HandlerPanicked,
+    /// The client was told to stop.
+    Stopped,
+}
+
+impl ErrorKind {
+    /// The kind in snake case, as `examples/tail` prints it and metrics want it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ErrorKind::Config => "config",
+            ErrorKind::Endpoint => "endpoint",
+            ErrorKind::Resolve => "resolve",
+            ErrorKind::Connect => "connect",
+            ErrorKind::Tls => "tls",
+            ErrorKind::Http => "http",
+            ErrorKind::Upgrade => "upgrade",
+            ErrorKind::Timeout => "timeout",
+            ErrorKind::Protocol => "protocol",
+            ErrorKind::Closed => "closed",
+            ErrorKind::PongTimeout => "pong_timeout",
+            ErrorKind::Idle => "idle",
+            ErrorKind::Lagged => "lagged",
+            ErrorKind::TooBig => "too_big",
+            ErrorKind::Io => "io",
+            ErrorKind::HandlerPanicked => "handler_panicked",
+            ErrorKind::Stopped => "stopped",
+        }
+    }
+}
+
+impl fmt::Display for ErrorKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// The close code and reason that ended a line (RFC 6455 section 7.1.5).
+#[derive(Clone, PartialEq, Eq)]
+pub struct CloseReason {
+    /// The status code. 1005 when the close frame had none, 1006 when there was no close frame.
+    pub code: u16,
+    /// What the peer wrote beside the code, at most 123 bytes. The peer chose it: treat it as payload.
+    pub reason: String,
+}
+
+impl CloseReason {
+    /// RFC 6455 section 7.1.5: the line ended without a close frame.
+    pub(crate) fn abnormal() -> Self {
+        CloseReason { code: 1006, reason: String::new() }
+    }
+}
+
+impl fmt::Debug for CloseReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CloseReason").field("code", &self.code).finish_non_exhaustive()
+    }
+}
+
+/// A server's answer to the upgrade that was not 101.
+#[derive(Clone)]
+pub struct Refusal {
+    /// The status.
+    pub status: StatusCode,
+    /// All headers of the answer.
+    pub headers: HeaderMap,
+    /// The start of the body, at most 4 KiB.
+    pub body: Vec<u8>,
+    /// What `Retry-After` asks for, in either of its forms (RFC 9110 section 10.2.3).
+    pub retry_after: Option<Duration>,
+}
+
+impl fmt::Debug for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Refusal")
+            .field("status", &self.status)
+            .field("retry_after", &self.retry_after)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Error {
+    pub(crate) fn new(kind: ErrorKind, doing: impl Into<Cow<'static, str>>) -> Self {
+        Self::build(kind, doing.into(), None, None)
+    }
+
+    /// An error that another one caused. `doing` says what we were at, and leaves the cause to `source`.
+    pub(crate) fn caused(
+        kind: ErrorKind,
+        doing: impl Into<Cow<'static, str>>,
+        source: impl Into<Box<dyn StdError + Send + Sync>>,
+    ) -> Self {
+        Self::build(kind, doing.into(), None, Some(source.into()))
+    }
+
+    /// An error that a retry has been shown not to mend: a certificate refused twice in a row, for example.
+    pub(crate) fn caused_for_good(
+        kind: ErrorKind,
+        doing: impl Into<Cow<'static, str>>,
+        source: impl Into<Box<dyn StdError + Send + Sync>>,
+    ) -> Self {
+        Self::build(kind, doing.into(), Some(Detail::Final), Some(source.into()))
+    }
+
+    pub(crate) fn config(what: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(ErrorKind::Config, what)
+    }
+
+    /// The budget called `name` (the setting's name) of length `budget` ran out while `doing`.
+    pub(crate) fn timeout(name: &'static str, budget: Duration, doing: &str) -> Self {
+        let doing = format!("timed out after {budget:?} ({name}): {doing}");
+        Self::build(ErrorKind::Timeout, doing.into(), Some(Detail::Budget(name)), None)
+    }
+
+    pub(crate) fn refused(host: &str, refusal: Refusal) -> Self {
+        let doing = format!("{host} answered the upgrade with status {}", refusal.status.as_u16());
+        Self::build(ErrorKind::Http, doing.into(), Some(Detail::Refusal(refusal)), None)
+    }
+
+    pub(crate) fn closed(close: CloseReason, doing: impl Into<Cow<'static, str>>) -> Self {
+        Self::build(ErrorKind::Closed, doing.into(), Some(Detail::Close(close)), None)
+    }
+
+    pub(crate) fn stopped() -> Self {
+        Self::new(ErrorKind::Stopped, "the client was told to stop")
+    }
+
+    fn build(
+        kind: ErrorKind,
+        doing: Cow<'static, str>,
+        detail: Option<Detail>,
+        source: Option<Box<dyn StdError + Send + Sync>>,
+    ) -> Self {
+        Error(Arc::new(Repr { kind, doing, detail, source }))
+    }
+
+    /// What the error is about.
+    pub fn kind(&self) -> ErrorKind {
+        self.0.kind
+    }
+
+    /// The status of an answer that refused the upgrade.
+    pub fn status(&self) -> Option<StatusCode> {
+        self.refusal().map(|refusal| refusal.status)
+    }
+
+    /// The answer that refused the upgrade: status, headers and the start of its body.
+    pub fn refusal(&self) -> Option<&Refusal> {
+        match &self.0.detail {
+            Some(Detail::Refusal(refusal)) => Some(refusal),
+            _ => None,
+        }
+    }
+
+    /// The close code and reason, for [`ErrorKind::Closed`].
+    pub fn close_reason(&self) -> Option<&CloseReason> {
+        match &self.0.detail {
+            Some(Detail::Close(close)) => Some(close),
+            _ => None,
+        }
+    }
+
+    /// The name of the setting whose budget ran out, for [`ErrorKind::Timeout`]: `"dial_within"`, for example.
+    pub fn budget(&self) -> Option<&'static str> {
+        match self.0.detail {
+            Some(Detail::Budget(name)) => Some(name),
+            _ => None,
+        }
+    }
+
+    /// Whether dialling again may help. The client asks this same question before it retries, and a
+    /// `retry_policy` may overrule the answer.
+    ///
+    /// `false` for a setting or URL that cannot work, for 401, 403 and 404, for a panic of the handler and for a stop.
+    pub fn is_retryable(&self) -> bool {
+        if matches!(self.0.detail, Some(Detail::Final)) {
+            return false;
+        }
+        match self.kind() {
+            ErrorKind::Config | ErrorKind::HandlerPanicked | ErrorKind::Stopped => false,
+            ErrorKind::Http => !matches!(self.status().map(|status| status.as_u16()), Some(401 | 403 | 404)),
+            _ => true,
+        }
+    }
+
+    /// Whether the server's certificate was examined and refused, as opposed to a handshake that broke off.
+    pub fn is_verification_failure(&self) -> bool {
+        self.kind() == ErrorKind::Tls && self.0.source.as_deref().is_some_and(|source| says_verification_failed(source))
+    }
+
+    /// The error and all its causes on one line: what a log wants.
+    pub fn chain(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            text.push_str(": ");
+            text.push_str(&error.to_string());
+            cause = error.source();
+        }
+        text
+    }
+}
+
+/// Whether an error of the platform's TLS says that the certificate was refused. native-tls has no kind for it, so its text has to do.
+fn says_verification_failed(source: &(dyn StdError + 'static)) -> bool {
+    const WORDINGS: [&str; 8] = [
+        // OpenSSL.
+        "certificate verify failed",
+        "Hostname mismatch",
+        // Security.framework.
+        "certificate was not trusted",
+        "not trusted",
+        "host name mismatch",
+        // SChannel.
+        "certificate chain",
+        "CN name",
+        "root certificate which is not trusted",
+    ];
+    let mut cause = Some(source);
+    while let Some(error) = cause {
+        let text = error.to_string();
+        if WORDINGS.iter().any(|wording| text.contains(wording)) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.doing)
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("Error");
+        shown.field("kind", &self.0.kind).field("doing", &self.0.doing);
+        if let Some(source) = &self.0.source {
+            shown.field("source", &source.to_string());
+        }
+        shown.finish()
+    }
+}
+
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.0.source.as_ref().map(|source| source.as_ref() as &(dyn StdError + 'static))
+    }
+}
+
+/// What became of a message that was not sent whole.
+///
+/// The reason is an [`Error`] whose kind says why: `Timeout` (the budget `send_within` ran out), `Stopped`, `Closed`, `Io`,
+/// `Connect` (no line is open), `TooBig`, `Config` (a control payload too long).
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum SendError {
+    /// No byte of the message was taken. It is safe to send it again.
+    NotSent(Error),
+    /// At least one byte was taken, and the line has been severed. The peer may or may not have the message: ask the venue.
+    Unknown(Error),
+}
+
+impl SendError {
+    /// Why.
+    pub fn reason(&self) -> &Error {
+        match self {
+            SendError::NotSent(reason) | SendError::Unknown(reason) => reason,
+        }
+    }
+
+    /// Whether no byte was taken, so that sending again cannot repeat the message.
+    pub fn is_not_sent(&self) -> bool {
+        matches!(self, SendError::NotSent(_))
+    }
+}
+
+impl fmt::Display for SendError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            SendError::NotSent(_) => "the message was not sent",
+            SendError::Unknown(_) => "part of the message was sent, its fate is unknown",
+        })
+    }
+}
+
+impl StdError for SendError {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        Some(self.reason())
+    }
+}
+
+/// Why a `send_batch` ended early.
+#[derive(Clone, Debug)]
+pub struct BatchError {
+    /// How many messages, from the first, the kernel took whole.
+    pub sent: usize,
+    /// What became of the next one. Those after it were not sent.
+    pub next: SendError,
+}
+
+impl fmt::Display for BatchError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} messages of the batch were sent", self.sent)
+    }
+}
+
+impl StdError for BatchError {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        Some(&self.next)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timeout_names_its_budget_and_its_step() {
+        let error = Error::timeout("dial_within", Duration::from_secs(5), "TLS handshake with stream.example.com");
+        assert_eq!(error.to_string(), "timed out after 5s (dial_within): TLS handshake with stream.example.com");
+        assert_eq!(error.budget(), Some("dial_within"));
+        assert!(error.is_retryable());
+    }
+
+    #[test]
+    fn a_refusal_shows_its_status_and_hides_its_headers_and_body() {
+        let mut headers = HeaderMap::new();
+        headers.insert("set-cookie", "secret=1".parse().expect("a legal header"));
+        let refusal =
+            Refusal { status: StatusCode::UNAUTHORIZED, headers, body: b"secret".to_vec(), retry_after: None };
+        let error = Error::refused("example.com:443", refusal);
+        assert!(!error.is_retryable());
+        assert!(!format!("{error:?} {error} {:?}", error.refusal()).contains("secret"));
+    }
+
+    #[test]
+    fn the_cause_is_in_source_and_not_in_display() {
+        let error = Error::caused(ErrorKind::Connect, "connecting to a:1", std::io::Error::other("boom"));
+        assert_eq!(error.to_string(), "connecting to a:1");
+        assert_eq!(error.chain(), "connecting to a:1: boom");
+    }
+}

@@ -1,0 +1,397 @@
+//! The threads of one client: born here, told to stop here, joined here.
+
+use std::convert::Infallible;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle, ThreadId};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, at, bounded, never, select};
+use parking_lot::Mutex;
+
+use crate::error::{Error, ErrorKind};
+use crate::timing::after;
+
+/// Owns every thread of a client, and the signal that ends them.
+///
+/// The signal is a channel on which nothing is ever sent: `shutdown` drops its only sender, and every receiver wakes, now and for ever
+/// after, so that no wake-up can be lost. Each thread holds a `done` sender that drops when the thread ends, panics included: waiting for
+/// it with a deadline and then calling `join`, which is by then immediate, is how a join gets a deadline.
+pub(crate) struct Lifecycle {
+    shutdown: Shutdown,
+    /// Dropped by the first `shutdown`. A lock of its own, held for that instant alone.
+    signal: Mutex<Option<Sender<Infallible>>>,
+    /// Lock order: `threads`, then a thread's `handle`.
+    threads: Mutex<Vec<Arc<Tracked>>>,
+    stack_size: Option<usize>,
+}
+
+/// A thread that has been spawned and not yet been forgotten.
+struct Tracked {
+    name: &'static str,
+    id: ThreadId,
+    /// Disconnects when the thread has run to its end, unwound or not.
+    done: Receiver<Infallible>,
+    patience: Patience,
+    /// Taken by whoever joins it.
+    handle: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// How long a join may wait for a thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Patience {
+    /// As long as the caller's deadline allows.
+    Deadline,
+    /// This long at most, whatever the caller's deadline: for a lookup that nothing can interrupt.
+    AtMost(Duration),
+}
+
+impl Lifecycle {
+    pub(crate) fn new(stack_size: Option<usize>) -> Self {
+        let (signal, gone) = bounded(0);
+        let shutdown = Shutdown { gone, requested: Arc::new(AtomicBool::new(false)) };
+        Lifecycle { shutdown, signal: Mutex::new(Some(signal)), threads: Mutex::default(), stack_size }
+    }
+
+    /// What a thread watches to learn that it has to end.
+    pub(crate) fn shutdown_signal(&self) -> Shutdown {
+        self.shutdown.clone()
+    }
+
+    /// Starts a tracked thread.
+    ///
+    /// # Errors
+    /// `Stopped` after `shutdown`, so that no thread is born behind a stop; `Io` when the system has no thread to give.
+    pub(crate) fn spawn(
+        &self,
+        name: &'static str,
+        patience: Patience,
+        body: impl FnOnce() + Send + 'static,
+    ) -> Result<(), Error> {
+        let mut threads = self.threads.lock();
+        if self.shutdown.is_requested() {
+            return Err(Error::stopped());
+        }
+        threads.retain(|thread| !thread.join_if_done());
+
+        let (running, done) = bounded::<Infallible>(0);
+        let mut builder = thread::Builder::new().name(name.to_owned());
+        if let Some(size) = self.stack_size {
+            builder = builder.stack_size(size);
+        }
+        let handle = builder
+            .spawn(move || {
+                // Named, so that it lives until the thread's last line: dropping it is what "done" means.
+                let _running = running;
+                body();
+            })
+            .map_err(|error| Error::caused(ErrorKind::Io, format!("starting the thread {name}"), error))?;
+        let id = handle.thread().id();
+        threads.push(Arc::new(Tracked { name, id, done, patience, handle: Mutex::new(Some(handle)) }));
+        Ok(())
+    }
+
+    /// Tells every thread to end. Idempotent, and returns at once.
+    pub(crate) fn shutdown(&self) {
+        // The threads' lock makes this wait out a spawn that is half done, or be seen by it.
+        let _threads = self.threads.lock();
+        self.shutdown.requested.store(true, Ordering::SeqCst);
+        drop(self.signal.lock().take());
+    }
+
+    /// Waits until every thread has ended or `deadline` has passed, and says which did what. Never waits for the thread it runs on.
+    pub(crate) fn join_until(&self, deadline: Instant) -> StopReport {
+        let began = Instant::now();
+        let threads = self.threads.lock().clone();
+        let reports = threads.iter().map(|thread| thread.join_until(began, deadline)).collect();
+        StopReport { threads: reports, took: began.elapsed() }
+    }
+
+    /// How many threads have been started and have not ended.
+    pub(crate) fn live_threads(&self) -> usize {
+        let mut threads = self.threads.lock();
+        threads.iter_mut().filter(|thread| !thread.is_done()).count()
+    }
+
+    /// Whether the calling thread is one of ours.
+    pub(crate) fn is_own_thread(&self) -> bool {
+        let current = thread::current().id();
+        self.threads.lock().iter().any(|thread| thread.id == current)
+    }
+}
+
+impl Tracked {
+    fn is_done(&self) -> bool {
+        matches!(self.done.recv_timeout(Duration::ZERO), Err(RecvTimeoutError::Disconnected))
+    }
+
+    /// Joins the thread if it has ended, and says whether it had.
+    fn join_if_done(&self) -> bool {
+        let done = self.is_done();
+        if done {
+            self.join();
+        }
+        done
+    }
+
+    /// Joins a thread that is known to be done. A panic has been reported where it was caught, or is a bug that the log tells of.
+    fn join(&self) {
+        let Some(handle) = self.handle.lock().take() else { return };
+        if handle.join().is_err() {
+            log::error!("the thread {} panicked: this is a bug in tautline", self.name);
+        }
+    }
+
+    fn join_until(&self, began: Instant, deadline: Instant) -> ThreadReport {
+        if self.id == thread::current().id() {
+            return ThreadReport { name: self.name, outcome: Outcome::Current, took: Duration::ZERO };
+        }
+        let until = match self.patience {
+            Patience::Deadline => deadline,
+            Patience::AtMost(limit) => deadline.min(after(began, limit)),
+        };
+        // Nothing is ever sent, so the answer is a disconnection or a timeout.
+        let ended = matches!(self.done.recv_deadline(until), Err(RecvTimeoutError::Disconnected));
+        if ended {
+            self.join();
+        }
+        let outcome = if ended { Outcome::Ended } else { Outcome::Late };
+        ThreadReport { name: self.name, outcome, took: began.elapsed() }
+    }
+}
+
+/// Seen by every thread of a client: whether it has to end.
+#[derive(Clone)]
+pub(crate) struct Shutdown {
+    gone: Receiver<Infallible>,
+    /// Set before the channel disconnects. What the reader looks at once per message, where a channel would be too slow.
+    requested: Arc<AtomicBool>,
+}
+
+impl Shutdown {
+    #[inline]
+    pub(crate) fn is_requested(&self) -> bool {
+        self.requested.load(Ordering::Relaxed)
+    }
+}
+
+/// Why a [`wait`] ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Woken<T> {
+    Shutdown,
+    /// Something came through the bell.
+    Rung(T),
+    /// Whoever could have rung the bell is gone.
+    Hung,
+    /// The time has come.
+    Due,
+}
+
+/// Waits for the shutdown signal, the bell or a time, whichever is first; shutdown goes before the others when several are there.
+///
+/// Every wait of a thread that has to be woken goes through here.
+pub(crate) fn wait<T>(shutdown: &Shutdown, bell: &Receiver<T>, until: Option<Instant>) -> Woken<T> {
+    let due = until.map_or_else(never, at);
+    let woken = select! {
+        recv(shutdown.gone) -> _ => return Woken::Shutdown,
+        recv(bell) -> rung => rung.map_or(Woken::Hung, Woken::Rung),
+        recv(due) -> _ => Woken::Due,
+    };
+    // select! picks at random among those that are ready.
+    if shutdown.is_requested() && !matches!(woken, Woken::Rung(_)) { Woken::Shutdown } else { woken }
+}
+
+/// What became of each thread when a client stopped.
+#[derive(Clone, Debug)]
+pub struct StopReport {
+    threads: Vec<ThreadReport>,
+    took: Duration,
+}
+
+/// What became of one thread.
+#[derive(Clone, Debug)]
+pub struct ThreadReport {
+    /// `tautline-reader`, `tautline-heart` or `tautline-resolve`.
+    pub name: &'static str,
+    /// Whether it ended.
+    pub outcome: Outcome,
+    /// How long after the stop began this was known.
+    pub took: Duration,
+}
+
+/// Whether a thread ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Outcome {
+    /// It has ended and was joined.
+    Ended,
+    /// It had not ended by the deadline. It has been told to, and ends as soon as whatever holds it lets go.
+    Late,
+    /// It is the thread that asked for the stop, from inside the handler. It ends once the handler returns.
+    Current,
+}
+
+impl StopReport {
+    /// Every thread of the client.
+    pub fn threads(&self) -> &[ThreadReport] {
+        &self.threads
+    }
+
+    /// Whether every thread ended in time. Says nothing of the close handshake.
+    pub fn is_clean(&self) -> bool {
+        self.threads.iter().all(|thread| thread.outcome == Outcome::Ended)
+    }
+
+    /// How long the stop took.
+    pub fn took(&self) -> Duration {
+        self.took
+    }
+}
+
+impl StopReport {
+    /// Counts what went before the join into `took`.
+    pub(crate) fn measured_from(mut self, began: Instant) -> Self {
+        self.took = began.elapsed();
+        self
+    }
+}
+
+impl fmt::Display for StopReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let verdict = if self.is_clean() { "clean" } else { "not clean" };
+        write!(f, "{verdict}, {:.1?}", self.took)?;
+        for thread in &self.threads {
+            write!(f, "; {} {} after {:.1?}", thread.name, thread.outcome, thread.took)?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Outcome::Ended => "ended",
+            Outcome::Late => "LATE",
+            Outcome::Current => "current",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crossbeam_channel::unbounded;
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(5)
+    }
+
+    #[test]
+    fn threads_that_watch_the_signal_are_joined_and_reported() {
+        let lifecycle = Lifecycle::new(None);
+        for _ in 0..3 {
+            let shutdown = lifecycle.shutdown_signal();
+            let body = move || assert_eq!(wait(&shutdown, &never::<()>(), None), Woken::Shutdown);
+            lifecycle.spawn("worker", Patience::Deadline, body).expect("threads are there");
+        }
+        assert_eq!(lifecycle.live_threads(), 3);
+        lifecycle.shutdown();
+        let report = lifecycle.join_until(soon());
+        assert!(report.is_clean(), "{report}");
+        assert_eq!(report.threads().len(), 3);
+        assert_eq!(lifecycle.live_threads(), 0);
+        // Idempotent: asking again tells the same.
+        lifecycle.shutdown();
+        assert!(lifecycle.join_until(soon()).is_clean());
+    }
+
+    #[test]
+    fn a_late_thread_is_named_and_joined_by_a_later_call() {
+        let lifecycle = Lifecycle::new(None);
+        let (release, held) = bounded::<()>(0);
+        lifecycle.spawn("holdout", Patience::Deadline, move || drop(held.recv())).expect("threads are there");
+        lifecycle.shutdown();
+        let report = lifecycle.join_until(Instant::now() + Duration::from_millis(10));
+        assert!(!report.is_clean());
+        assert_eq!((report.threads()[0].name, report.threads()[0].outcome), ("holdout", Outcome::Late));
+        drop(release);
+        assert!(lifecycle.join_until(soon()).is_clean());
+    }
+
+    #[test]
+    fn an_impatient_join_does_not_wait_for_the_whole_deadline() {
+        let lifecycle = Lifecycle::new(None);
+        let (release, held) = bounded::<()>(0);
+        let patience = Patience::AtMost(Duration::from_millis(5));
+        lifecycle.spawn("lookup", patience, move || drop(held.recv())).expect("threads are there");
+        lifecycle.shutdown();
+        let report = lifecycle.join_until(Instant::now() + Duration::from_secs(3600));
+        assert_eq!(report.threads()[0].outcome, Outcome::Late);
+        drop(release);
+        assert!(lifecycle.join_until(soon()).is_clean());
+    }
+
+    #[test]
+    fn no_thread_is_born_behind_a_stop() {
+        let lifecycle = Lifecycle::new(None);
+        lifecycle.shutdown();
+        let refused = lifecycle.spawn("late", Patience::Deadline, || unreachable!("it must not run"));
+        assert_eq!(refused.expect_err("the lifecycle has ended").kind(), ErrorKind::Stopped);
+        assert!(lifecycle.join_until(soon()).threads().is_empty());
+    }
+
+    #[test]
+    fn a_thread_that_joins_itself_is_reported_as_current() {
+        let lifecycle = Arc::new(Lifecycle::new(None));
+        let (tell, told) = unbounded();
+        let inside = Arc::clone(&lifecycle);
+        let body = move || {
+            inside.shutdown();
+            assert!(inside.is_own_thread());
+            tell.send(inside.join_until(soon())).expect("the test waits");
+        };
+        lifecycle.spawn("self", Patience::Deadline, body).expect("threads are there");
+        let report = told.recv().expect("it reports");
+        assert_eq!(report.threads()[0].outcome, Outcome::Current);
+        assert!(lifecycle.join_until(soon()).is_clean());
+    }
+
+    #[test]
+    fn a_panicking_thread_counts_as_ended() {
+        let lifecycle = Lifecycle::new(None);
+        lifecycle.spawn("panics", Patience::Deadline, || panic!("on purpose")).expect("threads are there");
+        lifecycle.shutdown();
+        assert!(lifecycle.join_until(soon()).is_clean());
+    }
+
+    #[test]
+    fn many_may_join_at_once() {
+        let lifecycle = Arc::new(Lifecycle::new(None));
+        let shutdown = lifecycle.shutdown_signal();
+        let body = move || drop(wait(&shutdown, &never::<()>(), None));
+        lifecycle.spawn("worker", Patience::Deadline, body).expect("threads are there");
+        thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    lifecycle.shutdown();
+                    assert!(lifecycle.join_until(soon()).is_clean());
+                });
+            }
+        });
+    }
+
+    #[test]
+    fn a_wait_tells_its_four_ends_apart() {
+        let lifecycle = Lifecycle::new(None);
+        let shutdown = lifecycle.shutdown_signal();
+        let (ring, bell) = unbounded();
+        assert_eq!(wait(&shutdown, &bell, Some(Instant::now())), Woken::Due);
+        ring.send(7).expect("the bell is there");
+        assert_eq!(wait(&shutdown, &bell, None), Woken::Rung(7));
+        drop(ring);
+        assert_eq!(wait(&shutdown, &bell, None), Woken::Hung);
+        lifecycle.shutdown();
+        assert_eq!(wait(&shutdown, &bell, None), Woken::Shutdown);
+    }
+}
