@@ -104,7 +104,16 @@ impl Lifecycle {
     pub(crate) fn join_until(&self, deadline: Instant) -> StopReport {
         let began = Instant::now();
         let threads = self.threads.lock().clone();
-        let reports = threads.iter().map(|thread| thread.join_until(began, deadline)).collect();
+        let current = thread::current().id();
+        // Waiting for the others from one of them could be waiting for oneself: the heart ends after the reader, for example.
+        let is_own = threads.iter().any(|thread| thread.id == current);
+        let reports = threads
+            .iter()
+            .map(|thread| match is_own {
+                true => thread.look(current),
+                false => thread.join_until(began, deadline),
+            })
+            .collect();
         StopReport { threads: reports, took: began.elapsed() }
     }
 
@@ -112,12 +121,6 @@ impl Lifecycle {
     pub(crate) fn live_threads(&self) -> usize {
         let mut threads = self.threads.lock();
         threads.iter_mut().filter(|thread| !thread.is_done()).count()
-    }
-
-    /// Whether the calling thread is one of ours.
-    pub(crate) fn is_own_thread(&self) -> bool {
-        let current = thread::current().id();
-        self.threads.lock().iter().any(|thread| thread.id == current)
     }
 }
 
@@ -143,10 +146,16 @@ impl Tracked {
         }
     }
 
+    fn look(&self, current: ThreadId) -> ThreadReport {
+        let outcome = match self.is_done() {
+            _ if self.id == current => Outcome::Current,
+            true => Outcome::Ended,
+            false => Outcome::Signalled,
+        };
+        ThreadReport { name: self.name, outcome, took: Duration::ZERO }
+    }
+
     fn join_until(&self, began: Instant, deadline: Instant) -> ThreadReport {
-        if self.id == thread::current().id() {
-            return ThreadReport { name: self.name, outcome: Outcome::Current, took: Duration::ZERO };
-        }
         let until = match self.patience {
             Patience::Deadline => deadline,
             Patience::AtMost(limit) => deadline.min(after(began, limit)),
@@ -188,18 +197,23 @@ pub(crate) enum Woken<T> {
     Due,
 }
 
-/// Waits for the shutdown signal, the bell or a time, whichever is first; shutdown goes before the others when several are there.
+/// Waits for the shutdown signal, the bell or a time, whichever is first; shutdown goes before the time when both are there.
 ///
 /// Every wait of a thread that has to be woken goes through here.
 pub(crate) fn wait<T>(shutdown: &Shutdown, bell: &Receiver<T>, until: Option<Instant>) -> Woken<T> {
+    let woken = wait_over(&shutdown.gone, bell, until);
+    // select! picks at random among those that are ready, and what came through the bell must not be lost.
+    if shutdown.is_requested() && !matches!(woken, Woken::Rung(_)) { Woken::Shutdown } else { woken }
+}
+
+/// As [`wait`], with any channel on which nothing is ever sent in the place of the shutdown signal.
+pub(crate) fn wait_over<T>(over: &Receiver<Infallible>, bell: &Receiver<T>, until: Option<Instant>) -> Woken<T> {
     let due = until.map_or_else(never, at);
-    let woken = select! {
-        recv(shutdown.gone) -> _ => return Woken::Shutdown,
+    select! {
+        recv(over) -> _ => Woken::Shutdown,
         recv(bell) -> rung => rung.map_or(Woken::Hung, Woken::Rung),
         recv(due) -> _ => Woken::Due,
-    };
-    // select! picks at random among those that are ready.
-    if shutdown.is_requested() && !matches!(woken, Woken::Rung(_)) { Woken::Shutdown } else { woken }
+    }
 }
 
 /// What became of each thread when a client stopped.
@@ -230,6 +244,8 @@ pub enum Outcome {
     Late,
     /// It is the thread that asked for the stop, from inside the handler. It ends once the handler returns.
     Current,
+    /// It has been told to end and was not waited for, because the stop was asked for from one of the client's own threads.
+    Signalled,
 }
 
 impl StopReport {
@@ -274,6 +290,7 @@ impl fmt::Display for Outcome {
             Outcome::Ended => "ended",
             Outcome::Late => "LATE",
             Outcome::Current => "current",
+            Outcome::Signalled => "signalled",
         })
     }
 }
@@ -348,7 +365,6 @@ mod tests {
         let inside = Arc::clone(&lifecycle);
         let body = move || {
             inside.shutdown();
-            assert!(inside.is_own_thread());
             tell.send(inside.join_until(soon())).expect("the test waits");
         };
         lifecycle.spawn("self", Patience::Deadline, body).expect("threads are there");

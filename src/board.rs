@@ -1,0 +1,231 @@
+//! What the threads of one client tell each other and the user: the state, the line that is open, and who rings whom.
+
+use std::any::Any;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender as Ringer, bounded};
+use parking_lot::{Condvar, Mutex};
+
+use crate::dial::Waker;
+use crate::error::{Error, ErrorKind};
+use crate::lifecycle::{Lifecycle, Shutdown, StopReport};
+use crate::line::OpenLine;
+use crate::state::{Life, Then};
+use crate::stats::Counters;
+use crate::timing::{Deadline, after};
+
+/// The state of a client, as its user sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum State {
+    /// A dial is under way, the `attempt`-th in a row without a stable line.
+    Connecting {
+        /// From 1.
+        attempt: u32,
+    },
+    /// A line is open.
+    Open {
+        /// Counts the openings, from 1.
+        epoch: u64,
+    },
+    /// The line is being closed.
+    Ending,
+    /// No line; the next dial starts at `until`.
+    Waiting {
+        /// The number of that dial.
+        attempt: u32,
+        /// When.
+        until: Instant,
+    },
+    /// The client has ended.
+    Closed,
+}
+
+/// Shared by the client, its threads, its senders and its stoppers.
+pub(crate) struct Board {
+    pub(crate) lifecycle: Arc<Lifecycle>,
+    pub(crate) shutdown: Shutdown,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) send_within: Duration,
+    /// Held for moments, and never while another lock is taken.
+    public: Mutex<Public>,
+    /// Signalled when `public` changes. Waits under `public`.
+    changed: Condvar,
+    /// Rings the heart. One ring is remembered, so none is lost.
+    pub(crate) bell: Ringer<()>,
+}
+
+struct Public {
+    state: State,
+    epoch: u64,
+    slot: Slot,
+    /// Why the client ended.
+    end: Option<Error>,
+    /// What a panicking handler threw.
+    panic: Option<Box<dyn Any + Send>>,
+    /// By when the earliest of all stops has to be over.
+    stop_by: Option<Instant>,
+}
+
+/// What a stop has to reach.
+#[derive(Clone)]
+pub(crate) enum Slot {
+    /// Nothing that blocks in a system call.
+    Empty,
+    /// A dial, which its waker cancels.
+    Dialling(Waker),
+    /// A line, which the heart ends politely.
+    Open(Arc<OpenLine>),
+}
+
+impl Board {
+    /// The board, and the bell that the heart listens to.
+    pub(crate) fn new(lifecycle: Lifecycle, send_within: Duration) -> (Arc<Self>, Receiver<()>) {
+        let (ringer, bell) = bounded(1);
+        let board = Board {
+            shutdown: lifecycle.shutdown_signal(),
+            lifecycle: Arc::new(lifecycle),
+            counters: Arc::default(),
+            send_within,
+            public: Mutex::new(Public {
+                state: State::Connecting { attempt: 1 },
+                epoch: 0,
+                slot: Slot::Empty,
+                end: None,
+                panic: None,
+                stop_by: None,
+            }),
+            changed: Condvar::new(),
+            bell: ringer,
+        };
+        (Arc::new(board), bell)
+    }
+
+    /// Shows what the reader thread is at.
+    pub(crate) fn show(&self, life: &Life, epoch: u64) {
+        let mut public = self.public.lock();
+        public.state = match life {
+            Life::Connecting { attempt } => State::Connecting { attempt: *attempt },
+            Life::Open { .. } => State::Open { epoch },
+            Life::Ending { then: Then::Retry { .. } | Then::Closed { .. }, .. } => State::Ending,
+            Life::Waiting { attempt, until } => State::Waiting { attempt: *attempt, until: *until },
+            Life::Closed { reason } => {
+                public.end.get_or_insert_with(|| reason.clone());
+                State::Closed
+            }
+        };
+        public.epoch = epoch;
+        self.changed.notify_all();
+    }
+
+    /// Puts what a stop has to reach where it will be found. The caller looks at the shutdown signal afterwards: one of the two sees
+    /// the other.
+    pub(crate) fn publish(&self, slot: Slot) {
+        self.public.lock().slot = slot;
+        self.ring();
+    }
+
+    pub(crate) fn slot(&self) -> Slot {
+        self.public.lock().slot.clone()
+    }
+
+    /// The client has ended without saying why: its reader thread is gone.
+    pub(crate) fn close(&self, reason: Error) {
+        let mut public = self.public.lock();
+        public.end.get_or_insert(reason);
+        public.state = State::Closed;
+        public.slot = Slot::Empty;
+        self.changed.notify_all();
+    }
+
+    /// The client ends, and not because it was told to: this is the reason that counts.
+    pub(crate) fn end_because(&self, reason: Error) {
+        self.public.lock().end.get_or_insert(reason);
+        self.lifecycle.shutdown();
+    }
+
+    pub(crate) fn keep_panic(&self, panic: Box<dyn Any + Send>) {
+        self.public.lock().panic.get_or_insert(panic);
+    }
+
+    pub(crate) fn take_panic(&self) -> Option<Box<dyn Any + Send>> {
+        self.public.lock().panic.take()
+    }
+
+    pub(crate) fn state(&self) -> State {
+        let state = self.public.lock().state;
+        // A stop that has been asked for shows at once, not when the reader comes to hear of it.
+        match state {
+            State::Open { .. } if self.shutdown.is_requested() => State::Ending,
+            state => state,
+        }
+    }
+
+    pub(crate) fn epoch(&self) -> u64 {
+        self.public.lock().epoch
+    }
+
+    /// Why the client ended, once it has.
+    pub(crate) fn end(&self) -> Option<Error> {
+        self.public.lock().end.clone()
+    }
+
+    /// Waits until a line is open; its epoch.
+    pub(crate) fn wait_open(&self, within: Duration) -> Result<u64, Error> {
+        let deadline = Deadline::new("within", within, Instant::now());
+        let mut public = self.public.lock();
+        loop {
+            match (public.state, &public.end) {
+                (State::Closed, end) => return Err(end.clone().unwrap_or_else(Error::stopped)),
+                _ if self.shutdown.is_requested() => return Err(Error::stopped()),
+                (State::Open { epoch }, _) => return Ok(epoch),
+                _ => {}
+            }
+            let timed_out = self.changed.wait_until(&mut public, deadline.at()).timed_out();
+            if timed_out && deadline.has_passed(Instant::now()) {
+                return Err(deadline.error("waiting for the line to open"));
+            }
+        }
+    }
+
+    /// The line to send on.
+    pub(crate) fn open_line(&self) -> Result<Arc<OpenLine>, Error> {
+        let public = self.public.lock();
+        match (&public.slot, public.state) {
+            (_, State::Closed) => Err(Error::new(ErrorKind::Stopped, "the client has ended: build a new one")),
+            (Slot::Open(line), _) => Ok(Arc::clone(line)),
+            _ => Err(Error::new(ErrorKind::Connect, "no line is open: wait for the next opening")),
+        }
+    }
+
+    pub(crate) fn ring(&self) {
+        // Full means that it rings already.
+        let _ = self.bell.try_send(());
+    }
+
+    /// Tells the client to stop by `within` from now, and returns at once.
+    pub(crate) fn signal_stop(&self, within: Duration) {
+        let by = after(Instant::now(), within);
+        {
+            let mut public = self.public.lock();
+            public.stop_by = Some(public.stop_by.map_or(by, |earlier| earlier.min(by)));
+        }
+        self.lifecycle.shutdown();
+        // Whoever waits for an opening has to hear of it, and the heart of an earlier deadline.
+        self.changed.notify_all();
+        self.ring();
+    }
+
+    /// Stops the client, and waits until its threads have ended, `within` at most.
+    pub(crate) fn stop(&self, within: Duration) -> StopReport {
+        let began = Instant::now();
+        self.signal_stop(within);
+        self.lifecycle.join_until(after(began, within)).measured_from(began)
+    }
+
+    /// By when the earliest of all stops has to be over.
+    pub(crate) fn stop_by(&self) -> Option<Instant> {
+        self.public.lock().stop_by
+    }
+}

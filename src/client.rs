@@ -1,0 +1,284 @@
+//! The client: owns the threads of one line, and lets go of all of them when told to or dropped.
+
+use std::any::Any;
+use std::error::Error as StdError;
+use std::fmt;
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::bounded;
+
+use crate::board::{Board, Slot, State};
+use crate::config::{Builder, DialContext};
+use crate::dial::{DialSettings, Dialler};
+use crate::endpoint::Endpoint;
+use crate::error::{BatchError, Error, SendError};
+use crate::event::{Event, Payload};
+use crate::handler::{Delivery, Handler, Push};
+use crate::heart::Heart;
+use crate::lifecycle::{Lifecycle, Outcome, Patience, StopReport};
+use crate::queue::{Events, Pull, Queue};
+use crate::sender::{Receipt, Sender, Stopper};
+use crate::stats::Stats;
+use crate::supervisor::Supervisor;
+
+/// One line to a venue, kept up by two threads until it is stopped or dropped.
+///
+/// A `Client<Pulled>`, from [`connect`](Builder::connect) or [`start_pulled`](Builder::start_pulled), queues what comes for
+/// [`events`](Client::events). A `Client<Pushed>`, from [`start`](Builder::start), hands it to a [`Handler`].
+///
+/// All methods may be called from any thread, and from inside the handler. Dropping it stops it, and waits `drop_within` at most
+/// (5 s by default).
+pub struct Client<D = Pulled> {
+    board: Arc<Board>,
+    sender: Sender,
+    /// Empty and unread where a handler takes the messages.
+    queue: Arc<Queue>,
+    drop_within: Duration,
+    delivery: PhantomData<fn() -> D>,
+}
+
+/// Of a [`Client`]: what comes is queued, and pulled by [`Client::events`].
+#[derive(Debug)]
+pub enum Pulled {}
+
+/// Of a [`Client`]: what comes is pushed to a [`Handler`].
+#[derive(Debug)]
+pub enum Pushed {}
+
+impl Client {
+    /// The settings of a client that dials `endpoint`: a URL (`ws://` or `wss://`), or an [`Endpoint`] with headers of its own.
+    ///
+    /// Nothing is checked yet: [`connect`](Builder::connect) and [`start`](Builder::start) do that.
+    pub fn builder(endpoint: impl Into<Endpoint>) -> Builder {
+        Builder::new(endpoint.into())
+    }
+
+    /// The settings of a client that asks `endpoint` before each dial where to: for venues whose URL or headers come from a token call.
+    ///
+    /// The closure runs on the reader thread, inside the budget `dial_within`, but nothing can interrupt it: give calls that it makes a
+    /// timeout of their own ([`DialContext::remaining`]). Its error is retried, unless it is an [`Error`] of this crate that is not retryable.
+    pub fn builder_asking(
+        endpoint: impl Fn(&DialContext) -> Result<Endpoint, Box<dyn StdError + Send + Sync>> + Send + Sync + 'static,
+    ) -> Builder {
+        Builder::asking(Arc::new(endpoint))
+    }
+}
+
+impl Builder {
+    /// Makes one dial within `dial_within`, and a client to pull from when it succeeds. Later drops are retried as usual.
+    ///
+    /// # Errors
+    /// Why that dial failed, or `Config`. Nothing is left running then, save a lookup that hangs in the system's resolver.
+    pub fn connect(self) -> Result<Client<Pulled>, Error> {
+        let dial_within = self.settings.dial_within;
+        let client = self.pulled(true)?;
+        // The dial keeps its own deadline; this one is for an endpoint closure that does not.
+        match client.wait_open(dial_within + Duration::from_millis(500)) {
+            Ok(_) => Ok(client),
+            Err(error) => {
+                client.stop(client.drop_within);
+                Err(error)
+            }
+        }
+    }
+
+    /// Returns at once with a client to pull from, which dials in the background, and retries.
+    ///
+    /// # Errors
+    /// `Config`, or `Io` when the system has no threads to give.
+    pub fn start_pulled(self) -> Result<Client<Pulled>, Error> {
+        self.pulled(false)
+    }
+
+    /// Returns at once; dials in the background, and retries. What comes is handed to `handler`, on the reader thread.
+    ///
+    /// # Errors
+    /// `Config`, or `Io` when the system has no threads to give.
+    ///
+    /// # Examples
+    /// ```no_run
+    /// use tautline::{Client, Line, MessageRef};
+    /// # fn main() -> Result<(), tautline::Error> {
+    /// let client = Client::builder("wss://stream.example.com/ws")
+    ///     .start(|_line: &mut Line<'_>, message: MessageRef<'_>| println!("{}", message.text().unwrap_or("(binary)")))?;
+    /// let report = client.stop(std::time::Duration::from_secs(5));
+    /// assert!(report.is_clean());
+    /// # Ok(()) }
+    /// ```
+    pub fn start(self, handler: impl Handler) -> Result<Client<Pushed>, Error> {
+        self.launch(false, |_, _| Push(handler))
+    }
+
+    fn pulled(self, first_decides: bool) -> Result<Client<Pulled>, Error> {
+        self.launch(first_decides, |queue, board| Pull::new(Arc::clone(queue), board.shutdown.clone()))
+    }
+
+    fn launch<M, D: Delivery>(
+        self,
+        first_decides: bool,
+        delivery: impl FnOnce(&Arc<Queue>, &Board) -> D,
+    ) -> Result<Client<M>, Error> {
+        let config = self.check()?;
+        let settings = &config.settings;
+        let (board, bell) = Board::new(Lifecycle::new(settings.thread_stack_size), settings.send_within);
+        let queue = Arc::new(Queue::new(settings.queue));
+        let client = Client {
+            sender: Sender::new(Arc::clone(&board)),
+            queue: Arc::clone(&queue),
+            drop_within: settings.drop_within,
+            board: Arc::clone(&board),
+            delivery: PhantomData,
+        };
+        let dial = DialSettings {
+            resolver: settings.resolver.clone(),
+            tcp: settings.tcp.clone(),
+            tls: settings.tls.clone(),
+        };
+        let dialler = Dialler::new(dial, Arc::clone(&board.lifecycle));
+        let (reading, reader) = bounded(0);
+        let heart = Heart::new(Arc::clone(&board), bell, reader, settings);
+        let delivery = delivery(&queue, &board);
+        let supervisor = Supervisor::new(Arc::clone(&board), config, dialler, delivery, first_decides);
+
+        // From here on an early return drops the client, which stops whatever has been started.
+        board.lifecycle.spawn("tautline-heart", Patience::Deadline, move || heart.run())?;
+        board.lifecycle.spawn("tautline-reader", Patience::Deadline, move || {
+            // Named, so that it lives until the reader has done its last: the heart waits for that.
+            let _reading = reading;
+            supervisor.run();
+        })?;
+        Ok(client)
+    }
+}
+
+impl Client<Pulled> {
+    /// What happens, from the opening on: an iterator that blocks, and ends when the client has stopped and everything has been read.
+    pub fn events(&self) -> Events<'_> {
+        Events::new(&self.queue)
+    }
+}
+
+impl<D> Client<D> {
+    /// Sends a text message on the line that is open now. See [`Sender::send_text`].
+    ///
+    /// # Errors
+    /// As [`Sender::send_text`].
+    pub fn send_text(&self, text: &str) -> Result<Receipt, SendError> {
+        self.sender.send_text(text)
+    }
+
+    /// Sends a binary message on the line that is open now. See [`Sender::send_binary`].
+    ///
+    /// # Errors
+    /// As [`Sender::send_text`].
+    pub fn send_binary(&self, bytes: &[u8]) -> Result<Receipt, SendError> {
+        self.sender.send_binary(bytes)
+    }
+
+    /// Sends several messages at once. See [`Sender::send_batch`].
+    ///
+    /// # Errors
+    /// As [`Sender::send_batch`].
+    pub fn send_batch(&self, messages: &[Payload<'_>]) -> Result<Receipt, BatchError> {
+        self.sender.send_batch(messages)
+    }
+
+    /// Has a ping sent at once. See [`Sender::ping`].
+    ///
+    /// # Errors
+    /// As [`Sender::ping`].
+    pub fn ping(&self) -> Result<(), SendError> {
+        self.sender.ping()
+    }
+
+    /// A sender that may be cloned, kept and moved to other threads.
+    pub fn sender(&self) -> Sender {
+        self.sender.clone()
+    }
+
+    /// What can stop the client from anywhere: from a signal handler's thread, for example.
+    pub fn stopper(&self) -> Stopper {
+        self.sender.stopper()
+    }
+
+    /// What the client is at.
+    pub fn state(&self) -> State {
+        self.board.state()
+    }
+
+    /// Counts the openings; 0 before the first.
+    pub fn epoch(&self) -> u64 {
+        self.board.epoch()
+    }
+
+    /// Waits until a line is open, and returns its epoch; at once if one is.
+    ///
+    /// # Errors
+    /// `Timeout` when none was in time; otherwise why the client has ended.
+    pub fn wait_open(&self, within: Duration) -> Result<u64, Error> {
+        self.board.wait_open(within)
+    }
+
+    /// Why the client ended, once it has: kind `Stopped` when it was told to.
+    pub fn end(&self) -> Option<Error> {
+        self.board.end()
+    }
+
+    /// What a panicking handler threw, once: hand it to [`std::panic::resume_unwind`] to go on with the panic here.
+    pub fn take_panic(&self) -> Option<Box<dyn Any + Send>> {
+        self.board.take_panic()
+    }
+
+    /// What the client has counted.
+    pub fn stats(&self) -> Stats {
+        let mut stats = self.board.counters.snapshot();
+        if let Slot::Open(line) = self.board.slot() {
+            stats.last_byte_age = Some(Instant::now().saturating_duration_since(line.last_byte()));
+        }
+        stats.queue_depth = self.queue.depth();
+        stats.messages_lost = self.queue.lag().lost;
+        stats
+    }
+
+    /// How many threads of this client live: 2 while it runs, 3 during a lookup, 0 after a clean stop. For leak tests.
+    pub fn live_threads(&self) -> usize {
+        self.board.lifecycle.live_threads()
+    }
+
+    /// Stops the client: politely with a close frame if a line is open, within `close_within` (1 s by default), then at once. Waits until
+    /// every thread has ended, `within` at most, and says what became of each.
+    ///
+    /// Idempotent, allowed from any thread and from several at once. From inside the handler it signals and returns at once: the reader is
+    /// `Current` in the report then. A lookup that hangs in the system's resolver is given 20 ms, whatever the budget.
+    pub fn stop(&self, within: Duration) -> StopReport {
+        self.board.stop(within)
+    }
+}
+
+impl<D> Drop for Client<D> {
+    fn drop(&mut self) {
+        let report = self.board.stop(self.drop_within);
+        let is_late = report.threads().iter().any(|thread| thread.outcome == Outcome::Late);
+        // Quiet during a panic: the panic is the news.
+        if is_late && !std::thread::panicking() {
+            log::error!("a client was dropped and not all of its threads ended in time: {report}");
+        }
+    }
+}
+
+impl<D> fmt::Debug for Client<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").field("state", &self.state()).field("epoch", &self.epoch()).finish_non_exhaustive()
+    }
+}
+
+impl<'a> IntoIterator for &'a Client<Pulled> {
+    type Item = Event;
+    type IntoIter = Events<'a>;
+
+    fn into_iter(self) -> Events<'a> {
+        self.events()
+    }
+}

@@ -1,0 +1,583 @@
+//! Settings: their defaults in one place, validated once.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::dial::{Resolver, TcpOptions, TlsOptions};
+use crate::endpoint::{Endpoint, Target};
+use crate::error::{Error, ErrorKind};
+use crate::event::MessageRef;
+use crate::line::deflate::Deflate;
+use crate::queue::{Bounds, WhenFull};
+use crate::state::{Rules, Verdict};
+use crate::timing::Backoff;
+
+/// Everything there is to set. Start with [`Client::builder`](crate::Client::builder), end with [`connect`](Builder::connect) or
+/// [`start`](Builder::start), which check all of it. Cloning one makes another client of the same kind.
+///
+/// Durations of zero where a wait must last, and bounds of zero, are refused.
+#[derive(Clone)]
+#[must_use = "a builder does nothing until `connect` or `start`"]
+pub struct Builder {
+    pub(crate) source: Source,
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) subprotocols: Vec<String>,
+    pub(crate) settings: Settings,
+}
+
+/// The settings proper: what is left once the endpoints are known.
+#[derive(Clone)]
+pub(crate) struct Settings {
+    pub(crate) resolver: Option<Arc<dyn Resolver>>,
+    pub(crate) tcp: TcpOptions,
+    pub(crate) tls: TlsOptions,
+    pub(crate) deflate: Option<Deflate>,
+    pub(crate) dial_within: Duration,
+    pub(crate) send_within: Duration,
+    pub(crate) close_within: Duration,
+    pub(crate) drop_within: Duration,
+    pub(crate) ping_every: Option<Duration>,
+    pub(crate) pong_within: Duration,
+    pub(crate) idle_limit: Option<Duration>,
+    pub(crate) app_ping: Option<AppPing>,
+    pub(crate) retry_min: Duration,
+    pub(crate) retry_max: Duration,
+    pub(crate) retry_after_max: Duration,
+    pub(crate) stable_after: Duration,
+    pub(crate) max_attempts: Option<u32>,
+    pub(crate) retry_policy: Option<RetryPolicy>,
+    pub(crate) max_message: usize,
+    pub(crate) max_frame: Option<usize>,
+    pub(crate) queue: Bounds,
+    pub(crate) thread_stack_size: Option<usize>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            resolver: None,
+            tcp: TcpOptions::default(),
+            tls: TlsOptions::default(),
+            deflate: None,
+            dial_within: Duration::from_secs(10),
+            send_within: Duration::from_secs(5),
+            close_within: Duration::from_secs(1),
+            drop_within: Duration::from_secs(5),
+            ping_every: Some(Duration::from_secs(15)),
+            pong_within: Duration::from_secs(10),
+            idle_limit: None,
+            app_ping: None,
+            retry_min: Duration::from_millis(250),
+            retry_max: Duration::from_secs(30),
+            retry_after_max: Duration::from_secs(300),
+            stable_after: Duration::from_secs(30),
+            max_attempts: None,
+            retry_policy: None,
+            max_message: 16 << 20,
+            max_frame: None,
+            queue: Bounds { messages: 65_536, bytes: 64 << 20, when_full: WhenFull::default() },
+            thread_stack_size: None,
+        }
+    }
+}
+
+/// Decides what follows a failure; gets the error and what the client would do by itself.
+pub(crate) type RetryPolicy = Arc<dyn Fn(&Error, Verdict) -> Verdict + Send + Sync>;
+
+/// Where to dial.
+#[derive(Clone)]
+pub(crate) enum Source {
+    /// Taken in turn.
+    List(Vec<Endpoint>),
+    /// Asked anew before each dial.
+    Ask(Asker),
+}
+
+pub(crate) type Asker = Arc<dyn Fn(&DialContext) -> Result<Endpoint, Box<dyn StdError + Send + Sync>> + Send + Sync>;
+
+/// What an endpoint closure gets to know.
+#[derive(Clone, Debug)]
+pub struct DialContext {
+    attempt: u32,
+    remaining: Duration,
+    is_stopping: StopLook,
+}
+
+#[derive(Clone)]
+struct StopLook(Arc<dyn Fn() -> bool + Send + Sync>);
+
+impl fmt::Debug for StopLook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", (self.0)())
+    }
+}
+
+impl DialContext {
+    pub(crate) fn new(attempt: u32, remaining: Duration, is_stopping: Arc<dyn Fn() -> bool + Send + Sync>) -> Self {
+        DialContext { attempt, remaining, is_stopping: StopLook(is_stopping) }
+    }
+
+    /// The how-manieth dial in a row without a stable line this is, from 1.
+    pub fn attempt(&self) -> u32 {
+        self.attempt
+    }
+
+    /// What `dial_within` leaves for the closure and the dial together.
+    pub fn remaining(&self) -> Duration {
+        self.remaining
+    }
+
+    /// Whether the client has been told to stop: a closure that makes calls of its own should look now and then, for nothing can interrupt it.
+    pub fn is_stopping(&self) -> bool {
+        (self.is_stopping.0)()
+    }
+}
+
+/// A ping of the application's own: a message that the venue counts as a sign of life, and perhaps answers.
+///
+/// ```
+/// use std::time::Duration;
+/// use tautline::AppPing;
+/// // OKX: a text after 25 s of silence, answered by a text.
+/// let okx = AppPing::text("ping", Duration::from_secs(25)).only_when_quiet().answered_by(|message| message.text() == Some("pong"));
+/// ```
+#[derive(Clone)]
+pub struct AppPing {
+    pub(crate) make: Arc<dyn Fn() -> String + Send + Sync>,
+    pub(crate) every: Duration,
+    pub(crate) only_when_quiet: bool,
+    pub(crate) is_reply: Option<Arc<dyn Fn(MessageRef<'_>) -> bool + Send + Sync>>,
+}
+
+impl AppPing {
+    /// Sends `text` every so often.
+    pub fn text(text: impl Into<String>, every: Duration) -> Self {
+        let text = text.into();
+        Self::made_by(move || text.clone(), every)
+    }
+
+    /// Sends what `make` returns at the time: for ids, timestamps, signatures. It runs on the thread `tautline-heart`, which writes
+    /// pongs too, so it has to be quick.
+    pub fn made_by(make: impl Fn() -> String + Send + Sync + 'static, every: Duration) -> Self {
+        AppPing { make: Arc::new(make), every, only_when_quiet: false, is_reply: None }
+    }
+
+    /// Sends only after no data has come for the interval. Without this it is periodic: some venues want pings even while data flows.
+    pub fn only_when_quiet(mut self) -> Self {
+        self.only_when_quiet = true;
+        self
+    }
+
+    /// Tells which messages are replies. An unanswered ping then counts like an unanswered ping frame, against `pong_within`.
+    /// Replies are delivered like any other message. The matcher runs for every message while a reply is awaited.
+    pub fn answered_by(mut self, is_reply: impl Fn(MessageRef<'_>) -> bool + Send + Sync + 'static) -> Self {
+        self.is_reply = Some(Arc::new(is_reply));
+        self
+    }
+}
+
+impl fmt::Debug for AppPing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AppPing")
+            .field("every", &self.every)
+            .field("only_when_quiet", &self.only_when_quiet)
+            .field("has_reply", &self.is_reply.is_some())
+            .finish()
+    }
+}
+
+/// What dialling and reading need to know, checked.
+#[derive(Clone)]
+pub(crate) struct Config {
+    pub(crate) source: Targets,
+    pub(crate) settings: Settings,
+}
+
+#[derive(Clone)]
+pub(crate) enum Targets {
+    List(Vec<Target>),
+    Ask { asker: Asker, headers: Vec<(String, String)>, subprotocols: Vec<String> },
+}
+
+impl Targets {
+    /// The target of the `dial`-th dial of a client's life, from 0.
+    pub(crate) fn target(&self, dial: usize, context: &DialContext) -> Result<Target, Error> {
+        match self {
+            Targets::List(targets) => Ok(targets[dial % targets.len()].clone()),
+            Targets::Ask { asker, headers, subprotocols } => {
+                let endpoint = asker(context).map_err(as_endpoint_error)?;
+                with_common(endpoint, headers, subprotocols).target()
+            }
+        }
+    }
+}
+
+/// An error of ours that an endpoint closure returns stays what it is, so that its kind decides about retrying.
+fn as_endpoint_error(error: Box<dyn StdError + Send + Sync>) -> Error {
+    match error.downcast::<Error>() {
+        Ok(error) => *error,
+        Err(error) => Error::caused(ErrorKind::Endpoint, "asking where to dial", error),
+    }
+}
+
+fn with_common(endpoint: Endpoint, headers: &[(String, String)], subprotocols: &[String]) -> Endpoint {
+    let endpoint = headers.iter().fold(endpoint, |endpoint, (name, value)| endpoint.header(name, value));
+    subprotocols.iter().fold(endpoint, |endpoint, name| endpoint.subprotocol(name))
+}
+
+impl Builder {
+    pub(crate) fn new(endpoint: Endpoint) -> Self {
+        Builder {
+            source: Source::List(vec![endpoint]),
+            headers: Vec::new(),
+            subprotocols: Vec::new(),
+            settings: Settings::default(),
+        }
+    }
+
+    pub(crate) fn asking(asker: Asker) -> Self {
+        Builder {
+            source: Source::Ask(asker),
+            headers: Vec::new(),
+            subprotocols: Vec::new(),
+            settings: Settings::default(),
+        }
+    }
+
+    /// Adds an endpoint: several are dialled in turn, the next after each dial, whether it failed or its line ended.
+    /// Without effect on a builder that asks a closure.
+    pub fn or_endpoint(mut self, endpoint: impl Into<Endpoint>) -> Self {
+        if let Source::List(list) = &mut self.source {
+            list.push(endpoint.into());
+        }
+        self
+    }
+
+    /// Adds a header to every opening handshake. Headers of the handshake itself are refused.
+    pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.headers.push((name.into(), value.into()));
+        self
+    }
+
+    /// Offers a subprotocol (RFC 6455 section 1.9); may be called several times, the first is preferred.
+    pub fn subprotocol(mut self, name: impl Into<String>) -> Self {
+        self.subprotocols.push(name.into());
+        self
+    }
+
+    /// The budget of one dial: asking the endpoint closure, resolving, connecting, TLS and the upgrade together. Defaults to 10 s.
+    pub fn dial_within(mut self, budget: Duration) -> Self {
+        self.settings.dial_within = budget;
+        self
+    }
+
+    /// The budget of one send. Defaults to 5 s. A budget that ends inside a frame severs the line.
+    pub fn send_within(mut self, budget: Duration) -> Self {
+        self.settings.send_within = budget;
+        self
+    }
+
+    /// The budget of a polite end: getting the close frame out and waiting for the peer's. Defaults to 1 s.
+    pub fn close_within(mut self, budget: Duration) -> Self {
+        self.settings.close_within = budget;
+        self
+    }
+
+    /// How long `Drop` waits for the threads. Defaults to 5 s.
+    pub fn drop_within(mut self, budget: Duration) -> Self {
+        self.settings.drop_within = budget;
+        self
+    }
+
+    /// How often a ping frame is sent. Defaults to 15 s. Costs a frame of 14 bytes each way, and counts as a message at some venues.
+    pub fn ping_every(mut self, interval: Duration) -> Self {
+        self.settings.ping_every = Some(interval);
+        self
+    }
+
+    /// Sends no ping frames; a dead line is then noticed by the idle limit, an application ping or a failing send, or not at all.
+    pub fn without_pings(mut self) -> Self {
+        self.settings.ping_every = None;
+        self
+    }
+
+    /// How long an unanswered ping is borne while not a single byte arrives. Defaults to 10 s.
+    pub fn pong_within(mut self, limit: Duration) -> Self {
+        self.settings.pong_within = limit;
+        self
+    }
+
+    /// Ends a line on which no data message came for this long, pongs or not. Defaults to no limit.
+    pub fn idle_limit(mut self, limit: Duration) -> Self {
+        self.settings.idle_limit = Some(limit);
+        self
+    }
+
+    /// Sends a ping of the application's own. Defaults to none.
+    pub fn app_ping(mut self, ping: AppPing) -> Self {
+        self.settings.app_ping = Some(ping);
+        self
+    }
+
+    /// The ceiling of the first retry's delay, which doubles from there. Defaults to 250 ms.
+    pub fn retry_min(mut self, delay: Duration) -> Self {
+        self.settings.retry_min = delay;
+        self
+    }
+
+    /// The ceiling of every retry's delay. Defaults to 30 s.
+    pub fn retry_max(mut self, delay: Duration) -> Self {
+        self.settings.retry_max = delay;
+        self
+    }
+
+    /// The longest `Retry-After` that is obeyed. Defaults to 5 min.
+    pub fn retry_after_max(mut self, delay: Duration) -> Self {
+        self.settings.retry_after_max = delay;
+        self
+    }
+
+    /// How long a line has to stay open before the count of attempts starts anew. Defaults to 30 s.
+    pub fn stable_after(mut self, time: Duration) -> Self {
+        self.settings.stable_after = time;
+        self
+    }
+
+    /// Gives up after this many dials in a row without a stable line. 1 means a single dial and no retry, ever. Defaults to no limit.
+    pub fn max_attempts(mut self, attempts: u32) -> Self {
+        self.settings.max_attempts = Some(attempts);
+        self
+    }
+
+    /// Decides what follows a failed dial or an ended line: gets the error, and what the client would do by itself. It runs on the
+    /// reader thread.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// use tautline::{Client, Verdict};
+    /// let builder = Client::builder("wss://stream.example.com/ws").retry_policy(|error, default| {
+    ///     match error.close_reason().map(|close| close.code) {
+    ///         Some(1008) => Verdict::RetryAfter(Duration::from_secs(30)),
+    ///         _ if error.status().is_some_and(|status| status == 451) => Verdict::GiveUp,
+    ///         _ => default,
+    ///     }
+    /// });
+    /// ```
+    pub fn retry_policy(mut self, policy: impl Fn(&Error, Verdict) -> Verdict + Send + Sync + 'static) -> Self {
+        self.settings.retry_policy = Some(Arc::new(policy));
+        self
+    }
+
+    /// The longest message that is taken, after inflating. Defaults to 16 MiB. A longer one ends the line with 1009, before memory is taken.
+    pub fn max_message(mut self, bytes: usize) -> Self {
+        self.settings.max_message = bytes;
+        self
+    }
+
+    /// Splits what is sent into frames of at most this payload. Defaults to one frame per message.
+    pub fn max_frame(mut self, bytes: usize) -> Self {
+        self.settings.max_frame = Some(bytes);
+        self
+    }
+
+    /// Offers permessage-deflate (RFC 7692). Defaults to off: it costs memory and time on both sides, see [`Deflate`].
+    pub fn compress(mut self, deflate: Deflate) -> Self {
+        self.settings.deflate = Some(deflate);
+        self
+    }
+
+    /// How many messages the events queue holds. Defaults to 65,536.
+    pub fn queue_messages(mut self, messages: usize) -> Self {
+        self.settings.queue.messages = messages;
+        self
+    }
+
+    /// How many payload bytes the events queue holds. Defaults to 64 MiB.
+    pub fn queue_bytes(mut self, bytes: usize) -> Self {
+        self.settings.queue.bytes = bytes;
+        self
+    }
+
+    /// What happens when the events queue is full. Defaults to [`WhenFull::Disconnect`].
+    pub fn when_full(mut self, rule: WhenFull) -> Self {
+        self.settings.queue.when_full = rule;
+        self
+    }
+
+    /// Resolves host names by other means than the system's. Runs on a thread of its own.
+    pub fn resolver(mut self, resolver: impl Resolver + 'static) -> Self {
+        self.settings.resolver = Some(Arc::new(resolver));
+        self
+    }
+
+    /// TCP keepalive after this idle time. Defaults to off: pings do more.
+    pub fn tcp_keepalive(mut self, idle: Duration) -> Self {
+        self.settings.tcp.keepalive = Some(idle);
+        self
+    }
+
+    /// The kernel's receive buffer (`SO_RCVBUF`). Defaults to the system's own choice, which grows by itself.
+    pub fn tcp_receive_buffer(mut self, bytes: usize) -> Self {
+        self.settings.tcp.receive_buffer = Some(bytes);
+        self
+    }
+
+    /// The kernel's send buffer (`SO_SNDBUF`). Defaults to the system's own choice, which grows by itself.
+    pub fn tcp_send_buffer(mut self, bytes: usize) -> Self {
+        self.settings.tcp.send_buffer = Some(bytes);
+        self
+    }
+
+    /// The local address to dial from. Defaults to the system's choice.
+    pub fn bind_address(mut self, address: IpAddr) -> Self {
+        self.settings.tcp.bind = Some(address);
+        self
+    }
+
+    /// Trusts a further root certificate, PEM (one or several) or DER.
+    pub fn tls_root(mut self, certificate: impl Into<Vec<u8>>) -> Self {
+        self.settings.tls.extra_roots.push(certificate.into());
+        self
+    }
+
+    /// Trusts none but the roots given by [`tls_root`](Builder::tls_root).
+    pub fn tls_only_given_roots(mut self) -> Self {
+        self.settings.tls.only_extra_roots = true;
+        self
+    }
+
+    /// Shows a client certificate: a certificate chain and its PKCS#8 key, both PEM.
+    pub fn tls_identity_pem(mut self, certificate: impl Into<Vec<u8>>, key: impl Into<Vec<u8>>) -> Self {
+        self.settings.tls.set_identity_pem(certificate.into(), key.into());
+        self
+    }
+
+    /// Shows a client certificate out of a PKCS#12 archive.
+    pub fn tls_identity_pkcs12(mut self, archive: impl Into<Vec<u8>>, password: impl Into<String>) -> Self {
+        self.settings.tls.set_identity_pkcs12(archive.into(), password.into());
+        self
+    }
+
+    /// Accepts TLS 1.0 and 1.1, both broken. Defaults to TLS 1.2 and later.
+    pub fn danger_allow_old_tls(mut self) -> Self {
+        self.settings.tls.danger_allow_old_tls = true;
+        self
+    }
+
+    /// Accepts any certificate: whoever sits in between can read and change everything.
+    pub fn danger_accept_invalid_certificates(mut self) -> Self {
+        self.settings.tls.danger_accept_invalid_certificates = true;
+        self
+    }
+
+    /// Accepts a certificate for another host.
+    pub fn danger_accept_invalid_hostnames(mut self) -> Self {
+        self.settings.tls.danger_accept_invalid_hostnames = true;
+        self
+    }
+
+    /// The stack of each thread. Defaults to Rust's own, 2 MiB of address space; for programs with many lines, 128 KiB will do unless the
+    /// handler needs more.
+    pub fn thread_stack_size(mut self, bytes: usize) -> Self {
+        self.settings.thread_stack_size = Some(bytes);
+        self
+    }
+
+    /// Checks everything.
+    pub(crate) fn check(self) -> Result<Config, Error> {
+        self.settings.check()?;
+        let Builder { source, headers, subprotocols, settings } = self;
+        let source = match source {
+            Source::List(endpoints) => {
+                let targets = endpoints
+                    .into_iter()
+                    .map(|endpoint| with_common(endpoint, &headers, &subprotocols).target())
+                    .collect::<Result<_, _>>()?;
+                Targets::List(targets)
+            }
+            Source::Ask(asker) => {
+                // What is common to all of its answers can be checked now, against any URL.
+                with_common(Endpoint::new("ws://localhost/"), &headers, &subprotocols).target()?;
+                Targets::Ask { asker, headers, subprotocols }
+            }
+        };
+        Ok(Config { source, settings })
+    }
+}
+
+impl fmt::Debug for Builder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("Builder");
+        match &self.source {
+            Source::List(endpoints) => shown.field("endpoints", endpoints),
+            Source::Ask(_) => shown.field("endpoints", &"asked"),
+        };
+        shown.finish_non_exhaustive()
+    }
+}
+
+impl Settings {
+    pub(crate) fn rules(&self) -> Rules {
+        Rules {
+            backoff: Backoff { min: self.retry_min, max: self.retry_max },
+            stable_after: self.stable_after,
+            max_attempts: self.max_attempts,
+            close_within: self.close_within,
+        }
+    }
+
+    /// What follows `error`: the client's own answer, unless a policy knows better.
+    pub(crate) fn verdict(&self, error: &Error) -> Verdict {
+        let default = self.own_verdict(error);
+        match &self.retry_policy {
+            // A panic of the handler and a stop are not for a policy to overrule.
+            Some(policy) if !matches!(error.kind(), ErrorKind::HandlerPanicked | ErrorKind::Stopped) => {
+                policy(error, default)
+            }
+            _ => default,
+        }
+    }
+
+    fn own_verdict(&self, error: &Error) -> Verdict {
+        if !error.is_retryable() {
+            return Verdict::GiveUp;
+        }
+        match error.refusal().and_then(|refusal| refusal.retry_after) {
+            Some(floor) => Verdict::RetryAfter(floor.min(self.retry_after_max)),
+            None => Verdict::Retry,
+        }
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        let waits = [
+            ("dial_within", Some(self.dial_within)),
+            ("send_within", Some(self.send_within)),
+            ("ping_every", self.ping_every),
+            ("pong_within", Some(self.pong_within)),
+            ("idle_limit", self.idle_limit),
+            ("the interval of app_ping", self.app_ping.as_ref().map(|ping| ping.every)),
+        ];
+        if let Some((name, _)) = waits.iter().find(|(_, wait)| wait.is_some_and(|wait| wait.is_zero())) {
+            return Err(Error::config(format!("{name} is zero: give it a while")));
+        }
+        let bounds = [
+            ("max_message", Some(self.max_message)),
+            ("max_frame", self.max_frame),
+            ("queue_messages", Some(self.queue.messages)),
+            ("queue_bytes", Some(self.queue.bytes)),
+        ];
+        if let Some((name, _)) = bounds.iter().find(|(_, bound)| *bound == Some(0)) {
+            return Err(Error::config(format!("{name} is zero: nothing could pass")));
+        }
+        if self.max_attempts == Some(0) {
+            return Err(Error::config("max_attempts is zero: 1 means a single dial and no retry"));
+        }
+        if self.retry_min > self.retry_max {
+            return Err(Error::config("retry_min is longer than retry_max: set both"));
+        }
+        self.tls.validate()
+    }
+}

@@ -1,0 +1,188 @@
+//! Where messages go: the user's handler, called on the reader thread.
+
+use std::fmt;
+
+use crate::error::{BatchError, SendError};
+use crate::event::{DialFailure, Disconnect, Lag, MessageRef, Opened, Stopped};
+use crate::line::OpenLine;
+use crate::sender::{Receipt, Sender, Stopper};
+use std::sync::Arc;
+
+/// What a program does with what comes.
+///
+/// Called with `&mut self` by the thread `tautline-reader` alone, so nothing in it needs a lock, and dropped there before that thread counts
+/// as ended. While a call runs nothing is read: a handler that takes longer than the pong limit gets a warning in the log, and the line is
+/// not taken for dead meanwhile. A panic ends the client once, with the kind `HandlerPanicked`, and is handed on to whoever waits.
+///
+/// What a handler may keep: a [`Sender`] and a [`Stopper`]. An `Arc<Client>` inside its own handler is a cycle: such a client is never
+/// dropped, and so never stopped.
+///
+/// A closure `FnMut(&mut Line<'_>, MessageRef<'_>)` is a handler for messages alone.
+pub trait Handler: Send + 'static {
+    /// A line is open: subscribe. Runs before any message of that line.
+    fn opened(&mut self, line: &mut Line<'_>) {
+        let _ = line;
+    }
+
+    /// A data message came. Its payload is borrowed from the read buffer.
+    fn message(&mut self, line: &mut Line<'_>, message: MessageRef<'_>);
+
+    /// The line has ended; exactly once per `opened`.
+    fn disconnected(&mut self, disconnect: &Disconnect) {
+        let _ = disconnect;
+    }
+
+    /// A dial failed.
+    fn dial_failed(&mut self, failure: &DialFailure) {
+        let _ = failure;
+    }
+
+    /// The client has ended: the last call, in every case but a panic of this handler.
+    fn stopped(&mut self, stopped: &Stopped) {
+        let _ = stopped;
+    }
+}
+
+impl<F> Handler for F
+where
+    F: FnMut(&mut Line<'_>, MessageRef<'_>) + Send + 'static,
+{
+    fn message(&mut self, line: &mut Line<'_>, message: MessageRef<'_>) {
+        self(line, message);
+    }
+}
+
+/// The open line, for the length of a call of the handler: sends on that very line, and never on a later one.
+///
+/// A send from inside the handler happens on the reader's thread: while it waits for room nothing is read. It is bounded by `send_within`
+/// like any other.
+pub struct Line<'a> {
+    line: &'a Arc<OpenLine>,
+    opened: &'a Opened,
+    sender: &'a Sender,
+}
+
+impl<'a> Line<'a> {
+    pub(crate) fn new(line: &'a Arc<OpenLine>, opened: &'a Opened, sender: &'a Sender) -> Self {
+        Line { line, opened, sender }
+    }
+
+    /// How this line was opened.
+    pub fn opening(&self) -> &Opened {
+        self.opened
+    }
+
+    /// The epoch of this line.
+    pub fn epoch(&self) -> u64 {
+        self.opened.epoch
+    }
+
+    /// Sends a text message. See [`Sender::send_text`].
+    ///
+    /// # Errors
+    /// As [`Sender::send_text`].
+    pub fn send_text(&mut self, text: &str) -> Result<Receipt, SendError> {
+        self.sender.send_text_on(self.line, text)
+    }
+
+    /// Sends a binary message. See [`Sender::send_binary`].
+    ///
+    /// # Errors
+    /// As [`Sender::send_text`].
+    pub fn send_binary(&mut self, bytes: &[u8]) -> Result<Receipt, SendError> {
+        self.sender.send_binary_on(self.line, bytes)
+    }
+
+    /// Sends several messages with as few system calls as they fit in. See [`Sender::send_batch`].
+    ///
+    /// # Errors
+    /// As [`Sender::send_batch`].
+    pub fn send_batch(&mut self, messages: &[crate::event::Payload<'_>]) -> Result<Receipt, BatchError> {
+        self.sender.send_batch_on(self.line, messages)
+    }
+
+    /// Has a ping sent at once. See [`Sender::ping`].
+    ///
+    /// # Errors
+    /// As [`Sender::ping`].
+    pub fn ping(&mut self) -> Result<(), SendError> {
+        self.sender.ping_on(self.line)
+    }
+
+    /// A sender that may be kept and moved to other threads. It sends on whatever line is open at the time.
+    pub fn sender(&self) -> Sender {
+        self.sender.clone()
+    }
+
+    /// What can stop the client from anywhere.
+    pub fn stopper(&self) -> Stopper {
+        self.sender.stopper()
+    }
+
+    /// Tells the client to stop, and returns at once; no further message is delivered after the call that said so.
+    pub fn stop(&mut self) {
+        self.sender.stopper().signal();
+    }
+
+    /// Ends this line politely and dials again: for a gap in a sequence that only a new snapshot mends. The reason is shown as
+    /// `Closed` with the code 1000.
+    pub fn reconnect(&mut self) {
+        self.line.leave();
+    }
+}
+
+impl fmt::Debug for Line<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Line").field("epoch", &self.epoch()).finish_non_exhaustive()
+    }
+}
+
+/// What the reader thread hands things to: a user's handler, or the events queue.
+pub(crate) trait Delivery: Send + 'static {
+    fn opened(&mut self, line: &mut Line<'_>);
+    fn message(&mut self, line: &mut Line<'_>, message: MessageRef<'_>);
+    /// All messages of a `recv` have been delivered. `Err` ends the line: the queue is full and its rule says so.
+    fn batch_over(&mut self) -> Result<(), Full>;
+    fn disconnected(&mut self, disconnect: &Disconnect);
+    fn dial_failed(&mut self, failure: &DialFailure);
+    fn stopped(&mut self, stopped: &Stopped);
+    /// Messages lost to a full queue so far.
+    fn lag(&self) -> Lag {
+        Lag { lost: 0, lost_notices: 0 }
+    }
+}
+
+/// The events queue is full and the line has to end.
+#[derive(Debug)]
+pub(crate) struct Full;
+
+/// Hands everything to a user's handler.
+pub(crate) struct Push<H>(pub(crate) H);
+
+impl<H: Handler> Delivery for Push<H> {
+    fn opened(&mut self, line: &mut Line<'_>) {
+        self.0.opened(line);
+    }
+
+    #[inline]
+    fn message(&mut self, line: &mut Line<'_>, message: MessageRef<'_>) {
+        self.0.message(line, message);
+    }
+
+    #[inline]
+    fn batch_over(&mut self) -> Result<(), Full> {
+        Ok(())
+    }
+
+    fn disconnected(&mut self, disconnect: &Disconnect) {
+        self.0.disconnected(disconnect);
+    }
+
+    fn dial_failed(&mut self, failure: &DialFailure) {
+        self.0.dial_failed(failure);
+    }
+
+    fn stopped(&mut self, stopped: &Stopped) {
+        self.0.stopped(stopped);
+    }
+}

@@ -1,0 +1,271 @@
+//! The heartbeat thread: writes on the library's behalf, judges whether the line is alive, and carries out a stop.
+//!
+//! How each of its waits ends: `wait` by shutdown, the bell or the next due time; the outlet's lock after 10 ms; the wait for the reader
+//! in a stop at the deadline of the polite end. It makes no other blocking call: its writes do not wait for room.
+
+use std::convert::Infallible;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Receiver;
+
+use crate::board::{Board, Slot};
+use crate::config::{AppPing, Settings};
+use crate::error::{Error, ErrorKind};
+use crate::lifecycle::{Woken, wait, wait_over};
+use crate::line::{OpenLine, OwnClose};
+use crate::timing::{PingSchedule, Verdict, after, earliest};
+
+/// How soon the heart tries again what found no room or no lock.
+const RETRY: Duration = Duration::from_millis(10);
+
+/// How often the heart looks whether a busy reader is back, as a part of the pong limit, and within which bounds.
+const LOOKS_PER_LIMIT: u32 = 10;
+const LOOK_MIN: Duration = Duration::from_millis(1);
+const LOOK_MAX: Duration = Duration::from_millis(100);
+
+/// What a stop keeps back of its budget, so that the threads have the time to end after the line has been severed.
+const STOP_MARGIN: Duration = Duration::from_millis(50);
+
+/// What the thread runs on.
+pub(crate) struct Heart {
+    board: Arc<Board>,
+    bell: Receiver<()>,
+    /// Disconnects when the reader thread has done its last.
+    reader: Receiver<Infallible>,
+    ping_every: Option<Duration>,
+    pong_within: Duration,
+    idle_limit: Option<Duration>,
+    app_ping: Option<AppPing>,
+    close_within: Duration,
+}
+
+/// What the heart remembers of the line that it tends.
+struct Patient {
+    line: Arc<OpenLine>,
+    pings: PingSchedule,
+    app_pings: PingSchedule,
+    owes_ping: bool,
+    /// An application ping that has been made and found no room.
+    owed_app_ping: Option<String>,
+    /// The handler has been warned about, and has not returned since.
+    has_warned: bool,
+}
+
+impl Heart {
+    pub(crate) fn new(
+        board: Arc<Board>,
+        bell: Receiver<()>,
+        reader: Receiver<Infallible>,
+        settings: &Settings,
+    ) -> Self {
+        Heart {
+            board,
+            bell,
+            reader,
+            ping_every: settings.ping_every,
+            pong_within: settings.pong_within,
+            idle_limit: settings.idle_limit,
+            app_ping: settings.app_ping.clone(),
+            close_within: settings.close_within,
+        }
+    }
+
+    /// The thread's body.
+    pub(crate) fn run(self) {
+        let alarm = Alarm { board: Arc::clone(&self.board) };
+        let mut patient: Option<Patient> = None;
+        let mut due = None;
+        while wait(&self.board.shutdown, &self.bell, due) != Woken::Shutdown {
+            let now = Instant::now();
+            patient = match (self.board.slot(), patient) {
+                (Slot::Open(line), Some(patient)) if Arc::ptr_eq(&line, &patient.line) => Some(patient),
+                (Slot::Open(line), _) => Some(self.admit(line, now)),
+                _ => None,
+            };
+            due = patient.as_mut().and_then(|patient| self.tend(patient, now));
+        }
+        drop(patient);
+        self.see_off();
+        drop(alarm);
+    }
+
+    fn admit(&self, line: Arc<OpenLine>, now: Instant) -> Patient {
+        Patient {
+            line,
+            pings: PingSchedule::new(self.ping_every, now),
+            app_pings: PingSchedule::new(self.app_ping.as_ref().map(|ping| ping.every), now),
+            owes_ping: false,
+            owed_app_ping: None,
+            has_warned: false,
+        }
+    }
+
+    /// Does what is due on an open line, and says when to look again.
+    fn tend(&self, patient: &mut Patient, now: Instant) -> Option<Instant> {
+        let line = Arc::clone(&patient.line);
+        if line.is_severed() {
+            return None;
+        }
+        let until = line.farewell_until();
+        if until.is_some_and(|until| now >= until) {
+            line.sever(Error::timeout("close_within", self.close_within, "waiting for the peer to end the connection"));
+            return None;
+        }
+        let written = self.write_due(patient, now);
+        let is_idle = match written {
+            Ok(is_idle) => is_idle,
+            Err(error) => {
+                line.sever(Error::caused(ErrorKind::Io, "writing to the line", error));
+                return None;
+            }
+        };
+        let retry = (!is_idle).then(|| after(now, RETRY));
+        if until.is_some() {
+            return earliest([until, retry]);
+        }
+        let look = self.judge(patient, now)?;
+        earliest([look, retry, patient.pings.next(), patient.app_pings.next()])
+    }
+
+    /// Writes what is owed and due. Whether nothing is left to write.
+    fn write_due(&self, patient: &mut Patient, now: Instant) -> std::io::Result<bool> {
+        let line = Arc::clone(&patient.line);
+        if !line.work_off(now)? {
+            return Ok(false);
+        }
+        if line.farewell_until().is_some() {
+            return Ok(true);
+        }
+        patient.owes_ping |= patient.pings.take_due(now);
+        if patient.owes_ping {
+            if !line.write_ping(now)? {
+                return Ok(false);
+            }
+            patient.owes_ping = false;
+        }
+        self.write_app_ping(patient, now)
+    }
+
+    fn write_app_ping(&self, patient: &mut Patient, now: Instant) -> std::io::Result<bool> {
+        let Some(ping) = &self.app_ping else { return Ok(true) };
+        if patient.owed_app_ping.is_none() && patient.app_pings.take_due(now) {
+            let last_data = patient.line.liveness().last_data;
+            if ping.only_when_quiet && now < after(last_data, ping.every) {
+                // Data came meanwhile: the quiet counts from there.
+                patient.app_pings.restart(last_data);
+                return Ok(true);
+            }
+            match catch_unwind(AssertUnwindSafe(|| (ping.make)())) {
+                Ok(text) => patient.owed_app_ping = Some(text),
+                Err(panic) => {
+                    self.board.keep_panic(panic);
+                    patient.line.sever(Error::new(ErrorKind::HandlerPanicked, "the maker of application pings panicked"));
+                    return Ok(true);
+                }
+            }
+        }
+        let Some(text) = &patient.owed_app_ping else { return Ok(true) };
+        let is_written = patient.line.write_app_ping(text, ping.is_reply.is_some(), now)?;
+        if is_written {
+            patient.owed_app_ping = None;
+        }
+        Ok(is_written)
+    }
+
+    /// Severs a line that is dead. Otherwise says when to look again; the outer `None` means that there is nothing more to look at.
+    #[expect(clippy::option_option, reason = "severed, nothing due, due at a time: three different answers")]
+    fn judge(&self, patient: &mut Patient, now: Instant) -> Option<Option<Instant>> {
+        let liveness = patient.line.liveness();
+        let error = match liveness.verdict(self.pong_within, self.idle_limit, now) {
+            Verdict::PongOverdue => {
+                let doing = format!("nothing came for {:?} after a ping: the line is dead", self.pong_within);
+                Error::new(ErrorKind::PongTimeout, doing)
+            }
+            Verdict::Idle => {
+                let limit = self.idle_limit.unwrap_or_default();
+                Error::new(ErrorKind::Idle, format!("no data message for {limit:?}"))
+            }
+            Verdict::Alive(due) if liveness.in_recv_since.is_some() => {
+                patient.has_warned = false;
+                return Some(due);
+            }
+            Verdict::Alive(_) => {
+                self.warn_of_busy_handler(patient, now);
+                // The reader does not ring when it is back in `recv`: look now and then, while something hangs on it.
+                let is_waiting = liveness.oldest_unanswered.is_some() || self.idle_limit.is_some();
+                let look = (self.pong_within / LOOKS_PER_LIMIT).clamp(LOOK_MIN, LOOK_MAX);
+                return Some(is_waiting.then(|| after(now, look)));
+            }
+        };
+        patient.line.sever(error);
+        None
+    }
+
+    fn warn_of_busy_handler(&self, patient: &mut Patient, now: Instant) {
+        let busy = now.saturating_duration_since(patient.line.last_byte());
+        if busy >= self.pong_within && !patient.has_warned {
+            patient.has_warned = true;
+            log::warn!("the handler has been busy for {busy:.1?}, longer than pong_within: nothing is read meanwhile");
+        }
+    }
+
+    /// Carries out a stop, until the reader is done or the polite end is over.
+    fn see_off(&self) {
+        let began = Instant::now();
+        match self.board.slot() {
+            Slot::Empty => {}
+            Slot::Dialling(waker) => waker.wake(),
+            Slot::Open(line) => self.close_politely(&line, began),
+        }
+    }
+
+    /// Close frame, the peer's answer, FIN: as far as the time allows. Then severs, if the reader has not ended by then.
+    fn close_politely(&self, line: &OpenLine, began: Instant) {
+        let close = OwnClose { code: Some(1000), reason: "" };
+        line.begin_farewell(close, after(began, self.close_within));
+        loop {
+            let now = Instant::now();
+            let until = self.polite_until(line, began);
+            // A writer that is blocked would have to be waited for: no close frame then, and no wait (nor after an error).
+            let is_written = line.work_off(now);
+            if now >= until || !matches!(is_written, Ok(true)) || line.is_severed() {
+                break;
+            }
+            // Shutdown has been heard already, so this wait is for the reader, the bell (the peer's close frame, an earlier deadline) or the end.
+            if wait_over(&self.reader, &self.bell, Some(until)) == Woken::Shutdown {
+                return;
+            }
+        }
+        line.sever(Error::stopped());
+    }
+
+    fn polite_until(&self, line: &OpenLine, began: Instant) -> Instant {
+        let own = after(began, self.close_within);
+        let earlier = line.farewell_until().map_or(own, |until| until.min(own));
+        match self.board.stop_by() {
+            Some(by) => {
+                let margin = STOP_MARGIN.min(by.saturating_duration_since(began) / 4);
+                earlier.min(by.checked_sub(margin).unwrap_or(by))
+            }
+            None => earlier,
+        }
+    }
+}
+
+/// Ends the client if the heart ends before it was told to: a line whose pulse nobody takes must not live on.
+struct Alarm {
+    board: Arc<Board>,
+}
+
+impl Drop for Alarm {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            if let Slot::Open(line) = self.board.slot() {
+                line.sever(Error::new(ErrorKind::Io, "the heartbeat thread failed: this is a bug in tautline"));
+            }
+            self.board.lifecycle.shutdown();
+        }
+    }
+}

@@ -1,0 +1,484 @@
+//! The full-duplex stream: one thread reads, any thread writes, and neither waits for the other.
+//!
+//! ```text
+//! reader                                       writer (whoever holds the lock of the outlet)
+//! ------                                       ---------------------------------------------
+//! recv(socket), no lock                        encode the frame, masked
+//! lock engine: feed it, take plaintext         lock engine: encrypt into memory, take all output; unlock
+//! unlock; parse, deliver                       send(socket)
+//! ```
+//!
+//! A plain line has no engine: reader and writers share nothing but the socket.
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::Shutdown;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
+use native_tls::TlsStream;
+use parking_lot::{Condvar, Mutex};
+use socket2::Socket;
+
+use crate::line::frames::ReadBuffer;
+use crate::line::pipe::Pipe;
+use crate::timing::Deadline;
+
+/// How much plaintext is encrypted under one hold of the engine, so that the reader never waits longer than that takes.
+const ENCRYPT_AT_ONCE: usize = 64 * 1024;
+
+/// How much plaintext the reader takes out under one hold of the engine.
+const DECRYPT_AT_ONCE: usize = 256 * 1024;
+
+/// The ciphertext buffer of a quiet line, and of a busy one.
+const CIPHER_MIN: usize = 16 * 1024;
+const CIPHER_MAX: usize = 128 * 1024;
+
+/// The socket of an open line, and the TLS engine beside it.
+pub(crate) struct Duplex {
+    socket: Socket,
+    tls: Option<Tls>,
+    is_severed: AtomicBool,
+}
+
+struct Tls {
+    /// Covers memory only. Taken after the outlet's lock by writers, alone by the reader.
+    engine: Mutex<Engine>,
+    /// Signalled when the engine has been fed. Waits under `engine`.
+    fed: Condvar,
+}
+
+struct Engine {
+    stream: TlsStream<Pipe>,
+    /// How often it has been fed, so that a writer that waits for it cannot miss a feeding.
+    feedings: u64,
+}
+
+/// What only the reader needs: never shared, never locked.
+pub(crate) struct Inlet {
+    /// Ciphertext on its way from the socket to the engine. Empty on a plain line.
+    cipher: Vec<u8>,
+    /// The engine may hold plaintext that has not been taken yet.
+    has_more: bool,
+    /// The engine has produced output, an answer to a key update for example, that somebody has to send.
+    owes_output: bool,
+}
+
+impl Inlet {
+    pub(crate) fn owes_output(&self) -> bool {
+        self.owes_output
+    }
+}
+
+/// What a read brought.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Received {
+    /// Plaintext is in the buffer.
+    Bytes,
+    /// Bytes came, and no plaintext yet.
+    Partial,
+    /// The peer ended TCP, or TLS by its close_notify.
+    End,
+}
+
+/// What only a writer needs. Guarded by the outlet's lock.
+#[derive(Default)]
+pub(crate) struct Wire {
+    /// Encrypted bytes on their way to the kernel.
+    cipher: Vec<u8>,
+    /// Bytes that go out before anything else: the rest of a frame that the heart could not wait for.
+    unsent: Vec<u8>,
+    unsent_start: usize,
+    /// Whether the kernel had no room the last time. A writer then asks for room before it encrypts what cannot be taken back.
+    was_full: bool,
+}
+
+/// A transmission that did not go through.
+#[derive(Debug)]
+pub(crate) struct Cut {
+    /// How many bytes, from the first, the kernel is known to have taken.
+    pub(crate) taken: usize,
+    /// Whether it may have taken any beyond those.
+    pub(crate) is_torn: bool,
+    /// Whether nothing further can be sent on this line.
+    pub(crate) is_fatal: bool,
+    pub(crate) why: CutBy,
+}
+
+#[derive(Debug)]
+pub(crate) enum CutBy {
+    Deadline,
+    System(io::Error),
+}
+
+impl Cut {
+    fn untouched(why: CutBy) -> Self {
+        let is_fatal = matches!(why, CutBy::System(_));
+        Cut { taken: 0, is_torn: false, is_fatal, why }
+    }
+}
+
+/// How an attempt to send without waiting ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Attempt {
+    /// The kernel has all of it.
+    Sent,
+    /// It is in order behind what the kernel takes next: `flush` goes on with it.
+    Kept,
+    /// Nothing was taken, encrypted or kept: try again later.
+    Later,
+}
+
+impl Duplex {
+    /// `socket` is blocking; `tls` has finished its handshake.
+    pub(crate) fn new(socket: Socket, tls: Option<TlsStream<Pipe>>) -> Self {
+        let tls =
+            tls.map(|stream| Tls { engine: Mutex::new(Engine { stream, feedings: 0 }), fed: Condvar::new() });
+        Duplex { socket, tls, is_severed: AtomicBool::new(false) }
+    }
+
+    /// The reader's half. The engine may hold plaintext from the handshake, so it is asked before the first `recv`.
+    pub(crate) fn inlet(&self) -> Inlet {
+        let cipher = if self.tls.is_some() { vec![0; CIPHER_MIN] } else { Vec::new() };
+        Inlet { cipher, has_more: self.tls.is_some(), owes_output: false }
+    }
+
+    /// Blocks until something comes.
+    ///
+    /// Ends at once when the line is severed: `shutdown(Both)` wakes a blocked `recv`.
+    pub(crate) fn receive(&self, inlet: &mut Inlet, buffer: &mut ReadBuffer) -> io::Result<Received> {
+        let Some(tls) = &self.tls else {
+            let filled = self.recv(buffer.room())?;
+            buffer.filled(filled);
+            return Ok(if filled == 0 { Received::End } else { Received::Bytes });
+        };
+        let filled = if inlet.has_more {
+            0
+        } else {
+            match self.recv(&mut inlet.cipher)? {
+                0 => return Ok(Received::End),
+                filled => filled,
+            }
+        };
+        tls.decrypt(inlet, filled, buffer)
+    }
+
+    /// `recv` without a lock, retried when a signal interrupts it.
+    fn recv(&self, room: &mut [u8]) -> io::Result<usize> {
+        loop {
+            if self.is_severed() {
+                return Ok(0);
+            }
+            match (&self.socket).read(room) {
+                // Only a platform whose `recv` is not woken by `shutdown` has a receive timeout.
+                Err(error)
+                    if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock | ErrorKind::TimedOut)
+                        && is_harmless(&error) => {}
+                result => return result,
+            }
+        }
+    }
+
+    /// Gives back buffers that a burst has grown.
+    pub(crate) fn shrink(&self, inlet: &mut Inlet) {
+        if inlet.cipher.len() > CIPHER_MIN {
+            inlet.cipher = vec![0; CIPHER_MIN];
+        }
+    }
+
+    /// Sends all of `bytes`, waiting for room until `deadline`. What was left unsent goes first.
+    pub(crate) fn transmit(&self, wire: &mut Wire, bytes: &[u8], deadline: Deadline) -> Result<(), Cut> {
+        self.flush_until(wire, deadline).map_err(Cut::untouched)?;
+        match &self.tls {
+            None => {
+                let mut taken = 0;
+                self.send_all(&mut wire.was_full, bytes, &mut taken, deadline)
+                    .map_err(|why| Cut { taken, is_torn: false, is_fatal: matches!(why, CutBy::System(_)), why })
+            }
+            Some(tls) => self.transmit_encrypted(tls, wire, bytes, deadline),
+        }
+    }
+
+    fn transmit_encrypted(&self, tls: &Tls, wire: &mut Wire, bytes: &[u8], deadline: Deadline) -> Result<(), Cut> {
+        // Records that have been encrypted cannot be taken back: the next one would not decrypt. So look for room first where there may be none.
+        if wire.was_full {
+            self.await_room(deadline).map_err(Cut::untouched)?;
+        }
+        let mut taken = 0;
+        while taken < bytes.len() {
+            let end = bytes.len().min(taken + ENCRYPT_AT_ONCE);
+            let encrypted = tls.encrypt(&bytes[taken..end], &mut wire.cipher);
+            let (advanced, feedings) = match encrypted {
+                Ok(Encrypted::All) => (end - taken, None),
+                Ok(Encrypted::Some { advanced, feedings }) => (advanced, Some(feedings)),
+                Err(error) => return Err(Cut { taken, is_torn: false, is_fatal: true, why: CutBy::System(error) }),
+            };
+            let mut sent = 0;
+            let result = self.send_all(&mut wire.was_full, &wire.cipher, &mut sent, deadline);
+            wire.cipher.clear();
+            if let Err(why) = result {
+                return Err(Cut { taken, is_torn: sent > 0, is_fatal: true, why });
+            }
+            taken += advanced;
+            // A TLS 1.2 peer renegotiates: the engine takes nothing until the reader has fed it.
+            if let Some(feedings) = feedings {
+                if !tls.await_feeding(feedings, deadline) {
+                    // The engine may hold part of a record that it wants to be given again: this line is over.
+                    return Err(Cut { taken, is_torn: false, is_fatal: true, why: CutBy::Deadline });
+                }
+            }
+        }
+        wire.cipher.shrink_to(2 * ENCRYPT_AT_ONCE);
+        Ok(())
+    }
+
+    /// Sends `bytes` without waiting.
+    pub(crate) fn attempt(&self, wire: &mut Wire, bytes: &[u8]) -> io::Result<Attempt> {
+        if !self.flush(wire)? {
+            return Ok(Attempt::Later);
+        }
+        match &self.tls {
+            None => match self.send_now(bytes) {
+                Ok(sent) if sent == bytes.len() => Ok(Attempt::Sent),
+                Ok(sent) => {
+                    wire.unsent.extend_from_slice(&bytes[sent..]);
+                    wire.was_full = true;
+                    Ok(Attempt::Kept)
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    wire.was_full = true;
+                    Ok(Attempt::Later)
+                }
+                Err(error) => Err(error),
+            },
+            Some(tls) => {
+                // Control frames fit in one record, so it is all or nothing.
+                let encrypted = tls.encrypt(bytes, &mut wire.unsent)?;
+                let sent = self.flush(wire)?;
+                Ok(match encrypted {
+                    Encrypted::Some { .. } => Attempt::Later,
+                    Encrypted::All if sent => Attempt::Sent,
+                    Encrypted::All => Attempt::Kept,
+                })
+            }
+        }
+    }
+
+    /// Sends the engine's own output and what was left unsent, without waiting. Whether all of it went.
+    pub(crate) fn flush_output(&self, wire: &mut Wire) -> io::Result<bool> {
+        if let Some(tls) = &self.tls {
+            tls.engine.lock().stream.get_mut().take_output(&mut wire.unsent);
+        }
+        self.flush(wire)
+    }
+
+    /// Says goodbye below WebSocket: TLS close_notify where there is TLS, and FIN. Only what the kernel takes at once.
+    pub(crate) fn half_close(&self, wire: &mut Wire) {
+        if let Some(tls) = &self.tls {
+            // The answer to close_notify is of no interest: the peer has said all that it had to say.
+            let _ = tls.engine.lock().stream.shutdown();
+        }
+        if let Ok(true) = self.flush_output(wire) {
+            let _ = self.socket.shutdown(Shutdown::Write);
+        }
+    }
+
+    /// Ends the line now: a blocked `recv` or send returns at once.
+    pub(crate) fn sever(&self) {
+        self.is_severed.store(true, Ordering::SeqCst);
+        // The peer may have reset the connection already; there is nothing left to sever then.
+        let _ = self.socket.shutdown(Shutdown::Both);
+        if let Some(tls) = &self.tls {
+            // The lock makes this wake whoever is about to wait.
+            let _engine = tls.engine.lock();
+            tls.fed.notify_all();
+        }
+    }
+
+    pub(crate) fn is_severed(&self) -> bool {
+        self.is_severed.load(Ordering::SeqCst)
+    }
+
+    /// Sends what was left unsent, without waiting. Whether all of it went.
+    fn flush(&self, wire: &mut Wire) -> io::Result<bool> {
+        while wire.unsent_start < wire.unsent.len() {
+            match self.send_now(&wire.unsent[wire.unsent_start..]) {
+                Ok(sent) => wire.unsent_start += sent,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    wire.was_full = true;
+                    return Ok(false);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        wire.unsent.clear();
+        wire.unsent_start = 0;
+        Ok(true)
+    }
+
+    fn flush_until(&self, wire: &mut Wire, deadline: Deadline) -> Result<(), CutBy> {
+        while !self.flush(wire).map_err(CutBy::System)? {
+            self.await_room(deadline)?;
+        }
+        Ok(())
+    }
+
+    fn send_all(
+        &self,
+        was_full: &mut bool,
+        bytes: &[u8],
+        taken: &mut usize,
+        deadline: Deadline,
+    ) -> Result<(), CutBy> {
+        *was_full = false;
+        while *taken < bytes.len() {
+            match self.send_now(&bytes[*taken..]) {
+                Ok(sent) => *taken += sent,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    *was_full = true;
+                    self.await_room(deadline)?;
+                }
+                Err(error) => return Err(CutBy::System(error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// One `send` that does not wait for room; retried when a signal interrupts it.
+    #[cfg(unix)]
+    fn send_now(&self, bytes: &[u8]) -> io::Result<usize> {
+        // Without MSG_NOSIGNAL a severed line would kill a program that has not asked to ignore SIGPIPE. Apple has a socket option
+        // for it instead, which socket2 sets.
+        #[cfg(not(target_vendor = "apple"))]
+        const FLAGS: i32 = (rustix::net::SendFlags::DONTWAIT.bits() | rustix::net::SendFlags::NOSIGNAL.bits()) as i32;
+        #[cfg(target_vendor = "apple")]
+        const FLAGS: i32 = rustix::net::SendFlags::DONTWAIT.bits() as i32;
+        loop {
+            match self.socket.send_with_flags(bytes, FLAGS) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                result => return result,
+            }
+        }
+    }
+
+    /// Windows has no flag for it: ask for room, then send no more than the smallest buffer takes.
+    #[cfg(windows)]
+    fn send_now(&self, bytes: &[u8]) -> io::Result<usize> {
+        if !is_writable(&self.socket, Some(std::time::Duration::ZERO))? {
+            return Err(ErrorKind::WouldBlock.into());
+        }
+        self.socket.send(&bytes[..bytes.len().min(8 * 1024)])
+    }
+
+    /// Waits until the kernel has room, or the line is severed: the send that follows says which.
+    fn await_room(&self, deadline: Deadline) -> Result<(), CutBy> {
+        loop {
+            let left = deadline.left(Instant::now()).ok_or(CutBy::Deadline)?;
+            match is_writable(&self.socket, Some(left)) {
+                Ok(true) => return Ok(()),
+                Ok(false) => {}
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) => return Err(CutBy::System(error)),
+            }
+        }
+    }
+}
+
+/// What an encryption got through.
+enum Encrypted {
+    All,
+    /// The engine takes no more until it has been fed once more than `feedings`.
+    Some {
+        advanced: usize,
+        feedings: u64,
+    },
+}
+
+impl Tls {
+    fn encrypt(&self, bytes: &[u8], cipher: &mut Vec<u8>) -> io::Result<Encrypted> {
+        let mut engine = self.engine.lock();
+        let mut advanced = 0;
+        let mut stuck = None;
+        while advanced < bytes.len() {
+            match engine.stream.write(&bytes[advanced..]) {
+                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+                Ok(count) => advanced += count,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    stuck = Some(engine.feedings);
+                    break;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        // All of it, in this same hold: records must reach the wire in the order in which they were made.
+        engine.stream.get_mut().take_output(cipher);
+        Ok(stuck.map_or(Encrypted::All, |feedings| Encrypted::Some { advanced, feedings }))
+    }
+
+    /// Waits until the engine has been fed more than `feedings` times; `false` when the deadline comes first.
+    fn await_feeding(&self, feedings: u64, deadline: Deadline) -> bool {
+        let mut engine = self.engine.lock();
+        while engine.feedings == feedings {
+            if self.fed.wait_until(&mut engine, deadline.at()).timed_out() {
+                return engine.feedings != feedings;
+            }
+            if deadline.has_passed(Instant::now()) {
+                return false;
+            }
+        }
+        true
+    }
+
+    fn decrypt(&self, inlet: &mut Inlet, filled: usize, buffer: &mut ReadBuffer) -> io::Result<Received> {
+        let mut engine = self.engine.lock();
+        if filled > 0 {
+            let was_filled_up = filled == inlet.cipher.len();
+            engine.stream.get_mut().feed(&mut inlet.cipher, filled);
+            engine.feedings += 1;
+            self.fed.notify_all();
+            // The buffer that came back may be the smaller of the two that are in turn.
+            if was_filled_up && inlet.cipher.len() < CIPHER_MAX {
+                inlet.cipher.resize(2 * inlet.cipher.len().max(CIPHER_MIN), 0);
+            }
+        }
+        let mut taken = 0;
+        inlet.has_more = true;
+        while taken < DECRYPT_AT_ONCE {
+            let room = buffer.room();
+            match engine.stream.read(room) {
+                Ok(0) => {
+                    // close_notify; what came before it is delivered first.
+                    return Ok(if taken > 0 { Received::Bytes } else { Received::End });
+                }
+                Ok(count) => {
+                    buffer.filled(count);
+                    taken += count;
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    inlet.has_more = false;
+                    break;
+                }
+                Err(error) if taken > 0 => {
+                    // The engine repeats the error when it is asked again.
+                    log::debug!("TLS failed behind {taken} good bytes: {error}");
+                    break;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        inlet.owes_output = engine.stream.get_ref().has_output();
+        Ok(if taken > 0 { Received::Bytes } else { Received::Partial })
+    }
+}
+
+/// Whether a failed `recv` is to be repeated: after a signal always, after a timeout only where there is one.
+fn is_harmless(error: &io::Error) -> bool {
+    error.kind() == ErrorKind::Interrupted || cfg!(windows)
+}
+
+/// Polls for room to write. `Ok(true)` also when the line is broken: the send that follows says how.
+fn is_writable(socket: &Socket, wait: Option<std::time::Duration>) -> io::Result<bool> {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let wait = wait.and_then(|wait| Timespec::try_from(wait).ok());
+    let mut watched = [PollFd::new(socket, PollFlags::OUT)];
+    Ok(poll(&mut watched, wait.as_ref())? > 0)
+}

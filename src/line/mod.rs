@@ -1,0 +1,452 @@
+//! One open line: who reads, who writes, what the library owes the peer, and how it ends.
+
+pub(crate) mod deflate;
+pub(crate) mod duplex;
+pub(crate) mod frames;
+pub(crate) mod messages;
+pub(crate) mod outgoing;
+pub(crate) mod pings;
+pub(crate) mod pipe;
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::Sender as Ringer;
+use native_tls::TlsStream;
+use parking_lot::{Mutex, MutexGuard};
+use socket2::Socket;
+use tungstenite::protocol::frame::coding::Control;
+
+use crate::error::{BatchError, CloseReason, Error, ErrorKind, SendError};
+use crate::event::Payload;
+use crate::stats::Counters;
+use crate::timing::{Deadline, Liveness};
+use duplex::{Attempt, Duplex};
+use outgoing::{Failed, Outlet, Sent};
+use pings::PingBook;
+use pipe::Pipe;
+
+/// The heart waits no longer than this for the outlet's lock; it tries again, and looks at shutdown in between.
+const HEART_PATIENCE: Duration = Duration::from_millis(10);
+
+/// Pongs that may be owed at once: more than any polite server asks for, and little enough to keep. The oldest makes room.
+const PONGS_OWED: usize = 16;
+
+/// One open line, shared by the reader, the heart and all senders.
+///
+/// Locks, none of which is held while another is taken but `outlet` before `pings` and before the TLS engine: `outlet`, `pings`, `duties`,
+/// `end`.
+pub(crate) struct OpenLine {
+    pub(crate) epoch: u64,
+    /// When the line was opened; the clocks below count nanoseconds from it.
+    origin: Instant,
+    pub(crate) duplex: Duplex,
+    outlet: Mutex<Outlet>,
+    pings: Mutex<PingBook>,
+    duties: Mutex<Duties>,
+    end: Mutex<End>,
+    /// Rings the heart.
+    bell: Ringer<()>,
+    pub(crate) counters: Arc<Counters>,
+    /// When the reader went into `recv`, 0 while it is elsewhere. Written by the reader alone, as are the two below.
+    entered_recv: AtomicU64,
+    last_byte: AtomicU64,
+    last_data: AtomicU64,
+    /// When the oldest unanswered application ping was written, 0 when there is none.
+    app_ping_written: AtomicU64,
+    /// No send may start any more: the line is on its way to its end.
+    is_ending: AtomicBool,
+    /// The number of the last message that was sent or begun, for readers without the outlet's lock.
+    sequence: AtomicU64,
+}
+
+/// What the heart owes the peer. Written by the reader and by users, worked off by the heart.
+#[derive(Default)]
+struct Duties {
+    pongs: VecDeque<Vec<u8>>,
+    pings: usize,
+    farewell: Farewell,
+}
+
+/// How far the polite end of a line has come.
+#[derive(Default, Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Farewell {
+    /// None is needed.
+    #[default]
+    None,
+    /// A close frame is owed. When it is out, the peer's is awaited, unless it has come already.
+    Owed(OwnClose),
+    /// Our close frame is out.
+    Sent,
+    /// TCP has been half-closed: nothing is left to say.
+    Over,
+}
+
+/// What our close frame says.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct OwnClose {
+    /// `None`: an empty close frame, the answer to an empty one.
+    pub(crate) code: Option<u16>,
+    pub(crate) reason: &'static str,
+}
+
+/// Why a line ends, as far as it is known.
+#[derive(Default)]
+struct End {
+    /// What the first of those who severed or left the line gave as a reason.
+    reason: Option<Error>,
+    /// What the peer's close frame said.
+    peer_close: Option<CloseReason>,
+    /// What ours says, if it was our idea.
+    own_close: Option<OwnClose>,
+    /// By when a polite end has to be over.
+    until: Option<Instant>,
+}
+
+impl OpenLine {
+    pub(crate) fn new(
+        epoch: u64,
+        socket: Socket,
+        tls: Option<TlsStream<Pipe>>,
+        outlet: Outlet,
+        bell: Ringer<()>,
+        counters: Arc<Counters>,
+    ) -> Self {
+        OpenLine {
+            epoch,
+            origin: Instant::now(),
+            duplex: Duplex::new(socket, tls),
+            outlet: Mutex::new(outlet),
+            pings: Mutex::default(),
+            duties: Mutex::default(),
+            end: Mutex::default(),
+            bell,
+            counters,
+            entered_recv: AtomicU64::new(0),
+            last_byte: AtomicU64::new(0),
+            last_data: AtomicU64::new(0),
+            app_ping_written: AtomicU64::new(0),
+            is_ending: AtomicBool::new(false),
+            sequence: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn opened_at(&self) -> Instant {
+        self.origin
+    }
+
+    // ---- Sending, from any thread ----
+
+    /// Sends one message within the deadline.
+    pub(crate) fn send(&self, payload: Payload<'_>, deadline: Deadline) -> Result<Sent, SendError> {
+        let mut outlet = self.outlet_until(deadline).map_err(SendError::NotSent)?;
+        let result = outlet.send(&self.duplex, payload, deadline);
+        self.sequence.store(outlet.sequence(), Ordering::Release);
+        drop(outlet);
+        match result {
+            Ok(sent) => {
+                self.counters.sent(1, sent.bytes);
+                Ok(sent)
+            }
+            Err(Failed { error, severs }) => {
+                self.sever_if(severs, error.reason());
+                Err(error)
+            }
+        }
+    }
+
+    /// Sends several messages within the deadline.
+    pub(crate) fn send_batch(&self, payloads: &[Payload<'_>], deadline: Deadline) -> Result<Sent, BatchError> {
+        let not_sent = |error| BatchError { sent: 0, next: SendError::NotSent(error) };
+        let mut outlet = self.outlet_until(deadline).map_err(not_sent)?;
+        let result = outlet.send_batch(&self.duplex, payloads, deadline);
+        self.sequence.store(outlet.sequence(), Ordering::Release);
+        drop(outlet);
+        match result {
+            Ok(sent) => {
+                self.counters.sent(payloads.len() as u64, sent.bytes);
+                Ok(sent)
+            }
+            Err((error, severs)) => {
+                self.counters.sent(error.sent as u64, 0);
+                self.sever_if(severs, error.next.reason());
+                Err(error)
+            }
+        }
+    }
+
+    /// The outlet, once whoever holds it lets go.
+    fn outlet_until(&self, deadline: Deadline) -> Result<MutexGuard<'_, Outlet>, Error> {
+        if self.is_ending.load(Ordering::Acquire) {
+            return Err(Error::new(ErrorKind::Closed, "the line is on its way to its end"));
+        }
+        // Uncontended, this reads no clock.
+        match self.outlet.try_lock() {
+            Some(outlet) => Ok(outlet),
+            None => self
+                .outlet
+                .try_lock_until(deadline.at())
+                .ok_or_else(|| deadline.error("waiting for another sender on this line")),
+        }
+    }
+
+    fn sever_if(&self, severs: bool, reason: &Error) {
+        if severs {
+            self.sever(reason.clone());
+        }
+    }
+
+    /// Asks the heart for a ping.
+    pub(crate) fn ask_for_ping(&self) {
+        self.duties.lock().pings += 1;
+        self.ring();
+    }
+
+    // ---- Reading, from the reader thread ----
+
+    /// The reader is about to enter `recv`.
+    pub(crate) fn enter_recv(&self) {
+        self.entered_recv.store(self.nanos(Instant::now()), Ordering::Release);
+    }
+
+    /// The reader has left `recv` at `now`; `got` says whether bytes came.
+    pub(crate) fn leave_recv(&self, now: Instant, got: bool) {
+        self.entered_recv.store(0, Ordering::Release);
+        if got {
+            self.last_byte.store(self.nanos(now), Ordering::Release);
+        }
+    }
+
+    /// Data messages have been delivered.
+    pub(crate) fn note_data(&self, now: Instant) {
+        self.last_data.store(self.nanos(now), Ordering::Release);
+    }
+
+    /// A ping came: a pong is owed (RFC 6455 section 5.5.2). The same payload is owed once.
+    pub(crate) fn owe_pong(&self, payload: &[u8]) {
+        let mut duties = self.duties.lock();
+        if duties.pongs.iter().any(|owed| owed == payload) {
+            return;
+        }
+        if duties.pongs.len() == PONGS_OWED {
+            duties.pongs.pop_front();
+        }
+        duties.pongs.push_back(payload.to_vec());
+        drop(duties);
+        self.ring();
+    }
+
+    /// A pong came.
+    pub(crate) fn note_pong(&self, payload: &[u8], now: Instant) {
+        if let Some(round_trip) = self.pings.lock().answered(payload, now) {
+            self.counters.round_trip(round_trip);
+        }
+    }
+
+    pub(crate) fn awaits_app_reply(&self) -> bool {
+        self.app_ping_written.load(Ordering::Acquire) != 0
+    }
+
+    pub(crate) fn note_app_reply(&self) {
+        self.app_ping_written.store(0, Ordering::Release);
+    }
+
+    /// The peer's close frame came, or the line has to end politely for a reason of ours: a close frame is owed.
+    pub(crate) fn begin_farewell(&self, close: OwnClose, until: Instant) {
+        self.is_ending.store(true, Ordering::Release);
+        {
+            let mut end = self.end.lock();
+            end.until = Some(end.until.map_or(until, |earlier| earlier.min(until)));
+            end.own_close.get_or_insert(close);
+        }
+        let mut duties = self.duties.lock();
+        if duties.farewell == Farewell::None {
+            duties.farewell = Farewell::Owed(close);
+        }
+        drop(duties);
+        self.ring();
+    }
+
+    /// Keeps what the peer's close frame said.
+    pub(crate) fn note_peer_close(&self, close: CloseReason) {
+        self.is_ending.store(true, Ordering::Release);
+        self.end.lock().peer_close.get_or_insert(close);
+        self.ring();
+    }
+
+    /// The engine may have output, or the peer has closed: the heart should look.
+    pub(crate) fn ring(&self) {
+        // Full means that it rings already.
+        let _ = self.bell.try_send(());
+    }
+
+    /// A user wants another line: end this one.
+    pub(crate) fn leave(&self) {
+        self.sever(Error::closed(
+            CloseReason { code: 1000, reason: String::new() },
+            "the program asked for a new line",
+        ));
+    }
+
+    // ---- Ending ----
+
+    /// Ends the line now. The first reason is kept.
+    pub(crate) fn sever(&self, reason: Error) {
+        self.is_ending.store(true, Ordering::Release);
+        self.end.lock().reason.get_or_insert(reason);
+        self.duplex.sever();
+    }
+
+    /// Why the line was severed, if somebody of ours did it.
+    pub(crate) fn reason(&self) -> Option<Error> {
+        self.end.lock().reason.clone()
+    }
+
+    /// The close code and reason of RFC 6455 section 7.1.5, as far as they are known: the peer's, or ours, or 1006 for no close frame.
+    pub(crate) fn close_reason(&self) -> CloseReason {
+        let end = self.end.lock();
+        match (&end.peer_close, end.own_close) {
+            (Some(close), _) => close.clone(),
+            (None, Some(own)) => CloseReason { code: own.code.unwrap_or(1005), reason: own.reason.to_owned() },
+            (None, None) => CloseReason::abnormal(),
+        }
+    }
+
+    /// The highest sequence that was sent or begun, and the highest that a pong covers.
+    pub(crate) fn sequences(&self) -> (u64, u64) {
+        (self.sequence.load(Ordering::Acquire), self.pings.lock().confirmed())
+    }
+
+    // ---- The heart's work: nothing here waits longer than HEART_PATIENCE ----
+
+    pub(crate) fn liveness(&self) -> Liveness {
+        let pinged = self.pings.lock().oldest_unanswered();
+        let app_pinged = self.instant(self.app_ping_written.load(Ordering::Acquire));
+        Liveness {
+            oldest_unanswered: crate::timing::earliest([pinged, app_pinged]),
+            in_recv_since: self.instant(self.entered_recv.load(Ordering::Acquire)),
+            last_data: self.instant(self.last_data.load(Ordering::Acquire)).unwrap_or(self.origin),
+        }
+    }
+
+    /// When the last byte came: the opening counts as one.
+    pub(crate) fn last_byte(&self) -> Instant {
+        self.instant(self.last_byte.load(Ordering::Acquire)).unwrap_or(self.origin)
+    }
+
+    /// By when the polite end has to be over, once it has begun.
+    pub(crate) fn farewell_until(&self) -> Option<Instant> {
+        self.end.lock().until
+    }
+
+    pub(crate) fn is_severed(&self) -> bool {
+        self.duplex.is_severed()
+    }
+
+    /// Works off what is owed: pongs, pings that a user asked for, the farewell, the engine's own output. Whether nothing is left.
+    pub(crate) fn work_off(&self, now: Instant) -> io::Result<bool> {
+        let Some(mut outlet) = self.outlet.try_lock_for(HEART_PATIENCE) else { return Ok(false) };
+        if !self.duplex.flush_output(outlet.wire())? {
+            return Ok(false);
+        }
+        // The frames go out in this order; each is taken off the list once the kernel, or the wire's own buffer, has it.
+        while let Some(pong) = self.next_pong() {
+            if outlet.attempt_control(&self.duplex, Control::Pong, &pong)? == Attempt::Later {
+                self.duties.lock().pongs.push_front(pong);
+                return Ok(false);
+            }
+        }
+        while self.take_asked_ping() {
+            if !self.write_ping_with(&mut outlet, now)? {
+                return Ok(false);
+            }
+        }
+        self.work_off_farewell(&mut outlet)
+    }
+
+    /// Writes a ping, unless there is no room for it: `false` then, and the wait for it counts like the wait for a pong.
+    pub(crate) fn write_ping(&self, now: Instant) -> io::Result<bool> {
+        let Some(mut outlet) = self.outlet.try_lock_for(HEART_PATIENCE) else { return Ok(false) };
+        self.write_ping_with(&mut outlet, now)
+    }
+
+    fn write_ping_with(&self, outlet: &mut Outlet, now: Instant) -> io::Result<bool> {
+        let nonce = outlet.nonce();
+        let covers = outlet.sequence();
+        // The peer neither reads nor sends: from its side that is silence like any other, so the clock runs for the frame in our hands too.
+        // Written down before it is sent: the pong may be here before `attempt_control` returns.
+        self.pings.lock().wrote(nonce, Instant::now().max(now), covers);
+        let attempt = outlet.attempt_control(&self.duplex, Control::Ping, &nonce)?;
+        if attempt == Attempt::Later {
+            self.pings.lock().withdraw();
+        }
+        Ok(attempt != Attempt::Later)
+    }
+
+    /// Writes an application ping; `false` when there is no room for it now.
+    pub(crate) fn write_app_ping(&self, text: &str, awaits_reply: bool, now: Instant) -> io::Result<bool> {
+        let Some(mut outlet) = self.outlet.try_lock_for(HEART_PATIENCE) else { return Ok(false) };
+        if outlet.is_closed() {
+            return Ok(true);
+        }
+        if awaits_reply {
+            // The oldest unanswered one stands.
+            let _ = self.app_ping_written.compare_exchange(0, self.nanos(now), Ordering::AcqRel, Ordering::Acquire);
+        }
+        let attempt = outlet.attempt_text(&self.duplex, text)?;
+        self.sequence.store(outlet.sequence(), Ordering::Release);
+        Ok(attempt != Attempt::Later)
+    }
+
+    fn next_pong(&self) -> Option<Vec<u8>> {
+        self.duties.lock().pongs.pop_front()
+    }
+
+    fn take_asked_ping(&self) -> bool {
+        let mut duties = self.duties.lock();
+        let asked = duties.pings > 0;
+        // One ping answers all who asked before it.
+        duties.pings = 0;
+        asked
+    }
+
+    fn work_off_farewell(&self, outlet: &mut Outlet) -> io::Result<bool> {
+        let farewell = self.duties.lock().farewell;
+        let next = match farewell {
+            Farewell::None | Farewell::Over => return Ok(true),
+            Farewell::Owed(close) => {
+                let mut payload = Vec::with_capacity(2 + close.reason.len());
+                if let Some(code) = close.code {
+                    payload.extend_from_slice(&code.to_be_bytes());
+                    payload.extend_from_slice(close.reason.as_bytes());
+                }
+                if outlet.attempt_control(&self.duplex, Control::Close, &payload)? == Attempt::Later {
+                    return Ok(false);
+                }
+                Farewell::Sent
+            }
+            Farewell::Sent => Farewell::Sent,
+        };
+        self.duties.lock().farewell = next;
+        // Both close frames have gone: the server ends TCP first (RFC 6455 section 7.1.1), and one that waits for us sees our FIN.
+        if self.end.lock().peer_close.is_some() {
+            self.duplex.half_close(outlet.wire());
+            self.duties.lock().farewell = Farewell::Over;
+        }
+        Ok(true)
+    }
+
+    // ---- Clocks ----
+
+    fn nanos(&self, at: Instant) -> u64 {
+        // 0 means "never", so the first nanosecond is 1. 584 years fit.
+        (at.saturating_duration_since(self.origin).as_nanos() as u64).max(1)
+    }
+
+    fn instant(&self, nanos: u64) -> Option<Instant> {
+        (nanos != 0).then(|| self.origin + Duration::from_nanos(nanos))
+    }
+}

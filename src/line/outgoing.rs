@@ -1,0 +1,292 @@
+//! Messages on their way out: framed, masked, numbered, handed to the kernel, and their fate told.
+
+use tungstenite::protocol::frame::coding::{Control, Data, OpCode};
+
+use crate::error::{BatchError, Error, ErrorKind, SendError};
+use crate::event::Payload;
+use crate::line::deflate::Deflater;
+use crate::line::duplex::{Attempt, Cut, CutBy, Duplex, Wire};
+use crate::line::frames::{self, MaskingKeys};
+use crate::timing::Deadline;
+
+/// How much of a large message is masked and sent at a time, so that sending 16 MiB does not take a second 16 MiB.
+const CHUNK: usize = 64 * 1024;
+
+/// What a burst may leave behind in a buffer.
+const KEEP: usize = 2 * CHUNK;
+
+/// The writing half above the socket: whoever holds its lock decides what is next on the wire. The heart and senders take it, always before
+/// the TLS engine's and always with a deadline; the reader never does.
+pub(crate) struct Outlet {
+    wire: Wire,
+    keys: MaskingKeys,
+    /// Frames under construction.
+    plain: Vec<u8>,
+    /// Compressed payloads under construction.
+    compressed: Vec<u8>,
+    deflater: Option<Deflater>,
+    max_frame: usize,
+    /// The number of the last message that went out, or was begun.
+    sequence: u64,
+    /// A close frame is out: nothing may follow it (RFC 6455 section 5.5.1).
+    is_closed: bool,
+}
+
+/// What a sender is told when all went well.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Sent {
+    pub(crate) sequence: u64,
+    pub(crate) bytes: usize,
+}
+
+/// A send that failed, and whether the line has to be severed for it.
+pub(crate) struct Failed {
+    pub(crate) error: SendError,
+    pub(crate) severs: bool,
+}
+
+impl Failed {
+    fn harmless(error: Error) -> Self {
+        Failed { error: SendError::NotSent(error), severs: false }
+    }
+}
+
+impl Outlet {
+    pub(crate) fn new(deflater: Option<Deflater>, max_frame: Option<usize>) -> Self {
+        Outlet {
+            wire: Wire::default(),
+            keys: MaskingKeys::new(),
+            plain: Vec::new(),
+            compressed: Vec::new(),
+            deflater,
+            max_frame: max_frame.unwrap_or(usize::MAX),
+            sequence: 0,
+            is_closed: false,
+        }
+    }
+
+    pub(crate) fn sequence(&self) -> u64 {
+        self.sequence
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.is_closed
+    }
+
+    pub(crate) fn wire(&mut self) -> &mut Wire {
+        &mut self.wire
+    }
+
+    pub(crate) fn nonce(&mut self) -> [u8; 8] {
+        let (first, second) = (self.keys.next(), self.keys.next());
+        let mut nonce = [0; 8];
+        nonce[..4].copy_from_slice(&first);
+        nonce[4..].copy_from_slice(&second);
+        nonce
+    }
+
+    /// Sends one message.
+    pub(crate) fn send(&mut self, duplex: &Duplex, payload: Payload<'_>, deadline: Deadline) -> Result<Sent, Failed> {
+        self.refuse_if_closed()?;
+        let (opcode, bytes) = parts(payload);
+        let mut taken = 0;
+        let result = self.send_message(duplex, opcode, bytes, deadline, &mut taken);
+        let numbered = self.sequence + 1;
+        match result {
+            Ok(()) => {
+                self.sequence = numbered;
+                Ok(Sent { sequence: numbered, bytes: taken })
+            }
+            Err(cut) => {
+                let is_touched = cut.is_torn || taken + cut.taken > 0;
+                if is_touched {
+                    // The peer may have it: it has a number, and `Disconnect::sent` counts it.
+                    self.sequence = numbered;
+                }
+                // The compressor has seen a message that the peer has not: the next would not inflate.
+                let severs = is_touched || cut.is_fatal || self.deflater.is_some();
+                let why = reason(cut.why, deadline);
+                let error = if is_touched { SendError::Unknown(why) } else { SendError::NotSent(why) };
+                Err(Failed { error, severs })
+            }
+        }
+    }
+
+    /// Sends several messages, as many as fit in a chunk by one system call.
+    pub(crate) fn send_batch(
+        &mut self,
+        duplex: &Duplex,
+        payloads: &[Payload<'_>],
+        deadline: Deadline,
+    ) -> Result<Sent, (BatchError, bool)> {
+        let mut sent = 0;
+        let mut bytes = 0;
+        let fail = |sent: usize, failed: Failed| (BatchError { sent, next: failed.error }, failed.severs);
+        self.refuse_if_closed().map_err(|failed| fail(0, failed))?;
+        while sent < payloads.len() {
+            let (opcode, first) = parts(payloads[sent]);
+            // A large message goes by itself, in chunks of its own.
+            if first.len() > CHUNK || first.len() > self.max_frame || self.deflater.is_some() {
+                let one = self.send(duplex, payloads[sent], deadline).map_err(|failed| fail(sent, failed))?;
+                bytes += one.bytes;
+                sent += 1;
+                continue;
+            }
+            self.plain.clear();
+            let mut ends = Vec::new();
+            let mut next = (opcode, first);
+            loop {
+                let key = self.keys.next();
+                frames::put_frame(&mut self.plain, next.0, true, false, next.1, key);
+                ends.push(self.plain.len());
+                let Some(&payload) = payloads.get(sent + ends.len()) else { break };
+                next = parts(payload);
+                if self.plain.len() + next.1.len() > CHUNK || next.1.len() > self.max_frame {
+                    break;
+                }
+            }
+            if let Err(cut) = duplex.transmit(&mut self.wire, &self.plain, deadline) {
+                let whole = ends.iter().take_while(|&&end| end <= cut.taken).count();
+                let begun = if whole == 0 { 0 } else { ends[whole - 1] };
+                let is_touched = cut.is_torn || cut.taken > begun;
+                self.sequence += (whole + usize::from(is_touched)) as u64;
+                let why = reason(cut.why, deadline);
+                let next = if is_touched { SendError::Unknown(why) } else { SendError::NotSent(why) };
+                return Err((BatchError { sent: sent + whole, next }, is_touched || cut.is_fatal));
+            }
+            sent += ends.len();
+            bytes += self.plain.len();
+            self.sequence += ends.len() as u64;
+        }
+        self.plain.shrink_to(KEEP);
+        Ok(Sent { sequence: self.sequence, bytes })
+    }
+
+    /// Sends a control frame without waiting. The caller knows that its payload fits (RFC 6455 section 5.5).
+    pub(crate) fn attempt_control(
+        &mut self,
+        duplex: &Duplex,
+        opcode: Control,
+        payload: &[u8],
+    ) -> std::io::Result<Attempt> {
+        if self.is_closed {
+            return Ok(Attempt::Sent);
+        }
+        self.plain.clear();
+        let key = self.keys.next();
+        frames::put_frame(&mut self.plain, OpCode::Control(opcode), true, false, payload, key);
+        let attempt = duplex.attempt(&mut self.wire, &self.plain)?;
+        if opcode == Control::Close && attempt != Attempt::Later {
+            self.is_closed = true;
+        }
+        Ok(attempt)
+    }
+
+    /// Sends a text message of the library's own (an application ping) without waiting.
+    pub(crate) fn attempt_text(&mut self, duplex: &Duplex, text: &str) -> std::io::Result<Attempt> {
+        if self.is_closed {
+            return Ok(Attempt::Sent);
+        }
+        self.plain.clear();
+        let key = self.keys.next();
+        frames::put_frame(&mut self.plain, OpCode::Data(Data::Text), true, false, text.as_bytes(), key);
+        let attempt = duplex.attempt(&mut self.wire, &self.plain)?;
+        if attempt != Attempt::Later {
+            self.sequence += 1;
+        }
+        Ok(attempt)
+    }
+
+    fn refuse_if_closed(&self) -> Result<(), Failed> {
+        if self.is_closed {
+            return Err(Failed::harmless(Error::new(ErrorKind::Closed, "the line is closing: a close frame is out")));
+        }
+        Ok(())
+    }
+
+    /// Sends a message whole: compressed if it pays, split into frames if they are limited. `taken` counts the bytes of chunks that went.
+    fn send_message(
+        &mut self,
+        duplex: &Duplex,
+        opcode: OpCode,
+        payload: &[u8],
+        deadline: Deadline,
+        taken: &mut usize,
+    ) -> Result<(), Cut> {
+        let mut compressed = std::mem::take(&mut self.compressed);
+        compressed.clear();
+        let is_compressed = match &mut self.deflater {
+            Some(deflater) => deflater.compress(payload, &mut compressed),
+            None => false,
+        };
+        let body = if is_compressed { &compressed[..] } else { payload };
+        let result = self.send_frames(duplex, opcode, is_compressed, body, deadline, taken);
+        compressed.shrink_to(KEEP);
+        self.compressed = compressed;
+        result
+    }
+
+    fn send_frames(
+        &mut self,
+        duplex: &Duplex,
+        opcode: OpCode,
+        is_compressed: bool,
+        body: &[u8],
+        deadline: Deadline,
+        taken: &mut usize,
+    ) -> Result<(), Cut> {
+        if body.len() <= self.max_frame {
+            return self.send_frame(duplex, opcode, true, is_compressed, body, deadline, taken);
+        }
+        let last = body.len().div_ceil(self.max_frame) - 1;
+        for (index, piece) in body.chunks(self.max_frame).enumerate() {
+            // RFC 6455 section 5.4 and RFC 7692 section 6.1: opcode and RSV1 stand on the first frame only.
+            let first = index == 0;
+            let opcode = if first { opcode } else { OpCode::Data(Data::Continue) };
+            self.send_frame(duplex, opcode, index == last, is_compressed && first, piece, deadline, taken)?;
+        }
+        Ok(())
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "a frame has this many parts, and a struct for one call hides none of them")]
+    fn send_frame(
+        &mut self,
+        duplex: &Duplex,
+        opcode: OpCode,
+        is_final: bool,
+        is_compressed: bool,
+        payload: &[u8],
+        deadline: Deadline,
+        taken: &mut usize,
+    ) -> Result<(), Cut> {
+        self.plain.clear();
+        let key = self.keys.next();
+        frames::put_header(&mut self.plain, opcode, is_final, is_compressed, payload.len(), key);
+        // CHUNK is a multiple of four, so every chunk starts at the first byte of the key.
+        let (first, rest) = payload.split_at(payload.len().min(CHUNK));
+        frames::put_masked(&mut self.plain, first, key);
+        duplex.transmit(&mut self.wire, &self.plain, deadline)?;
+        *taken += self.plain.len();
+        for chunk in rest.chunks(CHUNK) {
+            self.plain.clear();
+            frames::put_masked(&mut self.plain, chunk, key);
+            duplex.transmit(&mut self.wire, &self.plain, deadline)?;
+            *taken += self.plain.len();
+        }
+        Ok(())
+    }
+}
+
+fn parts<'a>(payload: Payload<'a>) -> (OpCode, &'a [u8]) {
+    match payload {
+        Payload::Text(text) => (OpCode::Data(Data::Text), text.as_bytes()),
+        Payload::Binary(bytes) => (OpCode::Data(Data::Binary), bytes),
+    }
+}
+
+fn reason(why: CutBy, deadline: Deadline) -> Error {
+    match why {
+        CutBy::Deadline => deadline.error("waiting for the peer to read"),
+        CutBy::System(error) => Error::caused(ErrorKind::Io, "writing to the line", error),
+    }
+}

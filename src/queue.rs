@@ -1,0 +1,646 @@
+//! The events queue: bounded in messages and bytes, between the reader thread and a program that pulls.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender as Ringer, bounded};
+use parking_lot::{Condvar, Mutex};
+
+use crate::event::{DialFailure, Disconnect, Event, Lag, MessageRef, Opened, Stopped};
+use crate::handler::{Delivery, Full, Line};
+use crate::lifecycle::{Shutdown, Woken, wait};
+use crate::timing::after;
+
+/// What happens to a message that finds the events queue full.
+///
+/// Rules touch messages only: openings, ends and lags always have room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum WhenFull {
+    /// The line ends with the kind `Lagged` and comes back: what is in the queue can still be read, and the program takes a new snapshot.
+    /// The default, because a gap that nobody notices costs more than a reconnect.
+    #[default]
+    Disconnect,
+    /// The oldest message makes room, and `Lag` says how many were lost.
+    DropOldest,
+    /// The new message is dropped, and `Lag` says how many were lost.
+    DropNewest,
+    /// The reader waits for room. It reads nothing meanwhile, so pings go unanswered and the venue may close the line.
+    Block,
+}
+
+/// How much the events queue holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Bounds {
+    pub(crate) messages: usize,
+    pub(crate) bytes: usize,
+    pub(crate) when_full: WhenFull,
+}
+
+/// Notices (openings, ends, lags) have their own room beside the messages. A program that reads nothing through a thousand reconnects loses
+/// the oldest of them, and `Lag` says so.
+const NOTICES: usize = 1024;
+
+/// How many events a consumer takes out under one hold of the lock.
+const TAKE: usize = 64;
+
+/// How many payload bytes a consumer takes out under one hold of the lock, at least one event.
+const TAKE_BYTES: usize = 256 * 1024;
+
+/// How many payload bytes the reader gathers before it hands them over, at least one event.
+const GATHER_BYTES: usize = 64 * 1024;
+
+/// The queue itself, shared by the reader thread and whoever pulls.
+pub(crate) struct Queue {
+    bounds: Bounds,
+    inner: Mutex<Inner>,
+    /// Signalled when events come in and when the queue ends. Waits under `inner`.
+    readable: Condvar,
+    /// Rung when room appears while the reader is blocked. One ring is remembered, so none is lost.
+    room: (Ringer<()>, Receiver<()>),
+}
+
+#[derive(Default)]
+struct Inner {
+    events: VecDeque<Event>,
+    messages: usize,
+    bytes: usize,
+    /// How many threads wait for `readable`.
+    waiting: usize,
+    /// Whether the reader waits for room.
+    is_blocked: bool,
+    /// No event comes after those that are here.
+    is_ended: bool,
+    lost: u64,
+    lost_notices: u64,
+    /// Lent to `select!`; holds a ring whenever the queue is not empty. Dropped when the queue has ended and is empty.
+    bell: Option<Ringer<()>>,
+    lent: Option<Receiver<()>>,
+}
+
+impl Queue {
+    pub(crate) fn new(bounds: Bounds) -> Self {
+        Queue { bounds, inner: Mutex::default(), readable: Condvar::new(), room: bounded(1) }
+    }
+
+    /// How many events wait.
+    pub(crate) fn depth(&self) -> usize {
+        self.inner.lock().events.len()
+    }
+
+    /// Messages and notices lost so far.
+    pub(crate) fn lag(&self) -> Lag {
+        let inner = self.inner.lock();
+        Lag { lost: inner.lost, lost_notices: inner.lost_notices }
+    }
+
+    fn push_notice(&self, event: Event) {
+        let mut inner = self.inner.lock();
+        inner.push_notice(event);
+        self.tell(&mut inner);
+    }
+
+    /// Nothing comes after this.
+    fn end(&self) {
+        let mut inner = self.inner.lock();
+        inner.is_ended = true;
+        inner.hush_if_over();
+        self.readable.notify_all();
+    }
+
+    /// Moves a batch of messages in, as far as the rule lets it. Under `Block` it waits for room, until shutdown.
+    fn push_batch(&self, batch: &mut VecDeque<Event>, shutdown: &Shutdown) -> Result<(), Full> {
+        while !batch.is_empty() {
+            let mut inner = self.inner.lock();
+            let outcome = self.admit(&mut inner, batch);
+            self.tell(&mut inner);
+            match outcome {
+                Ok(()) => {}
+                Err(Stuck::Lagged) => return Err(Full),
+                Err(Stuck::NoRoom) => {
+                    inner.is_blocked = true;
+                    drop(inner);
+                    if !self.await_room(shutdown) {
+                        batch.clear();
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn admit(&self, inner: &mut Inner, batch: &mut VecDeque<Event>) -> Result<(), Stuck> {
+        while let Some(event) = batch.pop_front() {
+            let bytes = payload_bytes(&event);
+            if inner.has_room(bytes, &self.bounds) {
+                inner.push_message(event, bytes);
+                continue;
+            }
+            match self.bounds.when_full {
+                WhenFull::Block => {
+                    batch.push_front(event);
+                    return Err(Stuck::NoRoom);
+                }
+                WhenFull::DropNewest => inner.lose_newest(1),
+                WhenFull::DropOldest => {
+                    while !inner.has_room(bytes, &self.bounds) && inner.lose_oldest() {}
+                    inner.push_message(event, bytes);
+                }
+                WhenFull::Disconnect => {
+                    inner.lose_newest(1 + batch.len() as u64);
+                    batch.clear();
+                    return Err(Stuck::Lagged);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits for room; `false` when the client has to end instead.
+    fn await_room(&self, shutdown: &Shutdown) -> bool {
+        // The ring is remembered, so the period is a second line of defence only.
+        let woken = wait(shutdown, &self.room.1, Some(after(Instant::now(), Duration::from_millis(100))));
+        self.inner.lock().is_blocked = false;
+        !matches!(woken, Woken::Shutdown)
+    }
+
+    /// Wakes whoever waits for events.
+    fn tell(&self, inner: &mut Inner) {
+        if inner.events.is_empty() {
+            return;
+        }
+        inner.ring();
+        if inner.waiting > 0 {
+            self.readable.notify_one();
+        }
+    }
+
+    /// Moves some events into `taken`. Waits for the first until `until`; `None` waits for ever.
+    fn take(&self, taken: &mut VecDeque<Event>, until: Option<Instant>) -> Taken {
+        let mut inner = self.inner.lock();
+        while inner.events.is_empty() {
+            if inner.is_ended {
+                return Taken::Ended;
+            }
+            inner.waiting += 1;
+            let timed_out = match until {
+                Some(until) => self.readable.wait_until(&mut inner, until).timed_out(),
+                None => {
+                    self.readable.wait(&mut inner);
+                    false
+                }
+            };
+            inner.waiting -= 1;
+            if timed_out && inner.events.is_empty() {
+                return if inner.is_ended { Taken::Ended } else { Taken::Nothing };
+            }
+        }
+        let mut bytes = 0;
+        for _ in 0..TAKE {
+            let Some(event) = inner.pop() else { break };
+            bytes += payload_bytes(&event);
+            taken.push_back(event);
+            if bytes >= TAKE_BYTES {
+                break;
+            }
+        }
+        // Several may pull: what is left is for the next.
+        self.tell(&mut inner);
+        inner.hush_if_over();
+        if inner.is_blocked {
+            // Full means that the ring of an earlier moment is still there.
+            let _ = self.room.0.try_send(());
+        }
+        Taken::Some
+    }
+
+    /// Puts back what was taken and not used, in front.
+    fn put_back(&self, taken: &mut VecDeque<Event>) {
+        if taken.is_empty() {
+            return;
+        }
+        let mut inner = self.inner.lock();
+        while let Some(event) = taken.pop_back() {
+            if matches!(event, Event::Message(_)) {
+                inner.messages += 1;
+                inner.bytes += payload_bytes(&event);
+            }
+            inner.events.push_front(event);
+        }
+        self.tell(&mut inner);
+    }
+
+    /// The receiver for `select!`: see [`Events::ready`].
+    fn lend(&self) -> Receiver<()> {
+        let mut inner = self.inner.lock();
+        if let Some(lent) = &inner.lent {
+            return lent.clone();
+        }
+        let (bell, lent) = bounded(1);
+        inner.bell = Some(bell);
+        inner.lent = Some(lent.clone());
+        if !inner.events.is_empty() {
+            inner.ring();
+        }
+        inner.hush_if_over();
+        lent
+    }
+}
+
+/// Why a batch did not go in whole.
+enum Stuck {
+    NoRoom,
+    Lagged,
+}
+
+enum Taken {
+    Some,
+    Nothing,
+    Ended,
+}
+
+impl Inner {
+    fn has_room(&self, bytes: usize, bounds: &Bounds) -> bool {
+        // A message larger than the whole bound is let into an empty queue: it could never be delivered otherwise.
+        self.messages == 0 || (self.messages < bounds.messages && self.bytes.saturating_add(bytes) <= bounds.bytes)
+    }
+
+    fn push_message(&mut self, event: Event, bytes: usize) {
+        self.messages += 1;
+        self.bytes += bytes;
+        self.events.push_back(event);
+    }
+
+    fn push_notice(&mut self, event: Event) {
+        if self.events.len() - self.messages >= NOTICES {
+            let oldest = self.events.iter().position(|event| !matches!(event, Event::Message(_) | Event::Lag(_)));
+            if let Some(oldest) = oldest {
+                self.events.remove(oldest);
+                self.lost_notices += 1;
+                self.note_loss(oldest, 0, 1);
+            }
+        }
+        self.events.push_back(event);
+    }
+
+    fn lose_newest(&mut self, count: u64) {
+        self.lost += count;
+        self.note_loss(self.events.len(), count, 0);
+    }
+
+    /// Removes the oldest message; `false` when there is none.
+    fn lose_oldest(&mut self) -> bool {
+        let Some(oldest) = self.events.iter().position(|event| matches!(event, Event::Message(_))) else { return false };
+        let Some(event) = self.events.remove(oldest) else { return false };
+        self.messages -= 1;
+        self.bytes -= payload_bytes(&event);
+        self.lost += 1;
+        self.note_loss(oldest, 1, 0);
+        true
+    }
+
+    /// Counts a loss in the lag just before or at `place`, or puts a new one there.
+    fn note_loss(&mut self, place: usize, messages: u64, notices: u64) {
+        for near in [place.checked_sub(1), Some(place)].into_iter().flatten() {
+            if let Some(Event::Lag(lag)) = self.events.get_mut(near) {
+                lag.lost += messages;
+                lag.lost_notices += notices;
+                return;
+            }
+        }
+        self.events.insert(place, Event::Lag(Lag { lost: messages, lost_notices: notices }));
+    }
+
+    fn pop(&mut self) -> Option<Event> {
+        let event = self.events.pop_front()?;
+        if matches!(event, Event::Message(_)) {
+            self.messages -= 1;
+            self.bytes -= payload_bytes(&event);
+        }
+        Some(event)
+    }
+
+    fn ring(&mut self) {
+        if let Some(bell) = &self.bell {
+            // Full means that it rings already.
+            let _ = bell.try_send(());
+        }
+    }
+
+    /// Lets the lent receiver disconnect once nothing can come any more.
+    fn hush_if_over(&mut self) {
+        if self.is_ended && self.events.is_empty() {
+            self.bell = None;
+        }
+    }
+}
+
+fn payload_bytes(event: &Event) -> usize {
+    match event {
+        Event::Message(message) => message.bytes().len(),
+        _ => 0,
+    }
+}
+
+/// What has happened to a client, pulled: a blocking iterator that ends when the client has stopped and everything has been read.
+///
+/// Borrowed from a [`Client`](crate::Client). Several may exist, in several threads; each event goes to one of them.
+pub struct Events<'a> {
+    queue: &'a Queue,
+    /// Taken out and not yet handed on; put back on drop.
+    taken: VecDeque<Event>,
+}
+
+/// Why [`Events::try_next`] or [`Events::next_within`] has no event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum NoEvent {
+    /// None has come yet.
+    Yet,
+    /// The client has ended and everything has been read.
+    Ended,
+}
+
+impl<'a> Events<'a> {
+    pub(crate) fn new(queue: &'a Queue) -> Self {
+        Events { queue, taken: VecDeque::new() }
+    }
+
+    /// The next event, waiting for it `within` at most.
+    ///
+    /// # Errors
+    /// [`NoEvent::Yet`] when none came in time, [`NoEvent::Ended`] when none will come any more.
+    pub fn next_within(&mut self, within: Duration) -> Result<Event, NoEvent> {
+        self.next_until(|| Some(after(Instant::now(), within)))
+    }
+
+    /// The next event if it is there already.
+    ///
+    /// # Errors
+    /// As [`next_within`](Events::next_within).
+    pub fn try_next(&mut self) -> Result<Event, NoEvent> {
+        self.next_within(Duration::ZERO)
+    }
+
+    /// A receiver for crossbeam's `select!`, that is ready whenever an event is: then call [`try_next`](Events::try_next) until it has none.
+    ///
+    /// It disconnects, which makes it ready too, when the client has ended and everything has been read. The events themselves stay in the
+    /// queue until they are taken, so that its bounds hold.
+    pub fn ready(&self) -> Receiver<()> {
+        self.queue.lend()
+    }
+
+    #[inline]
+    fn next_until(&mut self, until: impl FnOnce() -> Option<Instant>) -> Result<Event, NoEvent> {
+        if let Some(event) = self.taken.pop_front() {
+            return Ok(event);
+        }
+        match self.queue.take(&mut self.taken, until()) {
+            Taken::Some => self.taken.pop_front().ok_or(NoEvent::Yet),
+            Taken::Nothing => Err(NoEvent::Yet),
+            Taken::Ended => Err(NoEvent::Ended),
+        }
+    }
+}
+
+impl Iterator for Events<'_> {
+    type Item = Event;
+
+    fn next(&mut self) -> Option<Event> {
+        self.next_until(|| None).ok()
+    }
+}
+
+impl Drop for Events<'_> {
+    fn drop(&mut self) {
+        self.queue.put_back(&mut self.taken);
+    }
+}
+
+impl std::fmt::Debug for Events<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Events").field("waiting", &(self.queue.depth() + self.taken.len())).finish()
+    }
+}
+
+/// The delivery that feeds the queue.
+pub(crate) struct Pull {
+    queue: Arc<Queue>,
+    shutdown: Shutdown,
+    /// Messages of this `recv`, handed over together: one lock and one wake-up for all of them.
+    batch: VecDeque<Event>,
+    bytes: usize,
+    is_full: bool,
+}
+
+impl Pull {
+    pub(crate) fn new(queue: Arc<Queue>, shutdown: Shutdown) -> Self {
+        Pull { queue, shutdown, batch: VecDeque::new(), bytes: 0, is_full: false }
+    }
+
+    fn hand_over(&mut self) {
+        self.bytes = 0;
+        if self.queue.push_batch(&mut self.batch, &self.shutdown).is_err() {
+            self.is_full = true;
+        }
+    }
+}
+
+impl Delivery for Pull {
+    fn opened(&mut self, line: &mut Line<'_>) {
+        let opened: Opened = line.opening().clone();
+        self.is_full = false;
+        self.queue.push_notice(Event::Opened(opened));
+    }
+
+    #[inline]
+    fn message(&mut self, _line: &mut Line<'_>, message: MessageRef<'_>) {
+        self.bytes += message.bytes().len();
+        self.batch.push_back(Event::Message(message.to_owned()));
+        if self.bytes >= GATHER_BYTES {
+            self.hand_over();
+        }
+    }
+
+    fn batch_over(&mut self) -> Result<(), Full> {
+        if !self.batch.is_empty() {
+            self.hand_over();
+        }
+        if self.is_full { Err(Full) } else { Ok(()) }
+    }
+
+    fn disconnected(&mut self, disconnect: &Disconnect) {
+        self.queue.push_notice(Event::Disconnected(disconnect.clone()));
+    }
+
+    fn dial_failed(&mut self, failure: &DialFailure) {
+        self.queue.push_notice(Event::DialFailed(failure.clone()));
+    }
+
+    fn stopped(&mut self, stopped: &Stopped) {
+        self.queue.push_notice(Event::Stopped(stopped.clone()));
+    }
+
+    fn lag(&self) -> Lag {
+        self.queue.lag()
+    }
+}
+
+impl Drop for Pull {
+    /// Whatever ended the reader, whoever pulls must not wait for ever.
+    fn drop(&mut self) {
+        self.queue.end();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Error;
+    use crate::event::Payload;
+    use crate::lifecycle::Lifecycle;
+
+    fn queue(messages: usize, when_full: WhenFull) -> Queue {
+        Queue::new(Bounds { messages, bytes: 1000, when_full })
+    }
+
+    fn message(text: &str) -> Event {
+        Event::Message(MessageRef::new(Payload::Text(text), 1, Instant::now()).to_owned())
+    }
+
+    fn notice() -> Event {
+        Event::Stopped(Stopped { reason: Error::stopped() })
+    }
+
+    fn push(queue: &Queue, texts: &[&str]) -> Result<(), Full> {
+        let lifecycle = Lifecycle::new(None);
+        let mut batch = texts.iter().map(|text| message(text)).collect();
+        queue.push_batch(&mut batch, &lifecycle.shutdown_signal())
+    }
+
+    /// Everything in the queue, in short: the text of messages, `lost/notices` of lags, `*` for notices.
+    fn drain(queue: &Queue) -> Vec<String> {
+        let mut events = Events::new(queue);
+        std::iter::from_fn(|| events.try_next().ok())
+            .map(|event| match event {
+                Event::Message(message) => message.into_text().expect("all are text"),
+                Event::Lag(lag) => format!("{}/{}", lag.lost, lag.lost_notices),
+                _ => "*".to_owned(),
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_full_queue_that_disconnects_keeps_what_it_has_and_counts_the_rest() {
+        let queue = queue(2, WhenFull::Disconnect);
+        assert!(push(&queue, &["a", "b", "c", "d"]).is_err());
+        queue.push_notice(notice());
+        assert_eq!(queue.lag().lost, 2);
+        assert_eq!(drain(&queue), ["a", "b", "2/0", "*"]);
+    }
+
+    #[test]
+    fn dropping_the_oldest_puts_the_lag_where_they_were() {
+        let queue = queue(2, WhenFull::DropOldest);
+        queue.push_notice(notice());
+        assert!(push(&queue, &["a", "b", "c", "d"]).is_ok());
+        queue.push_notice(notice());
+        assert!(push(&queue, &["e"]).is_ok());
+        assert_eq!(drain(&queue), ["*", "3/0", "d", "*", "e"]);
+    }
+
+    #[test]
+    fn dropping_the_newest_puts_the_lag_behind_those_that_stay() {
+        let queue = queue(2, WhenFull::DropNewest);
+        assert!(push(&queue, &["a", "b", "c"]).is_ok());
+        assert!(push(&queue, &["d"]).is_ok());
+        queue.push_notice(notice());
+        assert!(push(&queue, &["e"]).is_ok());
+        assert_eq!(drain(&queue), ["a", "b", "2/0", "*", "1/0"]);
+    }
+
+    #[test]
+    fn bytes_are_bounded_too_and_a_giant_goes_into_an_empty_queue() {
+        let queue = queue(100, WhenFull::DropNewest);
+        let giant = "g".repeat(2000);
+        assert!(push(&queue, &[&giant, "a"]).is_ok());
+        let events = drain(&queue);
+        assert_eq!(events, [giant.as_str(), "1/0"]);
+        let half = "h".repeat(600);
+        assert!(push(&queue, &[&half, &half]).is_ok());
+        assert_eq!(drain(&queue), [half.as_str(), "1/0"]);
+    }
+
+    #[test]
+    fn notices_are_bounded_and_their_loss_is_told() {
+        let queue = queue(2, WhenFull::Disconnect);
+        for _ in 0..NOTICES + 10 {
+            queue.push_notice(notice());
+        }
+        let events = drain(&queue);
+        assert!(events.len() <= NOTICES + 1, "{}", events.len());
+        assert_eq!(events[0], "0/11");
+    }
+
+    #[test]
+    fn a_blocked_reader_goes_on_when_there_is_room_and_loses_nothing() {
+        let queue = Arc::new(queue(2, WhenFull::Block));
+        let pushing = Arc::clone(&queue);
+        let thread = std::thread::spawn(move || {
+            let result = push(&pushing, &["a", "b", "c", "d", "e"]);
+            pushing.end();
+            result
+        });
+        let texts: Vec<_> = Events::new(&queue)
+            .map(|event| match event {
+                Event::Message(message) => message.into_text().expect("all are text"),
+                other => panic!("{other:?}"),
+            })
+            .collect();
+        assert_eq!(texts, ["a", "b", "c", "d", "e"]);
+        assert!(thread.join().expect("it does not panic").is_ok());
+    }
+
+    #[test]
+    fn a_blocked_reader_ends_on_shutdown() {
+        let queue = queue(1, WhenFull::Block);
+        let lifecycle = Lifecycle::new(None);
+        let shutdown = lifecycle.shutdown_signal();
+        std::thread::scope(|scope| {
+            let mut batch = VecDeque::from([message("a"), message("b")]);
+            let pushing = scope.spawn(|| queue.push_batch(&mut batch, &shutdown));
+            lifecycle.shutdown();
+            assert!(pushing.join().expect("it does not panic").is_ok());
+        });
+    }
+
+    #[test]
+    fn what_was_taken_and_not_read_is_there_for_the_next() {
+        let queue = queue(10, WhenFull::Disconnect);
+        assert!(push(&queue, &["a", "b", "c"]).is_ok());
+        assert!(Events::new(&queue).next().is_some());
+        assert_eq!(drain(&queue), ["b", "c"]);
+    }
+
+    #[test]
+    fn the_lent_receiver_is_ready_while_there_are_events_and_disconnects_at_the_end() {
+        let queue = queue(200, WhenFull::Disconnect);
+        let mut events = Events::new(&queue);
+        let ready = events.ready();
+        assert!(ready.is_empty());
+        let texts = vec!["x"; 150];
+        assert!(push(&queue, &texts).is_ok());
+        let mut seen = 0;
+        while ready.try_recv().is_ok() {
+            while events.try_next().is_ok() {
+                seen += 1;
+            }
+        }
+        assert_eq!(seen, 150);
+        queue.end();
+        assert_eq!(ready.recv(), Err(crossbeam_channel::RecvError));
+        assert_eq!(events.try_next().expect_err("nothing is left"), NoEvent::Ended);
+        assert_eq!(events.ready().recv(), Err(crossbeam_channel::RecvError));
+    }
+}

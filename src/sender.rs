@@ -1,0 +1,157 @@
+//! What may be kept and moved to any thread: to send, and to stop.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::board::{Board, State};
+use crate::error::{BatchError, Error, ErrorKind, SendError};
+use crate::event::Payload;
+use crate::lifecycle::StopReport;
+use crate::line::OpenLine;
+use crate::timing::Deadline;
+
+/// The proof that the kernel took a message whole. It proves nothing about the peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Receipt {
+    /// The epoch of the line that it went by.
+    pub epoch: u64,
+    /// Its number among the messages of that epoch, from 1. For a batch, that of its last message.
+    /// [`Disconnect::confirmed`](crate::Disconnect::confirmed) counts in these.
+    pub sequence: u64,
+}
+
+/// Sends on whatever line is open at the time. Cheap to clone, and usable from any thread.
+///
+/// A send writes to the socket on the calling thread. It waits for the kernel to have room, and for other senders, `send_within` at most
+/// (5 s by default). Nothing is ever queued: while no line is open, sends fail with `NotSent` at once.
+///
+/// A sender does not keep the client alive, and outlives it harmlessly: its sends then fail with `NotSent` and the kind `Stopped`.
+#[derive(Clone)]
+pub struct Sender {
+    board: Arc<Board>,
+}
+
+impl Sender {
+    pub(crate) fn new(board: Arc<Board>) -> Self {
+        Sender { board }
+    }
+
+    /// Sends a text message.
+    ///
+    /// `Ok` means that the kernel took all of it, which proves nothing about the peer.
+    ///
+    /// # Errors
+    /// [`SendError::NotSent`]: no byte was taken, sending again is safe. [`SendError::Unknown`]: part of it was, the line has been severed,
+    /// ask the venue. Their reasons: `Timeout` (`send_within` ran out), `Connect` (no line is open), `Closed` (the line is ending), `Stopped`
+    /// (the client has ended), `Io`.
+    pub fn send_text(&self, text: &str) -> Result<Receipt, SendError> {
+        self.send_on(self.line()?.as_ref(), Payload::Text(text))
+    }
+
+    /// Sends a binary message. See [`send_text`](Sender::send_text).
+    ///
+    /// # Errors
+    /// As [`send_text`](Sender::send_text).
+    pub fn send_binary(&self, bytes: &[u8]) -> Result<Receipt, SendError> {
+        self.send_on(self.line()?.as_ref(), Payload::Binary(bytes))
+    }
+
+    /// Sends several messages in order, by one system call for every 64 KiB of them, under one budget. The receipt is the last one's.
+    ///
+    /// # Errors
+    /// [`BatchError`]: how many went whole, and what became of the next. An empty batch is refused with `Config`.
+    pub fn send_batch(&self, messages: &[Payload<'_>]) -> Result<Receipt, BatchError> {
+        let line = self.line().map_err(|next| BatchError { sent: 0, next })?;
+        self.send_batch_on(&line, messages)
+    }
+
+    /// Has the heart send a ping frame at once; its pong counts for the round-trip time and confirms what was sent before it.
+    /// Returns before the ping is written.
+    ///
+    /// # Errors
+    /// `NotSent`, when no line is open.
+    pub fn ping(&self) -> Result<(), SendError> {
+        self.ping_on(self.line()?.as_ref())
+    }
+
+    /// The state of the client.
+    pub fn state(&self) -> State {
+        self.board.state()
+    }
+
+    /// What can stop the client.
+    pub fn stopper(&self) -> Stopper {
+        Stopper { board: Arc::clone(&self.board) }
+    }
+
+    pub(crate) fn send_text_on(&self, line: &OpenLine, text: &str) -> Result<Receipt, SendError> {
+        self.send_on(line, Payload::Text(text))
+    }
+
+    pub(crate) fn send_binary_on(&self, line: &OpenLine, bytes: &[u8]) -> Result<Receipt, SendError> {
+        self.send_on(line, Payload::Binary(bytes))
+    }
+
+    pub(crate) fn send_batch_on(&self, line: &OpenLine, messages: &[Payload<'_>]) -> Result<Receipt, BatchError> {
+        if messages.is_empty() {
+            let reason = Error::new(ErrorKind::Config, "a batch of no messages: give it at least one");
+            return Err(BatchError { sent: 0, next: SendError::NotSent(reason) });
+        }
+        let sent = line.send_batch(messages, self.deadline())?;
+        Ok(Receipt { epoch: line.epoch, sequence: sent.sequence })
+    }
+
+    pub(crate) fn ping_on(&self, line: &OpenLine) -> Result<(), SendError> {
+        line.ask_for_ping();
+        Ok(())
+    }
+
+    fn send_on(&self, line: &OpenLine, payload: Payload<'_>) -> Result<Receipt, SendError> {
+        let sent = line.send(payload, self.deadline())?;
+        Ok(Receipt { epoch: line.epoch, sequence: sent.sequence })
+    }
+
+    fn line(&self) -> Result<Arc<OpenLine>, SendError> {
+        self.board.open_line().map_err(SendError::NotSent)
+    }
+
+    fn deadline(&self) -> Deadline {
+        Deadline::new("send_within", self.board.send_within, Instant::now())
+    }
+}
+
+impl fmt::Debug for Sender {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sender").field("state", &self.state()).finish_non_exhaustive()
+    }
+}
+
+/// Stops a client, from any thread. Cheap to clone.
+#[derive(Clone)]
+pub struct Stopper {
+    board: Arc<Board>,
+}
+
+impl Stopper {
+    /// Stops the client and waits until its threads have ended, `within` at most. See [`Client::stop`](crate::Client::stop).
+    pub fn stop(&self, within: Duration) -> StopReport {
+        self.board.stop(within)
+    }
+
+    /// Tells the client to stop and returns at once. Waiting is left to `stop` or to the drop of the client.
+    pub fn signal(&self) {
+        self.board.signal_stop(Duration::MAX);
+    }
+
+    /// Whether the client has been told to stop, or has ended by itself.
+    pub fn is_stopping(&self) -> bool {
+        self.board.shutdown.is_requested()
+    }
+}
+
+impl fmt::Debug for Stopper {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stopper").field("is_stopping", &self.is_stopping()).finish()
+    }
+}

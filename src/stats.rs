@@ -1,0 +1,156 @@
+//! What a client has counted: written as it goes, read at any time.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+
+use crate::error::ErrorKind;
+
+/// Figures of one client since it was made. A snapshot: the figures in it were read one after the other.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct Stats {
+    /// Data messages received.
+    pub messages_received: u64,
+    /// Payload bytes of data messages received, after inflating.
+    pub bytes_received: u64,
+    /// Data messages that the kernel took whole.
+    pub messages_sent: u64,
+    /// Bytes of their frames.
+    pub bytes_sent: u64,
+    /// How many lines have been opened.
+    pub epochs: u64,
+    /// How many lines have ended, by what ended them.
+    pub drops: BTreeMap<&'static str, u64>,
+    /// How many dials have failed.
+    pub failed_dials: u64,
+    /// How long ago the last byte came; `None` while no line is open.
+    pub last_byte_age: Option<Duration>,
+    /// Round-trip times of pings, over all lines.
+    pub round_trip: RoundTrip,
+    /// Events that wait in the queue. 0 for a client with a handler.
+    pub queue_depth: usize,
+    /// Messages lost to a full queue.
+    pub messages_lost: u64,
+}
+
+/// Round-trip times of ping frames: from the write of a ping to the `recv` that brought its pong.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RoundTrip {
+    /// How many were measured. The others are zero while this is.
+    pub count: u64,
+    /// The latest.
+    pub last: Duration,
+    /// The shortest.
+    pub min: Duration,
+    /// The mean of all.
+    pub mean: Duration,
+    /// The longest.
+    pub max: Duration,
+}
+
+/// The counters behind [`Stats`].
+#[derive(Default)]
+pub(crate) struct Counters {
+    messages_received: AtomicU64,
+    bytes_received: AtomicU64,
+    messages_sent: AtomicU64,
+    bytes_sent: AtomicU64,
+    epochs: AtomicU64,
+    failed_dials: AtomicU64,
+    /// Touched once per line and once per pong.
+    rare: Mutex<Rare>,
+}
+
+#[derive(Default)]
+struct Rare {
+    drops: BTreeMap<&'static str, u64>,
+    round_trip: RoundTrip,
+    round_trips: Duration,
+}
+
+impl Counters {
+    /// Counts a batch. Only the reader calls this, once per `recv`.
+    pub(crate) fn received(&self, messages: u64, bytes: u64) {
+        self.messages_received.fetch_add(messages, Ordering::Relaxed);
+        self.bytes_received.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn sent(&self, messages: u64, bytes: usize) {
+        self.messages_sent.fetch_add(messages, Ordering::Relaxed);
+        self.bytes_sent.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn opened(&self) {
+        self.epochs.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn dial_failed(&self) {
+        self.failed_dials.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn dropped(&self, kind: ErrorKind) {
+        *self.rare.lock().drops.entry(kind.as_str()).or_default() += 1;
+    }
+
+    pub(crate) fn round_trip(&self, time: Duration) {
+        let mut rare = self.rare.lock();
+        rare.round_trips += time;
+        let total = rare.round_trips;
+        let trip = &mut rare.round_trip;
+        trip.min = if trip.count == 0 { time } else { trip.min.min(time) };
+        trip.max = trip.max.max(time);
+        trip.last = time;
+        trip.count += 1;
+        trip.mean = Duration::from_nanos((total.as_nanos() / u128::from(trip.count)) as u64);
+    }
+
+    /// The figures that are counted here; the rest is the caller's to fill in.
+    pub(crate) fn snapshot(&self) -> Stats {
+        let rare = self.rare.lock();
+        Stats {
+            messages_received: self.messages_received.load(Ordering::Relaxed),
+            bytes_received: self.bytes_received.load(Ordering::Relaxed),
+            messages_sent: self.messages_sent.load(Ordering::Relaxed),
+            bytes_sent: self.bytes_sent.load(Ordering::Relaxed),
+            epochs: self.epochs.load(Ordering::Relaxed),
+            failed_dials: self.failed_dials.load(Ordering::Relaxed),
+            drops: rare.drops.clone(),
+            round_trip: rare.round_trip,
+            ..Stats::default()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn round_trips_keep_their_extremes_and_their_mean() {
+        let counters = Counters::default();
+        for millis in [5, 1, 9] {
+            counters.round_trip(Duration::from_millis(millis));
+        }
+        let expected = RoundTrip {
+            count: 3,
+            last: Duration::from_millis(9),
+            min: Duration::from_millis(1),
+            mean: Duration::from_millis(5),
+            max: Duration::from_millis(9),
+        };
+        assert_eq!(counters.snapshot().round_trip, expected);
+    }
+
+    #[test]
+    fn drops_are_counted_by_kind() {
+        let counters = Counters::default();
+        counters.dropped(ErrorKind::Closed);
+        counters.dropped(ErrorKind::Closed);
+        counters.dropped(ErrorKind::PongTimeout);
+        let drops = counters.snapshot().drops;
+        assert_eq!((drops["closed"], drops["pong_timeout"]), (2, 1));
+    }
+}
