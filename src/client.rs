@@ -131,11 +131,8 @@ impl Builder {
             board: Arc::clone(&board),
             delivery: PhantomData,
         };
-        let dial = DialSettings {
-            resolver: settings.resolver.clone(),
-            tcp: settings.tcp.clone(),
-            tls: settings.tls.clone(),
-        };
+        let dial =
+            DialSettings { resolver: settings.resolver.clone(), tcp: settings.tcp.clone(), tls: settings.tls.clone() };
         let dialler = Dialler::new(dial, Arc::clone(&board.lifecycle));
         let (reading, reader) = bounded(0);
         let heart = Heart::new(Arc::clone(&board), bell, reader, settings);

@@ -159,13 +159,14 @@ impl Error {
         Self::build(kind, doing.into(), None, Some(source.into()))
     }
 
-    /// An error that a retry has been shown not to mend: a certificate refused twice in a row, for example.
-    pub(crate) fn caused_for_good(
-        kind: ErrorKind,
-        doing: impl Into<Cow<'static, str>>,
-        source: impl Into<Box<dyn StdError + Send + Sync>>,
-    ) -> Self {
-        Self::build(kind, doing.into(), Some(Detail::Final), Some(source.into()))
+    /// The same error, which a retry has been shown not to mend: a certificate refused twice in a row, for example.
+    pub(crate) fn for_good(self) -> Self {
+        let doing = self.0.doing.clone();
+        // What it was is its own cause now; `Display` says it once.
+        match Arc::try_unwrap(self.0) {
+            Ok(repr) => Self::build(repr.kind, doing, Some(Detail::Final), repr.source),
+            Err(shared) => Self::build(shared.kind, doing, Some(Detail::Final), None),
+        }
     }
 
     pub(crate) fn config(what: impl Into<Cow<'static, str>>) -> Self {

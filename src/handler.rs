@@ -1,12 +1,12 @@
 //! Where messages go: the user's handler, called on the reader thread.
 
 use std::fmt;
+use std::sync::Arc;
 
 use crate::error::{BatchError, SendError};
-use crate::event::{DialFailure, Disconnect, Lag, MessageRef, Opened, Stopped};
+use crate::event::{DialFailure, Disconnect, MessageRef, Opened, Payload, Stopped};
 use crate::line::OpenLine;
 use crate::sender::{Receipt, Sender, Stopper};
-use std::sync::Arc;
 
 /// What a program does with what comes.
 ///
@@ -97,7 +97,7 @@ impl<'a> Line<'a> {
     ///
     /// # Errors
     /// As [`Sender::send_batch`].
-    pub fn send_batch(&mut self, messages: &[crate::event::Payload<'_>]) -> Result<Receipt, BatchError> {
+    pub fn send_batch(&mut self, messages: &[Payload<'_>]) -> Result<Receipt, BatchError> {
         self.sender.send_batch_on(self.line, messages)
     }
 
@@ -146,10 +146,6 @@ pub(crate) trait Delivery: Send + 'static {
     fn disconnected(&mut self, disconnect: &Disconnect);
     fn dial_failed(&mut self, failure: &DialFailure);
     fn stopped(&mut self, stopped: &Stopped);
-    /// Messages lost to a full queue so far.
-    fn lag(&self) -> Lag {
-        Lag { lost: 0, lost_notices: 0 }
-    }
 }
 
 /// The events queue is full and the line has to end.

@@ -161,7 +161,9 @@ impl Heart {
                 Ok(text) => patient.owed_app_ping = Some(text),
                 Err(panic) => {
                     self.board.keep_panic(panic);
-                    patient.line.sever(Error::new(ErrorKind::HandlerPanicked, "the maker of application pings panicked"));
+                    patient
+                        .line
+                        .sever(Error::new(ErrorKind::HandlerPanicked, "the maker of application pings panicked"));
                     return Ok(true);
                 }
             }

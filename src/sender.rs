@@ -30,11 +30,19 @@ pub struct Receipt {
 #[derive(Clone)]
 pub struct Sender {
     board: Arc<Board>,
+    /// The one epoch to send on.
+    epoch: Option<u64>,
 }
 
 impl Sender {
     pub(crate) fn new(board: Arc<Board>) -> Self {
-        Sender { board }
+        Sender { board, epoch: None }
+    }
+
+    /// A sender for the line of one epoch, that never sends on a later one: what was decided on one line's data must not leave by another.
+    /// Once that line has ended its sends fail with `NotSent`.
+    pub fn pinned_to(&self, epoch: u64) -> Sender {
+        Sender { board: Arc::clone(&self.board), epoch: Some(epoch) }
     }
 
     /// Sends a text message.
@@ -113,7 +121,14 @@ impl Sender {
     }
 
     fn line(&self) -> Result<Arc<OpenLine>, SendError> {
-        self.board.open_line().map_err(SendError::NotSent)
+        let line = self.board.open_line().map_err(SendError::NotSent)?;
+        match self.epoch {
+            Some(epoch) if epoch != line.epoch => {
+                let doing = format!("the line of epoch {epoch} has ended, this is epoch {}", line.epoch);
+                Err(SendError::NotSent(Error::new(ErrorKind::Closed, doing)))
+            }
+            _ => Ok(line),
+        }
     }
 
     fn deadline(&self) -> Deadline {

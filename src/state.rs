@@ -79,9 +79,16 @@ pub(crate) enum Action {
     Nothing,
     TellOpened,
     /// The dial failed; the next one starts after `retry_in`, or never.
-    TellFailed { attempt: u32, error: Error, retry_in: Option<Duration> },
+    TellFailed {
+        attempt: u32,
+        error: Error,
+        retry_in: Option<Duration>,
+    },
     /// The line ended; the next dial starts after `retry_in`, or never.
-    TellEnded { error: Error, retry_in: Option<Duration> },
+    TellEnded {
+        error: Error,
+        retry_in: Option<Duration>,
+    },
 }
 
 /// The settings that the machine obeys.
@@ -122,14 +129,20 @@ impl Life {
                 let error = setback.error.clone();
                 let then = rules.after(setback, if stable { 0 } else { attempt }, now);
                 let retry_in = then.retry_in(now);
-                let life =
-                    if polite { Life::Ending { until: after(now, rules.close_within), then } } else { then.into_life() };
+                let life = if polite {
+                    Life::Ending { until: after(now, rules.close_within), then }
+                } else {
+                    then.into_life()
+                };
                 (life, Action::TellEnded { error, retry_in })
             }
             (Life::Open { .. }, Input::Stop) => {
                 let error = Error::stopped();
                 let then = Then::Closed { reason: error.clone() };
-                (Life::Ending { until: after(now, rules.close_within), then }, Action::TellEnded { error, retry_in: None })
+                (
+                    Life::Ending { until: after(now, rules.close_within), then },
+                    Action::TellEnded { error, retry_in: None },
+                )
             }
 
             (Life::Ending { then, .. }, Input::Due) => (then.into_life(), Action::Nothing),
@@ -286,7 +299,9 @@ mod tests {
     fn attempt_resets_only_after_a_stable_line() {
         fn attempt_of(life: &Life) -> Option<u32> {
             match life {
-                Life::Connecting { attempt } | Life::Open { attempt, .. } | Life::Waiting { attempt, .. } => Some(*attempt),
+                Life::Connecting { attempt } | Life::Open { attempt, .. } | Life::Waiting { attempt, .. } => {
+                    Some(*attempt)
+                }
                 Life::Ending { then: Then::Retry { attempt, .. }, .. } => Some(*attempt),
                 _ => None,
             }
@@ -324,8 +339,7 @@ mod tests {
     #[test]
     fn retry_after_is_a_floor_under_the_backoff() {
         let now = Instant::now();
-        let (_, action) =
-            Life::new().on(Input::Failed(setback(Verdict::RetryAfter(7000 * MS))), now, &RULES);
+        let (_, action) = Life::new().on(Input::Failed(setback(Verdict::RetryAfter(7000 * MS))), now, &RULES);
         assert!(matches!(action, Action::TellFailed { retry_in: Some(wait), .. } if wait == 7000 * MS));
         let (_, action) = Life::new().on(Input::Failed(setback(Verdict::RetryAfter(MS))), now, &RULES);
         assert!(matches!(action, Action::TellFailed { retry_in: Some(wait), .. } if wait == 100 * MS));

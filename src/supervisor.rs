@@ -148,9 +148,9 @@ impl<D: Delivery> Supervisor<D> {
         let offer = settings.deflate.as_ref().map(|deflate| deflate.offer());
         let dialled = self.dialler.dial(&target, offer.as_deref(), &pair, deadline)?;
         let agreed = match &settings.deflate {
-            Some(deflate) => deflate
-                .accept(&dialled.opening.extensions)
-                .map_err(|what| Error::new(ErrorKind::Upgrade, format!("{target} answered the extension offer wrongly: {what}")))?,
+            Some(deflate) => deflate.accept(&dialled.opening.extensions).map_err(|what| {
+                Error::new(ErrorKind::Upgrade, format!("{target} answered the extension offer wrongly: {what}"))
+            })?,
             None => None,
         };
         let opened = Opened {

@@ -141,13 +141,7 @@ impl Talk {
     }
 
     /// Hands over every message that the buffer holds.
-    fn deliver(
-        &mut self,
-        delivery: &mut impl Delivery,
-        sender: &Sender,
-        shutdown: &Shutdown,
-        now: Instant,
-    ) -> Batch {
+    fn deliver(&mut self, delivery: &mut impl Delivery, sender: &Sender, shutdown: &Shutdown, now: Instant) -> Batch {
         let Talk { line, opened, buffer, assembler, app_ping, .. } = self;
         let is_reply = app_ping.as_ref().and_then(|ping| ping.is_reply.as_deref());
         let mut view = Line::new(line, opened, sender);
@@ -191,11 +185,7 @@ impl Talk {
 
     /// What a batch means for the line: the outer `None` for a stop, the inner for going on.
     #[expect(clippy::option_option, reason = "stopped, going on, over: three different answers")]
-    fn judge(
-        &self,
-        batch: Result<Batch, Box<dyn Any + Send>>,
-        shutdown: &Shutdown,
-    ) -> Option<Option<TalkOver>> {
+    fn judge(&self, batch: Result<Batch, Box<dyn Any + Send>>, shutdown: &Shutdown) -> Option<Option<TalkOver>> {
         let batch = match batch {
             Ok(batch) => batch,
             Err(panic) => {
@@ -208,7 +198,8 @@ impl Talk {
             Batch::Halt if shutdown.is_requested() => return None,
             Batch::Halt => self.ended(None),
             Batch::Closed(close) => {
-                let error = Error::closed(close.clone(), format!("{} closed the line with code {}", self.peer, close.code));
+                let error =
+                    Error::closed(close.clone(), format!("{} closed the line with code {}", self.peer, close.code));
                 self.line.note_peer_close(close.clone());
                 // RFC 6455 section 5.5.1: the answer repeats the code. 1005 stands for none.
                 let code = Some(close.code).filter(|&code| code != 1005);
@@ -217,11 +208,13 @@ impl Talk {
             Batch::Breach(breach) => {
                 let code = u16::from(breach.code);
                 let kind = if breach.code == CloseCode::Size { ErrorKind::TooBig } else { ErrorKind::Protocol };
-                let error = Error::new(kind, format!("{} broke the protocol (code {code}): {}", self.peer, breach.what));
+                let error =
+                    Error::new(kind, format!("{} broke the protocol (code {code}): {}", self.peer, breach.what));
                 TalkOver::politely(error, code, "")
             }
             Batch::Full => {
-                let error = Error::new(ErrorKind::Lagged, "the events queue was full: read faster, or choose another rule");
+                let error =
+                    Error::new(ErrorKind::Lagged, "the events queue was full: read faster, or choose another rule");
                 TalkOver::politely(error, 1001, "")
             }
         };

@@ -131,8 +131,7 @@ pub(crate) enum Attempt {
 impl Duplex {
     /// `socket` is blocking; `tls` has finished its handshake.
     pub(crate) fn new(socket: Socket, tls: Option<TlsStream<Pipe>>) -> Self {
-        let tls =
-            tls.map(|stream| Tls { engine: Mutex::new(Engine { stream, feedings: 0 }), fed: Condvar::new() });
+        let tls = tls.map(|stream| Tls { engine: Mutex::new(Engine { stream, feedings: 0 }), fed: Condvar::new() });
         Duplex { socket, tls, is_severed: AtomicBool::new(false) }
     }
 
@@ -191,8 +190,12 @@ impl Duplex {
         match &self.tls {
             None => {
                 let mut taken = 0;
-                self.send_all(&mut wire.was_full, bytes, &mut taken, deadline)
-                    .map_err(|why| Cut { taken, is_torn: false, is_fatal: matches!(why, CutBy::System(_)), why })
+                self.send_all(&mut wire.was_full, bytes, &mut taken, deadline).map_err(|why| Cut {
+                    taken,
+                    is_torn: false,
+                    is_fatal: matches!(why, CutBy::System(_)),
+                    why,
+                })
             }
             Some(tls) => self.transmit_encrypted(tls, wire, bytes, deadline),
         }
@@ -322,13 +325,7 @@ impl Duplex {
         Ok(())
     }
 
-    fn send_all(
-        &self,
-        was_full: &mut bool,
-        bytes: &[u8],
-        taken: &mut usize,
-        deadline: Deadline,
-    ) -> Result<(), CutBy> {
+    fn send_all(&self, was_full: &mut bool, bytes: &[u8], taken: &mut usize, deadline: Deadline) -> Result<(), CutBy> {
         *was_full = false;
         while *taken < bytes.len() {
             match self.send_now(&bytes[*taken..]) {

@@ -248,7 +248,10 @@ impl Outlet {
         Ok(())
     }
 
-    #[expect(clippy::too_many_arguments, reason = "a frame has this many parts, and a struct for one call hides none of them")]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "a frame has this many parts, and a struct for one call hides none of them"
+    )]
     fn send_frame(
         &mut self,
         duplex: &Duplex,

@@ -1,0 +1,442 @@
+//! `tail -f` for a WebSocket: prints what a venue sends and what becomes of the line, and stops politely on SIGINT and SIGTERM.
+//!
+//! `cargo run --example tail -- --help` lists the options.
+
+use std::io::{self, BufRead, IsTerminal, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use base64::prelude::{BASE64_STANDARD, Engine};
+use clap::Parser;
+use crossbeam_channel::{Receiver, at, bounded, never, select, tick};
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use tautline::{
+    Builder, Client, Disconnect, Error, ErrorKind, Event, Message, NoEvent, Opened, Outcome, SendError, Sender,
+    StopReport,
+};
+
+/// Prints what a WebSocket sends, like `tail -f`, and keeps the line up. Messages go to standard output; with --json everything does,
+/// one object a line. Logs go to standard error (RUST_LOG=tautline=debug).
+///
+/// Exit status: 0 when it stopped as asked, 1 when the client gave up, 2 for wrong usage.
+#[derive(Parser)]
+#[command(name = "tail", version, verbatim_doc_comment)]
+struct Options {
+    /// Where to connect: ws:// or wss://
+    url: String,
+    /// Send TEXT on every opening; may be given several times
+    #[arg(long, value_name = "TEXT")]
+    send: Vec<String>,
+    /// Send each line of standard input as a text message; its end does not end the program
+    #[arg(long)]
+    stdin: bool,
+    /// Add a header to the opening handshake; may be given several times
+    #[arg(long, value_name = "NAME: VALUE", value_parser = parse_header)]
+    header: Vec<(String, String)>,
+    /// Offer a subprotocol; may be given several times
+    #[arg(long, value_name = "NAME")]
+    subprotocol: Vec<String>,
+    /// Trust the root certificates in this file
+    #[arg(long, value_name = "PEM")]
+    ca: Option<PathBuf>,
+    /// Accept any certificate: whoever sits in between can read and change everything
+    #[arg(long)]
+    insecure: bool,
+    /// Send a ping this often [default: 15s]
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    ping_every: Option<Duration>,
+    /// Give the line up when a ping stays unanswered, and the line silent, for this long [default: 10s]
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    pong_within: Option<Duration>,
+    /// Give the line up when no message comes for this long [default: never]
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    idle_limit: Option<Duration>,
+    /// The budget of one dial, all of its steps together [default: 10s]
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    dial_within: Option<Duration>,
+    /// The budget of one send [default: 5s]
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    send_within: Option<Duration>,
+    /// The budget of the closing handshake [default: 1s]
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    close_within: Option<Duration>,
+    /// The budget of stopping
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "5s")]
+    stop_within: Duration,
+    /// The ceiling of the first retry's delay [default: 250ms]
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    retry_min: Option<Duration>,
+    /// The ceiling of every retry's delay [default: 30s]
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    retry_max: Option<Duration>,
+    /// A line open for this long resets the count of attempts [default: 30s]
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    stable_after: Option<Duration>,
+    /// Give up after N dials in a row without a stable line; 1: never retry [default: no limit]
+    #[arg(long, value_name = "N")]
+    max_attempts: Option<u32>,
+    /// The longest message that is taken [default: 16777216]
+    #[arg(long, value_name = "BYTES")]
+    max_message: Option<usize>,
+    /// Stop after N messages
+    #[arg(long, value_name = "N")]
+    count: Option<u64>,
+    /// Stop after this long
+    #[arg(long = "for", value_name = "DURATION", value_parser = humantime::parse_duration)]
+    for_duration: Option<Duration>,
+    /// Show a counting line instead of messages
+    #[arg(long)]
+    quiet: bool,
+    /// Print one JSON object a line
+    #[arg(long)]
+    json: bool,
+}
+
+fn parse_header(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once(':').ok_or("write it as 'NAME: VALUE'")?;
+    Ok((name.trim().to_owned(), value.trim().to_owned()))
+}
+
+fn main() -> ExitCode {
+    env_logger::init();
+    let options = Options::parse();
+    match run(&options) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(usage) => {
+            eprintln!("tail: {usage}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Runs until it is told to stop (`true`) or the client gives up (`false`).
+fn run(options: &Options) -> Result<bool, String> {
+    // Before the first thread is started, so that no signal finds the default handler.
+    let signalled = watch_signals().map_err(|error| format!("cannot watch for signals: {error}"))?;
+    let client = builder(options)?.start_pulled().map_err(|error| error.chain())?;
+    let printer = Arc::new(Printer::new(options.json));
+    if options.stdin {
+        let (sender, printer) = (client.sender(), Arc::clone(&printer));
+        // Nobody can interrupt a read of standard input: this thread is not joined, and falls silent when the printer does.
+        thread::spawn(move || send_lines(&sender, &printer));
+    }
+    let mut tail = Tail { options, client: &client, printer: &printer, messages: 0, is_open: false, gave_up: false };
+    tail.follow(&signalled);
+    let report = client.stop(options.stop_within);
+    tail.drain();
+    let gave_up = tail.gave_up;
+    printer.last(&stopped(&report));
+    Ok(!gave_up)
+}
+
+fn builder(options: &Options) -> Result<Builder, String> {
+    let mut builder = Client::builder(options.url.as_str());
+    for (name, value) in &options.header {
+        builder = builder.header(name, value);
+    }
+    for name in &options.subprotocol {
+        builder = builder.subprotocol(name);
+    }
+    if let Some(path) = &options.ca {
+        let pem = std::fs::read(path).map_err(|error| format!("cannot read --ca {}: {error}", path.display()))?;
+        builder = builder.tls_root(pem);
+    }
+    if options.insecure {
+        builder = builder.danger_accept_invalid_certificates().danger_accept_invalid_hostnames();
+    }
+    builder = with(builder, options.ping_every, Builder::ping_every);
+    builder = with(builder, options.pong_within, Builder::pong_within);
+    builder = with(builder, options.idle_limit, Builder::idle_limit);
+    builder = with(builder, options.dial_within, Builder::dial_within);
+    builder = with(builder, options.send_within, Builder::send_within);
+    builder = with(builder, options.close_within, Builder::close_within);
+    builder = with(builder, options.retry_min, Builder::retry_min);
+    builder = with(builder, options.retry_max, Builder::retry_max);
+    builder = with(builder, options.stable_after, Builder::stable_after);
+    builder = with(builder, options.max_attempts, Builder::max_attempts);
+    Ok(with(builder, options.max_message, Builder::max_message))
+}
+
+/// Options left out take the library's defaults.
+fn with<T>(builder: Builder, value: Option<T>, set: impl FnOnce(Builder, T) -> Builder) -> Builder {
+    match value {
+        Some(value) => set(builder, value),
+        None => builder,
+    }
+}
+
+/// A channel that gets a token at SIGINT and SIGTERM. A second signal ends the program the hard way.
+fn watch_signals() -> io::Result<Receiver<()>> {
+    let mut signals = Signals::new([SIGINT, SIGTERM])?;
+    let (tell, told) = bounded(1);
+    thread::spawn(move || {
+        for (count, signal) in signals.forever().enumerate() {
+            if count > 0 {
+                std::process::exit(128 + signal);
+            }
+            // Full means that the news is there already.
+            let _ = tell.try_send(());
+        }
+    });
+    Ok(told)
+}
+
+struct Tail<'a> {
+    options: &'a Options,
+    client: &'a Client,
+    printer: &'a Printer,
+    messages: u64,
+    is_open: bool,
+    gave_up: bool,
+}
+
+impl Tail<'_> {
+    /// Prints events until there is a reason to stop.
+    fn follow(&mut self, signalled: &Receiver<()>) {
+        let mut events = self.client.events();
+        let ready = events.ready();
+        let end = self.options.for_duration.map_or_else(never, |wait| at(Instant::now() + wait));
+        let counting = if self.options.quiet { tick(Duration::from_secs(1)) } else { never() };
+        loop {
+            select! {
+                recv(signalled) -> _ => return,
+                recv(end) -> _ => return,
+                recv(counting) -> _ => self.show_count(),
+                recv(ready) -> _ => {}
+            }
+            loop {
+                // A signal goes before what is already in the queue.
+                if !signalled.is_empty() || !end.is_empty() {
+                    return;
+                }
+                match events.try_next() {
+                    Ok(event) => {
+                        self.print(event);
+                        if self.options.count.is_some_and(|count| self.messages >= count) || self.printer.is_broken() {
+                            return;
+                        }
+                    }
+                    Err(NoEvent::Ended) => return,
+                    Err(_) => break,
+                }
+            }
+        }
+    }
+
+    /// What is left after the stop: the end of the line, and why the client ended. Messages are not printed any more.
+    fn drain(&mut self) {
+        let mut events = self.client.events();
+        while let Ok(event) = events.try_next() {
+            match event {
+                Event::Message(_) => {}
+                Event::Disconnected(_) if !self.is_open => {}
+                Event::Opened(_) => {}
+                event => self.print(event),
+            }
+        }
+    }
+
+    fn print(&mut self, event: Event) {
+        match event {
+            Event::Opened(opened) => {
+                self.is_open = true;
+                self.printer.notice(&opened_json(&opened), || {
+                    format!("open, epoch {}, after {:.1?}", opened.epoch, opened.took)
+                });
+                self.send_greetings(opened.epoch);
+            }
+            Event::Message(message) => {
+                self.messages += 1;
+                if !self.options.quiet {
+                    self.printer.message(&message);
+                }
+            }
+            Event::Disconnected(disconnect) => {
+                self.is_open = false;
+                self.printer.notice(&disconnected_json(&disconnect), || disconnect.to_string());
+            }
+            // The last failed dial is told as `gave_up`, and only so.
+            Event::DialFailed(failure) => {
+                if let Some(retry_in) = failure.retry_in {
+                    let json = json!({
+                        "event": "dial_failed", "attempt": failure.attempt, "kind": failure.error.kind().as_str(),
+                        "detail": failure.error.chain(), "retry_in_ms": millis(retry_in),
+                    });
+                    self.printer.notice(&json, || format!("{failure}; dialling again in {retry_in:.1?}"));
+                }
+            }
+            Event::Lag(lag) => {
+                let json = json!({"event": "lag", "lost": lag.lost, "lost_notices": lag.lost_notices});
+                self.printer.notice(&json, || format!("{} messages lost: the queue was full", lag.lost));
+            }
+            Event::Stopped(stopped) => self.print_reason(&stopped.reason),
+            other => self.printer.notice(&json!({"event": "other"}), || format!("{other:?}")),
+        }
+    }
+
+    fn print_reason(&mut self, reason: &Error) {
+        if reason.kind() == ErrorKind::Stopped {
+            return;
+        }
+        self.gave_up = true;
+        let mut json = json!({"event": "gave_up", "kind": reason.kind().as_str(), "detail": reason.chain()});
+        if let Some(status) = reason.status() {
+            json["status"] = status.as_u16().into();
+        }
+        self.printer.notice(&json, || format!("gave up: {}", reason.chain()));
+    }
+
+    fn send_greetings(&self, epoch: u64) {
+        // On this very line: a later one has an opening of its own.
+        let sender = self.client.sender().pinned_to(epoch);
+        for text in &self.options.send {
+            if let Err(error) = sender.send_text(text) {
+                self.printer.send_failed(&error);
+            }
+        }
+    }
+
+    fn show_count(&self) {
+        let stats = self.client.stats();
+        let line =
+            format!("{} messages, epoch {}, round trip {:.1?}", self.messages, stats.epochs, stats.round_trip.last);
+        if io::stderr().is_terminal() {
+            eprint!("\r\x1b[K{line}");
+        } else {
+            eprintln!("{line}");
+        }
+    }
+}
+
+/// Sends each line of standard input. A line that could not be sent is told of and not repeated.
+fn send_lines(sender: &Sender, printer: &Printer) {
+    for line in io::stdin().lock().lines() {
+        match line {
+            Ok(line) => {
+                if let Err(error) = sender.send_text(&line) {
+                    printer.send_failed(&error);
+                }
+            }
+            Err(error) => {
+                eprintln!("tail: standard input: {error}");
+                return;
+            }
+        }
+    }
+}
+
+/// Standard output, one whole line at a time and flushed.
+struct Printer {
+    json: bool,
+    /// Nothing is printed once `true`. Its lock also keeps lines whole.
+    is_done: Mutex<bool>,
+    is_broken: AtomicBool,
+}
+
+impl Printer {
+    fn new(json: bool) -> Self {
+        Printer { json, is_done: Mutex::new(false), is_broken: AtomicBool::new(false) }
+    }
+
+    fn message(&self, message: &Message) {
+        if self.json {
+            let mut json = json!({"event": "message", "epoch": message.epoch()});
+            match message.text() {
+                Some(text) => json["text"] = text.into(),
+                None => json["binary"] = BASE64_STANDARD.encode(message.bytes()).into(),
+            }
+            self.write(format!("{json}\n").as_bytes(), false);
+        } else {
+            let mut line = match message.text() {
+                Some(text) => text.as_bytes().to_vec(),
+                None => BASE64_STANDARD.encode(message.bytes()).into_bytes(),
+            };
+            line.push(b'\n');
+            self.write(&line, false);
+        }
+    }
+
+    /// What happened to the line: an object with --json, otherwise a line on standard error.
+    fn notice(&self, json: &Value, text: impl FnOnce() -> String) {
+        if self.json {
+            self.write(format!("{json}\n").as_bytes(), false);
+        } else if !*self.is_done.lock() {
+            eprintln!("tail: {}", text());
+        }
+    }
+
+    fn send_failed(&self, error: &SendError) {
+        let outcome = if error.is_not_sent() { "not_sent" } else { "unknown" };
+        let detail = error.reason().chain();
+        let json = json!({"event": "send_failed", "outcome": outcome, "detail": detail});
+        self.notice(&json, || format!("{error}: {detail}"));
+    }
+
+    /// The last line of all.
+    fn last(&self, stopped: &Stopped) {
+        if self.json {
+            self.write(format!("{}\n", stopped.json).as_bytes(), true);
+        } else {
+            *self.is_done.lock() = true;
+            eprintln!("tail: stopped, {}", stopped.text);
+        }
+    }
+
+    fn write(&self, line: &[u8], is_last: bool) {
+        let mut is_done = self.is_done.lock();
+        if *is_done {
+            return;
+        }
+        *is_done = is_last;
+        let mut out = io::stdout().lock();
+        if out.write_all(line).and_then(|()| out.flush()).is_err() {
+            // Whoever read us is gone, as in `tail | head`: stop, and stop politely.
+            self.is_broken.store(true, Ordering::Relaxed);
+        }
+    }
+
+    fn is_broken(&self) -> bool {
+        self.is_broken.load(Ordering::Relaxed)
+    }
+}
+
+fn opened_json(opened: &Opened) -> Value {
+    json!({"event": "opened", "epoch": opened.epoch, "ms": millis(opened.took)})
+}
+
+fn disconnected_json(disconnect: &Disconnect) -> Value {
+    json!({
+        "event": "disconnected", "epoch": disconnect.epoch, "kind": disconnect.error.kind().as_str(),
+        "detail": disconnect.error.chain(), "code": disconnect.close.code, "reason": disconnect.close.reason,
+        "retry_in_ms": disconnect.retry_in.map(millis),
+    })
+}
+
+struct Stopped {
+    json: Value,
+    text: String,
+}
+
+fn stopped(report: &StopReport) -> Stopped {
+    let threads: Vec<Value> = report
+        .threads()
+        .iter()
+        .map(
+            |thread| json!({"name": thread.name, "ended": thread.outcome == Outcome::Ended, "ms": millis(thread.took)}),
+        )
+        .collect();
+    let json = json!({"event": "stopped", "clean": report.is_clean(), "ms": millis(report.took()), "threads": threads});
+    Stopped { json, text: report.to_string() }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,170 @@
+//! A TCP connection to the first address that answers (RFC 8305).
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use socket2::{Domain, Protocol, SockAddr, Socket, TcpKeepalive, Type};
+
+use crate::dial::steps::{For, Steps};
+use crate::endpoint::Target;
+use crate::error::{Error, ErrorKind};
+use crate::timing::after;
+
+/// How long an attempt has for itself before the next address is tried beside it (RFC 8305 section 5).
+const STAGGER: Duration = Duration::from_millis(250);
+
+/// Addresses beyond these are not tried: a hostile name must not cost a descriptor for each of a thousand addresses.
+const ADDRESSES_MAX: usize = 16;
+
+/// Options of the socket.
+#[derive(Clone, Default)]
+pub(crate) struct TcpOptions {
+    pub(crate) keepalive: Option<Duration>,
+    pub(crate) receive_buffer: Option<usize>,
+    pub(crate) send_buffer: Option<usize>,
+    pub(crate) bind: Option<IpAddr>,
+}
+
+/// Connects to the first of the addresses that accepts. The socket is left non-blocking.
+pub(crate) fn connect(
+    target: &Target,
+    addresses: Vec<SocketAddr>,
+    options: &TcpOptions,
+    steps: &Steps<'_>,
+) -> Result<(Socket, SocketAddr), Error> {
+    let mut waiting = interleaved(addresses, options.bind);
+    let tried = waiting.len();
+    let doing = || format!("connecting to {target}");
+    let mut under_way: Vec<(Socket, SocketAddr)> = Vec::new();
+    let mut failure = io::Error::new(io::ErrorKind::AddrNotAvailable, "no address of the family of bind_address");
+    let mut next_at = Instant::now();
+    loop {
+        if Instant::now() >= next_at || under_way.is_empty() {
+            if let Some(address) = waiting.pop_front() {
+                log::debug!("{target}: connecting to {address}");
+                match begin(address, options) {
+                    Ok(socket) => under_way.push((socket, address)),
+                    Err(error) => failure = error,
+                }
+                next_at = after(Instant::now(), STAGGER);
+            }
+        }
+        if under_way.is_empty() {
+            if waiting.is_empty() {
+                let doing = format!("connecting to {target} ({tried} addresses tried)");
+                return Err(Error::caused(ErrorKind::Connect, doing, failure));
+            }
+            // Refused at once: the next address starts at once.
+            continue;
+        }
+        let sockets: Vec<&Socket> = under_way.iter().map(|(socket, _)| socket).collect();
+        let until = (!waiting.is_empty()).then_some(next_at);
+        let ready = steps.wait(&sockets, For::Writing, until, &doing)?;
+        let mut index = 0;
+        for is_ready in ready {
+            if !is_ready {
+                index += 1;
+                continue;
+            }
+            let (socket, address) = under_way.remove(index);
+            match outcome(&socket) {
+                Ok(()) => return Ok((socket, address)),
+                Err(error) => {
+                    failure = error;
+                    next_at = Instant::now();
+                }
+            }
+        }
+    }
+}
+
+/// Families in turn, beginning with that of the first address (RFC 8305 section 4).
+fn interleaved(addresses: Vec<SocketAddr>, bind: Option<IpAddr>) -> VecDeque<SocketAddr> {
+    let fits = |address: &SocketAddr| bind.is_none_or(|bind| bind.is_ipv4() == address.is_ipv4());
+    let mut distinct: Vec<SocketAddr> = Vec::new();
+    for address in addresses.into_iter().filter(fits) {
+        if !distinct.contains(&address) {
+            distinct.push(address);
+        }
+    }
+    let first_is_v4 = distinct.first().is_some_and(SocketAddr::is_ipv4);
+    let (first, second): (Vec<_>, Vec<_>) = distinct.into_iter().partition(|address| address.is_ipv4() == first_is_v4);
+    let mut order = VecDeque::new();
+    let (mut first, mut second) = (first.into_iter(), second.into_iter());
+    loop {
+        let pair = [first.next(), second.next()];
+        if pair == [None, None] {
+            order.truncate(ADDRESSES_MAX);
+            return order;
+        }
+        order.extend(pair.into_iter().flatten());
+    }
+}
+
+/// Starts an attempt.
+fn begin(address: SocketAddr, options: &TcpOptions) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_nonblocking(true)?;
+    socket.set_tcp_nodelay(true)?;
+    if let Some(idle) = options.keepalive {
+        socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(idle))?;
+    }
+    // Before connecting: the window is announced in the handshake.
+    if let Some(bytes) = options.receive_buffer {
+        socket.set_recv_buffer_size(bytes)?;
+    }
+    if let Some(bytes) = options.send_buffer {
+        socket.set_send_buffer_size(bytes)?;
+    }
+    if let Some(bind) = options.bind {
+        socket.bind(&SockAddr::from(SocketAddr::new(bind, 0)))?;
+    }
+    match socket.connect(&SockAddr::from(address)) {
+        Ok(()) => Ok(socket),
+        Err(error) if is_under_way(&error) => Ok(socket),
+        Err(error) => Err(error),
+    }
+}
+
+fn is_under_way(error: &io::Error) -> bool {
+    #[cfg(unix)]
+    let code = Some(rustix::io::Errno::INPROGRESS.raw_os_error());
+    #[cfg(not(unix))]
+    let code = None;
+    error.kind() == io::ErrorKind::WouldBlock
+        || error.kind() == io::ErrorKind::Interrupted
+        || (code.is_some() && error.raw_os_error() == code)
+}
+
+/// What became of an attempt whose socket has become writable.
+fn outcome(socket: &Socket) -> io::Result<()> {
+    if let Some(error) = socket.take_error()? {
+        return Err(error);
+    }
+    let peer = socket.peer_addr()?.as_socket();
+    // A loopback port with no listener may be handed out as our own end, and then connects to itself.
+    if peer.is_some() && peer == socket.local_addr()?.as_socket() {
+        return Err(io::ErrorKind::ConnectionRefused.into());
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn families_take_turns_and_the_first_keeps_its_place() {
+        let parse = |text: &str| text.parse::<SocketAddr>().expect("an address");
+        let addresses: Vec<_> =
+            ["[::1]:1", "[::2]:1", "[::3]:1", "1.1.1.1:1", "1.1.1.1:1"].into_iter().map(parse).collect();
+        let order: Vec<_> = interleaved(addresses.clone(), None).iter().map(ToString::to_string).collect();
+        assert_eq!(order, ["[::1]:1", "1.1.1.1:1", "[::2]:1", "[::3]:1"]);
+        let bound = interleaved(addresses, Some("127.0.0.1".parse().expect("an address")));
+        assert_eq!(bound, [parse("1.1.1.1:1")]);
+        let many: Vec<_> = (1..100).map(|host| parse(&format!("1.1.1.{host}:1"))).collect();
+        assert_eq!(interleaved(many, None).len(), ADDRESSES_MAX);
+    }
+}

@@ -1,0 +1,105 @@
+//! From a URL to an open line, under one deadline, cancellable at every step.
+
+mod connect;
+mod resolve;
+mod steps;
+mod tls;
+mod upgrade;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use http::HeaderMap;
+use native_tls::TlsStream;
+use socket2::Socket;
+
+use crate::endpoint::Target;
+use crate::error::{Error, ErrorKind};
+use crate::lifecycle::{Lifecycle, Shutdown};
+use crate::line::pipe::Pipe;
+use crate::timing::Deadline;
+
+pub(crate) use connect::TcpOptions;
+use resolve::Lookups;
+pub use resolve::Resolver;
+use steps::Steps;
+pub(crate) use steps::{WakePair, Waker};
+use tls::Connectors;
+pub(crate) use tls::TlsOptions;
+
+/// What a dial depends on besides its target.
+#[derive(Clone)]
+pub(crate) struct DialSettings {
+    pub(crate) resolver: Option<Arc<dyn Resolver>>,
+    pub(crate) tcp: TcpOptions,
+    pub(crate) tls: TlsOptions,
+}
+
+/// Dials, one target after the other. Owned by the reader thread.
+pub(crate) struct Dialler {
+    tcp: TcpOptions,
+    lookups: Lookups,
+    connectors: Connectors,
+    shutdown: Shutdown,
+}
+
+/// A connection on which the opening handshake is done. Its socket is blocking.
+pub(crate) struct Dialled {
+    pub(crate) socket: Socket,
+    pub(crate) tls: Option<TlsStream<Pipe>>,
+    /// What came glued to the answer: the first frames.
+    pub(crate) leftover: Vec<u8>,
+    pub(crate) opening: Opening,
+}
+
+/// What is worth telling of an opening handshake.
+pub(crate) struct Opening {
+    pub(crate) peer: SocketAddr,
+    pub(crate) subprotocol: Option<String>,
+    pub(crate) headers: HeaderMap,
+    pub(crate) extensions: Vec<String>,
+}
+
+impl Dialler {
+    pub(crate) fn new(settings: DialSettings, lifecycle: Arc<Lifecycle>) -> Self {
+        Dialler {
+            tcp: settings.tcp,
+            shutdown: lifecycle.shutdown_signal(),
+            lookups: Lookups::new(settings.resolver, lifecycle),
+            connectors: Connectors::new(settings.tls),
+        }
+    }
+
+    /// Resolves, connects, shakes hands below and above. `offer` is the value of `Sec-WebSocket-Extensions`.
+    pub(crate) fn dial(
+        &mut self,
+        target: &Target,
+        offer: Option<&str>,
+        pair: &WakePair,
+        deadline: Deadline,
+    ) -> Result<Dialled, Error> {
+        let steps = Steps { pair, shutdown: &self.shutdown, deadline };
+        log::debug!("{target}: resolving");
+        let addresses = self.lookups.addresses(target, &self.shutdown, deadline)?;
+        let (socket, peer) = connect::connect(target, addresses, &self.tcp, &steps)?;
+        let mut tls = match target.is_tls {
+            true => {
+                log::debug!("{target}: TLS handshake");
+                Some(self.connectors.handshake(target, &socket, &steps)?)
+            }
+            false => None,
+        };
+        log::debug!("{target}: upgrade");
+        let mut stream = upgrade::Stream { socket: &socket, tls: tls.as_mut() };
+        let answer = upgrade::upgrade(&mut stream, target, offer, &steps)?;
+        socket.set_nonblocking(false).map_err(|error| Error::caused(ErrorKind::Io, "setting up the socket", error))?;
+        // There `shutdown` does not wake a blocked `recv`: it has to look by itself.
+        #[cfg(windows)]
+        socket
+            .set_read_timeout(Some(std::time::Duration::from_millis(100)))
+            .map_err(|error| Error::caused(ErrorKind::Io, "setting up the socket", error))?;
+        let opening =
+            Opening { peer, subprotocol: answer.subprotocol, headers: answer.headers, extensions: answer.extensions };
+        Ok(Dialled { socket, tls, leftover: answer.leftover, opening })
+    }
+}

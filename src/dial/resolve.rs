@@ -1,0 +1,116 @@
+//! Names to addresses, on a thread of its own: `getaddrinfo` cannot be interrupted.
+
+use std::io;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, bounded};
+
+use crate::endpoint::Target;
+use crate::error::{Error, ErrorKind};
+use crate::lifecycle::{Lifecycle, Patience, Shutdown, Woken, wait};
+use crate::timing::Deadline;
+
+/// Stop gives a lookup that hangs this long, then reports it late.
+const PATIENCE: Duration = Duration::from_millis(20);
+
+/// Resolves host names, in the place of the system's resolver.
+///
+/// It runs on the thread `tautline-resolve`, at most one call at a time for each client. Nothing can interrupt it: a call that hangs is left
+/// behind at the end of the dial's budget, and asked for its answer again by the next dial.
+pub trait Resolver: Send + Sync {
+    /// The addresses of `host`, preferred ones first, each with `port`.
+    ///
+    /// # Errors
+    /// Any: the dial fails with the kind `Resolve`, and is retried.
+    fn resolve(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>>;
+}
+
+impl<F> Resolver for F
+where
+    F: Fn(&str, u16) -> io::Result<Vec<SocketAddr>> + Send + Sync,
+{
+    fn resolve(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+        self(host, port)
+    }
+}
+
+/// `getaddrinfo`.
+struct System;
+
+impl Resolver for System {
+    fn resolve(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+        (host, port).to_socket_addrs().map(Iterator::collect)
+    }
+}
+
+/// The lookups of one client, one after the other.
+pub(crate) struct Lookups {
+    resolver: Arc<dyn Resolver>,
+    lifecycle: Arc<Lifecycle>,
+    /// The one that is under way: what was asked, and where the answer will come.
+    pending: Option<Pending>,
+}
+
+struct Pending {
+    host: String,
+    port: u16,
+    answer: Receiver<io::Result<Vec<SocketAddr>>>,
+}
+
+impl Lookups {
+    pub(crate) fn new(resolver: Option<Arc<dyn Resolver>>, lifecycle: Arc<Lifecycle>) -> Self {
+        Lookups { resolver: resolver.unwrap_or_else(|| Arc::new(System)), lifecycle, pending: None }
+    }
+
+    /// The addresses of the target: at once if it is an address itself.
+    pub(crate) fn addresses(
+        &mut self,
+        target: &Target,
+        shutdown: &Shutdown,
+        deadline: Deadline,
+    ) -> Result<Vec<SocketAddr>, Error> {
+        if let Some(literal) = target.literal() {
+            return Ok(vec![SocketAddr::new(literal, target.port)]);
+        }
+        loop {
+            let pending = match self.pending.take() {
+                Some(pending) => pending,
+                None => self.ask(target)?,
+            };
+            let is_for_this = pending.host == target.host && pending.port == target.port;
+            let result = match wait(shutdown, &pending.answer, Some(deadline.at())) {
+                Woken::Rung(result) => result,
+                Woken::Hung => Err(io::Error::other("the resolver panicked")),
+                Woken::Shutdown => return Err(Error::stopped()),
+                Woken::Due => {
+                    // It hangs. The next dial waits for this same lookup: one thread at most hangs for each client.
+                    self.pending = Some(pending);
+                    return Err(deadline.error(&format!("resolving {}", target.host)));
+                }
+            };
+            if !is_for_this {
+                continue;
+            }
+            let addresses = result
+                .map_err(|error| Error::caused(ErrorKind::Resolve, format!("resolving {}", target.host), error))?;
+            if addresses.is_empty() {
+                return Err(Error::new(ErrorKind::Resolve, format!("{} has no addresses", target.host)));
+            }
+            return Ok(addresses);
+        }
+    }
+
+    fn ask(&self, target: &Target) -> Result<Pending, Error> {
+        let (host, port) = (target.host.clone(), target.port);
+        let resolver = Arc::clone(&self.resolver);
+        let (tell, answer) = bounded(1);
+        let asked = host.clone();
+        self.lifecycle.spawn("tautline-resolve", Patience::AtMost(PATIENCE), move || {
+            // Nobody may be waiting any more.
+            let _ = tell.send(resolver.resolve(&asked, port));
+        })?;
+        Ok(Pending { host, port, answer })
+    }
+}

@@ -1,0 +1,159 @@
+//! Waiting for sockets during a dial: under one deadline, and cancellable at any time.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Instant;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use socket2::Socket;
+
+use crate::error::{Error, ErrorKind};
+use crate::lifecycle::Shutdown;
+use crate::timing::Deadline;
+
+/// Both ends of what wakes a dial. Made for one dial and dropped with it.
+pub(crate) struct WakePair {
+    #[cfg(unix)]
+    sleeper: std::os::unix::net::UnixStream,
+    waker: Waker,
+}
+
+/// Wakes a dial out of whatever it waits for. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Waker {
+    #[cfg(unix)]
+    stream: Arc<std::os::unix::net::UnixStream>,
+    /// Windows cannot poll a pair of anything but sockets: there a dial looks at the shutdown signal every 20 ms instead.
+    #[cfg(not(unix))]
+    stream: Arc<()>,
+}
+
+impl WakePair {
+    /// # Errors
+    /// `Io` when there are no descriptors.
+    #[cfg(unix)]
+    pub(crate) fn new() -> Result<Self, Error> {
+        let pair = std::os::unix::net::UnixStream::pair();
+        let (sleeper, stream) =
+            pair.map_err(|error| Error::caused(ErrorKind::Io, "opening a descriptor for the dial", error))?;
+        Ok(WakePair { sleeper, waker: Waker { stream: Arc::new(stream) } })
+    }
+
+    #[cfg(not(unix))]
+    pub(crate) fn new() -> Result<Self, Error> {
+        Ok(WakePair { waker: Waker { stream: Arc::new(()) } })
+    }
+
+    pub(crate) fn waker(&self) -> Waker {
+        self.waker.clone()
+    }
+}
+
+impl Waker {
+    /// Wakes the dial, now or when it next waits. The reader looks at the shutdown signal then.
+    #[cfg(unix)]
+    pub(crate) fn wake(&self) {
+        // An end of stream is a wake-up that lasts, and needs no room.
+        let _ = self.stream.shutdown(std::net::Shutdown::Both);
+    }
+
+    #[cfg(not(unix))]
+    pub(crate) fn wake(&self) {
+        let _ = &self.stream;
+    }
+}
+
+/// What every step of a dial needs to wait.
+pub(crate) struct Steps<'a> {
+    pub(crate) pair: &'a WakePair,
+    pub(crate) shutdown: &'a Shutdown,
+    pub(crate) deadline: Deadline,
+}
+
+/// What a socket is waited for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum For {
+    Reading,
+    Writing,
+}
+
+impl Steps<'_> {
+    /// Waits until one of the sockets is ready, `until` at most; which of them are. `doing` names the step, for the error.
+    ///
+    /// # Errors
+    /// `Stopped`, or `Timeout` when the deadline of the whole dial passes.
+    pub(crate) fn wait(
+        &self,
+        sockets: &[&Socket],
+        what: For,
+        until: Option<Instant>,
+        doing: &dyn Fn() -> String,
+    ) -> Result<Vec<bool>, Error> {
+        let flags = if what == For::Reading { PollFlags::IN } else { PollFlags::OUT };
+        loop {
+            if self.shutdown.is_requested() {
+                return Err(Error::stopped());
+            }
+            let now = Instant::now();
+            let left = self.deadline.left(now).ok_or_else(|| self.deadline.error(&doing()))?;
+            let wait = until.map_or(left, |until| left.min(until.saturating_duration_since(now)));
+            #[cfg(not(unix))]
+            let wait = wait.min(std::time::Duration::from_millis(20));
+            let mut watched: Vec<PollFd<'_>> = sockets.iter().map(|socket| PollFd::new(*socket, flags)).collect();
+            #[cfg(unix)]
+            watched.push(PollFd::new(&self.pair.sleeper, PollFlags::IN));
+            #[cfg(not(unix))]
+            let _ = self.pair;
+            let timeout = Timespec::try_from(wait).ok();
+            match poll(&mut watched, timeout.as_ref()) {
+                Ok(0) if until.is_some_and(|until| Instant::now() >= until) => return Ok(vec![false; sockets.len()]),
+                Ok(0) => {}
+                Ok(_) => {
+                    let ready: Vec<bool> =
+                        watched[..sockets.len()].iter().map(|watched| !watched.revents().is_empty()).collect();
+                    if ready.contains(&true) {
+                        return Ok(ready);
+                    }
+                    // Only the waker: the loop looks at the signal.
+                }
+                Err(rustix::io::Errno::INTR) => {}
+                Err(error) => {
+                    return Err(Error::caused(ErrorKind::Io, "waiting for the socket", io::Error::from(error)));
+                }
+            }
+        }
+    }
+
+    /// Receives what there is, waiting for it.
+    pub(crate) fn recv(&self, socket: &Socket, into: &mut [u8], doing: &dyn Fn() -> String) -> Result<usize, Error> {
+        use io::Read;
+        loop {
+            match (&*socket).read(into) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.wait(&[socket], For::Reading, None, doing)?;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(Error::caused(ErrorKind::Io, doing(), error)),
+                Ok(count) => return Ok(count),
+            }
+            if self.shutdown.is_requested() {
+                return Err(Error::stopped());
+            }
+        }
+    }
+
+    /// Sends all of `bytes`, waiting for room.
+    pub(crate) fn send(&self, socket: &Socket, mut bytes: &[u8], doing: &dyn Fn() -> String) -> Result<(), Error> {
+        while !bytes.is_empty() {
+            match socket.send(bytes) {
+                Ok(count) => bytes = &bytes[count..],
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.wait(&[socket], For::Writing, None, doing)?;
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(Error::caused(ErrorKind::Io, doing(), error)),
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,189 @@
+//! The TLS handshake, over a pipe in memory so that it never blocks.
+
+use std::fmt;
+
+use native_tls::{Certificate, HandshakeError, Identity, MidHandshakeTlsStream, Protocol, TlsConnector, TlsStream};
+use socket2::Socket;
+
+use crate::dial::steps::Steps;
+use crate::endpoint::Target;
+use crate::error::{Error, ErrorKind};
+use crate::line::pipe::Pipe;
+
+/// What is trusted, and what is shown.
+#[derive(Clone, Default)]
+pub(crate) struct TlsOptions {
+    pub(crate) extra_roots: Vec<Vec<u8>>,
+    pub(crate) only_extra_roots: bool,
+    identity: Option<IdentitySource>,
+    pub(crate) danger_allow_old_tls: bool,
+    pub(crate) danger_accept_invalid_certificates: bool,
+    pub(crate) danger_accept_invalid_hostnames: bool,
+}
+
+#[derive(Clone)]
+enum IdentitySource {
+    Pem { certificate: Vec<u8>, key: Vec<u8> },
+    Pkcs12 { archive: Vec<u8>, password: String },
+}
+
+impl fmt::Debug for TlsOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TlsOptions").field("extra_roots", &self.extra_roots.len()).finish_non_exhaustive()
+    }
+}
+
+impl TlsOptions {
+    pub(crate) fn set_identity_pem(&mut self, certificate: Vec<u8>, key: Vec<u8>) {
+        self.identity = Some(IdentitySource::Pem { certificate, key });
+    }
+
+    pub(crate) fn set_identity_pkcs12(&mut self, archive: Vec<u8>, password: String) {
+        self.identity = Some(IdentitySource::Pkcs12 { archive, password });
+    }
+
+    /// Whether a connector can be made of this.
+    pub(crate) fn validate(&self) -> Result<(), Error> {
+        // Nothing to get wrong, and making a connector reads all of the system's roots.
+        if self.extra_roots.is_empty() && self.identity.is_none() {
+            return Ok(());
+        }
+        self.roots()?;
+        self.identity()?;
+        Ok(())
+    }
+
+    fn roots(&self) -> Result<Vec<Certificate>, Error> {
+        let mut roots = Vec::new();
+        for bytes in &self.extra_roots {
+            let parsed = match is_pem(bytes) {
+                true => Certificate::stack_from_pem(bytes),
+                false => Certificate::from_der(bytes).map(|certificate| vec![certificate]),
+            };
+            let parsed = parsed.map_err(|error| {
+                Error::caused(ErrorKind::Config, "a root certificate that is neither PEM nor DER", error)
+            })?;
+            if parsed.is_empty() {
+                return Err(Error::config("a root certificate file without a certificate in it"));
+            }
+            roots.extend(parsed);
+        }
+        Ok(roots)
+    }
+
+    fn identity(&self) -> Result<Option<Identity>, Error> {
+        let parsed = match &self.identity {
+            None => return Ok(None),
+            Some(IdentitySource::Pem { certificate, key }) => Identity::from_pkcs8(certificate, key),
+            Some(IdentitySource::Pkcs12 { archive, password }) => Identity::from_pkcs12(archive, password),
+        };
+        let doing = "the client certificate: it has to be PEM with a PKCS#8 key, or PKCS#12 with its password";
+        parsed.map(Some).map_err(|error| Error::caused(ErrorKind::Config, doing, error))
+    }
+
+    fn connector(&self) -> Result<TlsConnector, Error> {
+        let mut builder = TlsConnector::builder();
+        let oldest = if self.danger_allow_old_tls { Protocol::Tlsv10 } else { Protocol::Tlsv12 };
+        builder.min_protocol_version(Some(oldest));
+        for root in self.roots()? {
+            builder.add_root_certificate(root);
+        }
+        if let Some(identity) = self.identity()? {
+            builder.identity(identity);
+        }
+        builder
+            .disable_built_in_roots(self.only_extra_roots)
+            .danger_accept_invalid_certs(self.danger_accept_invalid_certificates)
+            .danger_accept_invalid_hostnames(self.danger_accept_invalid_hostnames)
+            .build()
+            .map_err(|error| Error::caused(ErrorKind::Tls, "preparing TLS", error))
+    }
+}
+
+fn is_pem(bytes: &[u8]) -> bool {
+    bytes.windows(11).any(|window| window == b"-----BEGIN ")
+}
+
+/// The connector, kept from dial to dial: making one reads all of the system's roots.
+pub(crate) struct Connectors {
+    options: TlsOptions,
+    connector: Option<TlsConnector>,
+    /// The last dial failed verification, and its connector was thrown away.
+    has_failed: bool,
+}
+
+impl Connectors {
+    pub(crate) fn new(options: TlsOptions) -> Self {
+        Connectors { options, connector: None, has_failed: false }
+    }
+
+    /// Shakes hands over a non-blocking socket.
+    ///
+    /// A certificate that fails verification throws the connector away. Only when the next dial, with a connector made afresh while there
+    /// were descriptors to spare, fails too is the error one that no retry mends: a connector made while the process had no descriptors has no
+    /// roots, and would fail for ever.
+    pub(crate) fn handshake(
+        &mut self,
+        target: &Target,
+        socket: &Socket,
+        steps: &Steps<'_>,
+    ) -> Result<TlsStream<Pipe>, Error> {
+        let is_fresh = self.connector.is_none();
+        let had_spare = is_fresh && has_spare_descriptor();
+        let connector = match &self.connector {
+            Some(connector) => connector.clone(),
+            None => self.connector.insert(self.options.connector()?).clone(),
+        };
+        let result = shake_hands(&connector, target, socket, steps);
+        match result {
+            Ok(stream) => {
+                self.has_failed = false;
+                Ok(stream)
+            }
+            Err(error) if error.is_verification_failure() => {
+                self.connector = None;
+                let is_final = self.has_failed && had_spare;
+                self.has_failed = true;
+                Err(if is_final { error.for_good() } else { error })
+            }
+            Err(error) => Err(error),
+        }
+    }
+}
+
+fn has_spare_descriptor() -> bool {
+    std::net::UdpSocket::bind(("127.0.0.1", 0)).is_ok()
+}
+
+fn shake_hands(
+    connector: &TlsConnector,
+    target: &Target,
+    socket: &Socket,
+    steps: &Steps<'_>,
+) -> Result<TlsStream<Pipe>, Error> {
+    let doing = || format!("TLS handshake with {target}");
+    let mut cipher = vec![0; 16 * 1024];
+    let mut output = Vec::new();
+    let mut result = connector.connect(&target.host, Pipe::default());
+    loop {
+        let mut waiting: MidHandshakeTlsStream<Pipe> = match result {
+            Ok(mut stream) => {
+                stream.get_mut().take_output(&mut output);
+                steps.send(socket, &output, &doing)?;
+                return Ok(stream);
+            }
+            Err(HandshakeError::Failure(error)) => return Err(Error::caused(ErrorKind::Tls, doing(), error)),
+            Err(HandshakeError::WouldBlock(waiting)) => waiting,
+        };
+        output.clear();
+        waiting.get_mut().take_output(&mut output);
+        steps.send(socket, &output, &doing)?;
+        let filled = steps.recv(socket, &mut cipher, &doing)?;
+        if filled == 0 {
+            let ended = std::io::Error::from(std::io::ErrorKind::UnexpectedEof);
+            return Err(Error::caused(ErrorKind::Tls, doing(), ended));
+        }
+        waiting.get_mut().feed(&mut cipher, filled);
+        result = waiting.handshake();
+    }
+}

@@ -1,0 +1,370 @@
+//! The opening handshake (RFC 6455 section 4.1), by the letter.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use native_tls::TlsStream;
+use socket2::Socket;
+use std::io::{self, Read, Write};
+use tungstenite::handshake::client::generate_key;
+use tungstenite::handshake::derive_accept_key;
+
+use crate::dial::steps::Steps;
+use crate::endpoint::Target;
+use crate::error::{Error, ErrorKind, Refusal};
+use crate::line::pipe::Pipe;
+use crate::timing::Deadline;
+
+/// A response head longer than this is refused, however slowly it comes.
+const HEAD_MAX: usize = 64 * 1024;
+
+/// A response with more headers than this is refused.
+const HEADERS_MAX: usize = 128;
+
+/// How much of a refusal's body is kept.
+const BODY_MAX: usize = 4 * 1024;
+
+/// How long the body of a refusal is waited for: it only explains what the status has said.
+const BODY_WITHIN: Duration = Duration::from_secs(1);
+
+/// The stream during the handshake: TLS or not, without blocking.
+pub(crate) struct Stream<'a> {
+    pub(crate) socket: &'a Socket,
+    pub(crate) tls: Option<&'a mut TlsStream<Pipe>>,
+}
+
+/// What the server answered.
+pub(crate) struct Answer {
+    pub(crate) subprotocol: Option<String>,
+    pub(crate) headers: HeaderMap,
+    /// The values of `Sec-WebSocket-Extensions`. Empty where nothing was offered.
+    pub(crate) extensions: Vec<String>,
+    /// What came glued to the answer: the first frames.
+    pub(crate) leftover: Vec<u8>,
+}
+
+/// Shakes hands.
+pub(crate) fn upgrade(
+    stream: &mut Stream<'_>,
+    target: &Target,
+    offer: Option<&str>,
+    steps: &Steps<'_>,
+) -> Result<Answer, Error> {
+    let doing = || format!("upgrade with {target}");
+    let key = generate_key();
+    stream.send(request(target, &key, offer).as_slice(), steps, &doing)?;
+    let mut bytes = Vec::new();
+    loop {
+        let head = read_head(stream, &mut bytes, target, steps, &doing)?;
+        match head.status.as_u16() {
+            101 => {
+                let leftover = bytes.split_off(head.len);
+                return accept(head, leftover, target, &key, offer.is_some());
+            }
+            // RFC 9110 section 15.2: any number of other interim answers may come first.
+            100..=199 => drop(bytes.drain(..head.len)),
+            _ => {
+                let body = read_body(stream, bytes.split_off(head.len), &head.headers, steps, &doing);
+                let retry_after = retry_after(&head.headers, SystemTime::now());
+                let refusal = Refusal { status: head.status, headers: head.headers, body, retry_after };
+                return Err(Error::refused(&target.to_string(), refusal));
+            }
+        }
+    }
+}
+
+fn request(target: &Target, key: &str, offer: Option<&str>) -> Vec<u8> {
+    let mut text = format!(
+        "GET {} HTTP/1.1\r\nHost: {}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: {key}\r\n\
+         Sec-WebSocket-Version: 13\r\n",
+        target.path_and_query, target.host_header
+    )
+    .into_bytes();
+    let mut put = |name: &str, value: &[u8]| {
+        text.extend_from_slice(name.as_bytes());
+        text.extend_from_slice(b": ");
+        text.extend_from_slice(value);
+        text.extend_from_slice(b"\r\n");
+    };
+    if !target.subprotocols.is_empty() {
+        put("Sec-WebSocket-Protocol", target.subprotocols.join(", ").as_bytes());
+    }
+    if let Some(offer) = offer {
+        put("Sec-WebSocket-Extensions", offer.as_bytes());
+    }
+    if !target.headers.iter().any(|(name, _)| name == http::header::USER_AGENT) {
+        // Several venues refuse requests without one.
+        put("User-Agent", concat!("tautline/", env!("CARGO_PKG_VERSION")).as_bytes());
+    }
+    for (name, value) in &target.headers {
+        put(name.as_str(), value.as_bytes());
+    }
+    text.extend_from_slice(b"\r\n");
+    text
+}
+
+/// The head of a response.
+struct Head {
+    status: StatusCode,
+    headers: HeaderMap,
+    /// In bytes, with the empty line.
+    len: usize,
+}
+
+fn read_head(
+    stream: &mut Stream<'_>,
+    bytes: &mut Vec<u8>,
+    target: &Target,
+    steps: &Steps<'_>,
+    doing: &dyn Fn() -> String,
+) -> Result<Head, Error> {
+    let broken = |what: &str| Error::new(ErrorKind::Upgrade, format!("{target} answered the upgrade {what}"));
+    loop {
+        if let Some(head) = parse_head(bytes).map_err(broken)? {
+            return Ok(head);
+        }
+        if bytes.len() >= HEAD_MAX {
+            return Err(broken("with a head of more than 64 KiB"));
+        }
+        if stream.receive(bytes, steps, doing)? == 0 {
+            return Err(broken("by ending the connection"));
+        }
+    }
+}
+
+fn parse_head(bytes: &[u8]) -> Result<Option<Head>, &'static str> {
+    let mut fields = [httparse::EMPTY_HEADER; HEADERS_MAX];
+    let mut response = httparse::Response::new(&mut fields);
+    // Only the head counts: first frames may be glued to it.
+    let window = &bytes[..bytes.len().min(HEAD_MAX)];
+    let len = match response.parse(window) {
+        Ok(httparse::Status::Complete(len)) => len,
+        Ok(httparse::Status::Partial) => return Ok(None),
+        Err(httparse::Error::TooManyHeaders) => return Err("with more than 128 headers"),
+        Err(_) => return Err("with something that is not HTTP/1.1"),
+    };
+    if response.version != Some(1) {
+        return Err("in HTTP/1.0");
+    }
+    let status = response.code.and_then(|code| StatusCode::from_u16(code).ok()).ok_or("without a status")?;
+    let mut headers = HeaderMap::with_capacity(response.headers.len());
+    for field in response.headers {
+        let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| "with a header that is not legal")?;
+        let value = HeaderValue::from_bytes(field.value).map_err(|_| "with a header that is not legal")?;
+        headers.append(name, value);
+    }
+    Ok(Some(Head { status, headers, len }))
+}
+
+/// The rules of RFC 6455 section 4.1 for a 101, in their order.
+fn accept(head: Head, leftover: Vec<u8>, target: &Target, key: &str, has_offered: bool) -> Result<Answer, Error> {
+    let headers = &head.headers;
+    let broken = |what: &str| Error::new(ErrorKind::Upgrade, format!("{target} answered the upgrade {what}"));
+    if !has_token(headers, "upgrade", "websocket") {
+        return Err(broken("without the header Upgrade: websocket"));
+    }
+    if !has_token(headers, "connection", "upgrade") {
+        return Err(broken("without the header Connection: Upgrade"));
+    }
+    let expected = derive_accept_key(key.as_bytes());
+    let mut accepts = headers.get_all("sec-websocket-accept").iter();
+    match (accepts.next(), accepts.next()) {
+        (Some(value), None) if value.as_bytes().trim_ascii() == expected.as_bytes() => {}
+        (None, _) => return Err(broken("without the header Sec-WebSocket-Accept")),
+        _ => return Err(broken("with the wrong Sec-WebSocket-Accept")),
+    }
+    let extensions = values(headers, "sec-websocket-extensions");
+    if !has_offered && extensions.iter().any(|value| !value.trim().is_empty()) {
+        return Err(broken("with an extension, and none was offered"));
+    }
+    let chosen = values(headers, "sec-websocket-protocol");
+    let subprotocol = match chosen.as_slice() {
+        [] => None,
+        [one] if target.subprotocols.contains(one) => Some(one.clone()),
+        [_] => return Err(broken("with a subprotocol that was not offered")),
+        _ => return Err(broken("with more than one subprotocol")),
+    };
+    Ok(Answer { subprotocol, extensions, leftover, headers: head.headers })
+}
+
+/// Whether one of the headers called `name` lists `token`, in any case.
+fn has_token(headers: &HeaderMap, name: &str, token: &str) -> bool {
+    headers
+        .get_all(name)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .any(|value| value.split(',').any(|listed| listed.trim().eq_ignore_ascii_case(token)))
+}
+
+fn values(headers: &HeaderMap, name: &str) -> Vec<String> {
+    let text = |value: &HeaderValue| String::from_utf8_lossy(value.as_bytes()).trim().to_owned();
+    headers.get_all(name).iter().map(text).collect()
+}
+
+/// The start of a refusal's body: up to Content-Length, 4 KiB, the end of the connection or the deadline, whichever is first.
+fn read_body(
+    stream: &mut Stream<'_>,
+    mut body: Vec<u8>,
+    headers: &HeaderMap,
+    steps: &Steps<'_>,
+    doing: &dyn Fn() -> String,
+) -> Vec<u8> {
+    let announced =
+        headers.get(http::header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.trim().parse().ok());
+    let wanted = announced.unwrap_or(BODY_MAX).min(BODY_MAX);
+    let now = Instant::now();
+    let within = steps.deadline.left(now).unwrap_or_default().min(BODY_WITHIN);
+    let steps = Steps { deadline: Deadline::new("dial_within", within, now), ..*steps };
+    while body.len() < wanted {
+        // Whatever goes wrong now, the status is the news.
+        match stream.receive(&mut body, &steps, doing) {
+            Ok(0) | Err(_) => break,
+            Ok(_) => {}
+        }
+    }
+    body.truncate(wanted);
+    body
+}
+
+/// `Retry-After` in both forms (RFC 9110 section 10.2.3). A date in the past means at once.
+fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
+    let text = headers.get(http::header::RETRY_AFTER)?.to_str().ok()?.trim();
+    if let Ok(seconds) = text.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let date = httpdate::parse_http_date(text).ok()?;
+    Some(date.duration_since(now).unwrap_or_default())
+}
+
+impl Stream<'_> {
+    fn send(&mut self, bytes: &[u8], steps: &Steps<'_>, doing: &dyn Fn() -> String) -> Result<(), Error> {
+        let Some(tls) = &mut self.tls else { return steps.send(self.socket, bytes, doing) };
+        tls.write_all(bytes).map_err(|error| Error::caused(ErrorKind::Tls, doing(), error))?;
+        let mut cipher = Vec::new();
+        tls.get_mut().take_output(&mut cipher);
+        steps.send(self.socket, &cipher, doing)
+    }
+
+    /// Appends what comes; 0 at the end of the connection.
+    fn receive(&mut self, into: &mut Vec<u8>, steps: &Steps<'_>, doing: &dyn Fn() -> String) -> Result<usize, Error> {
+        let mut bytes = vec![0; 4096];
+        let count = match &mut self.tls {
+            None => steps.recv(self.socket, &mut bytes, doing)?,
+            Some(tls) => loop {
+                match tls.read(&mut bytes) {
+                    Ok(count) => break count,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    Err(error) => return Err(Error::caused(ErrorKind::Tls, doing(), error)),
+                }
+                let mut output = Vec::new();
+                tls.get_mut().take_output(&mut output);
+                steps.send(self.socket, &output, doing)?;
+                let mut cipher = vec![0; 16 * 1024];
+                match steps.recv(self.socket, &mut cipher, doing)? {
+                    0 => break 0,
+                    filled => tls.get_mut().feed(&mut cipher, filled),
+                }
+            },
+        };
+        into.extend_from_slice(&bytes[..count]);
+        Ok(count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::endpoint::Endpoint;
+
+    fn target() -> Target {
+        Endpoint::new("ws://a.example:8080/path?key=v")
+            .header("X-Key", "1")
+            .subprotocol("one")
+            .subprotocol("two")
+            .target()
+            .expect("a good endpoint")
+    }
+
+    fn judge(lines: &str, has_offered: bool) -> Result<Answer, Error> {
+        let text = format!("HTTP/1.1 101 Switching Protocols\r\n{lines}\r\n\r\n");
+        let head = parse_head(text.as_bytes()).expect("it parses").expect("it is whole");
+        accept(head, Vec::new(), &target(), "dGhlIHNhbXBsZSBub25jZQ==", has_offered)
+    }
+
+    const GOOD: &str =
+        "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
+
+    #[test]
+    fn the_request_has_what_the_rfc_asks_for() {
+        let text = String::from_utf8(request(&target(), "KEY", Some("x"))).expect("it is text");
+        for line in [
+            "GET /path?key=v HTTP/1.1\r\n",
+            "Host: a.example:8080\r\n",
+            "Sec-WebSocket-Key: KEY\r\n",
+            "Sec-WebSocket-Version: 13\r\n",
+            "Sec-WebSocket-Protocol: one, two\r\n",
+            "Sec-WebSocket-Extensions: x\r\n",
+            "User-Agent: tautline/",
+            "x-key: 1\r\n\r\n",
+        ] {
+            assert!(text.contains(line), "{line:?} is missing from {text:?}");
+        }
+    }
+
+    #[test]
+    fn good_answers_are_accepted_whatever_their_case_and_lists() {
+        assert!(judge(GOOD, false).is_ok());
+        let lists = "upgrade: WebSocket\r\nCONNECTION: keep-alive\r\nConnection: close , uPGRADE\r\n\
+                     Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\nSec-WebSocket-Protocol: two";
+        assert_eq!(judge(lists, false).ok().and_then(|answer| answer.subprotocol).as_deref(), Some("two"));
+        let extended = format!("{GOOD}\r\nSec-WebSocket-Extensions: permessage-deflate");
+        assert_eq!(
+            judge(&extended, true).map(|answer| answer.extensions).ok(),
+            Some(vec!["permessage-deflate".to_owned()])
+        );
+    }
+
+    #[test]
+    fn lies_in_the_upgrade_are_refused() {
+        let without =
+            |line: &str| GOOD.lines().filter(|known| !known.starts_with(line)).collect::<Vec<_>>().join("\r\n");
+        for lie in [
+            without("Upgrade"),
+            without("Connection"),
+            without("Sec-WebSocket-Accept"),
+            GOOD.replace("s3pP", "S3pP"),
+            GOOD.replace("websocket", "h2c"),
+            GOOD.replace(": Upgrade", ": close"),
+            format!("{GOOD}\r\nSec-WebSocket-Extensions: permessage-deflate"),
+            format!("{GOOD}\r\nSec-WebSocket-Protocol: three"),
+            format!("{GOOD}\r\nSec-WebSocket-Protocol: one\r\nSec-WebSocket-Protocol: two"),
+            format!("{GOOD}\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo="),
+        ] {
+            let error = judge(&lie, false).err().unwrap_or_else(|| panic!("{lie:?} is a lie"));
+            assert_eq!(error.kind(), ErrorKind::Upgrade);
+        }
+    }
+
+    #[test]
+    fn heads_that_are_not_http_1_1_are_refused() {
+        assert!(parse_head(b"HTTP/1.0 101 OK\r\n\r\n").is_err());
+        assert!(parse_head(b"SSH-2.0-OpenSSH\r\n").is_err());
+        assert!(parse_head(b"\x16\x03\x01").is_err());
+        assert!(parse_head(b"HTTP/1.1 101 Swit").expect("so far so good").is_none());
+        let many = format!("HTTP/1.1 200 OK\r\n{}\r\n", "a: b\r\n".repeat(129));
+        assert_eq!(parse_head(many.as_bytes()).err(), Some("with more than 128 headers"));
+    }
+
+    #[test]
+    fn retry_after_is_read_in_both_forms() {
+        let read = |text: &str| {
+            let mut headers = HeaderMap::new();
+            headers.insert("retry-after", text.parse().expect("a legal header"));
+            retry_after(&headers, SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_000))
+        };
+        assert_eq!(read("120"), Some(Duration::from_secs(120)));
+        assert_eq!(read("Sun, 06 Nov 1994 08:49:37 GMT"), Some(Duration::from_secs(777)));
+        assert_eq!(read("Sat, 06 Nov 1993 08:49:37 GMT"), Some(Duration::ZERO));
+        assert_eq!(read("soon"), None);
+    }
+}

@@ -1,0 +1,240 @@
+//! Where to dial: what a user writes, and what is left of it once it has been checked.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use http::header::{HeaderName, HeaderValue};
+use http::uri::Uri;
+
+use crate::error::{Error, ErrorKind};
+
+/// Where to dial: a URL, with headers and subprotocols of its own.
+///
+/// Nothing is checked before the client is built, or before the dial where a closure makes it.
+#[derive(Clone)]
+pub struct Endpoint {
+    url: String,
+    headers: Vec<(String, String)>,
+    subprotocols: Vec<String>,
+}
+
+impl Endpoint {
+    /// The endpoint at `url`: `ws://` or `wss://`, with a host name, an IPv4 address or a bracketed IPv6 address.
+    pub fn new(url: impl Into<String>) -> Self {
+        Endpoint { url: url.into(), headers: Vec::new(), subprotocols: Vec::new() }
+    }
+
+    /// Adds a header to the opening handshake. Headers of the handshake itself are refused.
+    pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.headers.push((name.into(), value.into()));
+        self
+    }
+
+    /// Offers a subprotocol (RFC 6455 section 1.9); the first is preferred.
+    pub fn subprotocol(mut self, name: impl Into<String>) -> Self {
+        self.subprotocols.push(name.into());
+        self
+    }
+
+    /// Checks all of it.
+    pub(crate) fn target(&self) -> Result<Target, Error> {
+        // Uri drops a fragment silently.
+        if self.url.contains('#') {
+            return Err(Error::config(
+                "the URL has a fragment (#): RFC 6455 section 3 forbids it, write %23 for a literal #",
+            ));
+        }
+        let uri: Uri =
+            self.url.parse().map_err(|error| Error::caused(ErrorKind::Config, "the URL cannot be parsed", error))?;
+        let is_tls = match uri.scheme_str() {
+            Some("ws") => false,
+            Some("wss") => true,
+            Some("http") => return Err(Error::config("the URL starts with http://: write ws://")),
+            Some("https") => return Err(Error::config("the URL starts with https://: write wss://")),
+            _ => return Err(Error::config("the URL has to start with ws:// or wss://")),
+        };
+        let authority = uri.authority().ok_or_else(|| Error::config("the URL has no host"))?;
+        if authority.as_str().contains('@') {
+            return Err(Error::config("the URL holds a user name or password: send an Authorization header instead"));
+        }
+        let written = authority.host();
+        let host = written.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(written);
+        if host.is_empty() {
+            return Err(Error::config("the URL has no host"));
+        }
+        let default_port = if is_tls { 443 } else { 80 };
+        let port = match (authority.port_u16(), authority.as_str().len() > written.len()) {
+            (Some(0), _) => return Err(Error::config("the URL has port 0: nobody can listen there")),
+            (Some(port), _) => port,
+            (None, false) => default_port,
+            (None, true) => return Err(Error::config("the URL has a port that is not a number up to 65535")),
+        };
+        let host_header = if port == default_port { written.to_owned() } else { format!("{written}:{port}") };
+        let path_and_query = match uri.path_and_query().map(|path| path.as_str()) {
+            None | Some("") => "/".to_owned(),
+            Some(query) if query.starts_with('?') => format!("/{query}"),
+            Some(path) => path.to_owned(),
+        };
+        Ok(Target {
+            host: host.to_owned(),
+            port,
+            is_tls,
+            path_and_query,
+            host_header,
+            headers: self.headers.iter().map(check_header).collect::<Result<_, _>>()?,
+            subprotocols: check_subprotocols(&self.subprotocols)?,
+        })
+    }
+}
+
+fn check_header((name, value): &(String, String)) -> Result<(HeaderName, HeaderValue), Error> {
+    let refused = |what: &str| Error::config(format!("the header {name:?} {what}"));
+    let parsed = HeaderName::from_bytes(name.as_bytes()).map_err(|_| refused("has a name that is not a token"))?;
+    let lower = parsed.as_str();
+    let is_ours = lower.starts_with("sec-websocket-")
+        || ["host", "upgrade", "connection", "content-length", "transfer-encoding"].contains(&lower);
+    if is_ours {
+        return Err(refused("belongs to the handshake itself: leave it out"));
+    }
+    // The value is not shown: it may be a secret.
+    let value = HeaderValue::from_str(value)
+        .map_err(|_| refused("has a value with a line break or another byte that is not allowed"))?;
+    Ok((parsed, value))
+}
+
+fn check_subprotocols(names: &[String]) -> Result<Vec<String>, Error> {
+    for (index, name) in names.iter().enumerate() {
+        // A subprotocol is a token, as a header's name is (RFC 6455 section 4.1).
+        if HeaderName::from_bytes(name.as_bytes()).is_err() {
+            return Err(Error::config(format!("the subprotocol {name:?} is not a token")));
+        }
+        if names[..index].contains(name) {
+            return Err(Error::config(format!("the subprotocol {name:?} is offered twice")));
+        }
+    }
+    Ok(names.to_vec())
+}
+
+impl fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Paths and queries may hold keys.
+        match self.target() {
+            Ok(target) => write!(f, "Endpoint({}{target})", if target.is_tls { "wss://" } else { "ws://" }),
+            Err(error) => write!(f, "Endpoint(invalid: {error})"),
+        }
+    }
+}
+
+impl From<&str> for Endpoint {
+    fn from(url: &str) -> Self {
+        Endpoint::new(url)
+    }
+}
+
+impl From<String> for Endpoint {
+    fn from(url: String) -> Self {
+        Endpoint::new(url)
+    }
+}
+
+impl From<&String> for Endpoint {
+    fn from(url: &String) -> Self {
+        Endpoint::new(url.as_str())
+    }
+}
+
+/// An endpoint that has been checked. Shows itself as `host:port`.
+#[derive(Clone)]
+pub(crate) struct Target {
+    /// Without brackets.
+    pub(crate) host: String,
+    pub(crate) port: u16,
+    pub(crate) is_tls: bool,
+    pub(crate) path_and_query: String,
+    /// As the Host header wants it: brackets, and no port where it is the default.
+    pub(crate) host_header: String,
+    pub(crate) headers: Vec<(HeaderName, HeaderValue)>,
+    pub(crate) subprotocols: Vec<String>,
+}
+
+impl Target {
+    pub(crate) fn literal(&self) -> Option<IpAddr> {
+        self.host.parse().ok()
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.host.contains(':') {
+            true => write!(f, "[{}]:{}", self.host, self.port),
+            false => write!(f, "{}:{}", self.host, self.port),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(url: &str) -> String {
+        let target = Endpoint::new(url).target().expect("a good URL");
+        format!("{target} {} {} {}", target.host_header, target.path_and_query, target.is_tls)
+    }
+
+    #[test]
+    fn urls_are_taken_apart() {
+        assert_eq!(shown("ws://a.example"), "a.example:80 a.example / false");
+        assert_eq!(shown("wss://a.example:443/ws?k=v"), "a.example:443 a.example /ws?k=v true");
+        assert_eq!(shown("wss://a.example?k=v"), "a.example:443 a.example /?k=v true");
+        assert_eq!(shown("ws://127.0.0.1:8080/x"), "127.0.0.1:8080 127.0.0.1:8080 /x false");
+        assert_eq!(shown("ws://[::1]:9/"), "[::1]:9 [::1]:9 / false");
+        assert_eq!(shown("wss://[::1]"), "[::1]:443 [::1] / true");
+    }
+
+    #[test]
+    fn bad_urls_are_refused_and_told_apart() {
+        for (url, word) in [
+            ("http://a/", "ws://"),
+            ("https://a/", "wss://"),
+            ("ftp://a/", "ws://"),
+            ("a.example/ws", "ws://"),
+            ("", "parsed"),
+            ("ws://", "parsed"),
+            ("ws://u:p@a/", "Authorization"),
+            ("ws://a/#b", "fragment"),
+            ("ws://a:0/", "port 0"),
+            ("ws://a:99999/", "port"),
+            ("ws://a/\r\nX: y", "parsed"),
+            ("ws://a b/", "parsed"),
+        ] {
+            let error = Endpoint::new(url).target().err().unwrap_or_else(|| panic!("{url:?} is not a good URL"));
+            assert_eq!(error.kind(), ErrorKind::Config);
+            assert!(error.to_string().contains(word), "{url:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn headers_of_the_handshake_and_line_breaks_are_refused_without_showing_values() {
+        for (name, value) in
+            [("Host", "x"), ("upgrade", "x"), ("Sec-WebSocket-Key", "x"), ("X-Key", "se\r\ncret"), ("X Key", "secret")]
+        {
+            let error = Endpoint::new("ws://a").header(name, value).target().err().expect("it is refused");
+            assert!(!error.chain().contains("cret"), "{error}");
+        }
+        assert!(Endpoint::new("ws://a").header("Authorization", "Bearer x").target().is_ok());
+    }
+
+    #[test]
+    fn subprotocols_are_tokens_and_offered_once() {
+        assert!(Endpoint::new("ws://a").subprotocol("a").subprotocol("b.c").target().is_ok());
+        assert!(Endpoint::new("ws://a").subprotocol("a").subprotocol("a").target().is_err());
+        assert!(Endpoint::new("ws://a").subprotocol("a,b").target().is_err());
+        assert!(Endpoint::new("ws://a").subprotocol("").target().is_err());
+    }
+
+    #[test]
+    fn debug_hides_the_path_and_the_query() {
+        let endpoint = Endpoint::new("wss://a.example/secret?key=secret").header("X", "secret");
+        assert_eq!(format!("{endpoint:?}"), "Endpoint(wss://a.example:443)");
+    }
+}

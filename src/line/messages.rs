@@ -1,0 +1,416 @@
+//! Fragments to messages: limits, UTF-8, control frames (RFC 6455 sections 5.4 to 5.6).
+
+use tungstenite::protocol::frame::coding::{CloseCode, Control, Data, OpCode};
+
+use crate::line::deflate::{InflateError, Inflater};
+use crate::line::frames::{Head, ReadBuffer};
+
+/// What the assembler keeps of its buffer after a large message.
+const KEEP: usize = 64 * 1024;
+
+/// A whole message or control frame, borrowed from wherever it lies.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Incoming<'a> {
+    Text(&'a str),
+    Binary(&'a [u8]),
+    Ping(&'a [u8]),
+    Pong(&'a [u8]),
+    /// `None`: a close frame without a code.
+    Close(Option<(u16, &'a str)>),
+}
+
+/// What the peer did wrong, and the close code that says so (RFC 6455 section 7.4.1).
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Breach {
+    pub(crate) code: CloseCode,
+    pub(crate) what: &'static str,
+}
+
+impl Breach {
+    fn invalid_text() -> Self {
+        Breach { code: CloseCode::Invalid, what: "text that is not UTF-8" }
+    }
+
+    fn too_long() -> Self {
+        Breach { code: CloseCode::Size, what: "a message longer than max_message" }
+    }
+}
+
+/// How much is taken.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Payload bytes of one message, after inflating.
+    pub(crate) max_message: usize,
+}
+
+/// Makes messages of frames. A message in one uncompressed frame is lent straight from the read buffer; any other is gathered here, as its
+/// bytes come.
+pub(crate) struct Assembler {
+    limits: Limits,
+    inflater: Option<Inflater>,
+    gathering: Gathering,
+    gathered: Vec<u8>,
+    /// `gathered[..valid_to]` is UTF-8.
+    valid_to: usize,
+    /// How much of the payload of a text frame that is still coming has been found to be UTF-8.
+    checked: usize,
+}
+
+/// Where the assembler is between two calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Gathering {
+    /// Between two messages.
+    Nothing,
+    /// Between two fragments of a message.
+    Fragments(Kind),
+    /// Inside a frame of a message that is gathered.
+    Frame { kind: Kind, remaining: u64, is_final: bool },
+    /// A gathered message has been lent, and is dropped by the next call.
+    Lent,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Kind {
+    is_text: bool,
+    is_compressed: bool,
+}
+
+impl Assembler {
+    pub(crate) fn new(limits: Limits, inflater: Option<Inflater>) -> Self {
+        Assembler { limits, inflater, gathering: Gathering::Nothing, gathered: Vec::new(), valid_to: 0, checked: 0 }
+    }
+
+    /// The next message or control frame; `None` when that needs bytes that have not come yet.
+    ///
+    /// After a close frame or a breach the caller drops whatever follows.
+    #[inline]
+    pub(crate) fn next<'a>(&'a mut self, buffer: &'a mut ReadBuffer) -> Result<Option<Incoming<'a>>, Breach> {
+        // The one case that matters for speed: a whole message in one frame, uncompressed.
+        if self.gathering == Gathering::Nothing {
+            let Some(head) = Head::parse(buffer.unread())? else {
+                buffer.rewind_if_empty();
+                return Ok(None);
+            };
+            if let (OpCode::Data(data @ (Data::Text | Data::Binary)), true, false) =
+                (head.opcode, head.is_final, head.is_compressed)
+            {
+                if head.payload_len > self.limits.max_message as u64 {
+                    return Err(Breach::too_long());
+                }
+                // It fits into memory, so it fits into usize.
+                let whole = head.head_len + head.payload_len as usize;
+                if buffer.unread().len() < whole {
+                    self.check_early(&buffer.unread()[head.head_len..], data)?;
+                    return Ok(None);
+                }
+                self.checked = 0;
+                let payload = &buffer.take(whole)[head.head_len..];
+                return match data {
+                    Data::Text => match simdutf8::basic::from_utf8(payload) {
+                        Ok(text) => Ok(Some(Incoming::Text(text))),
+                        Err(_) => Err(Breach::invalid_text()),
+                    },
+                    _ => Ok(Some(Incoming::Binary(payload))),
+                };
+            }
+        }
+        self.next_gathered(buffer)
+    }
+
+    /// The start of a text frame that is still coming: what can never become UTF-8 is told at once (RFC 6455 section 8.1).
+    #[cold]
+    fn check_early(&mut self, so_far: &[u8], data: Data) -> Result<(), Breach> {
+        if data == Data::Text {
+            self.checked += valid_prefix(&so_far[self.checked..])?;
+        }
+        Ok(())
+    }
+
+    /// Control frames, fragments and compressed messages.
+    #[cold]
+    fn next_gathered<'a>(&'a mut self, buffer: &'a mut ReadBuffer) -> Result<Option<Incoming<'a>>, Breach> {
+        if self.gathering == Gathering::Lent {
+            self.gathering = Gathering::Nothing;
+            self.gathered.clear();
+            self.gathered.shrink_to(KEEP);
+            self.valid_to = 0;
+            // Through the front door: the next message may well be a simple one.
+            return self.next(buffer);
+        }
+        loop {
+            if let Gathering::Frame { kind, remaining, is_final } = self.gathering {
+                let available = buffer.unread().len().min(usize::try_from(remaining).unwrap_or(usize::MAX));
+                self.gather(buffer.take(available), kind)?;
+                buffer.rewind_if_empty();
+                let remaining = remaining - available as u64;
+                if remaining > 0 {
+                    self.gathering = Gathering::Frame { kind, remaining, is_final };
+                    return Ok(None);
+                }
+                if is_final {
+                    return self.finish(kind).map(Some);
+                }
+                self.gathering = Gathering::Fragments(kind);
+            }
+            let Some(head) = Head::parse(buffer.unread())? else {
+                buffer.rewind_if_empty();
+                return Ok(None);
+            };
+            match head.opcode {
+                OpCode::Control(control) => {
+                    if head.is_compressed {
+                        return Err(Breach::protocol("a reserved bit is set on a control frame"));
+                    }
+                    let whole = head.head_len + head.payload_len as usize;
+                    if buffer.unread().len() < whole {
+                        return Ok(None);
+                    }
+                    return control_frame(control, &buffer.take(whole)[head.head_len..]).map(Some);
+                }
+                OpCode::Data(data) => {
+                    let kind = self.kind_of(data, head)?;
+                    buffer.consume(head.head_len);
+                    self.gathering = Gathering::Frame { kind, remaining: head.payload_len, is_final: head.is_final };
+                }
+            }
+        }
+    }
+
+    /// What a data frame belongs to, checked against what went before it, and its length before memory is taken.
+    fn kind_of(&self, data: Data, head: Head) -> Result<Kind, Breach> {
+        let kind = match (self.gathering, data) {
+            (Gathering::Fragments(kind), Data::Continue) if !head.is_compressed => kind,
+            (Gathering::Fragments(_), Data::Continue) => {
+                return Err(Breach::protocol("a reserved bit is set on a continuation frame"));
+            }
+            (Gathering::Fragments(_), _) => {
+                return Err(Breach::protocol("a new message before the end of a fragmented one"));
+            }
+            (_, Data::Text | Data::Binary) => Kind { is_text: data == Data::Text, is_compressed: head.is_compressed },
+            _ => return Err(Breach::protocol("a continuation frame without a message")),
+        };
+        if kind.is_compressed && self.inflater.is_none() {
+            return Err(Breach::protocol("a compressed message, and compression was not agreed on"));
+        }
+        let room = self.limits.max_message - self.gathered.len();
+        if !kind.is_compressed && head.payload_len > room as u64 {
+            return Err(Breach::too_long());
+        }
+        Ok(kind)
+    }
+
+    /// Takes a piece of a message.
+    fn gather(&mut self, piece: &[u8], kind: Kind) -> Result<(), Breach> {
+        match &mut self.inflater {
+            Some(inflater) if kind.is_compressed => {
+                inflater.inflate(piece, &mut self.gathered, self.limits.max_message).map_err(breach_of)?;
+            }
+            _ => {
+                grow(&mut self.gathered, piece.len(), self.limits.max_message);
+                self.gathered.extend_from_slice(piece);
+            }
+        }
+        if kind.is_text {
+            self.valid_to += valid_prefix(&self.gathered[self.valid_to..])?;
+        }
+        Ok(())
+    }
+
+    /// All of a message is here.
+    fn finish(&mut self, kind: Kind) -> Result<Incoming<'_>, Breach> {
+        if let (true, Some(inflater)) = (kind.is_compressed, &mut self.inflater) {
+            inflater.finish(&mut self.gathered, self.limits.max_message).map_err(breach_of)?;
+        }
+        self.gathering = Gathering::Lent;
+        if !kind.is_text {
+            return Ok(Incoming::Binary(&self.gathered));
+        }
+        simdutf8::basic::from_utf8(&self.gathered).map(Incoming::Text).map_err(|_| Breach::invalid_text())
+    }
+}
+
+/// Makes room for `count` more bytes by doubling, and never beyond `limit`.
+fn grow(gathered: &mut Vec<u8>, count: usize, limit: usize) {
+    let needed = gathered.len() + count;
+    if needed > gathered.capacity() {
+        let size = needed.max(2 * gathered.capacity()).min(limit.max(needed));
+        gathered.reserve_exact(size - gathered.len());
+    }
+}
+
+fn breach_of(error: InflateError) -> Breach {
+    match error {
+        InflateError::TooLong => Breach::too_long(),
+        InflateError::Corrupt => {
+            Breach { code: CloseCode::Invalid, what: "a compressed message that does not inflate" }
+        }
+    }
+}
+
+/// How many of `bytes` are UTF-8 for certain: all, but for a code point at their end that is not complete yet.
+fn valid_prefix(bytes: &[u8]) -> Result<usize, Breach> {
+    match simdutf8::compat::from_utf8(bytes) {
+        Ok(_) => Ok(bytes.len()),
+        Err(error) if error.error_len().is_none() => Ok(error.valid_up_to()),
+        Err(_) => Err(Breach::invalid_text()),
+    }
+}
+
+fn control_frame(control: Control, payload: &[u8]) -> Result<Incoming<'_>, Breach> {
+    match control {
+        Control::Ping => Ok(Incoming::Ping(payload)),
+        Control::Pong => Ok(Incoming::Pong(payload)),
+        Control::Close => close_frame(payload),
+        Control::Reserved(_) => Err(Breach::protocol("a reserved opcode")),
+    }
+}
+
+fn close_frame(payload: &[u8]) -> Result<Incoming<'_>, Breach> {
+    match payload {
+        [] => Ok(Incoming::Close(None)),
+        [_] => Err(Breach::protocol("a close frame with half a code")),
+        [high, low, reason @ ..] => {
+            let code = u16::from_be_bytes([*high, *low]);
+            if !CloseCode::from(code).is_allowed() {
+                return Err(Breach::protocol("a close code that may not be sent"));
+            }
+            let reason = simdutf8::basic::from_utf8(reason).map_err(|_| Breach::invalid_text())?;
+            Ok(Incoming::Close(Some((code, reason))))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An unmasked frame, as a server sends it.
+    fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
+        let mut bytes = vec![first];
+        match payload.len() {
+            len @ 0..=125 => bytes.push(len as u8),
+            len @ 126..=0xffff => {
+                bytes.push(126);
+                bytes.extend_from_slice(&(len as u16).to_be_bytes());
+            }
+            len => {
+                bytes.push(127);
+                bytes.extend_from_slice(&(len as u64).to_be_bytes());
+            }
+        }
+        bytes.extend_from_slice(payload);
+        bytes
+    }
+
+    /// Everything that comes out of `bytes`, fed `step` at a time, in short; the code of a breach is the last.
+    fn assemble(bytes: &[u8], step: usize) -> Vec<String> {
+        let mut assembler = Assembler::new(Limits { max_message: 100_000 }, None);
+        let mut buffer = ReadBuffer::with_leftover(&[]);
+        let mut seen = Vec::new();
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let room = buffer.room();
+            let count = rest.len().min(step).min(room.len());
+            room[..count].copy_from_slice(&rest[..count]);
+            rest = &rest[count..];
+            buffer.filled(count);
+            loop {
+                match assembler.next(&mut buffer) {
+                    Ok(Some(Incoming::Text(text))) => seen.push(format!("t:{text}")),
+                    Ok(Some(Incoming::Binary(bytes))) => seen.push(format!("b:{}", bytes.len())),
+                    Ok(Some(Incoming::Ping(bytes))) => seen.push(format!("ping:{}", bytes.len())),
+                    Ok(Some(Incoming::Pong(bytes))) => seen.push(format!("pong:{}", bytes.len())),
+                    Ok(Some(Incoming::Close(close))) => seen.push(format!("close:{close:?}")),
+                    Ok(None) => break,
+                    Err(breach) => {
+                        seen.push(format!("{}", u16::from(breach.code)));
+                        return seen;
+                    }
+                }
+            }
+        }
+        seen
+    }
+
+    fn at_every_step(bytes: &[u8], expected: &[&str]) {
+        for step in [1, 2, 3, 7, 1000, 16 * 1024] {
+            assert_eq!(assemble(bytes, step), expected, "in steps of {step}");
+        }
+    }
+
+    #[test]
+    fn messages_and_control_frames_come_out_in_order_however_they_are_cut() {
+        let bytes = [
+            frame(0x81, "grüße".as_bytes()),
+            frame(0x82, &[0; 300]),
+            frame(0x89, b"hi"),
+            frame(0x01, "a€".as_bytes().split_at(2).0),
+            frame(0x8a, b"between"),
+            frame(0x80, "a€".as_bytes().split_at(2).1),
+            frame(0x82, &[1; 70_000]),
+            frame(0x81, b""),
+            frame(0x88, &[0x03, 0xe8, b'o', b'k']),
+        ]
+        .concat();
+        let expected = ["t:grüße", "b:300", "ping:2", "pong:7", "t:a€", "b:70000", "t:", "close:Some((1000, \"ok\"))"];
+        at_every_step(&bytes, &expected);
+    }
+
+    #[test]
+    fn fragments_in_any_number_make_one_message() {
+        let mut bytes = frame(0x02, b"x");
+        for _ in 0..20_000 {
+            bytes.extend_from_slice(&frame(0x00, b"y"));
+        }
+        bytes.extend_from_slice(&frame(0x80, b""));
+        at_every_step(&bytes, &["b:20001"]);
+    }
+
+    #[test]
+    fn bad_text_is_told_as_soon_as_it_is_seen() {
+        // Only the start of each is there: 0xff is never UTF-8, and neither is a surrogate.
+        let unfinished = [&[0x81, 100, b'a', 0xff][..], &[0x01, 100, b'a', 0xff], &[0x81, 4, 0xed, 0xa0]];
+        for bytes in unfinished {
+            at_every_step(bytes, &["1007"]);
+        }
+        // A code point that is cut by a fragment may still become one; at the end it may not.
+        let cut = [frame(0x01, &[0xe2, 0x82]), frame(0x80, &[0xac])].concat();
+        at_every_step(&cut, &["t:€"]);
+        let open = [frame(0x01, &[0xe2, 0x82]), frame(0x80, &[])].concat();
+        at_every_step(&open, &["1007"]);
+        at_every_step(&frame(0x81, &[0xe2, 0x82]), &["1007"]);
+    }
+
+    #[test]
+    fn what_breaks_the_order_of_fragments_is_1002() {
+        let wrong = [
+            frame(0x80, b"stray"),
+            frame(0x00, b"stray"),
+            [frame(0x01, b"a"), frame(0x81, b"b")].concat(),
+            [frame(0x01, b"a"), frame(0x02, b"b")].concat(),
+            frame(0xc1, b"compressed"),
+            frame(0xc9, b"compressed ping"),
+            [frame(0x01, b"a"), frame(0xc0, b"b")].concat(),
+            frame(0x88, &[3]),
+            frame(0x88, &1005u16.to_be_bytes()),
+            frame(0x88, &999u16.to_be_bytes()),
+            frame(0x88, &2999u16.to_be_bytes()),
+            frame(0x88, &5000u16.to_be_bytes()),
+        ];
+        for bytes in wrong {
+            at_every_step(&bytes, &["1002"]);
+        }
+        at_every_step(&frame(0x88, &[0x03, 0xe8, 0xff]), &["1007"]);
+        at_every_step(&frame(0x88, &[]), &["close:None"]);
+    }
+
+    #[test]
+    fn what_is_too_long_is_told_by_its_header() {
+        at_every_step(&[0x82, 127, 0, 0, 0, 0, 0, 1, 0x86, 0xa1], &["1009"]);
+        at_every_step(&[0x02, 127, 0, 0, 0, 0, 0, 1, 0x86, 0xa1], &["1009"]);
+        let sum = [frame(0x02, &[0; 60_000]), frame(0x80, &[0; 40_001])].concat();
+        at_every_step(&sum, &["1009"]);
+        let fits = [frame(0x02, &[0; 60_000]), frame(0x80, &[0; 40_000])].concat();
+        at_every_step(&fits, &["b:100000"]);
+    }
+}
