@@ -149,8 +149,11 @@ pub struct AppPing {
     pub(crate) make: Arc<dyn Fn() -> String + Send + Sync>,
     pub(crate) every: Duration,
     pub(crate) only_when_quiet: bool,
-    pub(crate) is_reply: Option<Arc<dyn Fn(MessageRef<'_>) -> bool + Send + Sync>>,
+    pub(crate) is_reply: Option<ReplyMatcher>,
 }
+
+/// Tells which messages answer an application ping.
+pub(crate) type ReplyMatcher = Arc<dyn Fn(MessageRef<'_>) -> bool + Send + Sync>;
 
 impl AppPing {
     /// Sends `text` every so often.

@@ -44,15 +44,15 @@ impl Endpoint {
                 "the URL has a fragment (#): RFC 6455 section 3 forbids it, write %23 for a literal #",
             ));
         }
-        let uri: Uri =
-            self.url.parse().map_err(|error| Error::caused(ErrorKind::Config, "the URL cannot be parsed", error))?;
-        let is_tls = match uri.scheme_str() {
+        let is_tls = match self.url.split_once("://").map(|(scheme, _)| scheme.to_ascii_lowercase()).as_deref() {
             Some("ws") => false,
             Some("wss") => true,
             Some("http") => return Err(Error::config("the URL starts with http://: write ws://")),
             Some("https") => return Err(Error::config("the URL starts with https://: write wss://")),
             _ => return Err(Error::config("the URL has to start with ws:// or wss://")),
         };
+        let uri: Uri =
+            self.url.parse().map_err(|error| Error::caused(ErrorKind::Config, "the URL cannot be parsed", error))?;
         let authority = uri.authority().ok_or_else(|| Error::config("the URL has no host"))?;
         if authority.as_str().contains('@') {
             return Err(Error::config("the URL holds a user name or password: send an Authorization header instead"));
@@ -198,7 +198,7 @@ mod tests {
             ("https://a/", "wss://"),
             ("ftp://a/", "ws://"),
             ("a.example/ws", "ws://"),
-            ("", "parsed"),
+            ("", "ws://"),
             ("ws://", "parsed"),
             ("ws://u:p@a/", "Authorization"),
             ("ws://a/#b", "fragment"),

@@ -327,7 +327,9 @@ mod tests {
     fn a_late_thread_is_named_and_joined_by_a_later_call() {
         let lifecycle = Lifecycle::new(None);
         let (release, held) = bounded::<()>(0);
-        lifecycle.spawn("holdout", Patience::Deadline, move || drop(held.recv())).expect("threads are there");
+        lifecycle
+            .spawn("holdout", Patience::Deadline, move || assert!(held.recv().is_err()))
+            .expect("threads are there");
         lifecycle.shutdown();
         let report = lifecycle.join_until(Instant::now() + Duration::from_millis(10));
         assert!(!report.is_clean());
@@ -341,7 +343,7 @@ mod tests {
         let lifecycle = Lifecycle::new(None);
         let (release, held) = bounded::<()>(0);
         let patience = Patience::AtMost(Duration::from_millis(5));
-        lifecycle.spawn("lookup", patience, move || drop(held.recv())).expect("threads are there");
+        lifecycle.spawn("lookup", patience, move || assert!(held.recv().is_err())).expect("threads are there");
         lifecycle.shutdown();
         let report = lifecycle.join_until(Instant::now() + Duration::from_secs(3600));
         assert_eq!(report.threads()[0].outcome, Outcome::Late);
@@ -385,7 +387,7 @@ mod tests {
     fn many_may_join_at_once() {
         let lifecycle = Arc::new(Lifecycle::new(None));
         let shutdown = lifecycle.shutdown_signal();
-        let body = move || drop(wait(&shutdown, &never::<()>(), None));
+        let body = move || assert_eq!(wait(&shutdown, &never::<()>(), None), Woken::Shutdown);
         lifecycle.spawn("worker", Patience::Deadline, body).expect("threads are there");
         thread::scope(|scope| {
             for _ in 0..8 {
