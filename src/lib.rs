@@ -18,6 +18,8 @@ mod state;
 mod stats;
 mod supervisor;
 mod talk;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod timing;
 
 pub use board::State;

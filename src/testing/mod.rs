@@ -1,0 +1,55 @@
+//! A scripted venue on a loopback port, and a check for leaks: for the tests of programs that use this crate, and for its own.
+//!
+//! A script is a closure that plays the server's side of one connection, on a thread of its own. It ends when the closure returns, and
+//! whatever it waits for ends when the venue is dropped. Most scripts begin with [`Peer::upgrade`], and everything that a server can do wrong is one
+//! or two calls away:
+//!
+//! | fault | script |
+//! |---|---|
+//! | accepts and says nothing | `\|peer\| peer.stall()` |
+//! | stalls in the TLS handshake, or in any TLS record | `.tls_stalls_after(bytes)` on the builder |
+//! | trickles its answer, or a frame | [`Peer::trickle`] |
+//! | refuses | [`Peer::refuse`] |
+//! | lies in the upgrade | [`Peer::read_request`], then [`Peer::write`] |
+//! | never pongs | `peer.upgrade()?; peer.drain()` |
+//! | never reads | `peer.upgrade()?; peer.stall()` |
+//! | floods | [`Peer::flood`] |
+//! | garbage, oversize, reserved bits | [`Peer::write`], [`Peer::send_frame`] |
+//! | resets, ends without a close frame | [`Peer::reset`], [`Peer::half_close`], or just return |
+//! | closes with a code, answers no close | [`Peer::close`], [`Peer::drain`] |
+//!
+//! # Does my bot come back, and does it subscribe again?
+//! ```
+//! use std::time::Duration;
+//! use tautline::testing::Venue;
+//! use tautline::{Client, Line, MessageRef};
+//!
+//! struct Bot;
+//! impl tautline::Handler for Bot {
+//!     fn opened(&mut self, line: &mut Line<'_>) {
+//!         line.send_text("subscribe").ok();
+//!     }
+//!     fn message(&mut self, _: &mut Line<'_>, _: MessageRef<'_>) {}
+//! }
+//!
+//! // A venue that drops every line as soon as somebody has subscribed.
+//! let venue = Venue::start(|peer| {
+//!     peer.upgrade()?;
+//!     peer.receive_message()?;
+//!     peer.reset()
+//! });
+//! let client = Client::builder(venue.url()).retry_min(Duration::from_millis(1)).start(Bot).unwrap();
+//! assert!(venue.wait_for_messages(3, Duration::from_secs(5)), "it came back and subscribed again, twice");
+//! assert!(venue.messages().iter().all(|message| message == b"subscribe"));
+//! assert!(client.stop(Duration::from_secs(5)).is_clean());
+//! ```
+
+#[cfg(target_os = "linux")]
+mod leaks;
+mod peer;
+mod venue;
+
+#[cfg(target_os = "linux")]
+pub use leaks::{Census, assert_no_leaks};
+pub use peer::{Peer, Received, Request};
+pub use venue::{Venue, VenueBuilder};

@@ -1,0 +1,191 @@
+//! How lines end: clean and abnormal, by the peer and by us.
+
+use std::time::Duration;
+
+use crossbeam_channel::bounded;
+use tautline::testing::{Received, Venue};
+use tautline::{Deflate, Disconnect, ErrorKind};
+
+use crate::support::{MS, SOON, builder, disconnected, message, opened, plain_and_tls};
+
+/// How a line ends whose peer plays `script` after the opening, plain and over TLS; and what the peer saw last.
+fn ends(
+    script: impl Fn(&mut tautline::testing::Peer) -> std::io::Result<()> + Send + Sync + Clone + 'static,
+    check: impl Fn(&Disconnect),
+) {
+    plain_and_tls(|builder_of_venue| {
+        let script = script.clone();
+        let venue = builder_of_venue().start(move |peer| {
+            peer.upgrade()?;
+            script(peer)
+        });
+        let client = builder(&venue)
+            .max_message(100_000)
+            .close_within(50 * MS)
+            .max_attempts(1)
+            .start_pulled()
+            .expect("it starts");
+        let mut events = client.events();
+        opened(&mut events);
+        check(&disconnected(&mut events));
+    });
+}
+
+/// The close frame that the client sends when its peer sends these bytes.
+fn answer_to(bytes: &'static [u8]) -> (u16, ErrorKind) {
+    let (tell, told) = bounded(1);
+    let venue = Venue::start(move |peer| {
+        peer.upgrade()?;
+        peer.write(bytes)?;
+        loop {
+            if let Received::Close(code, _) = peer.receive()? {
+                tell.send(code.unwrap_or(1005)).expect("the test waits");
+                return Ok(());
+            }
+        }
+    });
+    let client = builder(&venue).max_message(1000).max_attempts(1).start_pulled().expect("it starts");
+    let mut events = client.events();
+    opened(&mut events);
+    let kind = disconnected(&mut events).error.kind();
+    (told.recv_timeout(SOON).expect("a close frame comes"), kind)
+}
+
+#[test]
+fn what_the_server_says_is_kept() {
+    ends(
+        |peer| {
+            peer.close(4008, "slow down")?;
+            peer.drain()
+        },
+        |disconnect| {
+            assert_eq!(disconnect.error.kind(), ErrorKind::Closed);
+            assert_eq!((disconnect.close.code, disconnect.close.reason.as_str()), (4008, "slow down"));
+            assert!(disconnect.is_clean());
+        },
+    );
+}
+
+#[test]
+fn a_close_frame_without_a_code_is_1005() {
+    ends(
+        |peer| {
+            peer.send_frame(0x88, &[])?;
+            peer.drain()
+        },
+        |disconnect| assert_eq!((disconnect.close.code, disconnect.is_clean()), (1005, true)),
+    );
+}
+
+#[test]
+fn an_end_without_a_close_frame_is_1006() {
+    let abnormal = |disconnect: &Disconnect| {
+        assert_eq!((disconnect.close.code, disconnect.is_clean()), (1006, false));
+        assert!(matches!(disconnect.error.kind(), ErrorKind::Closed | ErrorKind::Io), "{disconnect}");
+    };
+    ends(|peer| peer.half_close(), abnormal);
+    ends(|peer| peer.end_tls(), abnormal);
+    ends(|_| Ok(()), abnormal);
+    ends(|peer| peer.reset(), abnormal);
+    // In the middle of a frame.
+    ends(|peer| peer.write(&[0x81, 100, b'x']), abnormal);
+}
+
+#[test]
+fn the_answer_to_a_close_frame_repeats_its_code_and_the_connection_ends() {
+    plain_and_tls(|builder_of_venue| {
+        let (tell, told) = bounded(2);
+        let venue = builder_of_venue().start(move |peer| {
+            peer.upgrade()?;
+            peer.close(1001, "going")?;
+            // Whatever follows a close frame is dropped.
+            peer.send_text("ignored")?;
+            tell.send(peer.receive()?).expect("the test waits");
+            tell.send(peer.receive()?).expect("the test waits");
+            Ok(())
+        });
+        let client = builder(&venue).max_attempts(1).start_pulled().expect("it starts");
+        assert_eq!(told.recv_timeout(SOON), Ok(Received::Close(Some(1001), String::new())));
+        assert_eq!(told.recv_timeout(SOON), Ok(Received::End));
+        let mut events = client.events();
+        opened(&mut events);
+        assert_eq!(disconnected(&mut events).close.code, 1001);
+        assert!(events.all(|event| !matches!(event, tautline::Event::Message(_))));
+    });
+}
+
+#[test]
+fn a_peer_that_closes_and_keeps_tcp_open_is_severed_at_the_close_deadline() {
+    let venue = Venue::start(|peer| {
+        peer.upgrade()?;
+        peer.close(1000, "")?;
+        peer.stall()
+    });
+    let client = builder(&venue).close_within(30 * MS).connect().expect("it opens");
+    assert!(venue.wait_for_openings(2, SOON), "it goes on after the deadline");
+    assert!(client.stop(SOON).is_clean());
+}
+
+#[test]
+fn broken_frames_are_answered_with_1002() {
+    for bytes in [
+        &b"\x83\x00"[..],
+        b"\xc1\x00",
+        b"\x91\x00",
+        b"\x81\x80\x00\x00\x00\x00",
+        b"\x09\x00",
+        b"\x89\x7e\x00\x7e",
+        b"\x80\x00",
+        b"\x88\x01\x03",
+        b"\x88\x02\x03\xec",
+    ] {
+        assert_eq!(answer_to(bytes), (1002, ErrorKind::Protocol), "{bytes:?}");
+    }
+}
+
+#[test]
+fn bad_text_is_answered_with_1007_as_soon_as_it_is_seen() {
+    // The frame announces a hundred bytes, and sends two.
+    assert_eq!(answer_to(b"\x81\x64a\xff"), (1007, ErrorKind::Protocol));
+    assert_eq!(answer_to(b"\x88\x03\x03\xe8\xff"), (1007, ErrorKind::Protocol));
+}
+
+#[test]
+fn what_is_too_long_is_answered_with_1009() {
+    assert_eq!(answer_to(b"\x82\x7f\x00\x00\x00\x40\x00\x00\x00\x00"), (1009, ErrorKind::TooBig));
+    assert_eq!(answer_to(b"\x02\x7e\x03\xe9"), (1009, ErrorKind::TooBig));
+}
+
+#[test]
+fn garbage_ends_the_line_and_not_the_client() {
+    let venue = Venue::start(|peer| {
+        peer.upgrade()?;
+        if peer.number() == 0 {
+            peer.write(&[0xff; 5000])?;
+            return peer.drain();
+        }
+        peer.send_text("sane again")?;
+        peer.echo()
+    });
+    let client = builder(&venue).close_within(30 * MS).connect().expect("it opens");
+    let mut events = client.events();
+    opened(&mut events);
+    assert_eq!(disconnected(&mut events).error.kind(), ErrorKind::Protocol);
+    opened(&mut events);
+    assert_eq!(message(&mut events).text(), Some("sane again"));
+}
+
+#[test]
+fn a_compressed_line_carries_what_was_sent() {
+    // The scripted venue does not compress: it declines, and everything goes as it is.
+    let venue = Venue::start(|peer| {
+        let request = peer.upgrade()?;
+        peer.send_text(request.header("Sec-WebSocket-Extensions").unwrap_or("none"))?;
+        peer.echo()
+    });
+    let client = builder(&venue).compress(Deflate::new()).connect().expect("it opens");
+    let mut events = client.events();
+    assert!(!opened(&mut events).is_compressed);
+    assert_eq!(message(&mut events).text(), Some("permessage-deflate; client_max_window_bits"));
+    assert!(client.stop(Duration::from_secs(5)).is_clean());
+}

@@ -1,0 +1,224 @@
+//! Messages on their way to the program: the events queue and its rules.
+
+use std::thread;
+use std::time::Duration;
+
+use crossbeam_channel::{bounded, select};
+use tautline::testing::Venue;
+use tautline::{Event, NoEvent, WhenFull};
+
+use crate::support::{MS, SOON, builder, disconnected, message, next, opened};
+
+/// Sends `count` numbered messages, then a last one that says so when the test lets it.
+fn burst(count: usize, finish: crossbeam_channel::Receiver<()>) -> Venue {
+    Venue::start(move |peer| {
+        peer.upgrade()?;
+        for number in 0..count {
+            peer.send_text(&number.to_string())?;
+        }
+        if finish.recv().is_ok() {
+            peer.send_text("last")?;
+        }
+        peer.echo()
+    })
+}
+
+#[test]
+fn a_program_that_lags_is_disconnected_and_its_queue_can_still_be_read() {
+    let (go, finish) = bounded::<()>(1);
+    let venue = burst(100, finish);
+    let client = builder(&venue).queue_messages(10).connect().expect("it opens");
+    assert!(venue.wait_for_openings(2, SOON), "the line comes back");
+    let mut events = client.events();
+    assert_eq!(opened(&mut events).epoch, 1);
+    for number in 0..10 {
+        assert_eq!(message(&mut events).text(), Some(number.to_string().as_str()));
+    }
+    let Event::Lag(lag) = next(&mut events) else { panic!("something was lost") };
+    assert!(lag.lost >= 1);
+    let disconnect = disconnected(&mut events);
+    assert_eq!(disconnect.error.kind().as_str(), "lagged");
+    assert_eq!(opened(&mut events).epoch, 2);
+    drop(go);
+}
+
+#[test]
+fn dropping_the_oldest_keeps_the_newest_and_counts_the_rest() {
+    let (go, finish) = bounded::<()>(1);
+    let venue = burst(1000, finish);
+    let client = builder(&venue).queue_messages(10).when_full(WhenFull::DropOldest).connect().expect("it opens");
+    while client.stats().messages_received < 1000 {
+        thread::yield_now();
+    }
+    go.send(()).expect("the venue waits");
+    while client.stats().messages_received < 1001 {
+        thread::yield_now();
+    }
+    // The last batch may still be on its way into the queue.
+    while client.stats().messages_lost < 991 {
+        thread::yield_now();
+    }
+    let mut events = client.events();
+    opened(&mut events);
+    let Event::Lag(lag) = next(&mut events) else { panic!("something was lost") };
+    assert_eq!(lag.lost, 991);
+    let texts: Vec<String> = (0..10).map(|_| message(&mut events).into_text().expect("it is text")).collect();
+    assert_eq!(texts[0], "991");
+    assert_eq!(texts[9], "last");
+}
+
+#[test]
+fn dropping_the_newest_keeps_the_oldest_and_counts_the_rest() {
+    let (go, finish) = bounded::<()>(1);
+    let venue = burst(1000, finish);
+    let client = builder(&venue).queue_messages(10).when_full(WhenFull::DropNewest).connect().expect("it opens");
+    while client.stats().messages_lost < 990 {
+        thread::yield_now();
+    }
+    let mut events = client.events();
+    opened(&mut events);
+    for number in 0..10 {
+        assert_eq!(message(&mut events).text(), Some(number.to_string().as_str()));
+    }
+    let Event::Lag(lag) = next(&mut events) else { panic!("something was lost") };
+    assert_eq!(lag.lost, 990);
+    go.send(()).expect("the venue waits");
+    assert_eq!(message(&mut events).text(), Some("last"));
+}
+
+#[test]
+fn blocking_loses_nothing() {
+    let (go, finish) = bounded::<()>(1);
+    let venue = burst(50_000, finish);
+    let client = builder(&venue).queue_messages(10).when_full(WhenFull::Block).connect().expect("it opens");
+    let mut events = client.events();
+    opened(&mut events);
+    for number in 0..50_000 {
+        assert_eq!(message(&mut events).text(), Some(number.to_string().as_str()));
+    }
+    assert_eq!(client.stats().messages_lost, 0);
+    drop(go);
+}
+
+#[test]
+fn a_blocked_reader_stops_at_once() {
+    let (go, finish) = bounded::<()>(1);
+    let venue = burst(50_000, finish);
+    let client = builder(&venue)
+        .queue_messages(10)
+        .when_full(WhenFull::Block)
+        .close_within(20 * MS)
+        .connect()
+        .expect("it opens");
+    while client.stats().queue_depth < 11 {
+        thread::yield_now();
+    }
+    let report = client.stop(SOON);
+    assert!(report.is_clean(), "{report}");
+    drop(go);
+}
+
+#[test]
+fn the_queue_is_bounded_in_bytes() {
+    let venue = Venue::start(|peer| {
+        peer.upgrade()?;
+        for _ in 0..100 {
+            peer.send_binary(&[0; 1000])?;
+        }
+        peer.echo()
+    });
+    let client = builder(&venue).queue_bytes(10_000).when_full(WhenFull::DropNewest).connect().expect("it opens");
+    while client.stats().messages_lost < 90 {
+        thread::yield_now();
+    }
+    // The opening, ten messages, the lag.
+    assert_eq!(client.stats().queue_depth, 12);
+}
+
+#[test]
+fn a_pull_ends_in_time_and_says_why_there_is_no_event() {
+    let venue = Venue::start(|peer| {
+        peer.upgrade()?;
+        peer.echo()
+    });
+    let client = builder(&venue).connect().expect("it opens");
+    let mut events = client.events();
+    opened(&mut events);
+    assert_eq!(events.try_next().map_err(|none| none == NoEvent::Yet).err(), Some(true));
+    assert_eq!(events.next_within(MS).map_err(|none| none == NoEvent::Yet).err(), Some(true));
+    client.stop(SOON);
+    while events.next_within(SOON).is_ok() {}
+    assert_eq!(events.try_next().map_err(|none| none == NoEvent::Ended).err(), Some(true));
+}
+
+#[test]
+fn a_program_can_select_over_events_and_its_own_channels() {
+    let venue = Venue::start(|peer| {
+        peer.upgrade()?;
+        peer.echo()
+    });
+    let client = builder(&venue).connect().expect("it opens");
+    let (order, orders) = bounded(1);
+    let mut events = client.events();
+    let ready = events.ready();
+    let mut seen = Vec::new();
+    order.send("buy").expect("the test reads");
+    while seen.len() < 2 {
+        select! {
+            recv(orders) -> order => {
+                client.send_text(order.expect("the test sends")).expect("the line is open");
+            }
+            recv(ready) -> _ => while let Ok(event) = events.try_next() {
+                match event {
+                    Event::Opened(_) => seen.push("opened".to_owned()),
+                    Event::Message(message) => seen.push(message.into_text().expect("it is text")),
+                    other => panic!("{other:?}"),
+                }
+            },
+            default(SOON) => panic!("nothing came"),
+        }
+    }
+    assert_eq!(seen, ["opened", "buy"]);
+}
+
+#[test]
+fn frames_glued_to_the_answer_of_the_handshake_are_delivered() {
+    for tls in [false, true] {
+        let settings = if tls { Venue::builder().tls() } else { Venue::builder() };
+        let venue = settings.start(|peer| {
+            let request = peer.read_request()?;
+            let mut answer = request.acceptance("").into_bytes();
+            answer.extend_from_slice(b"\x81\x05glued\x81\x04half");
+            // Half of the second frame comes later.
+            let (now, later) = answer.split_at(answer.len() - 2);
+            peer.write(now)?;
+            peer.wait(20 * MS)?;
+            peer.write(later)?;
+            peer.echo()
+        });
+        let client = builder(&venue).connect().expect("it opens");
+        let mut events = client.events();
+        opened(&mut events);
+        assert_eq!(message(&mut events).text(), Some("glued"));
+        assert_eq!(message(&mut events).text(), Some("half"));
+    }
+}
+
+#[test]
+fn several_may_pull_and_each_event_goes_to_one() {
+    let (go, finish) = bounded::<()>(1);
+    let venue = burst(1000, finish);
+    let client = builder(&venue).connect().expect("it opens");
+    let total: usize = thread::scope(|scope| {
+        let pullers: Vec<_> = (0..4)
+            .map(|_| scope.spawn(|| client.events().filter(|event| matches!(event, Event::Message(_))).count()))
+            .collect();
+        while client.stats().queue_depth > 0 || client.stats().messages_received < 1000 {
+            thread::yield_now();
+        }
+        client.stop(Duration::from_secs(5));
+        pullers.into_iter().map(|puller| puller.join().expect("it does not panic")).sum()
+    });
+    assert_eq!(total, 1000);
+    drop(go);
+}

@@ -1,0 +1,312 @@
+//! From a URL to an open line, and everything that can go wrong on the way.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::bounded;
+use tautline::testing::Venue;
+use tautline::{Client, Error, ErrorKind};
+
+use crate::support::{MS, SOON, builder, message, opened, plain_and_tls};
+
+fn refused(venue: &Venue) -> Error {
+    builder(venue).dial_within(SOON).connect().expect_err("it is refused")
+}
+
+#[test]
+fn a_dial_that_stalls_at_any_step_ends_at_its_deadline_and_names_the_step() {
+    let within = 80 * MS;
+    let check = |error: Error, step: &str| {
+        assert_eq!((error.kind(), error.budget()), (ErrorKind::Timeout, Some("dial_within")));
+        assert!(error.to_string().contains(step), "{error}");
+    };
+    // TCP: the queue is full.
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    socket2::SockRef::from(&listener).listen(0).expect("it listens");
+    let address = listener.local_addr().expect("an address");
+    let filler = std::net::TcpStream::connect(address).expect("the first has room");
+    let dial = |url: String| Client::builder(url).dial_within(within).connect().expect_err("it stalls");
+    check(dial(format!("ws://{address}/")), "connecting to");
+    drop(filler);
+    // TLS and upgrade: nobody answers, or too little.
+    let silent = Venue::start(|peer| peer.stall());
+    check(dial(silent.url()), "upgrade with");
+    check(dial(silent.url().replace("ws://", "wss://")), "TLS handshake with");
+    for bytes in [1, 100, 700] {
+        let venue = Venue::builder().tls().tls_stalls_after(bytes).start(|peer| peer.upgrade().map(drop));
+        check(builder(&venue).dial_within(within).connect().expect_err("it stalls"), "TLS handshake with");
+    }
+    plain_and_tls(|builder_of_venue| {
+        let venue = builder_of_venue().start(|peer| {
+            peer.read_request()?;
+            peer.trickle(&b"HTTP/1.1 101 Switching Protocols\r\nX-Endless: ".repeat(100), 5 * MS)
+        });
+        check(builder(&venue).dial_within(4 * within).connect().expect_err("it trickles"), "upgrade with");
+    });
+    // Resolving: the lookup hangs.
+    let (release, held) = bounded::<()>(0);
+    let resolver = move |_: &str, _: u16| {
+        assert!(held.recv().is_err());
+        Err(io::Error::other("too late"))
+    };
+    let error = Client::builder("ws://venue.example/").resolver(resolver).dial_within(within).connect();
+    check(error.expect_err("it hangs"), "resolving venue.example");
+    drop(release);
+}
+
+#[test]
+fn a_lookup_that_hangs_is_asked_again_by_the_next_dial_and_not_started_twice() {
+    let venue = Venue::start(|peer| {
+        peer.upgrade()?;
+        peer.echo()
+    });
+    let address = venue.address();
+    let (release, held) = bounded::<()>(1);
+    let lookups = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&lookups);
+    let resolver = move |host: &str, port: u16| {
+        assert_eq!((host, port), ("venue.example", 80));
+        counted.fetch_add(1, Ordering::SeqCst);
+        held.recv().map_err(io::Error::other)?;
+        Ok(vec![address])
+    };
+    let client = Client::builder("ws://venue.example/")
+        .resolver(resolver)
+        .dial_within(20 * MS)
+        .retry_min(MS)
+        .start_pulled()
+        .expect("it starts");
+    let mut events = client.events();
+    for _ in 0..3 {
+        assert!(matches!(events.next_within(SOON), Ok(tautline::Event::DialFailed(_))));
+        assert!(client.live_threads() <= 3);
+    }
+    release.send(()).expect("the lookup waits");
+    loop {
+        match events.next_within(SOON).expect("it opens") {
+            tautline::Event::Opened(_) => break,
+            tautline::Event::DialFailed(_) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(lookups.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn a_refused_address_starts_the_next_at_once() {
+    let venue = Venue::start(|peer| {
+        peer.upgrade()?;
+        peer.echo()
+    });
+    let alive = venue.address();
+    // Ports that nobody listens on any more.
+    let dead: Vec<SocketAddr> = (0..5)
+        .map(|_| TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port"))
+        .collect();
+    let resolver = move |_: &str, _: u16| Ok(dead.iter().copied().chain([alive]).collect());
+    let client = Client::builder("ws://venue.example/").resolver(resolver).connect().expect("the last answers");
+    let mut events = client.events();
+    let opened = opened(&mut events);
+    assert_eq!(opened.peer, alive);
+    assert!(opened.took < Duration::from_secs(1), "five staggers of 250 ms would take longer: {:?}", opened.took);
+}
+
+#[test]
+fn an_address_that_does_not_answer_is_passed_after_the_stagger() {
+    let venue = Venue::start(|peer| {
+        peer.upgrade()?;
+        peer.echo()
+    });
+    let alive = venue.address();
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    socket2::SockRef::from(&listener).listen(0).expect("it listens");
+    let hole = listener.local_addr().expect("an address");
+    let filler = std::net::TcpStream::connect(hole).expect("the first has room");
+    let resolver = move |_: &str, _: u16| Ok(vec![hole, alive]);
+    let began = Instant::now();
+    let client = Client::builder("ws://venue.example/").resolver(resolver).connect().expect("the second answers");
+    assert!(began.elapsed() >= 200 * MS);
+    assert_eq!(opened(&mut client.events()).peer, alive);
+    drop(filler);
+}
+
+#[test]
+fn nobody_listens() {
+    let address = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port");
+    let error = Client::builder(format!("ws://{address}/")).connect().expect_err("nobody listens");
+    assert_eq!(error.kind(), ErrorKind::Connect);
+    assert!(error.is_retryable() && error.chain().contains("refused"), "{}", error.chain());
+}
+
+#[test]
+fn names_that_do_not_resolve() {
+    let empty = |_: &str, _: u16| Ok(Vec::new());
+    let failing = |_: &str, _: u16| Err(io::Error::other("no such host"));
+    let panicking = |_: &str, _: u16| -> io::Result<Vec<SocketAddr>> { panic!("on purpose") };
+    let dial = |builder: tautline::Builder| builder.connect().expect_err("it does not resolve").kind();
+    let start = || Client::builder("ws://venue.example/");
+    assert_eq!(dial(start().resolver(empty)), ErrorKind::Resolve);
+    assert_eq!(dial(start().resolver(failing)), ErrorKind::Resolve);
+    assert_eq!(dial(start().resolver(panicking)), ErrorKind::Resolve);
+}
+
+#[test]
+fn lies_in_the_upgrade_are_refused_before_opened_fires() {
+    plain_and_tls(|builder_of_venue| {
+        for lie in ["Sec-WebSocket-Extensions: permessage-deflate\r\n", "Sec-WebSocket-Protocol: unasked\r\n"] {
+            let venue = builder_of_venue().start(move |peer| {
+                peer.upgrade_with(lie)?;
+                peer.echo()
+            });
+            assert_eq!(refused(&venue).kind(), ErrorKind::Upgrade);
+        }
+        let venue = builder_of_venue().start(|peer| {
+            let request = peer.read_request()?;
+            peer.write(request.acceptance("").replace("Sec-WebSocket-Accept: ", "Sec-WebSocket-Accept: x").as_bytes())?;
+            peer.echo()
+        });
+        assert_eq!(refused(&venue).kind(), ErrorKind::Upgrade);
+        let venue = builder_of_venue().start(|peer| {
+            peer.read_request()?;
+            peer.write(b"SSH-2.0-OpenSSH_9.2\r\n")?;
+            peer.drain()
+        });
+        assert_eq!(refused(&venue).kind(), ErrorKind::Upgrade);
+        let venue = builder_of_venue().start(|_| Ok(()));
+        assert!(matches!(refused(&venue).kind(), ErrorKind::Upgrade | ErrorKind::Io));
+    });
+}
+
+#[test]
+fn an_endless_head_is_refused() {
+    let venue = Venue::start(|peer| {
+        peer.read_request()?;
+        peer.write(b"HTTP/1.1 101 Switching Protocols\r\nX: ")?;
+        loop {
+            peer.write(&[b'x'; 4096])?;
+        }
+    });
+    let error = refused(&venue);
+    assert_eq!(error.kind(), ErrorKind::Upgrade);
+    assert!(error.to_string().contains("64 KiB"), "{error}");
+}
+
+#[test]
+fn subprotocols_headers_and_interim_answers() {
+    let venue = Venue::start(|peer| {
+        let request = peer.read_request()?;
+        peer.write(b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n")?;
+        peer.write(request.acceptance("Sec-WebSocket-Protocol: v2\r\nX-Region: tokyo\r\n").as_bytes())?;
+        let seen: Vec<&str> = ["Sec-WebSocket-Protocol", "X-Key", "Host", "User-Agent"]
+            .iter()
+            .map(|name| request.header(name).unwrap_or("none"))
+            .collect();
+        peer.send_text(&format!("{} {}", request.path, seen.join("|")))?;
+        peer.echo()
+    });
+    let url = format!("{}stream?x=1", venue.url());
+    let client = Client::builder(url)
+        .header("X-Key", "k")
+        .header("User-Agent", "bot")
+        .subprotocol("v1")
+        .subprotocol("v2")
+        .connect()
+        .expect("it opens");
+    let mut events = client.events();
+    let opened = opened(&mut events);
+    assert_eq!(opened.subprotocol.as_deref(), Some("v2"));
+    assert_eq!(opened.headers.get("x-region").and_then(|value| value.to_str().ok()), Some("tokyo"));
+    assert_eq!(message(&mut events).into_text().ok(), Some(format!("/stream?x=1 v1, v2|k|{}|bot", venue.address())));
+}
+
+#[test]
+fn a_certificate_of_an_unknown_root_ends_the_client_at_the_second_dial() {
+    let venue = Venue::builder().tls().start(|peer| peer.upgrade().map(drop));
+    let client = Client::builder(venue.url()).retry_min(MS).start_pulled().expect("it starts");
+    let events: Vec<_> = client.events().collect();
+    assert_eq!(events.len(), 3, "{events:?}");
+    let reason = client.end().expect("it has ended");
+    assert!(
+        reason.kind() == ErrorKind::Tls && reason.is_verification_failure() && !reason.is_retryable(),
+        "{reason:?}"
+    );
+    assert_eq!(venue.connections(), 2);
+}
+
+#[test]
+fn a_certificate_for_another_host_is_refused_unless_told_otherwise() {
+    let venue = Venue::builder().tls_for_a_stranger().start(|peer| {
+        peer.upgrade()?;
+        peer.echo()
+    });
+    let error = refused(&venue);
+    assert!(error.is_verification_failure(), "{}", error.chain());
+    assert!(builder(&venue).danger_accept_invalid_hostnames().connect().is_ok());
+    assert!(
+        Client::builder(venue.url())
+            .danger_accept_invalid_certificates()
+            .danger_accept_invalid_hostnames()
+            .connect()
+            .is_ok()
+    );
+}
+
+#[test]
+fn settings_that_can_never_work_are_refused_before_anything_starts() {
+    let good = || Client::builder("ws://127.0.0.1:1/");
+    let bad = [
+        Client::builder("http://127.0.0.1/"),
+        Client::builder("ws://user:password@127.0.0.1/"),
+        good().header("Host", "x"),
+        good().header("X", "a\r\nb"),
+        good().subprotocol("a b"),
+        good().dial_within(Duration::ZERO),
+        good().ping_every(Duration::ZERO),
+        good().max_attempts(0),
+        good().max_message(0),
+        good().queue_messages(0),
+        good().retry_min(SOON).retry_max(MS),
+        good().tls_root("-----BEGIN CERTIFICATE-----\nnonsense\n-----END CERTIFICATE-----\n"),
+        good().tls_root("neither PEM nor DER"),
+        good().tls_identity_pem("nonsense", "nonsense"),
+        good().or_endpoint("nonsense"),
+        Client::builder_asking(|_| Err("never asked".into())).header("Upgrade", "x"),
+    ];
+    for builder in bad {
+        let error = builder.clone().connect().expect_err("it can never work");
+        assert_eq!(error.kind(), ErrorKind::Config, "{builder:?}: {error}");
+        assert!(!error.chain().contains("password"));
+    }
+}
+
+#[test]
+fn ipv6_loopback_is_dialled_by_its_bracketed_address() {
+    let address: SocketAddr = "[::1]:0".parse().expect("an address");
+    if TcpListener::bind(address).is_err() {
+        eprintln!("SKIPPED: this machine has no IPv6 loopback");
+        return;
+    }
+    let venue = Venue::builder().address(address).start(|peer| {
+        peer.upgrade()?;
+        peer.echo()
+    });
+    assert!(venue.url().starts_with("ws://[::1]:"));
+    let client = builder(&venue).connect().expect("it opens");
+    assert_eq!(opened(&mut client.events()).peer, venue.address());
+}
+
+#[test]
+fn a_body_that_stalls_does_not_eat_the_dial() {
+    let venue = Venue::start(|peer| {
+        peer.read_request()?;
+        peer.write(b"HTTP/1.1 503 Busy\r\nContent-Length: 4000\r\n\r\nsorry")?;
+        peer.stall()
+    });
+    let began = Instant::now();
+    let error = builder(&venue).dial_within(Duration::from_secs(60)).connect().expect_err("it is refused");
+    assert_eq!(error.refusal().map(|refusal| refusal.body.clone()), Some(b"sorry".to_vec()));
+    assert!(began.elapsed() < SOON);
+}

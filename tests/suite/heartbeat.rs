@@ -1,0 +1,272 @@
+//! Pings, pongs, and the judgement of life.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::bounded;
+use tautline::testing::{Received, Venue};
+use tautline::{AppPing, ErrorKind, Event, Line, MessageRef};
+
+use crate::support::{MS, SOON, builder, disconnected, message, next, opened, plain_and_tls};
+
+#[test]
+fn at_least_two_pings_in_half_a_second_at_an_interval_of_a_tenth() {
+    let venue = Venue::start(|peer| {
+        peer.upgrade()?;
+        peer.echo()
+    });
+    let began = Instant::now();
+    let client = builder(&venue).ping_every(100 * MS).connect().expect("it opens");
+    assert!(venue.wait_for_pings(2, SOON));
+    // Two are due after 200 ms. On a machine that stalls they come later, and never earlier.
+    assert!(began.elapsed() >= 200 * MS);
+    assert!(venue.wait_for_pings(4, SOON));
+    assert!(client.stop(SOON).is_clean());
+}
+
+#[test]
+fn a_server_that_never_pongs_is_left_and_dialled_again_at_least_twice() {
+    plain_and_tls(|builder_of_venue| {
+        let venue = builder_of_venue().start(|peer| {
+            peer.upgrade()?;
+            peer.drain()
+        });
+        let client = builder(&venue).ping_every(20 * MS).pong_within(30 * MS).start_pulled().expect("it starts");
+        let mut events = client.events();
+        for epoch in 1..=3 {
+            assert_eq!(opened(&mut events).epoch, epoch);
+            let disconnect = disconnected(&mut events);
+            assert_eq!(disconnect.error.kind(), ErrorKind::PongTimeout);
+            assert_eq!(disconnect.close.code, 1006);
+        }
+        assert!(venue.openings() >= 3);
+        assert_eq!(client.stats().drops["pong_timeout"], 3);
+        assert!(client.stop(SOON).is_clean());
+    });
+}
+
+#[test]
+fn a_peer_that_neither_reads_nor_sends_is_noticed_even_when_pings_find_no_room() {
+    let venue = Venue::start(|peer| {
+        peer.upgrade()?;
+        peer.stall()
+    });
+    let client =
+        builder(&venue).send_within(30 * MS).ping_every(20 * MS).pong_within(300 * MS).connect().expect("it opens");
+    // Fill both buffers: the last send ends inside its frame and severs, unless it found no room at all.
+    let large = vec![0; 1 << 20];
+    while client.send_binary(&large).is_ok() {}
+    let mut events = client.events();
+    opened(&mut events);
+    let kind = disconnected(&mut events).error.kind();
+    assert!(matches!(kind, ErrorKind::Timeout | ErrorKind::PongTimeout), "{kind}");
+}
+
+#[test]
+fn any_byte_counts_as_life() {
+    // Never a pong, but a byte of a long frame every few milliseconds, for ten times the pong limit.
+    let venue = Venue::start(|peer| {
+        peer.upgrade()?;
+        peer.write(&[0x82, 100])?;
+        peer.trickle(&[7; 99], 5 * MS)?;
+        peer.write(&[7])?;
+        peer.drain()
+    });
+    let client = builder(&venue).ping_every(10 * MS).pong_within(200 * MS).connect().expect("it opens");
+    let mut events = client.events();
+    opened(&mut events);
+    assert_eq!(message(&mut events).bytes(), [7; 100]);
+    // And then it is silent, and that is noticed.
+    assert_eq!(disconnected(&mut events).error.kind(), ErrorKind::PongTimeout);
+}
+
+#[test]
+fn pings_are_answered_with_their_payload() {
+    plain_and_tls(|builder_of_venue| {
+        let (tell, told) = bounded(10);
+        let venue = builder_of_venue().start(move |peer| {
+            peer.upgrade()?;
+            for payload in [&b""[..], b"one", &[0xff; 125]] {
+                peer.ping(payload)?;
+                tell.send(peer.receive()?).expect("the test waits");
+            }
+            peer.echo()
+        });
+        let client = builder(&venue).connect().expect("it opens");
+        for payload in [&b""[..], b"one", &[0xff; 125]] {
+            assert_eq!(told.recv_timeout(SOON), Ok(Received::Pong(payload.to_vec())));
+        }
+        assert!(client.stop(SOON).is_clean());
+    });
+}
+
+#[test]
+fn unasked_late_and_repeated_pongs_are_harmless() {
+    let venue = Venue::start(|peer| {
+        peer.upgrade()?;
+        for _ in 0..3 {
+            peer.pong(b"unasked")?;
+        }
+        if let Received::Ping(payload) = peer.receive()? {
+            for _ in 0..3 {
+                peer.pong(&payload)?;
+            }
+        }
+        peer.send_text("still here")?;
+        peer.echo()
+    });
+    let client = builder(&venue).ping_every(10 * MS).connect().expect("it opens");
+    let mut events = client.events();
+    opened(&mut events);
+    assert_eq!(message(&mut events).text(), Some("still here"));
+    let trip = client.stats().round_trip;
+    assert!(trip.count >= 1 && trip.min > Duration::ZERO && trip.min <= trip.mean && trip.mean <= trip.max, "{trip:?}");
+}
+
+#[test]
+fn a_ping_flood_does_not_block_the_reader() {
+    let venue = Venue::start(|peer| {
+        peer.upgrade()?;
+        // The peer reads nothing meanwhile, so pongs find no room at some time.
+        for number in 0u32..200_000 {
+            peer.ping(&number.to_be_bytes())?;
+        }
+        peer.send_text("after the flood")?;
+        peer.echo()
+    });
+    let client = builder(&venue).connect().expect("it opens");
+    let mut events = client.events();
+    opened(&mut events);
+    assert_eq!(message(&mut events).text(), Some("after the flood"));
+}
+
+#[test]
+fn a_slow_handler_is_not_a_dead_line() {
+    let venue = Venue::start(|peer| {
+        peer.upgrade()?;
+        peer.send_text("work")?;
+        peer.echo()
+    });
+    let (tell, told) = bounded(1);
+    let calls = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&calls);
+    let handler = move |line: &mut Line<'_>, _: MessageRef<'_>| {
+        if counted.fetch_add(1, Ordering::SeqCst) == 0 {
+            // Longer than the pong limit, with pings unanswered all the while: the one test that has to let time pass.
+            std::thread::park_timeout(300 * MS);
+            line.send_text("done").expect("the line is open");
+        } else {
+            tell.send(line.epoch()).expect("the test waits");
+        }
+    };
+    let client = builder(&venue).ping_every(20 * MS).pong_within(50 * MS).start(handler).expect("it starts");
+    assert_eq!(told.recv_timeout(SOON), Ok(1), "the echo comes by the same line");
+    assert!(client.stop(SOON).is_clean());
+    assert!(client.stats().drops.keys().all(|kind| *kind == "stopped"));
+}
+
+#[test]
+fn the_idle_limit_counts_data_and_not_pongs() {
+    let venue = Venue::start(|peer| {
+        peer.upgrade()?;
+        peer.echo()
+    });
+    let client = builder(&venue).ping_every(10 * MS).idle_limit(100 * MS).connect().expect("it opens");
+    let mut events = client.events();
+    opened(&mut events);
+    let disconnect = disconnected(&mut events);
+    assert_eq!(disconnect.error.kind(), ErrorKind::Idle);
+    assert!(disconnect.lasted >= 100 * MS);
+}
+
+#[test]
+fn application_pings_are_sent_and_their_replies_are_awaited() {
+    let venue = Venue::start(|peer| {
+        peer.upgrade()?;
+        for _ in 0..2 {
+            if peer.receive_message()? == Received::Text("ping".to_owned()) {
+                peer.send_text("pong")?;
+            }
+        }
+        peer.drain()
+    });
+    let ping = AppPing::text("ping", 20 * MS).answered_by(|message| message.text() == Some("pong"));
+    let client = builder(&venue).without_pings().pong_within(50 * MS).app_ping(ping).connect().expect("it opens");
+    let mut events = client.events();
+    opened(&mut events);
+    for _ in 0..2 {
+        assert_eq!(message(&mut events).text(), Some("pong"));
+    }
+    // The third is not answered.
+    assert_eq!(disconnected(&mut events).error.kind(), ErrorKind::PongTimeout);
+    assert_eq!(venue.pings(), 0);
+}
+
+#[test]
+fn quiet_application_pings_are_not_sent_while_data_flows() {
+    let venue = Venue::start(|peer| {
+        peer.upgrade()?;
+        for _ in 0..30 {
+            peer.send_text("data")?;
+            peer.wait(5 * MS)?;
+        }
+        peer.echo()
+    });
+    let made = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&made);
+    let ping = AppPing::made_by(move || format!("ping {}", counted.fetch_add(1, Ordering::SeqCst)), 100 * MS);
+    let client = builder(&venue).app_ping(ping.only_when_quiet()).connect().expect("it opens");
+    let mut events = client.events();
+    opened(&mut events);
+    for _ in 0..30 {
+        assert_eq!(message(&mut events).text(), Some("data"));
+    }
+    assert_eq!(message(&mut events).text(), Some("ping 0"), "quiet at last, and the echo of the ping comes");
+}
+
+#[test]
+fn a_ping_on_demand_confirms_what_was_sent_before_it() {
+    let (tell, told) = bounded(1);
+    let venue = Venue::start(move |peer| {
+        peer.upgrade()?;
+        loop {
+            match peer.receive()? {
+                Received::Ping(payload) => {
+                    peer.pong(&payload)?;
+                    peer.send_text("ponged")?;
+                    // Read one more, unconfirmed message, then drop the line.
+                    peer.receive()?;
+                    tell.send(()).expect("the test waits");
+                    return peer.reset();
+                }
+                Received::End => return Ok(()),
+                _ => {}
+            }
+        }
+    });
+    let client = builder(&venue).connect().expect("it opens");
+    let mut events = client.events();
+    opened(&mut events);
+    assert_eq!(client.send_text("one").map(|receipt| receipt.sequence).ok(), Some(1));
+    assert_eq!(client.send_text("two").map(|receipt| receipt.sequence).ok(), Some(2));
+    client.ping().expect("the line is open");
+    assert_eq!(message(&mut events).text(), Some("ponged"));
+    assert_eq!(client.send_text("three").map(|receipt| receipt.sequence).ok(), Some(3));
+    told.recv_timeout(SOON).expect("the venue read it");
+    let disconnect = disconnected(&mut events);
+    assert_eq!((disconnect.sent, disconnect.confirmed), (3, 2));
+}
+
+#[test]
+fn a_dead_line_is_noticed_within_interval_plus_limit() {
+    let venue = Venue::start(|peer| {
+        peer.upgrade()?;
+        peer.drain()
+    });
+    let client = builder(&venue).ping_every(100 * MS).pong_within(100 * MS).connect().expect("it opens");
+    let mut events = client.events();
+    opened(&mut events);
+    let Event::Disconnected(disconnect) = next(&mut events) else { panic!("the line is dead") };
+    assert!(disconnect.lasted >= 200 * MS, "{:?}", disconnect.lasted);
+}

@@ -1,0 +1,10 @@
+//! What users of the crate rely on, tested against scripted venues.
+
+mod closing;
+mod delivery;
+mod dialling;
+mod heartbeat;
+mod reconnecting;
+mod sending;
+mod stopping;
+mod support;

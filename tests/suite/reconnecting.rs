@@ -1,0 +1,220 @@
+//! After every drop the line comes back, at a measured pace.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use tautline::testing::Venue;
+use tautline::{Client, Endpoint, ErrorKind, Event, State, Verdict};
+
+use crate::support::{MS, SOON, builder, disconnected, message, next, opened, plain_and_tls};
+
+#[test]
+fn after_a_drop_the_line_comes_back_with_a_new_epoch() {
+    plain_and_tls(|builder_of_venue| {
+        let venue = builder_of_venue().start(|peer| {
+            peer.upgrade()?;
+            peer.send_text(&peer.number().to_string())?;
+            if peer.number() < 3 { peer.reset() } else { peer.echo() }
+        });
+        let client = builder(&venue).connect().expect("it opens");
+        let mut events = client.events();
+        for epoch in 1..=3u64 {
+            assert_eq!(opened(&mut events).epoch, epoch);
+            // The reset may overtake the message, as resets do.
+            let disconnect = disconnected(&mut events);
+            assert_eq!(disconnect.epoch, epoch);
+            assert!(matches!(disconnect.error.kind(), ErrorKind::Io | ErrorKind::Closed));
+            assert!(disconnect.retry_in.is_some());
+        }
+        assert_eq!(opened(&mut events).epoch, 4);
+        let last = message(&mut events);
+        assert_eq!((last.text(), last.epoch()), (Some("3"), 4));
+        assert_eq!((client.epoch(), client.state()), (4, State::Open { epoch: 4 }));
+    });
+}
+
+#[test]
+fn what_no_retry_mends_ends_the_client_with_that_error() {
+    for status in [401, 403, 404] {
+        let venue = Venue::start(move |peer| peer.refuse(status, "X-Secret: secret\r\n", "go away"));
+        let client = builder(&venue).start_pulled().expect("it starts");
+        let mut events = client.events();
+        let Event::DialFailed(failure) = next(&mut events) else { panic!("the dial fails") };
+        assert_eq!((failure.attempt, failure.retry_in), (1, None));
+        let Event::Stopped(stopped) = next(&mut events) else { panic!("the client ends") };
+        assert_eq!(stopped.reason.status().map(|status| status.as_u16()), Some(status));
+        let refusal = stopped.reason.refusal().expect("it is a refusal");
+        assert_eq!(refusal.body, b"go away");
+        assert!(!format!("{:?} {}", stopped.reason, stopped.reason.chain()).contains("secret"));
+        assert!(events.next().is_none());
+        assert_eq!(client.state(), State::Closed);
+        assert_eq!(venue.connections(), 1);
+        assert!(client.stop(SOON).is_clean());
+    }
+}
+
+#[test]
+fn other_statuses_are_retried_and_retry_after_is_a_floor() {
+    let venue = Venue::start(|peer| match peer.number() {
+        0 => peer.refuse(429, "Retry-After: 1\r\n", ""),
+        1 => peer.refuse(503, "", "busy"),
+        2 => peer.refuse(302, "Location: ws://elsewhere/\r\n", ""),
+        _ => {
+            peer.upgrade()?;
+            peer.echo()
+        }
+    });
+    let began = Instant::now();
+    let client = builder(&venue).start_pulled().expect("it starts");
+    let mut events = client.events();
+    for (attempt, status) in [(1, 429), (2, 503), (3, 302)] {
+        let Event::DialFailed(failure) = next(&mut events) else { panic!("the dial fails") };
+        assert_eq!(failure.attempt, attempt);
+        assert_eq!(failure.error.status().map(|status| status.as_u16()), Some(status));
+        assert_eq!(failure.retry_in.is_some_and(|wait| wait >= Duration::from_secs(1)), status == 429);
+    }
+    assert_eq!(opened(&mut events).epoch, 1);
+    assert!(began.elapsed() >= Duration::from_secs(1));
+}
+
+#[test]
+fn max_attempts_counts_dials_in_a_row_and_the_last_error_is_told() {
+    let venue = Venue::start(|peer| peer.refuse(503, "", ""));
+    let client = builder(&venue).max_attempts(3).start_pulled().expect("it starts");
+    let events: Vec<Event> = client.events().collect();
+    assert_eq!(events.len(), 4, "{events:?}");
+    let Some(Event::Stopped(stopped)) = events.last() else { panic!("it ends") };
+    assert_eq!(stopped.reason.status().map(|status| status.as_u16()), Some(503));
+    assert_eq!(venue.connections(), 3);
+}
+
+#[test]
+fn a_server_that_accepts_and_drops_uses_up_the_attempts() {
+    let venue = Venue::start(|peer| peer.upgrade().map(drop));
+    let client = builder(&venue).max_attempts(4).start_pulled().expect("it starts");
+    assert!(matches!(client.events().last(), Some(Event::Stopped(_))));
+    assert_eq!(venue.openings(), 4);
+}
+
+#[test]
+fn a_stable_line_resets_the_attempts() {
+    let venue = Venue::start(|peer| peer.upgrade().map(drop));
+    // Every line is stable at once, so the attempts never add up.
+    let client = builder(&venue).max_attempts(2).stable_after(Duration::ZERO).start_pulled().expect("it starts");
+    assert!(venue.wait_for_openings(10, SOON));
+    assert!(client.stop(SOON).is_clean());
+    assert_eq!(client.end().map(|end| end.kind()), Some(ErrorKind::Stopped));
+}
+
+#[test]
+fn a_single_attempt_is_never_retried() {
+    let venue = Venue::start(|peer| {
+        peer.upgrade()?;
+        peer.close(1012, "restart")
+    });
+    let client = builder(&venue).max_attempts(1).stable_after(Duration::ZERO).start_pulled().expect("it starts");
+    let Some(Event::Stopped(stopped)) = client.events().last() else { panic!("it ends") };
+    assert_eq!(stopped.reason.close_reason().map(|close| close.code), Some(1012));
+    assert_eq!(venue.connections(), 1);
+}
+
+#[test]
+fn connect_makes_one_dial_and_leaves_nothing_running() {
+    let venue = Venue::start(|peer| peer.refuse(503, "", "busy"));
+    let error = builder(&venue).connect().expect_err("it is refused");
+    assert_eq!(error.status().map(|status| status.as_u16()), Some(503));
+    assert!(venue.wait_until_empty(SOON));
+    assert_eq!(venue.connections(), 1);
+}
+
+#[test]
+fn the_policy_decides_by_code_and_status() {
+    let venue = Venue::start(|peer| match peer.number() {
+        0 => peer.refuse(404, "", ""),
+        1 => {
+            peer.upgrade()?;
+            peer.close(4001, "")
+        }
+        _ => {
+            peer.upgrade()?;
+            peer.close(4002, "")
+        }
+    });
+    let client = builder(&venue)
+        .retry_policy(|error, default| match error.close_reason().map(|close| close.code) {
+            Some(4002) => Verdict::GiveUp,
+            Some(4001) => Verdict::RetryAfter(20 * MS),
+            _ if error.status().is_some() => Verdict::Retry,
+            _ => default,
+        })
+        .start_pulled()
+        .expect("it starts");
+    let Some(Event::Stopped(stopped)) = client.events().last() else { panic!("it ends") };
+    assert_eq!(stopped.reason.close_reason().map(|close| close.code), Some(4002));
+    assert_eq!(venue.connections(), 3);
+}
+
+#[test]
+fn an_endpoint_closure_is_asked_before_each_dial() {
+    let venue = Venue::start(|peer| {
+        let request = peer.upgrade()?;
+        peer.send_text(&format!("{} {}", request.path, request.header("X-Token").unwrap_or("none")))?;
+        peer.receive_message()?;
+        peer.close(1000, "")
+    });
+    let asked = AtomicUsize::new(0);
+    let url = venue.url();
+    let client = Client::builder_asking(move |context| {
+        assert!(context.remaining() > Duration::ZERO && !context.is_stopping());
+        match asked.fetch_add(1, Ordering::SeqCst) {
+            1 => Err("the token service is down".into()),
+            number => Ok(Endpoint::new(format!("{url}?n={number}")).header("X-Token", number.to_string())),
+        }
+    })
+    .retry_min(MS)
+    .start_pulled()
+    .expect("it starts");
+    let mut events = client.events();
+    opened(&mut events);
+    assert_eq!(message(&mut events).text(), Some("/?n=0 0"));
+    client.send_text("on").expect("the line is open");
+    disconnected(&mut events);
+    let Event::DialFailed(failure) = next(&mut events) else { panic!("the closure fails") };
+    assert_eq!(failure.error.kind(), ErrorKind::Endpoint);
+    opened(&mut events);
+    assert_eq!(message(&mut events).text(), Some("/?n=2 2"));
+}
+
+#[test]
+fn several_endpoints_are_taken_in_turn() {
+    let venues: Vec<Venue> = (0..3).map(|_| Venue::start(|peer| peer.upgrade().map(drop))).collect();
+    let mut settings = builder(&venues[0]);
+    for venue in &venues[1..] {
+        settings = settings.or_endpoint(venue.url());
+    }
+    let client = settings.start_pulled().expect("it starts");
+    for venue in &venues {
+        assert!(venue.wait_for_openings(3, SOON));
+    }
+    assert!(client.stop(SOON).is_clean());
+}
+
+#[test]
+fn a_program_can_ask_for_a_new_line() {
+    let venue = Venue::start(|peer| {
+        peer.upgrade()?;
+        peer.send_text("gap")?;
+        peer.echo()
+    });
+    let openings = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&openings);
+    let handler = move |line: &mut tautline::Line<'_>, _: tautline::MessageRef<'_>| {
+        if counted.fetch_add(1, Ordering::SeqCst) < 3 {
+            line.reconnect();
+        }
+    };
+    let client = builder(&venue).start(handler).expect("it starts");
+    assert!(venue.wait_for_openings(4, SOON));
+    assert!(client.stop(SOON).is_clean());
+}

@@ -1,0 +1,328 @@
+//! What becomes of a message that was sent.
+
+use std::thread;
+use std::time::Duration;
+
+use crossbeam_channel::bounded;
+use tautline::testing::{Received, Venue};
+use tautline::{Client, ErrorKind, Event, Handler, Line, MessageRef, Payload, SendError};
+
+use crate::support::{MS, SOON, builder, disconnected, message, next, opened, plain_and_tls};
+
+#[test]
+fn messages_of_every_size_come_back_as_they_were_sent() {
+    plain_and_tls(|builder_of_venue| {
+        let venue = builder_of_venue().start(|peer| {
+            peer.upgrade()?;
+            peer.echo()
+        });
+        let client = builder(&venue).connect().expect("it opens");
+        let mut events = client.events();
+        opened(&mut events);
+        let sizes = [0, 1, 125, 126, 127, 65_535, 65_536, 65_537, 200_000, 3 << 20];
+        for (index, &size) in sizes.iter().enumerate() {
+            let bytes: Vec<u8> = (0..size).map(|at| (at % 251) as u8).collect();
+            let receipt = client.send_binary(&bytes).expect("the line is open");
+            assert_eq!((receipt.epoch, receipt.sequence), (1, index as u64 + 1));
+            assert!(message(&mut events).bytes() == bytes, "{size} bytes");
+        }
+        client.send_text("grüße €").expect("the line is open");
+        assert_eq!(message(&mut events).text(), Some("grüße €"));
+        let stats = client.stats();
+        assert_eq!((stats.messages_sent, stats.messages_received), (11, 11));
+    });
+}
+
+#[test]
+fn long_messages_are_split_into_frames_when_frames_are_limited() {
+    let venue = Venue::start(|peer| {
+        peer.upgrade()?;
+        peer.echo()
+    });
+    let client = builder(&venue).max_frame(10).connect().expect("it opens");
+    let mut events = client.events();
+    opened(&mut events);
+    for text in ["", "short", "exactly 10", "one more..1", &"x".repeat(1005)] {
+        client.send_text(text).expect("the line is open");
+        assert_eq!(message(&mut events).text(), Some(text));
+    }
+}
+
+#[test]
+fn a_batch_arrives_in_order_with_one_receipt() {
+    plain_and_tls(|builder_of_venue| {
+        let venue = builder_of_venue().start(|peer| {
+            peer.upgrade()?;
+            peer.echo()
+        });
+        let client = builder(&venue).connect().expect("it opens");
+        let mut events = client.events();
+        opened(&mut events);
+        let texts: Vec<String> = (0..1000).map(|number| format!("order {number}")).collect();
+        let large = vec![7; 100_000];
+        let mut batch: Vec<Payload<'_>> = texts.iter().map(|text| text.as_str().into()).collect();
+        batch.insert(500, large.as_slice().into());
+        assert_eq!(client.send_batch(&batch).map(|receipt| receipt.sequence).ok(), Some(1001));
+        for sent in &batch {
+            assert_eq!(message(&mut events).payload(), *sent);
+        }
+        let empty = client.send_batch(&[]).expect_err("there is nothing to send");
+        assert_eq!((empty.sent, empty.next.reason().kind()), (0, ErrorKind::Config));
+    });
+}
+
+#[test]
+fn a_peer_that_never_reads_costs_a_send_its_budget_and_the_reader_nothing() {
+    plain_and_tls(|builder_of_venue| {
+        let (go, going) = bounded::<()>(0);
+        let venue = builder_of_venue().start(move |peer| {
+            peer.upgrade()?;
+            // Never reads; writes when the test says so.
+            while going.recv().is_ok() {
+                peer.send_text("still talking")?;
+            }
+            peer.stall()
+        });
+        let client = builder(&venue).send_within(300 * MS).connect().expect("it opens");
+        let mut events = client.events();
+        opened(&mut events);
+        let sender = client.sender();
+        thread::scope(|scope| {
+            let sending = scope.spawn(move || {
+                let large = vec![0; 1 << 20];
+                let mut sent = 0u64;
+                loop {
+                    match sender.send_binary(&large) {
+                        Ok(_) => sent += 1,
+                        Err(error) => return (sent, error),
+                    }
+                }
+            });
+            // Reading goes on while the send is blocked.
+            for _ in 0..3 {
+                go.send(()).expect("the venue is there");
+                assert_eq!(message(&mut events).text(), Some("still talking"));
+            }
+            let (sent, error) = sending.join().expect("it does not panic");
+            assert_eq!(error.reason().budget(), Some("send_within"));
+            match error {
+                // A byte of it was taken: its fate is unknown, and the line is severed.
+                SendError::Unknown(_) => {
+                    let disconnect = disconnected(&mut events);
+                    assert_eq!(disconnect.error.kind(), ErrorKind::Timeout);
+                    assert_eq!((disconnect.sent, disconnect.confirmed), (sent + 1, 0));
+                }
+                // No byte was taken: the line is left alone.
+                SendError::NotSent(_) => {
+                    go.send(()).expect("the venue is there");
+                    assert_eq!(message(&mut events).text(), Some("still talking"));
+                }
+                other => panic!("{other:?}"),
+            }
+        });
+        drop(go);
+    });
+}
+
+#[test]
+fn both_sides_that_fill_their_buffers_do_not_deadlock() {
+    plain_and_tls(|builder_of_venue| {
+        // The peer writes 64 MiB before it reads anything; so do we.
+        let venue = builder_of_venue().start(|peer| {
+            peer.upgrade()?;
+            let block = vec![1; 1 << 20];
+            for _ in 0..64 {
+                peer.send_binary(&block)?;
+            }
+            peer.echo()
+        });
+        let (tell, told) = bounded(200);
+        let handler = move |_: &mut Line<'_>, message: MessageRef<'_>| {
+            tell.send(message.bytes().len()).expect("the test waits");
+        };
+        let client = builder(&venue).send_within(SOON).start(handler).expect("it starts");
+        client.wait_open(SOON).expect("it opens");
+        let block = vec![2; 1 << 20];
+        for _ in 0..64 {
+            client.send_binary(&block).expect("the reader makes room");
+        }
+        for _ in 0..128 {
+            assert_eq!(told.recv_timeout(SOON), Ok(1 << 20));
+        }
+        assert!(client.stop(SOON).is_clean());
+    });
+}
+
+#[test]
+fn while_no_line_is_open_sends_are_not_sent_at_once() {
+    let venue = Venue::start(|peer| peer.stall());
+    let client = builder(&venue).start_pulled().expect("it starts");
+    assert!(venue.wait_for_connections(1, SOON));
+    let error = client.send_text("early").expect_err("no line is open");
+    assert!(error.is_not_sent());
+    assert_eq!(error.reason().kind(), ErrorKind::Connect);
+}
+
+#[test]
+fn nothing_sent_on_one_line_leaves_by_another() {
+    let venue = Venue::start(|peer| {
+        peer.upgrade()?;
+        if peer.number() == 0 {
+            peer.receive_message()?;
+            return peer.reset();
+        }
+        peer.echo()
+    });
+    let client = builder(&venue).connect().expect("it opens");
+    let mut events = client.events();
+    let first = client.sender().pinned_to(opened(&mut events).epoch);
+    first.send_text("drop me").expect("the line is open");
+    disconnected(&mut events);
+    opened(&mut events);
+    let error = first.send_text("stale").expect_err("its line has ended");
+    assert!(error.is_not_sent());
+    client.send_text("fresh").expect("the line is open");
+    assert_eq!(message(&mut events).text(), Some("fresh"));
+    assert_eq!(venue.messages(), [b"drop me".to_vec(), b"fresh".to_vec()]);
+}
+
+#[test]
+fn many_senders_share_a_line_and_their_messages_stay_whole_and_numbered() {
+    plain_and_tls(|builder_of_venue| {
+        let venue = builder_of_venue().start(|peer| {
+            peer.upgrade()?;
+            peer.echo()
+        });
+        let client = builder(&venue).connect().expect("it opens");
+        let mut events = client.events();
+        opened(&mut events);
+        const THREADS: usize = 8;
+        const EACH: usize = 200;
+        let sequences = thread::scope(|scope| {
+            let senders: Vec<_> = (0..THREADS)
+                .map(|thread| {
+                    let sender = client.sender();
+                    scope.spawn(move || {
+                        (0..EACH)
+                            .map(|number| {
+                                let text = format!("{thread}:{number}:{}", "x".repeat(number * 7));
+                                sender.send_text(&text).expect("the line is open").sequence
+                            })
+                            .collect::<Vec<u64>>()
+                    })
+                })
+                .collect();
+            let mut next = [0; THREADS];
+            for _ in 0..THREADS * EACH {
+                let echo = message(&mut events);
+                let mut parts = echo.text().expect("it was text").split(':');
+                let mut part = || parts.next().expect("three parts").to_owned();
+                let (thread, number) =
+                    (part().parse::<usize>().expect("a number"), part().parse::<usize>().expect("a number"));
+                assert_eq!(number, next[thread], "each thread's messages stay in order");
+                assert_eq!(part().len(), number * 7);
+                next[thread] += 1;
+            }
+            let lists = senders.into_iter().map(|sender| sender.join().expect("it does not panic"));
+            lists.flatten().collect::<Vec<u64>>()
+        });
+        let mut sorted = sequences;
+        sorted.sort_unstable();
+        assert!(sorted.into_iter().eq(1..=(THREADS * EACH) as u64));
+    });
+}
+
+#[test]
+fn a_handler_sends_on_its_own_line() {
+    struct Bot;
+    impl Handler for Bot {
+        fn opened(&mut self, line: &mut Line<'_>) {
+            assert_eq!(line.opening().epoch, line.epoch());
+            line.send_text("subscribe").expect("the line is open");
+        }
+        fn message(&mut self, line: &mut Line<'_>, message: MessageRef<'_>) {
+            if message.text() == Some("subscribe") {
+                line.send_binary(b"order").expect("the line is open");
+            }
+        }
+    }
+    let venue = Venue::start(|peer| {
+        peer.upgrade()?;
+        peer.echo()
+    });
+    let client = builder(&venue).start(Bot).expect("it starts");
+    assert!(venue.wait_for_messages(2, SOON));
+    assert_eq!(venue.messages(), [b"subscribe".to_vec(), b"order".to_vec()]);
+    assert!(client.stop(SOON).is_clean());
+}
+
+#[test]
+fn a_sender_that_outlives_its_client_says_so() {
+    let venue = Venue::start(|peer| {
+        peer.upgrade()?;
+        peer.echo()
+    });
+    let client = builder(&venue).connect().expect("it opens");
+    let sender = client.sender();
+    drop(client);
+    let error = sender.send_text("too late").expect_err("the client is gone");
+    assert!(error.is_not_sent());
+    assert_eq!(error.reason().kind(), ErrorKind::Stopped);
+}
+
+#[test]
+fn text_and_headers_stay_out_of_every_debug_and_display() {
+    let venue = Venue::start(|peer| {
+        peer.upgrade_with("X-Session: secret\r\n")?;
+        peer.send_text("secret")?;
+        peer.close(1008, "secret")
+    });
+    let url = format!("{}secret?key=secret", venue.url());
+    let settings = Client::builder(url).header("Authorization", "secret").max_attempts(1);
+    let mut shown = format!("{settings:?}");
+    let client = settings.start_pulled().expect("it starts");
+    for event in client.events() {
+        shown.push_str(&format!("{event:?}"));
+        match event {
+            Event::Disconnected(disconnect) => shown.push_str(&disconnect.to_string()),
+            Event::Stopped(stopped) => shown.push_str(&stopped.reason.chain()),
+            _ => {}
+        }
+    }
+    shown.push_str(&format!("{client:?} {:?} {:?}", client.sender(), client.stats()));
+    assert!(!shown.contains("secret"), "{shown}");
+}
+
+#[test]
+fn a_send_on_a_line_that_was_severed_fails_and_is_told() {
+    let venue = Venue::start(|peer| {
+        peer.upgrade()?;
+        peer.drain()
+    });
+    let client = builder(&venue).retry_min(SOON).retry_max(SOON).connect().expect("it opens");
+    let mut events = client.events();
+    opened(&mut events);
+    venue.sever_all();
+    assert!(matches!(next(&mut events), Event::Disconnected(_)));
+    let error = client.send_text("gone").expect_err("the line has ended");
+    assert!(error.is_not_sent(), "{error:?}");
+}
+
+#[test]
+fn what_the_venue_receives_is_masked_text_and_binary() {
+    // `Peer::receive` refuses frames without a mask.
+    let (tell, told) = bounded(2);
+    let venue = Venue::start(move |peer| {
+        peer.upgrade()?;
+        for _ in 0..2 {
+            tell.send(peer.receive()?).expect("the test waits");
+        }
+        peer.echo()
+    });
+    let client = builder(&venue).connect().expect("it opens");
+    client.send_text("text").expect("the line is open");
+    client.send_binary(&[0xff]).expect("the line is open");
+    assert_eq!(told.recv_timeout(SOON), Ok(Received::Text("text".to_owned())));
+    assert_eq!(told.recv_timeout(SOON), Ok(Received::Binary(vec![0xff])));
+    assert!(client.stop(Duration::from_secs(5)).is_clean());
+}

@@ -1,0 +1,408 @@
+//! Stop in every state, from everywhere.
+
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::bounded;
+use tautline::testing::Venue;
+use tautline::{Client, ErrorKind, Event, Handler, Line, MessageRef, Outcome, State, StopReport};
+
+use crate::support::{MS, SOON, builder, disconnected, next, opened, plain_and_tls};
+
+/// What a stop may take in any state: far above what it takes, and far below any timeout that could be in its way.
+const AT_ONCE: Duration = Duration::from_millis(100);
+
+/// A shared machine may stall a test for a while: what counts is that one of several stops is at once, and that all of them are clean.
+fn assert_stops_at_once(mut stop: impl FnMut() -> StopReport) {
+    let mut took = Vec::new();
+    for _ in 0..5 {
+        let report = stop();
+        assert!(report.is_clean(), "{report}");
+        if report.took() <= AT_ONCE {
+            return;
+        }
+        took.push(report.took());
+    }
+    panic!("none of the stops was at once: {took:?}");
+}
+
+fn silent() -> impl Handler {
+    |_: &mut Line<'_>, _: MessageRef<'_>| {}
+}
+
+#[test]
+fn stop_while_connecting_returns_at_once() {
+    // A listener whose queue is full: the next connect gets no answer.
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let socket = socket2::SockRef::from(&listener);
+    socket.listen(0).expect("it listens");
+    let address = listener.local_addr().expect("an address");
+    let filler = std::net::TcpStream::connect(address).expect("the first has room");
+    assert_stops_at_once(|| {
+        let client = Client::builder(format!("ws://{address}/")).start(silent()).expect("it starts");
+        assert!(matches!(client.state(), State::Connecting { attempt: 1 }));
+        client.stop(SOON)
+    });
+    drop(filler);
+}
+
+#[test]
+fn stop_in_the_tls_handshake_returns_at_once() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    assert_stops_at_once(|| {
+        let client = Client::builder(format!("wss://localhost:{port}/")).start(silent()).expect("it starts");
+        let (socket, _) = listener.accept().expect("it dials");
+        let report = client.stop(SOON);
+        drop(socket);
+        report
+    });
+}
+
+#[test]
+fn stop_in_the_middle_of_a_tls_handshake_returns_at_once() {
+    for bytes in [1, 100, 700] {
+        let venue = Venue::builder().tls().tls_stalls_after(bytes).start(|peer| peer.upgrade().map(drop));
+        assert_stops_at_once(|| {
+            let client = builder(&venue).start(silent()).expect("it starts");
+            assert!(venue.wait_for_connections(1, SOON));
+            client.stop(SOON)
+        });
+    }
+}
+
+#[test]
+fn stop_in_the_upgrade_returns_at_once() {
+    plain_and_tls(|builder_of_venue| {
+        let (tell, told) = bounded(100);
+        let venue = builder_of_venue().start(move |peer| {
+            peer.read_request()?;
+            peer.write(b"HTTP/1.1 101 Swit")?;
+            tell.send(()).expect("the test waits");
+            peer.stall()
+        });
+        assert_stops_at_once(|| {
+            let client = builder(&venue).start(silent()).expect("it starts");
+            told.recv_timeout(SOON).expect("it asks for the upgrade");
+            client.stop(SOON)
+        });
+    });
+}
+
+#[test]
+fn stop_of_an_open_and_idle_line_is_polite_and_at_once() {
+    plain_and_tls(|builder_of_venue| {
+        let venue = builder_of_venue().start(|peer| {
+            peer.upgrade()?;
+            peer.echo()
+        });
+        assert_stops_at_once(|| {
+            let client = builder(&venue).connect().expect("it opens");
+            client.stop(SOON)
+        });
+        assert!(venue.wait_for_close(SOON));
+        assert_eq!(venue.closes()[0], Some(1000));
+    });
+}
+
+#[test]
+fn stop_of_a_flooded_line_returns_at_once() {
+    plain_and_tls(|builder_of_venue| {
+        let venue = builder_of_venue().start(|peer| {
+            peer.upgrade()?;
+            peer.flood(200)
+        });
+        // The flood does not read, so it never answers the close frame.
+        assert_stops_at_once(|| {
+            let (tell, told) = bounded(1);
+            let handler = move |_: &mut Line<'_>, _: MessageRef<'_>| {
+                // Full after the first message: one is enough.
+                let _ = tell.try_send(());
+            };
+            let client = builder(&venue).close_within(20 * MS).start(handler).expect("it starts");
+            told.recv_timeout(SOON).expect("the flood comes");
+            client.stop(SOON)
+        });
+    });
+}
+
+#[test]
+fn stop_waits_for_a_close_that_never_comes_no_longer_than_close_within() {
+    plain_and_tls(|builder_of_venue| {
+        let venue = builder_of_venue().start(|peer| {
+            peer.upgrade()?;
+            peer.drain()
+        });
+        let client = builder(&venue).close_within(50 * MS).connect().expect("it opens");
+        let report = client.stop(SOON);
+        assert!(report.is_clean(), "{report}");
+        assert!(report.took() >= 40 * MS, "the close frame was not waited for: {report}");
+        assert!(venue.wait_for_close(SOON));
+    });
+}
+
+#[test]
+fn a_short_stop_cuts_the_polite_end_short() {
+    let venue = Venue::start(|peer| {
+        peer.upgrade()?;
+        peer.drain()
+    });
+    let client = builder(&venue).close_within(Duration::from_secs(60)).connect().expect("it opens");
+    let report = client.stop(300 * MS);
+    assert!(report.is_clean(), "{report}");
+}
+
+#[test]
+fn a_second_stop_with_less_time_overtakes_the_first() {
+    let venue = Venue::start(|peer| {
+        peer.upgrade()?;
+        peer.drain()
+    });
+    let client = builder(&venue).close_within(Duration::from_secs(3600)).connect().expect("it opens");
+    thread::scope(|scope| {
+        let patient = scope.spawn(|| client.stop(Duration::from_secs(3600)));
+        assert!(venue.wait_for_close(SOON));
+        assert!(client.stop(300 * MS).is_clean());
+        assert!(patient.join().expect("it does not panic").is_clean());
+    });
+}
+
+#[test]
+fn stop_during_backoff_returns_before_the_delay() {
+    let venue = Venue::start(|_| Ok(()));
+    assert_stops_at_once(|| {
+        let client = Client::builder(venue.url())
+            .retry_min(Duration::from_secs(3600))
+            .retry_max(Duration::from_secs(3600))
+            .start_pulled()
+            .expect("it starts");
+        assert!(matches!(next(&mut client.events()), Event::DialFailed(_)));
+        assert!(matches!(client.state(), State::Waiting { attempt: 2, .. }));
+        client.stop(SOON)
+    });
+}
+
+#[test]
+fn a_lookup_that_hangs_is_reported_and_not_waited_for() {
+    let (release, held) = bounded::<()>(0);
+    let (tell, told) = bounded(1);
+    let resolver = move |_: &str, _: u16| {
+        tell.send(()).expect("the test waits");
+        assert!(held.recv().is_err());
+        Err(std::io::Error::other("too late"))
+    };
+    let client = Client::builder("ws://venue.example/").resolver(resolver).start(silent()).expect("it starts");
+    told.recv_timeout(SOON).expect("it resolves");
+    assert_eq!(client.live_threads(), 3);
+    let report = client.stop(Duration::from_secs(3600));
+    let late: Vec<_> = report.threads().iter().filter(|thread| thread.outcome == Outcome::Late).collect();
+    assert_eq!(late.len(), 1, "{report}");
+    assert_eq!(late[0].name, "tautline-resolve");
+    drop(release);
+    assert!(client.stop(SOON).is_clean());
+}
+
+#[test]
+fn stop_from_the_handler_returns_at_once_and_nothing_is_delivered_after_it() {
+    struct Once {
+        stopper: Option<tautline::Stopper>,
+        report: crossbeam_channel::Sender<StopReport>,
+        calls: usize,
+    }
+    impl Handler for Once {
+        fn opened(&mut self, line: &mut Line<'_>) {
+            self.stopper = Some(line.stopper());
+        }
+        fn message(&mut self, _: &mut Line<'_>, _: MessageRef<'_>) {
+            self.calls += 1;
+            assert_eq!(self.calls, 1, "a message after the stop");
+            let report = self.stopper.as_ref().expect("it was opened").stop(Duration::from_secs(3600));
+            self.report.send(report).expect("the test waits");
+        }
+    }
+    let venue = Venue::start(|peer| {
+        peer.upgrade()?;
+        peer.flood(10)
+    });
+    let (report, reported) = bounded(1);
+    let client =
+        builder(&venue).close_within(20 * MS).start(Once { stopper: None, report, calls: 0 }).expect("it starts");
+    let report = reported.recv_timeout(SOON).expect("it stops");
+    assert!(report.threads().iter().any(|thread| thread.outcome == Outcome::Current), "{report}");
+    assert!(!report.is_clean());
+    assert!(client.stop(SOON).is_clean());
+    assert_eq!(client.end().map(|end| end.kind()), Some(ErrorKind::Stopped));
+}
+
+#[test]
+fn stop_from_eight_threads_at_once_gives_eight_clean_reports() {
+    let venue = Venue::start(|peer| {
+        peer.upgrade()?;
+        peer.echo()
+    });
+    let client = builder(&venue).connect().expect("it opens");
+    thread::scope(|scope| {
+        let stops: Vec<_> = (0..8).map(|_| scope.spawn(|| client.stop(SOON))).collect();
+        for stop in stops {
+            let report = stop.join().expect("it does not panic");
+            assert!(report.is_clean(), "{report}");
+        }
+    });
+    assert_eq!(client.state(), State::Closed);
+    assert_eq!(client.live_threads(), 0);
+}
+
+#[test]
+fn stop_while_a_sender_is_blocked_ends_the_send_and_skips_the_close_frame() {
+    plain_and_tls(|builder_of_venue| {
+        let venue = builder_of_venue().start(|peer| {
+            peer.upgrade()?;
+            peer.stall()
+        });
+        let client = builder(&venue).send_within(Duration::from_secs(3600)).connect().expect("it opens");
+        let sender = client.sender();
+        let (tell, told) = bounded(1);
+        thread::scope(|scope| {
+            let blocked = scope.spawn(move || {
+                let large = vec![0; 1 << 20];
+                loop {
+                    let _ = tell.try_send(());
+                    if let Err(error) = sender.send_binary(&large) {
+                        return error;
+                    }
+                }
+            });
+            told.recv_timeout(SOON).expect("it sends");
+            // Only a probe of the state that the test wants: two sends that do not return.
+            while client.stats().messages_sent < 1 && !blocked.is_finished() && told.recv_timeout(50 * MS).is_ok() {}
+            let report = client.stop(SOON);
+            assert!(report.is_clean(), "{report}");
+            let error = blocked.join().expect("it does not panic");
+            assert!(
+                matches!(error.reason().kind(), ErrorKind::Io | ErrorKind::Stopped | ErrorKind::Closed),
+                "{error:?}"
+            );
+        });
+    });
+}
+
+#[test]
+fn a_busy_handler_is_reported_late_and_the_heart_is_not() {
+    let (release, held) = bounded::<()>(0);
+    let (tell, told) = bounded(1);
+    let venue = Venue::start(|peer| {
+        peer.upgrade()?;
+        peer.send_text("work")?;
+        peer.drain()
+    });
+    let handler = move |_: &mut Line<'_>, _: MessageRef<'_>| {
+        tell.send(()).expect("the test waits");
+        assert!(held.recv().is_err());
+    };
+    let client = builder(&venue).close_within(20 * MS).start(handler).expect("it starts");
+    told.recv_timeout(SOON).expect("the handler is called");
+    let report = client.stop(300 * MS);
+    for thread in report.threads() {
+        let expected = if thread.name == "tautline-reader" { Outcome::Late } else { Outcome::Ended };
+        assert_eq!(thread.outcome, expected, "{report}");
+    }
+    drop(release);
+    assert!(client.stop(SOON).is_clean());
+}
+
+#[test]
+fn a_panic_in_the_handler_ends_the_client_once_and_reaches_the_user() {
+    struct Panics(Arc<AtomicBool>);
+    impl Handler for Panics {
+        fn message(&mut self, _: &mut Line<'_>, _: MessageRef<'_>) {
+            panic!("on purpose");
+        }
+        fn stopped(&mut self, _: &tautline::Stopped) {
+            self.0.store(true, Ordering::SeqCst);
+        }
+    }
+    let venue = Venue::start(|peer| {
+        peer.upgrade()?;
+        peer.send_text("boom")?;
+        peer.echo()
+    });
+    let called_again = Arc::new(AtomicBool::new(false));
+    let client = builder(&venue).start(Panics(Arc::clone(&called_again))).expect("it starts");
+    assert!(venue.wait_for_close(SOON), "the line is closed politely");
+    assert!(venue.wait_until_empty(SOON));
+    let report = client.stop(SOON);
+    assert!(report.is_clean(), "{report}");
+    assert_eq!(client.end().map(|end| end.kind()), Some(ErrorKind::HandlerPanicked));
+    let panic = client.take_panic().expect("the panic is kept");
+    assert_eq!(panic.downcast_ref::<&str>(), Some(&"on purpose"));
+    assert!(!called_again.load(Ordering::SeqCst), "a handler that has panicked is not called again");
+    assert_eq!(venue.openings(), 1);
+}
+
+#[test]
+fn a_client_dropped_during_a_panic_stops_quietly() {
+    let venue = Venue::start(|peer| {
+        peer.upgrade()?;
+        peer.echo()
+    });
+    let url = venue.url();
+    let panicking = thread::spawn(move || {
+        let _client = Client::builder(url).connect().expect("it opens");
+        panic!("on purpose");
+    });
+    assert!(panicking.join().is_err());
+    assert!(venue.wait_until_empty(SOON));
+}
+
+#[test]
+fn stop_is_idempotent_and_closed_is_final() {
+    let venue = Venue::start(|peer| {
+        peer.upgrade()?;
+        peer.echo()
+    });
+    let settings = builder(&venue);
+    let client = settings.clone().connect().expect("it opens");
+    for _ in 0..3 {
+        assert!(client.stop(SOON).is_clean());
+        assert_eq!(client.state(), State::Closed);
+    }
+    assert!(client.send_text("late").is_err_and(|error| error.is_not_sent()));
+    assert_eq!(client.wait_open(SOON).map_err(|error| error.kind()), Err(ErrorKind::Stopped));
+    assert!(settings.connect().is_ok(), "the same builder makes another client");
+}
+
+#[test]
+fn a_stopped_client_tells_its_end_once_and_its_events_end() {
+    let venue = Venue::start(|peer| {
+        peer.upgrade()?;
+        peer.echo()
+    });
+    let client = builder(&venue).connect().expect("it opens");
+    assert!(client.stop(SOON).is_clean());
+    let mut events = client.events();
+    opened(&mut events);
+    let disconnect = disconnected(&mut events);
+    assert_eq!((disconnect.error.kind(), disconnect.retry_in), (ErrorKind::Stopped, None));
+    let Event::Stopped(stopped) = next(&mut events) else { panic!("the last event is the end") };
+    assert_eq!(stopped.reason.kind(), ErrorKind::Stopped);
+    assert!(events.next().is_none());
+}
+
+#[test]
+fn wait_open_hears_of_a_stop() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let client = Client::builder(format!("ws://{address}/")).start(silent()).expect("it starts");
+    let (socket, _) = listener.accept().expect("it dials");
+    thread::scope(|scope| {
+        let waiting = scope.spawn(|| client.wait_open(Duration::from_secs(3600)));
+        client.stopper().signal();
+        let began = Instant::now();
+        assert_eq!(waiting.join().expect("it does not panic").map_err(|error| error.kind()), Err(ErrorKind::Stopped));
+        assert!(began.elapsed() < SOON);
+    });
+    drop(socket);
+}

@@ -1,0 +1,54 @@
+//! What every test would write.
+
+use std::time::Duration;
+
+use tautline::testing::Venue;
+use tautline::{Builder, Client, Disconnect, Event, Events, Message, Opened};
+
+/// Long enough for any event on a busy machine; a test that passes never waits for it.
+pub(crate) const SOON: Duration = Duration::from_secs(10);
+
+pub(crate) const MS: Duration = Duration::from_millis(1);
+
+/// A client of the venue that trusts its certificate and retries fast.
+pub(crate) fn builder(venue: &Venue) -> Builder {
+    Client::builder(venue.url()).tls_root(Venue::root_pem()).retry_min(MS).retry_max(5 * MS)
+}
+
+/// The next event.
+pub(crate) fn next(events: &mut Events<'_>) -> Event {
+    events.next_within(SOON).expect("an event comes")
+}
+
+/// The next event, which has to be an opening.
+pub(crate) fn opened(events: &mut Events<'_>) -> Opened {
+    match next(events) {
+        Event::Opened(opened) => opened,
+        other => panic!("expected an opening, got {other:?}"),
+    }
+}
+
+/// The next event, which has to be a message.
+pub(crate) fn message(events: &mut Events<'_>) -> Message {
+    match next(events) {
+        Event::Message(message) => message,
+        other => panic!("expected a message, got {other:?}"),
+    }
+}
+
+/// The next event that is not a message, which has to be the end of a line.
+pub(crate) fn disconnected(events: &mut Events<'_>) -> Disconnect {
+    loop {
+        match next(events) {
+            Event::Disconnected(disconnect) => return disconnect,
+            Event::Message(_) | Event::Lag(_) => {}
+            other => panic!("expected the end of a line, got {other:?}"),
+        }
+    }
+}
+
+/// Runs a test plain and over TLS.
+pub(crate) fn plain_and_tls(test: impl Fn(fn() -> tautline::testing::VenueBuilder)) {
+    test(Venue::builder);
+    test(|| Venue::builder().tls());
+}
