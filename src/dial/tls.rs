@@ -166,6 +166,7 @@ fn shake_hands(
     let mut output = Vec::new();
     let mut result = connector.connect(&target.host, Pipe::default());
     loop {
+        output.clear();
         let mut waiting: MidHandshakeTlsStream<Pipe> = match result {
             Ok(mut stream) => {
                 stream.get_mut().take_output(&mut output);
@@ -175,7 +176,6 @@ fn shake_hands(
             Err(HandshakeError::Failure(error)) => return Err(Error::caused(ErrorKind::Tls, doing(), error)),
             Err(HandshakeError::WouldBlock(waiting)) => waiting,
         };
-        output.clear();
         waiting.get_mut().take_output(&mut output);
         steps.send(socket, &output, &doing)?;
         let filled = steps.recv(socket, &mut cipher, &doing)?;

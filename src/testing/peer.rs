@@ -284,6 +284,22 @@ impl Peer {
         }
     }
 
+    /// The next frame if it comes within this time: for scripts that talk while they listen.
+    ///
+    /// # Errors
+    /// As [`receive`](Peer::receive).
+    pub fn receive_within(&mut self, within: Duration) -> io::Result<Option<Received>> {
+        // Zero would mean for ever.
+        self.socket().set_read_timeout(Some(within.max(Duration::from_millis(1))))?;
+        let received = match self.receive() {
+            Ok(received) => Ok(Some(received)),
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => Ok(None),
+            Err(error) => Err(error),
+        };
+        self.socket().set_read_timeout(None)?;
+        received
+    }
+
     /// The next data message; answers pings and a close frame by itself.
     ///
     /// # Errors

@@ -156,6 +156,14 @@ impl Venue {
         self.shared.wait(within, |seen| seen.open_now == 0)
     }
 
+    /// Forgets the messages and close codes that it has seen; the counts go on.
+    pub fn forget(&self) {
+        self.shared.note(|seen| {
+            seen.messages = Vec::new();
+            seen.closes = Vec::new();
+        });
+    }
+
     /// Ends every connection that is there now, without a close frame.
     pub fn sever_all(&self) {
         self.shared.sever_all();

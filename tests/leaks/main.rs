@@ -1,1 +1,141 @@
-fn main() {}
+//! A hundred clients connect to one loopback server, exchange messages and stop, ten rounds in a row: threads, descriptors, live heap
+//! bytes and resident memory stay flat. The same with `Drop`, with the server gone first, over TLS, and over a thousand failed dials.
+//!
+//! A program of its own, because it counts the threads, descriptors and bytes of the whole process.
+
+use std::alloc::System;
+use std::net::TcpListener;
+use std::time::Duration;
+
+use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
+use tautline::testing::{Census, Venue};
+use tautline::{Client, Event};
+
+#[global_allocator]
+static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+
+const CLIENTS: usize = 100;
+const ROUNDS: usize = 10;
+const SOON: Duration = Duration::from_secs(20);
+
+/// What the heap may have grown by in ten rounds: far less than one client holds.
+const HEAP_SLACK: isize = 64 * 1024;
+
+/// What resident memory may have grown by between the first and the last round.
+const RESIDENT_SLACK: usize = 2 << 20;
+
+fn main() {
+    if !cfg!(target_os = "linux") {
+        println!("SKIPPED: threads and descriptors are counted in /proc");
+        return;
+    }
+    let echo = || {
+        Venue::start(|peer| {
+            peer.upgrade()?;
+            peer.echo()
+        })
+    };
+    let venue = echo();
+    check("stop", || round(&venue, |clients, _| clients.iter().for_each(stop)));
+    check("drop", || round(&venue, |clients, _| clients.clear()));
+    drop(venue);
+    check("the server gone first", || {
+        let venue = echo();
+        round(&venue, |clients, venue| {
+            venue.sever_all();
+            clients.iter().for_each(stop);
+        });
+    });
+    let venue = Venue::builder().tls().start(|peer| {
+        peer.upgrade()?;
+        peer.echo()
+    });
+    check("TLS", || round(&venue, |clients, _| clients.iter().for_each(stop)));
+    drop(venue);
+    check("a hundred failed dials", failed_dials);
+}
+
+/// Runs a warm-up round and ten more, and checks that nothing grows.
+fn check(name: &str, mut round: impl FnMut()) {
+    round();
+    let before = Census::take();
+    let heap_before = live_heap();
+    let mut resident_after_first = 0;
+    for number in 1..=ROUNDS {
+        round();
+        if let Err(difference) = Census::settles_to(&before) {
+            panic!("{name}, round {number}: {difference}");
+        }
+        if number == 1 {
+            resident_after_first = resident();
+        }
+    }
+    let grown = live_heap() - heap_before;
+    let resident_grown = resident().saturating_sub(resident_after_first);
+    println!("{name}: heap {grown:+} bytes, resident +{} KiB, {} threads", resident_grown / 1024, before.threads.len());
+    assert!(grown <= HEAP_SLACK, "{name}: the heap has grown by {grown} bytes");
+    assert!(resident_grown <= RESIDENT_SLACK, "{name}: resident memory has grown by {resident_grown} bytes");
+}
+
+fn round(venue: &Venue, end: impl FnOnce(&mut Vec<Client>, &Venue)) {
+    let mut clients: Vec<Client> = (0..CLIENTS)
+        .map(|_| {
+            Client::builder(venue.url())
+                .tls_root(Venue::root_pem())
+                // Reading the system's roots a thousand times is not what is tested.
+                .tls_only_given_roots()
+                .thread_stack_size(256 * 1024)
+                .connect()
+                .expect("it opens")
+        })
+        .collect();
+    for client in &clients {
+        client.send_text("hello").expect("the line is open");
+    }
+    for client in &clients {
+        let echo = client.events().find_map(|event| match event {
+            Event::Message(message) => message.into_text().ok(),
+            _ => None,
+        });
+        assert_eq!(echo.as_deref(), Some("hello"));
+    }
+    end(&mut clients, venue);
+    for client in &clients {
+        assert_eq!(client.live_threads(), 0);
+    }
+    drop(clients);
+    assert!(venue.wait_until_empty(SOON));
+    // What the venue remembers is its own.
+    venue.forget();
+}
+
+fn stop(client: &Client) {
+    let report = client.stop(SOON);
+    assert!(report.is_clean(), "{report}");
+}
+
+/// A hundred dials that nobody answers: a thousand in ten rounds.
+fn failed_dials() {
+    let address = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port");
+    let client = Client::builder(format!("ws://localhost:{}/", address.port()))
+        .retry_min(Duration::from_nanos(1))
+        .retry_max(Duration::from_nanos(1))
+        .max_attempts(100)
+        .start_pulled()
+        .expect("it starts");
+    assert_eq!(client.events().filter(|event| matches!(event, Event::DialFailed(_))).count(), 100);
+    stop(&client);
+}
+
+fn live_heap() -> isize {
+    let stats = ALLOCATOR.stats();
+    stats.bytes_allocated as isize - stats.bytes_deallocated as isize
+}
+
+/// Resident memory in bytes.
+fn resident() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").expect("/proc is mounted");
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("Linux tells it");
+    let kib: usize = line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("a number");
+    kib * 1024
+}

@@ -1,0 +1,236 @@
+//! The main job: a bot that follows a market, orders when the spread is wide, and is never without a line for long.
+//!
+//! `cargo run --release --example market_feed` starts a venue in this very process, which shuts down once, resets the line once and falls
+//! silent once within fifteen seconds; with `--url` and `--subscribe` the bot follows a real venue instead (and orders nothing).
+
+mod venue;
+
+use std::collections::BTreeMap;
+use std::io::{self, IsTerminal, Write};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use crossbeam_channel::{after, select, tick};
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use tautline::{Client, Disconnect, Handler, Line, MessageRef, State};
+
+/// Follows a market, on a venue of its own or on a real one, and shows one live line of figures.
+#[derive(Parser)]
+#[command(name = "market_feed", version)]
+struct Options {
+    /// A real venue, for example wss://stream.binance.com:9443/ws
+    #[arg(long, requires = "subscribe")]
+    url: Option<String>,
+    /// Streams to subscribe to on it, for example btcusdt@bookTicker
+    #[arg(long, value_name = "STREAM", num_args = 1.., requires = "url")]
+    subscribe: Vec<String>,
+    /// How long to run
+    #[arg(long = "for", value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "15s")]
+    duration: Duration,
+    /// The spread from which on the bot orders, in units of the quote currency
+    #[arg(long, default_value_t = 0.30)]
+    threshold: f64,
+}
+
+fn main() -> ExitCode {
+    env_logger::init();
+    let options = Options::parse();
+    match run(&options) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::from(1),
+        Err(error) => {
+            eprintln!("market_feed: {}", error.chain());
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Runs the bot; whether its stop was clean and every order was acknowledged.
+fn run(options: &Options) -> Result<bool, tautline::Error> {
+    let figures = Arc::new(Mutex::new(Figures::default()));
+    let (client, simulation) = match &options.url {
+        Some(url) => {
+            let bot = Bot::new(options.subscribe.clone(), f64::INFINITY, Arc::clone(&figures));
+            (Client::builder(url).start(bot)?, None)
+        }
+        None => {
+            let streams = ["btcusdt", "ethusdt", "solusdt", "bnbusdt"].map(|symbol| format!("{symbol}@bookTicker"));
+            let bot = Bot::new(streams.to_vec(), options.threshold, Arc::clone(&figures));
+            let (venue, ledger) = venue::open();
+            // Short limits, so that fifteen seconds are enough to see everything.
+            let client = Client::builder(venue.url())
+                .ping_every(Duration::from_millis(500))
+                .pong_within(Duration::from_millis(700))
+                .start(bot)?;
+            (client, Some((venue, ledger)))
+        }
+    };
+
+    show_until(&client, &figures, options.duration);
+
+    let report = client.stop(Duration::from_secs(5));
+    println!("stop report: {report}");
+    let stats = client.stats();
+    println!(
+        "{} messages in {} epochs; drops: {:?}; round trip {:.1?} to {:.1?}",
+        stats.messages_received, stats.epochs, stats.drops, stats.round_trip.min, stats.round_trip.max
+    );
+    let figures = figures.lock();
+    if let Some((_, ledger)) = &simulation {
+        let executed = ledger.orders.load(std::sync::atomic::Ordering::Relaxed);
+        println!(
+            "{} orders sent, {} acknowledged, {executed} executed by the venue",
+            figures.orders, figures.acknowledged
+        );
+    }
+    Ok(report.is_clean() && client.end().is_none_or(|end| end.kind() == tautline::ErrorKind::Stopped))
+}
+
+/// Shows one live line, twice a second.
+fn show_until(client: &Client<tautline::Pushed>, figures: &Mutex<Figures>, duration: Duration) {
+    let (end, ticks) = (after(duration), tick(Duration::from_millis(500)));
+    let began = Instant::now();
+    let (mut last_messages, mut last_at) = (0, began);
+    let is_terminal = io::stdout().is_terminal();
+    loop {
+        select! {
+            recv(end) -> _ => break,
+            recv(ticks) -> _ => {}
+        }
+        if client.state() == State::Closed {
+            break;
+        }
+        let stats = client.stats();
+        let now = Instant::now();
+        let rate = (stats.messages_received - last_messages) as f64 / now.duration_since(last_at).as_secs_f64();
+        (last_messages, last_at) = (stats.messages_received, now);
+        let figures = figures.lock();
+        let drops: u64 = stats.drops.values().sum();
+        let line = format!(
+            "{:4.1} s  {rate:6.0} msg/s  round trip {:>8.1?}  epoch {}  drops {drops}  orders {}/{}  {}",
+            began.elapsed().as_secs_f64(),
+            stats.round_trip.last,
+            stats.epochs,
+            figures.acknowledged,
+            figures.orders,
+            figures.best(),
+        );
+        if is_terminal {
+            print!("\r\x1b[K{line}");
+        } else {
+            println!("{line}");
+        }
+        // Whoever reads this may be gone; the bot goes on.
+        let _ = io::stdout().flush();
+    }
+    if is_terminal {
+        println!();
+    }
+}
+
+/// What the bot shows.
+#[derive(Default)]
+struct Figures {
+    /// Best bid and ask for each symbol.
+    book: BTreeMap<String, (f64, f64)>,
+    orders: usize,
+    acknowledged: usize,
+    last_drop: Option<String>,
+}
+
+impl Figures {
+    fn best(&self) -> String {
+        let quotes = self.book.iter().take(2).map(|(symbol, (bid, ask))| format!("{symbol} {bid:.2}/{ask:.2}"));
+        let quotes = quotes.collect::<Vec<_>>().join("  ");
+        match &self.last_drop {
+            Some(kind) => format!("{quotes}  (last drop: {kind})"),
+            None => quotes,
+        }
+    }
+}
+
+/// The strategy, such as it is. Called by the reader thread alone.
+struct Bot {
+    streams: Vec<String>,
+    threshold: f64,
+    /// Orders of this epoch that have not been acknowledged, by id.
+    open_orders: BTreeMap<u64, String>,
+    next_id: u64,
+    figures: Arc<Mutex<Figures>>,
+}
+
+impl Bot {
+    fn new(streams: Vec<String>, threshold: f64, figures: Arc<Mutex<Figures>>) -> Self {
+        Bot { streams, threshold, open_orders: BTreeMap::new(), next_id: 1, figures }
+    }
+
+    fn next_id(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id
+    }
+
+    fn quote(&mut self, line: &mut Line<'_>, symbol: &str, bid: f64, ask: f64) {
+        self.figures.lock().book.insert(symbol.to_owned(), (bid, ask));
+        if ask - bid >= self.threshold && self.open_orders.is_empty() {
+            self.order(line, symbol, bid);
+        }
+    }
+
+    fn order(&mut self, line: &mut Line<'_>, symbol: &str, price: f64) {
+        let id = self.next_id();
+        let params = json!({"symbol": symbol, "side": "BUY", "price": format!("{price:.2}"), "quantity": "0.01"});
+        match line.send_text(&json!({"id": id, "method": "order.place", "params": params}).to_string()) {
+            Ok(_) => {
+                self.open_orders.insert(id, symbol.to_owned());
+                self.figures.lock().orders += 1;
+            }
+            // `examples/orders.rs` shows what to do about each of the two.
+            Err(error) => log::warn!("order {id}: {error}: {}", error.reason().chain()),
+        }
+    }
+
+    fn acknowledge(&mut self, id: u64) {
+        if self.open_orders.remove(&id).is_some() {
+            self.figures.lock().acknowledged += 1;
+        }
+    }
+}
+
+impl Handler for Bot {
+    fn opened(&mut self, line: &mut Line<'_>) {
+        // A new epoch knows nothing of the old one: subscribe again, and take no old price for a new one.
+        self.figures.lock().book.clear();
+        let subscribe = json!({"method": "SUBSCRIBE", "params": self.streams, "id": 1});
+        if let Err(error) = line.send_text(&subscribe.to_string()) {
+            log::warn!("subscribe: {error}");
+        }
+    }
+
+    fn message(&mut self, line: &mut Line<'_>, message: MessageRef<'_>) {
+        let Some(Ok(parsed)) = message.text().map(serde_json::from_str::<Value>) else { return };
+        if parsed["e"] == "serverShutdown" {
+            // Leave before we are thrown out: the new line is there sooner.
+            line.reconnect();
+            return;
+        }
+        let number = |key: &str| parsed[key].as_str().and_then(|text| text.parse::<f64>().ok());
+        match (parsed["s"].as_str(), number("b"), number("a")) {
+            (Some(symbol), Some(bid), Some(ask)) => self.quote(line, symbol, bid, ask),
+            _ => {
+                if let Some(id) = parsed["id"].as_u64() {
+                    self.acknowledge(id);
+                }
+            }
+        }
+    }
+
+    fn disconnected(&mut self, disconnect: &Disconnect) {
+        for (id, symbol) in std::mem::take(&mut self.open_orders) {
+            log::warn!("order {id} for {symbol} is in doubt: ask the venue");
+        }
+        self.figures.lock().last_drop = Some(disconnect.error.kind().to_string());
+    }
+}
