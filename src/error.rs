@@ -236,7 +236,7 @@ impl Error {
     }
 
     /// Whether dialling again may help. The client asks this same question before it retries, and a
-    /// `retry_policy` may overrule the answer.
+    /// [`retry_policy`](crate::Builder::retry_policy) may overrule the answer.
     ///
     /// `false` for a setting or URL that cannot work, for 401, 403 and 404, for a panic of the handler and for a stop.
     pub fn is_retryable(&self) -> bool {
@@ -359,7 +359,7 @@ impl StdError for SendError {
     }
 }
 
-/// Why a `send_batch` ended early.
+/// Why a [`send_batch`](crate::Sender::send_batch) ended early.
 #[derive(Clone, Debug)]
 pub struct BatchError {
     /// How many messages, from the first, the kernel took whole.

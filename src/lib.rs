@@ -1,4 +1,111 @@
-//! A WebSocket client for programs that block.
+//! A WebSocket client for programs that block: plain threads, no async runtime.
+//!
+//! `tautline` keeps one line to a venue up. It dials, reads, pings, notices when the line has died, dials again, and stops at once when
+//! told to. It is made for trading bots and other programs that must know what became of a message, and must not leave a thread behind.
+//!
+//! # Pulling
+//! ```no_run
+//! use std::time::Duration;
+//! use tautline::{Client, Event};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let client = Client::builder("wss://stream.example.com/ws")
+//!     .ping_every(Duration::from_secs(15))
+//!     .pong_within(Duration::from_secs(5))
+//!     .connect()?; // waits for the first opening, or says why not
+//!
+//! for event in client.events() {
+//!     match event {
+//!         // A new epoch: subscribe, whatever was sent before.
+//!         Event::Opened(_) => { client.send_text(r#"{"method":"SUBSCRIBE","params":["btcusdt@bookTicker"],"id":1}"#)?; }
+//!         Event::Message(message) => println!("{}", message.text().unwrap_or_default()),
+//!         Event::Disconnected(why) => eprintln!("{why}"),
+//!         _ => {}
+//!     }
+//! }
+//! # Ok(()) }
+//! ```
+//!
+//! # Being pushed
+//! ```no_run
+//! use std::time::Duration;
+//! use tautline::{Client, Handler, Line, MessageRef};
+//!
+//! #[derive(Default)]
+//! struct Bot { quotes: u64 }
+//!
+//! impl Handler for Bot {
+//!     fn opened(&mut self, line: &mut Line<'_>) {
+//!         line.send_text(r#"{"method":"SUBSCRIBE","params":["btcusdt@bookTicker"],"id":1}"#).ok();
+//!     }
+//!     // Called on the reader thread, with the payload borrowed from the read buffer: no hop, no copy.
+//!     fn message(&mut self, _line: &mut Line<'_>, _message: MessageRef<'_>) {
+//!         self.quotes += 1;
+//!     }
+//! }
+//!
+//! # fn main() -> Result<(), tautline::Error> {
+//! let client = Client::builder("wss://stream.example.com/ws").start(Bot::default())?; // dials in the background
+//! let report = client.stop(Duration::from_secs(5)); // or just drop it
+//! assert!(report.is_clean(), "{report}");
+//! # Ok(()) }
+//! ```
+//!
+//! # The life of a line
+//! ```text
+//!                 dialled                 close frame, or stop
+//!  Connecting ---------------> Open ------------------------------> Ending
+//!    |   ^                      |                                     |
+//!    |   | due                  | reset, silence, EOF                 | answered, or close_within
+//!    |   |                      v                                     v
+//!    |   '------------------ Waiting <--------------------------------+
+//!    |                          |                                     |
+//!    '--------------------------+--> Closed <-------------------------'
+//!      stop, or an error that no retry mends
+//! ```
+//! Each opening begins an *epoch*; its number stands on every event, message and receipt. Two threads live as long as the client,
+//! however often it reconnects: `tautline-reader` dials, reads and calls the handler; `tautline-heart` writes pings, pongs and close frames
+//! and judges whether the line is alive. A third, `tautline-resolve`, lives for one lookup. All of them are joined by [`Client::stop`] and
+//! by `Drop`, and the [`StopReport`] says so, thread by thread.
+//!
+//! # What became of a message
+//! A send writes to the socket on the calling thread. `Ok(`[`Receipt`]`)`: the kernel took all of it, which proves nothing about the
+//! peer. [`SendError::NotSent`]: no byte was taken, sending again is safe. [`SendError::Unknown`]: part of it was taken; ask the venue.
+//! When a line ends, [`Disconnect::confirmed`] says how far a pong of the peer covers what was sent. Nothing is ever queued while
+//! the line is down.
+//!
+//! # Defaults
+//! | setting | default |
+//! |---|---|
+//! | [`dial_within`](Builder::dial_within): the whole dial | 10 s |
+//! | [`send_within`](Builder::send_within): one send | 5 s |
+//! | [`close_within`](Builder::close_within): the closing handshake | 1 s |
+//! | [`drop_within`](Builder::drop_within): waiting for threads in `Drop` | 5 s |
+//! | [`ping_every`](Builder::ping_every), [`pong_within`](Builder::pong_within) | 15 s, 10 s |
+//! | [`retry_min`](Builder::retry_min), [`retry_max`](Builder::retry_max): full jitter | 250 ms, 30 s |
+//! | [`stable_after`](Builder::stable_after): a line open that long resets the backoff | 30 s |
+//! | [`max_message`](Builder::max_message) | 16 MiB |
+//! | [`queue_messages`](Builder::queue_messages), [`queue_bytes`](Builder::queue_bytes) | 65,536 and 64 MiB |
+//! | [`when_full`](Builder::when_full) | end the line, and come back |
+//!
+//! # Memory
+//! A quiet plain line holds a read buffer of 16 KiB and two thread stacks; a TLS line two buffers of 16 KiB more and the engine. Under load the
+//! read buffer grows to 256 KiB, and as far as `max_message` (rounded up to a power of two) for a frame that is longer and really
+//! comes; ten seconds after the last need it shrinks. A fragmented or compressed message takes up to `max_message` once more while it is put
+//! together. The events queue holds what its bounds say.
+//!
+//! # Logs
+//! Through the [`log`] crate, target `tautline`:
+//! - error: a thread did not stop in time, or a bug of ours
+//! - warn: the client gave up, or the handler is slower than `pong_within`
+//! - info: opened, disconnected, dial failed, and what follows
+//! - debug: the steps of a dial, changes of state
+//!
+//! Hosts and ports are as far as it goes: paths, query strings, header values and payloads are in no log, `Debug` or `Display`.
+//!
+//! # Features
+//! - `vendored-tls` builds OpenSSL from source, for Linux machines without its headers.
+//! - `testing` adds `tautline::testing`: a scripted venue and a leak check for the tests of your own program.
 #![deny(unsafe_code)]
 
 mod board;

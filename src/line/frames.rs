@@ -124,7 +124,7 @@ impl ReadBuffer {
         true
     }
 
-    #[cfg(any(test, feature = "internals"))]
+    #[cfg(test)]
     pub(crate) fn size(&self) -> usize {
         self.bytes.len()
     }

@@ -402,6 +402,14 @@ impl Peer {
         }
     }
 
+    /// Limits what the kernel takes for a peer that does not read, which may otherwise be tens of megabytes.
+    ///
+    /// # Errors
+    /// When the connection has ended.
+    pub fn limit_receive_buffer(&mut self, bytes: usize) -> io::Result<()> {
+        SockRef::from(self.socket()).set_recv_buffer_size(bytes)
+    }
+
     fn socket(&self) -> &TcpStream {
         match &self.stream {
             Stream::Plain(socket) => &socket.socket,

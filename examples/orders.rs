@@ -1,0 +1,167 @@
+//! How a bot treats `NotSent` and `Unknown`: it never sends an order twice, and never forgets one.
+//!
+//! `cargo run --example orders` trades on a loopback venue that is down at first, stops reading in the middle, and comes back.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use tautline::testing::{Peer, Received, Venue};
+use tautline::{Client, Event, SendError};
+
+const ORDERS: u64 = 8;
+
+/// Big enough to fill both kernels' buffers when the venue stops reading: an order with a very long note.
+const NOTE: usize = 8 << 20;
+
+fn main() {
+    env_logger::init();
+    let executed = Arc::new(Mutex::new(BTreeMap::new()));
+    let books = Arc::clone(&executed);
+    let venue = Venue::start(move |peer| play(peer, &books));
+    let client = Client::builder(venue.url())
+        .send_within(Duration::from_millis(300))
+        // A small buffer on our side, so that the order does not fit into it whole.
+        .tcp_send_buffer(64 * 1024)
+        // A venue that has fallen silent is noticed within a second.
+        .ping_every(Duration::from_millis(300))
+        .pong_within(Duration::from_millis(600))
+        .retry_min(Duration::from_millis(50))
+        .start_pulled()
+        .expect("the settings are good");
+
+    let mut desk = Desk { client: &client, open: (1..=ORDERS).collect(), in_doubt: Vec::new(), done: Vec::new() };
+    desk.trade(Duration::from_secs(20));
+
+    println!("executed by the venue, by client order id: {:?}", executed.lock());
+    assert!(executed.lock().values().all(|&times| times == 1), "an order was executed twice");
+    assert_eq!(desk.done.len() as u64, ORDERS, "an order was forgotten");
+    println!("every order was executed exactly once; {}", client.stop(Duration::from_secs(5)));
+}
+
+/// The bot's side: what is to be done, what is in doubt, what is done.
+struct Desk<'a> {
+    client: &'a Client,
+    /// Never sent, or known not to have arrived. Safe to send.
+    open: Vec<u64>,
+    /// May have arrived. To be asked about before anything else is done.
+    in_doubt: Vec<u64>,
+    done: Vec<u64>,
+}
+
+impl Desk<'_> {
+    fn trade(&mut self, within: Duration) {
+        // While no line is open every send is `NotSent`, at once: nothing is queued behind our back.
+        self.send_next();
+        let deadline = Instant::now() + within;
+        let mut events = self.client.events();
+        while (self.done.len() as u64) < ORDERS {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match events.next_within(left).expect("the venue answers within the time") {
+                Event::Opened(opened) => {
+                    println!("line {} is open", opened.epoch);
+                    // First what is in doubt. Its answers decide what is sent again.
+                    for id in self.in_doubt.clone() {
+                        self.request(&json!({"method": "order.status", "id": id}));
+                    }
+                    if self.in_doubt.is_empty() {
+                        self.send_next();
+                    }
+                }
+                Event::Message(message) => self.answer(message.text().unwrap_or_default()),
+                Event::Disconnected(disconnect) => {
+                    println!(
+                        "{disconnect}; {} sent, {} confirmed: what lies between is in doubt",
+                        disconnect.sent, disconnect.confirmed
+                    );
+                }
+                Event::DialFailed(failure) => println!("{failure}"),
+                _ => {}
+            }
+        }
+    }
+
+    /// Sends the next open order, one at a time: the one in flight when a line ends is the only one in doubt.
+    fn send_next(&mut self) {
+        let Some(id) = self.open.pop() else { return };
+        let order = json!({"method": "order.place", "id": id, "note": "x".repeat(NOTE)});
+        match self.client.send_text(&order.to_string()) {
+            Ok(receipt) => {
+                // The kernel has it. Until the venue acknowledges it, it is in doubt.
+                println!("order {id}: sent as {}.{}", receipt.epoch, receipt.sequence);
+                self.in_doubt.push(id);
+            }
+            Err(SendError::NotSent(reason)) => {
+                println!("order {id}: not sent ({reason}); it stays open");
+                self.open.push(id);
+            }
+            Err(error) => {
+                println!("order {id}: {error} ({}); it is in doubt", error.reason());
+                self.in_doubt.push(id);
+            }
+        }
+    }
+
+    fn answer(&mut self, text: &str) {
+        let Ok(answer) = serde_json::from_str::<Value>(text) else { return };
+        let (Some(id), Some(status)) = (answer["id"].as_u64(), answer["status"].as_str()) else { return };
+        // Answered already: the order's own answer and that to our question may both come.
+        let Some(place) = self.in_doubt.iter().position(|&doubtful| doubtful == id) else { return };
+        self.in_doubt.remove(place);
+        match status {
+            "FILLED" => {
+                println!("order {id}: filled");
+                self.done.push(id);
+            }
+            // The venue has never heard of it: now it is safe to send again.
+            _ => {
+                println!("order {id}: unknown to the venue; it is open again");
+                self.open.push(id);
+            }
+        }
+        if self.in_doubt.is_empty() {
+            self.send_next();
+        }
+    }
+
+    fn request(&self, request: &Value) {
+        if let Err(error) = self.client.send_text(&request.to_string()) {
+            // A question may be asked twice; the next opening asks again.
+            println!("could not ask: {error}");
+        }
+    }
+}
+
+/// The venue: refuses the first connection, stops reading on the second, resets the third behind an order's back.
+fn play(peer: &mut Peer, executed: &Mutex<BTreeMap<u64, u32>>) -> io::Result<()> {
+    if peer.number() == 0 {
+        return peer.refuse(503, "Retry-After: 1\r\n", "back in a moment");
+    }
+    peer.upgrade()?;
+    peer.limit_receive_buffer(64 * 1024)?;
+    for count in 1.. {
+        let Received::Text(text) = peer.receive_message()? else { continue };
+        let request: Value = serde_json::from_str(&text).map_err(io::Error::other)?;
+        let id = request["id"].as_u64().unwrap_or_default();
+        let status = match request["method"].as_str() {
+            Some("order.place") => {
+                *executed.lock().entry(id).or_insert(0) += 1;
+                "FILLED"
+            }
+            _ if executed.lock().contains_key(&id) => "FILLED",
+            _ => "UNKNOWN",
+        };
+        match (peer.number(), count) {
+            // Executed, and the line breaks before the answer.
+            (2, 3) => return peer.reset(),
+            _ => peer.send_text(&json!({"id": id, "status": status}).to_string())?,
+        }
+        if (peer.number(), count) == (1, 2) {
+            return peer.stall();
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,149 @@
+//! Stops a client in each state of its life, and prints how long that took: `cargo run --release --example stop_anywhere`.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::time::Duration;
+
+use crossbeam_channel::{Sender, bounded};
+use tautline::testing::Venue;
+use tautline::{Builder, Client, Event, Line, MessageRef, StopReport};
+
+const SOON: Duration = Duration::from_secs(10);
+const CLOSE_WITHIN: Duration = Duration::from_millis(100);
+
+fn main() {
+    env_logger::init();
+    println!(
+        "close_within is {CLOSE_WITHIN:?}; a stop waits for it only where the peer does not answer the close frame\n"
+    );
+    show("resolving, and the lookup hangs", resolving);
+    show("connecting, and nobody answers", connecting);
+    show("TLS handshake with a silent peer", || stalled("wss://localhost"));
+    show("upgrade with a silent peer", || stalled("ws://127.0.0.1"));
+    show("open and idle", idle);
+    show("open and flooded", flooded);
+    show("the handler is busy", busy);
+    show("a sender is blocked", blocked);
+    show("waiting to retry", waiting);
+    show("closing, and the peer never answers", closing);
+}
+
+fn show(state: &str, stop: impl FnOnce() -> StopReport) {
+    println!("{state:36} {}", stop());
+}
+
+/// A line that is open on a venue that plays `script` after the opening.
+fn open(script: impl Fn(&mut tautline::testing::Peer) -> io::Result<()> + Send + Sync + 'static) -> (Venue, Builder) {
+    let venue = Venue::start(move |peer| {
+        peer.upgrade()?;
+        script(peer)
+    });
+    let builder = Client::builder(venue.url()).close_within(CLOSE_WITHIN);
+    (venue, builder)
+}
+
+fn ignore(_: &mut Line<'_>, _: MessageRef<'_>) {}
+
+fn resolving() -> StopReport {
+    let (begun, wait) = bounded(1);
+    let (release, held) = bounded::<()>(0);
+    let resolver = move |_: &str, _: u16| -> io::Result<Vec<SocketAddr>> {
+        // Nobody listens after the first lookup.
+        let _ = begun.send(());
+        let _ = held.recv();
+        Err(io::Error::other("released"))
+    };
+    let client = Client::builder("ws://venue.example/").resolver(resolver).start(ignore).expect("it starts");
+    wait.recv_timeout(SOON).expect("it resolves");
+    let report = client.stop(SOON);
+    drop(release);
+    report
+}
+
+fn connecting() -> StopReport {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    socket2::SockRef::from(&listener).listen(0).expect("it listens");
+    let address = listener.local_addr().expect("an address");
+    // The queue holds this one and no other.
+    let _filler = TcpStream::connect(address).expect("the first has room");
+    let client = Client::builder(format!("ws://{address}/")).start(ignore).expect("it starts");
+    client.stop(SOON)
+}
+
+fn stalled(host: &str) -> StopReport {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    let client = Client::builder(format!("{host}:{port}/")).start(ignore).expect("it starts");
+    let _silent = listener.accept().expect("it dials");
+    client.stop(SOON)
+}
+
+fn idle() -> StopReport {
+    let (_venue, builder) = open(|peer| peer.echo());
+    builder.connect().expect("it opens").stop(SOON)
+}
+
+fn flooded() -> StopReport {
+    let (_venue, builder) = open(|peer| peer.flood(200));
+    let (tell, told) = bounded(1);
+    let client = builder.start(telling(tell)).expect("it starts");
+    told.recv_timeout(SOON).expect("the flood comes");
+    client.stop(SOON)
+}
+
+fn telling(tell: Sender<()>) -> impl tautline::Handler {
+    move |_: &mut Line<'_>, _: MessageRef<'_>| {
+        // Full after the first message: one is enough.
+        let _ = tell.try_send(());
+    }
+}
+
+fn busy() -> StopReport {
+    let (_venue, builder) = open(|peer| {
+        peer.send_text("work")?;
+        peer.drain()
+    });
+    let (tell, told) = bounded(1);
+    let (release, held) = bounded::<()>(0);
+    let handler = move |_: &mut Line<'_>, _: MessageRef<'_>| {
+        tell.send(()).expect("the example waits");
+        // Disconnected when it is released.
+        let _ = held.recv();
+    };
+    let client = builder.start(handler).expect("it starts");
+    told.recv_timeout(SOON).expect("it is called");
+    let report = client.stop(Duration::from_millis(500));
+    drop(release);
+    report
+}
+
+fn blocked() -> StopReport {
+    let (_venue, builder) = open(|peer| peer.stall());
+    let client = builder.send_within(Duration::from_secs(3600)).connect().expect("it opens");
+    std::thread::scope(|scope| {
+        let sender = client.sender();
+        let (tell, told) = bounded(1000);
+        scope.spawn(move || {
+            let large = vec![0; 1 << 20];
+            while sender.send_binary(&large).is_ok() {
+                tell.send(()).expect("the example waits");
+            }
+        });
+        // When nothing more goes out for a while the sender is blocked.
+        while told.recv_timeout(Duration::from_millis(200)).is_ok() {}
+        client.stop(SOON)
+    })
+}
+
+fn waiting() -> StopReport {
+    let venue = Venue::start(|_| Ok(()));
+    let hour = Duration::from_secs(3600);
+    let client = Client::builder(venue.url()).retry_min(hour).retry_max(hour).start_pulled().expect("it starts");
+    assert!(matches!(client.events().next(), Some(Event::DialFailed(_))));
+    client.stop(SOON)
+}
+
+fn closing() -> StopReport {
+    let (_venue, builder) = open(|peer| peer.drain());
+    builder.connect().expect("it opens").stop(SOON)
+}

@@ -1,0 +1,29 @@
+"""An echo server of Python's websockets library over TLS: `server.py CERTIFICATE KEY` prints its port, and ends with its standard input."""
+
+import asyncio
+import ssl
+import sys
+
+import websockets
+
+
+async def talk(line):
+    await line.send("hello")
+    pong = await line.ping(b"are you there")
+    await asyncio.wait_for(pong, 10)
+    async for message in line:
+        if message == "close":
+            await line.close(4001, "as you asked")
+            return
+        await line.send(message)
+
+
+async def main():
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(sys.argv[1], sys.argv[2])
+    async with websockets.serve(talk, "localhost", 0, ssl=context, max_size=None) as server:
+        print(server.sockets[0].getsockname()[1], flush=True)
+        await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+
+
+asyncio.run(main())
