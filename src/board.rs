@@ -189,6 +189,18 @@ impl Board {
         }
     }
 
+    /// Waits until the client has ended; why.
+    pub(crate) fn wait_closed(&self, within: Duration) -> Option<Error> {
+        let deadline = after(Instant::now(), within);
+        let mut public = self.public.lock();
+        while public.state != State::Closed {
+            if self.changed.wait_until(&mut public, deadline).timed_out() && public.state != State::Closed {
+                return None;
+            }
+        }
+        public.end.clone()
+    }
+
     /// The line to send on.
     pub(crate) fn open_line(&self) -> Result<Arc<OpenLine>, Error> {
         let public = self.public.lock();

@@ -218,6 +218,11 @@ impl<D> Client<D> {
         self.board.wait_open(within)
     }
 
+    /// Waits until the client has ended by itself or has been stopped, and says why; `None` when it has not within the time.
+    pub fn wait_closed(&self, within: Duration) -> Option<Error> {
+        self.board.wait_closed(within)
+    }
+
     /// Why the client ended, once it has: kind `Stopped` when it was told to.
     pub fn end(&self) -> Option<Error> {
         self.board.end()

@@ -57,6 +57,8 @@ pub(crate) struct OpenLine {
     last_data: AtomicU64,
     /// When the oldest unanswered application ping was written, 0 when there is none.
     app_ping_written: AtomicU64,
+    /// Pongs are owed. A sender that comes by writes them first, so that a pong never waits behind messages that came to mind later.
+    owes_pongs: AtomicBool,
     /// No send may start any more: the line is on its way to its end.
     is_ending: AtomicBool,
     /// The number of the last message that was sent or begun, for readers without the outlet's lock.
@@ -129,6 +131,7 @@ impl OpenLine {
             last_byte: AtomicU64::new(0),
             last_data: AtomicU64::new(0),
             app_ping_written: AtomicU64::new(0),
+            owes_pongs: AtomicBool::new(false),
             is_ending: AtomicBool::new(false),
             sequence: AtomicU64::new(0),
         }
@@ -143,6 +146,7 @@ impl OpenLine {
     /// Sends one message within the deadline.
     pub(crate) fn send(&self, payload: Payload<'_>, deadline: Deadline) -> Result<Sent, SendError> {
         let mut outlet = self.outlet_until(deadline).map_err(SendError::NotSent)?;
+        self.pay_pongs(&mut outlet);
         let result = outlet.send(&self.duplex, payload, deadline);
         self.sequence.store(outlet.sequence(), Ordering::Release);
         drop(outlet);
@@ -162,6 +166,7 @@ impl OpenLine {
     pub(crate) fn send_batch(&self, payloads: &[Payload<'_>], deadline: Deadline) -> Result<Sent, BatchError> {
         let not_sent = |error| BatchError { sent: 0, next: SendError::NotSent(error) };
         let mut outlet = self.outlet_until(deadline).map_err(not_sent)?;
+        self.pay_pongs(&mut outlet);
         let result = outlet.send_batch(&self.duplex, payloads, deadline);
         self.sequence.store(outlet.sequence(), Ordering::Release);
         drop(outlet);
@@ -190,6 +195,13 @@ impl OpenLine {
                 .outlet
                 .try_lock_until(deadline.at())
                 .ok_or_else(|| deadline.error("waiting for another sender on this line")),
+        }
+    }
+
+    /// Writes the pongs that are owed, as far as there is room. What goes wrong here goes wrong again for the frame that follows.
+    fn pay_pongs(&self, outlet: &mut Outlet) {
+        if self.owes_pongs.load(Ordering::Acquire) {
+            let _ = self.work_off_pongs(outlet);
         }
     }
 
@@ -235,6 +247,7 @@ impl OpenLine {
             duties.pongs.pop_front();
         }
         duties.pongs.push_back(payload.to_vec());
+        self.owes_pongs.store(true, Ordering::Release);
         drop(duties);
         self.ring();
     }
@@ -353,11 +366,8 @@ impl OpenLine {
             return Ok(false);
         }
         // The frames go out in this order; each is taken off the list once the kernel, or the wire's own buffer, has it.
-        while let Some(pong) = self.next_pong() {
-            if outlet.attempt_control(&self.duplex, Control::Pong, &pong)? == Attempt::Later {
-                self.duties.lock().pongs.push_front(pong);
-                return Ok(false);
-            }
+        if !self.work_off_pongs(&mut outlet)? {
+            return Ok(false);
         }
         while self.take_asked_ping() {
             if !self.write_ping_with(&mut outlet, now)? {
@@ -401,8 +411,23 @@ impl OpenLine {
         Ok(attempt != Attempt::Later)
     }
 
+    fn work_off_pongs(&self, outlet: &mut Outlet) -> io::Result<bool> {
+        while let Some(pong) = self.next_pong() {
+            if outlet.attempt_control(&self.duplex, Control::Pong, &pong)? == Attempt::Later {
+                let mut duties = self.duties.lock();
+                duties.pongs.push_front(pong);
+                self.owes_pongs.store(true, Ordering::Release);
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     fn next_pong(&self) -> Option<Vec<u8>> {
-        self.duties.lock().pongs.pop_front()
+        let mut duties = self.duties.lock();
+        let pong = duties.pongs.pop_front();
+        self.owes_pongs.store(!duties.pongs.is_empty(), Ordering::Release);
+        pong
     }
 
     fn take_asked_ping(&self) -> bool {

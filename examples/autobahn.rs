@@ -1,0 +1,71 @@
+//! The client's side of the Autobahn test suite: `autobahn URL AGENT` runs every case of the fuzzing server at URL.
+//!
+//! Each case is a line of its own, on which every message is sent back as it came until the server ends it, well or not.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use tautline::{Builder, Client, Deflate, Error, Event, Handler, Line, MessageRef, Payload};
+
+/// What a case may take: some send a quarter of a gigabyte.
+const CASE_WITHIN: Duration = Duration::from_secs(300);
+
+fn main() -> ExitCode {
+    env_logger::init();
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [url, agent] = arguments.as_slice() else {
+        eprintln!("usage: autobahn URL AGENT");
+        return ExitCode::from(2);
+    };
+    match run(url, agent) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("autobahn: {error}");
+            ExitCode::from(1)
+        }
+    }
+}
+
+fn run(url: &str, agent: &str) -> Result<(), String> {
+    let count = case_count(url).map_err(|error| error.chain())?;
+    for case in 1..=count {
+        // Compression is offered to every case; only those about it accept.
+        let builder = line(&format!("{url}/runCase?case={case}&agent={agent}")).compress(Deflate::new());
+        let client = builder.start(Echo).map_err(|error| error.chain())?;
+        // A case may break the line in any way: only that it ends matters here, the server judges how.
+        if client.wait_closed(CASE_WITHIN).is_none() {
+            return Err(format!("case {case} of {count} took longer than {CASE_WITHIN:?}"));
+        }
+    }
+    let reports = line(&format!("{url}/updateReports?agent={agent}")).start_pulled().map_err(|error| error.chain())?;
+    reports.events().for_each(drop);
+    Ok(())
+}
+
+fn line(url: &str) -> Builder {
+    Client::builder(url).max_attempts(1).send_within(Duration::from_secs(60))
+}
+
+fn case_count(url: &str) -> Result<usize, Error> {
+    let client = line(&format!("{url}/getCaseCount")).connect()?;
+    let number = client.events().find_map(|event| match event {
+        Event::Message(message) => message.text()?.trim().parse().ok(),
+        _ => None,
+    });
+    Ok(number.unwrap_or(0))
+}
+
+/// Sends everything back.
+struct Echo;
+
+impl Handler for Echo {
+    fn message(&mut self, line: &mut Line<'_>, message: MessageRef<'_>) {
+        let result = match message.payload() {
+            Payload::Text(text) => line.send_text(text),
+            Payload::Binary(bytes) => line.send_binary(bytes),
+        };
+        if let Err(error) = result {
+            log::info!("{error}: {}", error.reason().chain());
+        }
+    }
+}
