@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tautline::{
-    Builder, Client, Disconnect, Error, ErrorKind, Event, Message, NoEvent, Opened, Outcome, SendError, Sender,
+    Builder, Client, Disconnect, Error, ErrorKind, Event, Message, NoEvent, Opened, Outcome, SendError, Sender, State,
     StopReport,
 };
 
@@ -318,6 +318,12 @@ impl Tail<'_> {
 
 /// Sends each line of standard input. A line that could not be sent is told of and not repeated.
 fn send_lines(sender: &Sender, printer: &Printer) {
+    // `echo hello | tail --stdin` is to work: the first dial gets its chance before the first line is read.
+    while matches!(sender.state(), State::Connecting { attempt: 1 }) && !sender.stopper().is_stopping() {
+        if sender.wait_open(Duration::from_millis(50)).is_ok() {
+            break;
+        }
+    }
     for line in io::stdin().lock().lines() {
         match line {
             Ok(line) => {

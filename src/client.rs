@@ -75,11 +75,13 @@ impl Builder {
         let dial_within = self.settings.dial_within;
         let client = self.pulled(true)?;
         // The dial keeps its own deadline; this one is for an endpoint closure that does not.
-        match client.wait_open(dial_within + Duration::from_millis(500)) {
+        match client.wait_open(dial_within.saturating_add(Duration::from_millis(500))) {
             Ok(_) => Ok(client),
             Err(error) => {
                 client.stop(client.drop_within);
-                Err(error)
+                let is_closure_late = error.budget() == Some("within");
+                let late = || Error::timeout("dial_within", dial_within, "asking where to dial");
+                Err(if is_closure_late { late() } else { error })
             }
         }
     }

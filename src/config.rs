@@ -578,9 +578,6 @@ impl Settings {
         if self.max_attempts == Some(0) {
             return Err(Error::config("max_attempts is zero: 1 means a single dial and no retry"));
         }
-        if self.retry_min > self.retry_max {
-            return Err(Error::config("retry_min is longer than retry_max: set both"));
-        }
         self.tls.validate()
     }
 }

@@ -1,8 +1,12 @@
 //! What may be kept and moved to any thread: to send, and to stop.
 
+use std::borrow::Cow;
 use std::fmt;
+use std::io::Read;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use tungstenite::protocol::frame::coding::Data;
 
 use crate::board::{Board, State};
 use crate::error::{BatchError, Error, ErrorKind, SendError};
@@ -74,6 +78,50 @@ impl Sender {
         self.send_batch_on(&line, messages)
     }
 
+    /// Sends one message in fragments (RFC 6455 section 5.4), all text or all binary, under one budget. Pings, pongs and close frames may
+    /// pass between them; other messages wait. Fragments go uncompressed.
+    ///
+    /// ```no_run
+    /// # fn f(sender: &tautline::Sender) -> Result<(), tautline::SendError> {
+    /// sender.send_fragmented(["one ", "message ", "in pieces"].map(Into::into))?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`send_text`](Sender::send_text); `Config` for no fragments, or for both kinds in one message: `NotSent` if that is seen before
+    /// the first has gone, otherwise `Unknown`, because a message that has begun cannot be taken back.
+    pub fn send_fragmented<'a>(&self, fragments: impl IntoIterator<Item = Payload<'a>>) -> Result<Receipt, SendError> {
+        let line = self.line()?;
+        let mut fragments = fragments.into_iter().peekable();
+        let is_text = matches!(fragments.peek(), Some(Payload::Text(_)));
+        let mut next = || match fragments.next() {
+            Some(Payload::Text(text)) if is_text => Ok(Some(Cow::Borrowed(text.as_bytes()))),
+            Some(Payload::Binary(bytes)) if !is_text => Ok(Some(Cow::Borrowed(bytes))),
+            Some(_) => Err(Error::config("fragments of text and of binary in one message: choose one")),
+            None => Ok(None),
+        };
+        let sent = line.send_fragmented(if is_text { Data::Text } else { Data::Binary }, &mut next, self.deadline())?;
+        Ok(Receipt { epoch: line.epoch, sequence: sent.sequence })
+    }
+
+    /// Sends what `reader` gives as one binary message, in fragments of at most `fragment` bytes, under one budget. Holds two of them at a
+    /// time. A reader that blocks cannot be interrupted: the budget is looked at after each read.
+    ///
+    /// # Errors
+    /// As [`send_fragmented`](Sender::send_fragmented); what the reader fails with is an `Io`.
+    pub fn send_reader(&self, mut reader: impl Read, fragment: usize) -> Result<Receipt, SendError> {
+        let line = self.line()?;
+        let mut next = || {
+            let mut piece = Vec::new();
+            // Short reads are gathered: a fragment is short only at the end.
+            let read = (&mut reader).take(fragment.max(1) as u64).read_to_end(&mut piece);
+            read.map_err(|error| Error::caused(ErrorKind::Io, "reading what is to be sent", error))?;
+            Ok((!piece.is_empty()).then_some(Cow::Owned(piece)))
+        };
+        let sent = line.send_fragmented(Data::Binary, &mut next, self.deadline())?;
+        Ok(Receipt { epoch: line.epoch, sequence: sent.sequence })
+    }
+
     /// Has the heart send a ping frame at once; its pong counts for the round-trip time and confirms what was sent before it.
     /// Returns before the ping is written.
     ///
@@ -86,6 +134,14 @@ impl Sender {
     /// The state of the client.
     pub fn state(&self) -> State {
         self.board.state()
+    }
+
+    /// Waits until a line is open, and returns its epoch. See [`Client::wait_open`](crate::Client::wait_open).
+    ///
+    /// # Errors
+    /// As [`Client::wait_open`](crate::Client::wait_open).
+    pub fn wait_open(&self, within: Duration) -> Result<u64, Error> {
+        self.board.wait_open(within)
     }
 
     /// What can stop the client.

@@ -8,6 +8,7 @@ pub(crate) mod outgoing;
 pub(crate) mod pings;
 pub(crate) mod pipe;
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
@@ -16,9 +17,9 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::Sender as Ringer;
 use native_tls::TlsStream;
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use socket2::Socket;
-use tungstenite::protocol::frame::coding::Control;
+use tungstenite::protocol::frame::coding::{Control, Data, OpCode};
 
 use crate::error::{BatchError, CloseReason, Error, ErrorKind, SendError};
 use crate::event::Payload;
@@ -35,6 +36,9 @@ const HEART_PATIENCE: Duration = Duration::from_millis(10);
 /// Pongs that may be owed at once: more than any polite server asks for, and little enough to keep. The oldest makes room.
 const PONGS_OWED: usize = 16;
 
+/// Gives the next fragment of a message, or `None` after the last.
+pub(crate) type NextFragment<'f, 'a> = dyn FnMut() -> Result<Option<Cow<'a, [u8]>>, Error> + 'f;
+
 /// One open line, shared by the reader, the heart and all senders.
 ///
 /// Locks, none of which is held while another is taken but `outlet` before `pings` and before the TLS engine: `outlet`, `pings`, `duties`,
@@ -45,6 +49,8 @@ pub(crate) struct OpenLine {
     origin: Instant,
     pub(crate) duplex: Duplex,
     outlet: Mutex<Outlet>,
+    /// Signalled when a fragmented message is over. Waits under `outlet`.
+    fragments_over: Condvar,
     pings: Mutex<PingBook>,
     duties: Mutex<Duties>,
     end: Mutex<End>,
@@ -122,6 +128,7 @@ impl OpenLine {
             origin: Instant::now(),
             duplex: Duplex::new(socket, tls),
             outlet: Mutex::new(outlet),
+            fragments_over: Condvar::new(),
             pings: Mutex::default(),
             duties: Mutex::default(),
             end: Mutex::default(),
@@ -188,13 +195,74 @@ impl OpenLine {
         if self.is_ending.load(Ordering::Acquire) {
             return Err(Error::new(ErrorKind::Closed, "the line is on its way to its end"));
         }
+        let late = || deadline.error("waiting for another sender on this line");
         // Uncontended, this reads no clock.
-        match self.outlet.try_lock() {
-            Some(outlet) => Ok(outlet),
-            None => self
-                .outlet
-                .try_lock_until(deadline.at())
-                .ok_or_else(|| deadline.error("waiting for another sender on this line")),
+        let mut outlet = match self.outlet.try_lock() {
+            Some(outlet) => outlet,
+            None => self.outlet.try_lock_until(deadline.at()).ok_or_else(late)?,
+        };
+        while outlet.is_fragmenting() {
+            if self.fragments_over.wait_until(&mut outlet, deadline.at()).timed_out() && outlet.is_fragmenting() {
+                return Err(late());
+            }
+        }
+        Ok(outlet)
+    }
+
+    /// Sends one message in fragments as `next` gives them. Between two of them control frames may pass, and other messages may not.
+    pub(crate) fn send_fragmented<'a>(
+        &self,
+        kind: Data,
+        next: &mut NextFragment<'_, 'a>,
+        deadline: Deadline,
+    ) -> Result<Sent, SendError> {
+        let Some(first) = next().map_err(SendError::NotSent)? else {
+            let reason = Error::new(ErrorKind::Config, "a message of no fragments: give it at least one");
+            return Err(SendError::NotSent(reason));
+        };
+        let mut outlet = self.outlet_until(deadline).map_err(SendError::NotSent)?;
+        outlet.begin_fragments().map_err(|failed| failed.error)?;
+        let result = self.send_fragments(outlet, kind, first, next, deadline);
+        self.outlet.lock().end_fragments();
+        self.fragments_over.notify_all();
+        match result {
+            Ok(sent) => {
+                self.counters.sent(1, sent.bytes);
+                Ok(sent)
+            }
+            Err(Failed { error, severs }) => {
+                self.sever_if(severs, error.reason());
+                Err(error)
+            }
+        }
+    }
+
+    fn send_fragments<'a>(
+        &self,
+        mut outlet: MutexGuard<'_, Outlet>,
+        kind: Data,
+        first: Cow<'a, [u8]>,
+        next: &mut NextFragment<'_, 'a>,
+        deadline: Deadline,
+    ) -> Result<Sent, Failed> {
+        let (mut current, mut is_first, mut bytes) = (first, true, 0);
+        loop {
+            // Fetched without the lock: it may take its time, and the heart must not wait for it.
+            let following = MutexGuard::unlocked(&mut outlet, &mut *next);
+            let in_place =
+                |error| if is_first { Failed::harmless(error) } else { Failed::harmless(error).in_the_middle() };
+            let following = following.map_err(in_place)?;
+            if deadline.has_passed(Instant::now()) {
+                return Err(in_place(deadline.error("waiting for the next fragment")));
+            }
+            self.pay_pongs(&mut outlet);
+            let opcode = OpCode::Data(if is_first { kind } else { Data::Continue });
+            bytes += outlet.send_fragment(&self.duplex, opcode, &current, following.is_none(), deadline)?;
+            self.sequence.store(outlet.sequence(), Ordering::Release);
+            match following {
+                Some(fragment) => (current, is_first) = (fragment, false),
+                None => return Ok(Sent { sequence: outlet.sequence(), bytes }),
+            }
         }
     }
 
@@ -399,6 +467,9 @@ impl OpenLine {
     /// Writes an application ping; `false` when there is no room for it now.
     pub(crate) fn write_app_ping(&self, text: &str, awaits_reply: bool, now: Instant) -> io::Result<bool> {
         let Some(mut outlet) = self.outlet.try_lock_for(HEART_PATIENCE) else { return Ok(false) };
+        if outlet.is_fragmenting() {
+            return Ok(false);
+        }
         if outlet.is_closed() {
             return Ok(true);
         }

@@ -28,6 +28,8 @@ pub(crate) struct Outlet {
     max_frame: usize,
     /// The number of the last message that went out, or was begun.
     sequence: u64,
+    /// A fragmented message has begun and has not ended: control frames may pass, data may not (RFC 6455 section 5.4).
+    is_fragmenting: bool,
     /// A close frame is out: nothing may follow it (RFC 6455 section 5.5.1).
     is_closed: bool,
 }
@@ -46,7 +48,15 @@ pub(crate) struct Failed {
 }
 
 impl Failed {
-    fn harmless(error: Error) -> Self {
+    /// A part of the message is out, and the rest will not follow.
+    pub(crate) fn in_the_middle(self) -> Self {
+        let reason = match self.error {
+            SendError::NotSent(reason) | SendError::Unknown(reason) => reason,
+        };
+        Failed { error: SendError::Unknown(reason), severs: true }
+    }
+
+    pub(crate) fn harmless(error: Error) -> Self {
         Failed { error: SendError::NotSent(error), severs: false }
     }
 }
@@ -61,6 +71,7 @@ impl Outlet {
             deflater,
             max_frame: max_frame.unwrap_or(usize::MAX),
             sequence: 0,
+            is_fragmenting: false,
             is_closed: false,
         }
     }
@@ -71,6 +82,53 @@ impl Outlet {
 
     pub(crate) fn is_closed(&self) -> bool {
         self.is_closed
+    }
+
+    pub(crate) fn is_fragmenting(&self) -> bool {
+        self.is_fragmenting
+    }
+
+    /// Begins a fragmented message, which gets its number now: whatever becomes of it, the peer may see a part of it.
+    pub(crate) fn begin_fragments(&mut self) -> Result<(), Failed> {
+        self.refuse_if_closed()?;
+        self.is_fragmenting = true;
+        Ok(())
+    }
+
+    /// Sends a fragment. A first one has the opcode of its message, the others continue it.
+    pub(crate) fn send_fragment(
+        &mut self,
+        duplex: &Duplex,
+        opcode: OpCode,
+        payload: &[u8],
+        is_final: bool,
+        deadline: Deadline,
+    ) -> Result<usize, Failed> {
+        let is_first = opcode != OpCode::Data(Data::Continue);
+        if let Err(closed) = self.refuse_if_closed() {
+            return Err(if is_first { closed } else { closed.in_the_middle() });
+        }
+        let mut taken = 0;
+        let result = self.send_frame(duplex, opcode, is_final, false, payload, deadline, &mut taken);
+        let cut = match result {
+            Ok(()) => {
+                self.sequence += u64::from(is_first);
+                return Ok(taken);
+            }
+            Err(cut) => cut,
+        };
+        let is_touched = cut.is_torn || taken + cut.taken > 0;
+        if is_first && is_touched {
+            self.sequence += 1;
+        }
+        let severs = is_touched || cut.is_fatal;
+        let failed = Failed { error: SendError::NotSent(reason(cut.why, deadline)), severs };
+        Err(if is_first && !is_touched { failed } else { failed.in_the_middle() })
+    }
+
+    /// The fragmented message is over, well or not.
+    pub(crate) fn end_fragments(&mut self) {
+        self.is_fragmenting = false;
     }
 
     pub(crate) fn wire(&mut self) -> &mut Wire {

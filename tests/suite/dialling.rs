@@ -268,7 +268,6 @@ fn settings_that_can_never_work_are_refused_before_anything_starts() {
         good().max_attempts(0),
         good().max_message(0),
         good().queue_messages(0),
-        good().retry_min(SOON).retry_max(MS),
         good().tls_root("-----BEGIN CERTIFICATE-----\nnonsense\n-----END CERTIFICATE-----\n"),
         good().tls_root("neither PEM nor DER"),
         good().tls_identity_pem("nonsense", "nonsense"),

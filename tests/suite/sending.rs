@@ -326,3 +326,79 @@ fn what_the_venue_receives_is_masked_text_and_binary() {
     assert_eq!(told.recv_timeout(SOON), Ok(Received::Binary(vec![0xff])));
     assert!(client.stop(Duration::from_secs(5)).is_clean());
 }
+
+#[test]
+fn fragments_arrive_as_one_message_and_control_frames_pass_between_them() {
+    plain_and_tls(|builder_of_venue| {
+        let venue = builder_of_venue().start(|peer| {
+            peer.upgrade()?;
+            peer.echo()
+        });
+        let client = builder(&venue).ping_every(5 * MS).connect().expect("it opens");
+        let sender = client.sender();
+        let mut events = client.events();
+        opened(&mut events);
+        let pieces = ["one ", "", "message ", "in pieces €"].map(Payload::from);
+        assert_eq!(sender.send_fragmented(pieces).map(|receipt| receipt.sequence).ok(), Some(1));
+        assert_eq!(message(&mut events).text(), Some("one message in pieces €"));
+        assert_eq!(sender.send_reader(&[7; 100_001][..], 1000).map(|receipt| receipt.sequence).ok(), Some(2));
+        assert_eq!(message(&mut events).bytes(), [7; 100_001]);
+        // The source waits for pings to pass, which they could not if it held the line.
+        let before = venue.pings();
+        let patient = (0..3).map(|index| {
+            assert!(index == 0 || venue.wait_for_pings(before + index, SOON));
+            Payload::Text("slow ")
+        });
+        assert!(sender.send_fragmented(patient).is_ok());
+        assert_eq!(message(&mut events).text(), Some("slow slow slow "));
+    });
+}
+
+#[test]
+fn other_messages_wait_for_the_end_of_a_fragmented_one() {
+    let venue = Venue::start(|peer| {
+        peer.upgrade()?;
+        peer.echo()
+    });
+    let client = builder(&venue).connect().expect("it opens");
+    let mut events = client.events();
+    opened(&mut events);
+    let (begun, beginning) = bounded(0);
+    let (sender, other) = (client.sender(), client.sender());
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            let fragments = (0..100).map(|index| {
+                if index == 2 {
+                    begun.send(()).expect("the test waits");
+                }
+                Payload::Text("x")
+            });
+            sender.send_fragmented(fragments).expect("the line is open");
+        });
+        beginning.recv_timeout(SOON).expect("it begins");
+        other.send_text("whole").expect("the line is open");
+    });
+    assert_eq!(message(&mut events).text(), Some("x".repeat(100).as_str()));
+    assert_eq!(message(&mut events).text(), Some("whole"));
+}
+
+#[test]
+fn fragments_that_cannot_be_finished_sever_the_line_and_are_told() {
+    let venue = Venue::start(|peer| {
+        peer.upgrade()?;
+        peer.echo()
+    });
+    let client = builder(&venue).connect().expect("it opens");
+    let sender = client.sender();
+    let mut events = client.events();
+    opened(&mut events);
+    let none = sender.send_fragmented([]).expect_err("there is nothing to send");
+    assert!(none.is_not_sent() && none.reason().kind() == ErrorKind::Config);
+    let early = sender.send_fragmented([Payload::Text("a"), Payload::Binary(b"b")]).expect_err("they are mixed");
+    assert!(early.is_not_sent(), "it was seen before the first had gone");
+    assert!(sender.send_text("the line is left alone").is_ok());
+    message(&mut events);
+    let late = sender.send_fragmented([Payload::Text("a"), Payload::Text("b"), Payload::Binary(b"c")]);
+    assert!(matches!(late, Err(SendError::Unknown(_))), "{late:?}");
+    assert_eq!(disconnected(&mut events).error.kind(), ErrorKind::Config);
+}
