@@ -154,6 +154,7 @@ impl OpenLine {
     pub(crate) fn send(&self, payload: Payload<'_>, deadline: Deadline) -> Result<Sent, SendError> {
         let mut outlet = self.outlet_until(deadline).map_err(SendError::NotSent)?;
         self.pay_pongs(&mut outlet);
+        self.announce(&outlet, 1);
         let result = outlet.send(&self.duplex, payload, deadline);
         self.sequence.store(outlet.sequence(), Ordering::Release);
         drop(outlet);
@@ -174,6 +175,7 @@ impl OpenLine {
         let not_sent = |error| BatchError { sent: 0, next: SendError::NotSent(error) };
         let mut outlet = self.outlet_until(deadline).map_err(not_sent)?;
         self.pay_pongs(&mut outlet);
+        self.announce(&outlet, payloads.len());
         let result = outlet.send_batch(&self.duplex, payloads, deadline);
         self.sequence.store(outlet.sequence(), Ordering::Release);
         drop(outlet);
@@ -256,6 +258,7 @@ impl OpenLine {
                 return Err(in_place(deadline.error("waiting for the next fragment")));
             }
             self.pay_pongs(&mut outlet);
+            self.announce(&outlet, usize::from(is_first));
             let opcode = OpCode::Data(if is_first { kind } else { Data::Continue });
             bytes += outlet.send_fragment(&self.duplex, opcode, &current, following.is_none(), deadline)?;
             self.sequence.store(outlet.sequence(), Ordering::Release);
@@ -264,6 +267,11 @@ impl OpenLine {
                 None => return Ok(Sent { sequence: outlet.sequence(), bytes }),
             }
         }
+    }
+
+    /// Counts messages as begun before their first byte leaves: the line may end, and its end be told, before the send returns.
+    fn announce(&self, outlet: &Outlet, messages: usize) {
+        self.sequence.store(outlet.sequence() + messages as u64, Ordering::Release);
     }
 
     /// Writes the pongs that are owed, as far as there is room. What goes wrong here goes wrong again for the frame that follows.
@@ -477,6 +485,7 @@ impl OpenLine {
             // The oldest unanswered one stands.
             let _ = self.app_ping_written.compare_exchange(0, self.nanos(now), Ordering::AcqRel, Ordering::Acquire);
         }
+        self.announce(&outlet, 1);
         let attempt = outlet.attempt_text(&self.duplex, text)?;
         self.sequence.store(outlet.sequence(), Ordering::Release);
         Ok(attempt != Attempt::Later)

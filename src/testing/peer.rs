@@ -20,6 +20,8 @@ pub struct Peer {
     stream: Stream,
     /// What has been read and not been used.
     unread: Vec<u8>,
+    /// The opcode and the fragments so far of a message that has not ended.
+    partial: Option<(u8, Vec<u8>)>,
     shared: Arc<Shared>,
 }
 
@@ -97,7 +99,7 @@ impl Peer {
             None => Stream::Plain(socket),
             Some(acceptor) => Stream::Tls(Box::new(acceptor.accept(socket).map_err(io::Error::other)?)),
         };
-        Ok(Peer { number, stream, unread: Vec::new(), shared: Arc::clone(shared) })
+        Ok(Peer { number, stream, unread: Vec::new(), partial: None, shared: Arc::clone(shared) })
     }
 
     /// Which connection of the venue this is, from 0.
@@ -248,39 +250,45 @@ impl Peer {
 
     // ---- Receiving ----
 
-    /// The next frame. Fragments come as what they are part of would: tests of fragmentation read the frames themselves.
+    /// The next message or control frame; fragments are put together, and what comes between them comes first.
     ///
     /// # Errors
-    /// When the client breaks RFC 6455 (an unmasked frame), or the connection breaks.
+    /// When the client breaks RFC 6455 (an unmasked frame, a stray fragment), or the connection breaks.
     pub fn receive(&mut self) -> io::Result<Received> {
-        let (mut kind, mut message) = (0, Vec::new());
         loop {
             let Some((first, payload)) = self.read_frame()? else { return Ok(Received::End) };
-            match first & 0x0f {
-                8 => {
+            let (kind, message) = match (first & 0x0f, self.partial.take()) {
+                (8, _) => {
                     let code = payload.first_chunk::<2>().map(|code| u16::from_be_bytes(*code));
                     self.shared.note_close(code);
                     let reason = String::from_utf8_lossy(payload.get(2..).unwrap_or_default()).into_owned();
                     return Ok(Received::Close(code, reason));
                 }
-                9 => {
+                (9, partial) => {
+                    self.partial = partial;
                     self.shared.note_ping();
                     return Ok(Received::Ping(payload));
                 }
-                10 => return Ok(Received::Pong(payload)),
-                0 => message.extend_from_slice(&payload),
-                opcode => {
-                    kind = opcode;
-                    message = payload;
+                (10, partial) => {
+                    self.partial = partial;
+                    return Ok(Received::Pong(payload));
                 }
+                (0, Some((kind, mut message))) => {
+                    message.extend_from_slice(&payload);
+                    (kind, message)
+                }
+                (kind @ (1 | 2), None) => (kind, payload),
+                _ => return Err(io::Error::new(ErrorKind::InvalidData, "a client's frame out of order")),
+            };
+            if first & 0x80 == 0 {
+                self.partial = Some((kind, message));
+                continue;
             }
-            if first & 0x80 != 0 {
-                self.shared.note_message(&message);
-                return Ok(match kind {
-                    1 => Received::Text(String::from_utf8(message).map_err(io::Error::other)?),
-                    _ => Received::Binary(message),
-                });
-            }
+            self.shared.note_message(&message);
+            return Ok(match kind {
+                1 => Received::Text(String::from_utf8(message).map_err(io::Error::other)?),
+                _ => Received::Binary(message),
+            });
         }
     }
 
