@@ -117,6 +117,9 @@ mod error;
 mod event;
 mod handler;
 mod heart;
+#[cfg(all(feature = "internals", unix))]
+#[doc(hidden)]
+pub mod internals;
 mod lifecycle;
 mod line;
 mod queue;

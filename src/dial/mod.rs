@@ -103,3 +103,9 @@ impl Dialler {
         Ok(Dialled { socket, tls, leftover: answer.leftover, opening })
     }
 }
+
+/// For the fuzz target of the response head.
+#[cfg(all(feature = "internals", unix))]
+pub(crate) fn fuzz_head(bytes: &[u8]) {
+    upgrade::fuzz_head(bytes);
+}

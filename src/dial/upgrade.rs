@@ -271,6 +271,19 @@ impl Stream<'_> {
     }
 }
 
+/// Parses bytes as an answer, and judges it by all rules.
+#[cfg(all(feature = "internals", unix))]
+pub(crate) fn fuzz_head(bytes: &[u8]) {
+    let Ok(target) = crate::endpoint::Endpoint::new("ws://a.example/").subprotocol("one").target() else { return };
+    let Ok(Some(head)) = parse_head(bytes) else { return };
+    assert!(head.len <= bytes.len().min(HEAD_MAX));
+    let _ = retry_after(&head.headers, SystemTime::UNIX_EPOCH);
+    let leftover = bytes[head.len..].to_vec();
+    if let Ok(answer) = accept(head, leftover, &target, "dGhlIHNhbXBsZSBub25jZQ==", true) {
+        let _ = crate::line::deflate::Deflate::new().accept(&answer.extensions);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -124,7 +124,7 @@ impl ReadBuffer {
         true
     }
 
-    #[cfg(test)]
+    #[cfg(any(test, all(feature = "internals", unix)))]
     pub(crate) fn size(&self) -> usize {
         self.bytes.len()
     }

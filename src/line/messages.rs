@@ -80,6 +80,12 @@ impl Assembler {
         Assembler { limits, inflater, gathering: Gathering::Nothing, gathered: Vec::new(), valid_to: 0, checked: 0 }
     }
 
+    /// The memory that it holds for a message under construction.
+    #[cfg(any(test, all(feature = "internals", unix)))]
+    pub(crate) fn held(&self) -> usize {
+        self.gathered.capacity()
+    }
+
     /// The next message or control frame; `None` when that needs bytes that have not come yet.
     ///
     /// After a close frame or a breach the caller drops whatever follows.
@@ -282,7 +288,10 @@ fn close_frame(payload: &[u8]) -> Result<Incoming<'_>, Breach> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
+    use crate::line::deflate::{Deflate, Deflater};
 
     /// An unmasked frame, as a server sends it.
     fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
@@ -412,5 +421,126 @@ mod tests {
         at_every_step(&sum, &["1009"]);
         let fits = [frame(0x02, &[0; 60_000]), frame(0x80, &[0; 40_000])].concat();
         at_every_step(&fits, &["b:100000"]);
+    }
+
+    /// A message or control frame, and how it is to travel.
+    #[derive(Clone, Debug)]
+    enum Sent {
+        Text { text: String, cuts: Vec<prop::sample::Index>, is_compressed: bool },
+        Binary { bytes: Vec<u8>, cuts: Vec<prop::sample::Index>, is_compressed: bool },
+        Ping(Vec<u8>),
+        Pong(Vec<u8>),
+    }
+
+    fn sent() -> impl Strategy<Value = Sent> {
+        let cuts = || prop::collection::vec(any::<prop::sample::Index>(), 0..5);
+        prop_oneof![
+            (".{0,200}", cuts(), any::<bool>()).prop_map(|(text, cuts, is_compressed)| Sent::Text {
+                text,
+                cuts,
+                is_compressed
+            }),
+            (prop::collection::vec(any::<u8>(), 0..70_000), cuts(), any::<bool>())
+                .prop_map(|(bytes, cuts, is_compressed)| Sent::Binary { bytes, cuts, is_compressed }),
+            prop::collection::vec(any::<u8>(), 0..126).prop_map(Sent::Ping),
+            prop::collection::vec(any::<u8>(), 0..126).prop_map(Sent::Pong),
+        ]
+    }
+
+    /// The frames of a message, with a ping between its fragments.
+    fn fragments(opcode: u8, bytes: &[u8], cuts: &[prop::sample::Index], deflater: Option<&mut Deflater>) -> Vec<u8> {
+        let mut compressed = Vec::new();
+        let is_compressed = deflater.is_some_and(|deflater| deflater.compress(bytes, &mut compressed));
+        let body = if is_compressed { &compressed[..] } else { bytes };
+        let mut ends: Vec<usize> = cuts.iter().map(|cut| cut.index(body.len() + 1)).collect();
+        ends.push(body.len());
+        ends.sort_unstable();
+        let mut out = Vec::new();
+        let mut start = 0;
+        let last = ends.len() - 1;
+        for (index, end) in ends.into_iter().enumerate() {
+            let fin = if index == last { 0x80 } else { 0 };
+            let rsv1 = if index == 0 && is_compressed { 0x40 } else { 0 };
+            out.extend(frame(fin | rsv1 | if index == 0 { opcode } else { 0 }, &body[start..end]));
+            if index != last {
+                out.extend(frame(0x89, b"between"));
+            }
+            start = end;
+        }
+        out
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn whatever_is_sent_arrives_however_it_is_cut_fragmented_and_compressed(
+            messages in prop::collection::vec(sent(), 1..12),
+            steps in prop::collection::vec(1usize..40_000, 1..20),
+            takes_over in any::<bool>(),
+        ) {
+            let answer = if takes_over { "permessage-deflate" } else { "permessage-deflate; server_no_context_takeover; client_no_context_takeover" };
+            let agreed = Deflate::new().threshold(0).accept(&[answer.to_owned()]).expect("legal").expect("accepted");
+            let (inflater, mut deflater) = agreed.engines();
+            let mut bytes = Vec::new();
+            for message in &messages {
+                match message {
+                    Sent::Text { text, cuts, is_compressed } => bytes.extend(fragments(1, text.as_bytes(), cuts, is_compressed.then_some(&mut deflater))),
+                    Sent::Binary { bytes: body, cuts, is_compressed } => bytes.extend(fragments(2, body, cuts, is_compressed.then_some(&mut deflater))),
+                    Sent::Ping(payload) => bytes.extend(frame(0x89, payload)),
+                    Sent::Pong(payload) => bytes.extend(frame(0x8a, payload)),
+                }
+            }
+            let mut assembler = Assembler::new(Limits { max_message: 100_000 }, Some(inflater));
+            let mut buffer = ReadBuffer::with_leftover(&[]);
+            let mut expected = messages.iter();
+            let mut rest = &bytes[..];
+            let mut steps = steps.iter().cycle();
+            while !rest.is_empty() {
+                let room = buffer.room();
+                let count = rest.len().min(*steps.next().expect("it is a cycle")).min(room.len());
+                room[..count].copy_from_slice(&rest[..count]);
+                buffer.filled(count);
+                rest = &rest[count..];
+                while let Some(incoming) = assembler.next(&mut buffer).expect("nothing is wrong with it") {
+                    if incoming == Incoming::Ping(b"between") {
+                        continue;
+                    }
+                    match (incoming, expected.next().expect("no more than was sent")) {
+                        (Incoming::Text(got), Sent::Text { text, .. }) => prop_assert_eq!(got, text),
+                        (Incoming::Binary(got), Sent::Binary { bytes, .. }) => prop_assert!(got == bytes),
+                        (Incoming::Ping(got), Sent::Ping(payload)) => prop_assert_eq!(got, payload),
+                        (Incoming::Pong(got), Sent::Pong(payload)) => prop_assert_eq!(got, payload),
+                        (got, sent) => prop_assert!(false, "{:?} for {:?}", got, sent),
+                    }
+                }
+            }
+            prop_assert!(expected.next().is_none());
+        }
+
+        #[test]
+        fn any_bytes_at_all_neither_panic_nor_take_more_than_the_limits(
+            bytes in prop::collection::vec(prop_oneof![3 => any::<u8>(), 1 => prop::sample::select(vec![0x81, 0x82, 0xc1, 0x01, 0x00, 0x80, 0x88, 0x7e])], 0..2000),
+            step in 1usize..500,
+            compresses in any::<bool>(),
+        ) {
+            let agreed = Deflate::new().accept(&["permessage-deflate".to_owned()]).expect("legal").expect("accepted");
+            let inflater = compresses.then(|| agreed.engines().0);
+            let mut assembler = Assembler::new(Limits { max_message: 1000 }, inflater);
+            let mut buffer = ReadBuffer::with_leftover(&[]);
+            for piece in bytes.chunks(step) {
+                let room = buffer.room();
+                room[..piece.len()].copy_from_slice(piece);
+                buffer.filled(piece.len());
+                loop {
+                    match assembler.next(&mut buffer) {
+                        Ok(Some(Incoming::Close(_))) | Err(_) => return Ok(()),
+                        Ok(Some(_)) => {}
+                        Ok(None) => break,
+                    }
+                }
+                prop_assert!(assembler.held() <= KEEP + 1000);
+            }
+        }
     }
 }

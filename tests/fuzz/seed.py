@@ -1,0 +1,65 @@
+#!/usr/bin/env python3
+"""Writes the seed corpus of the fuzz targets: small inputs that reach far, the same in each run."""
+
+import os
+import zlib
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+
+def frame(first, payload):
+    if len(payload) < 126:
+        return bytes([first, len(payload)]) + payload
+    if len(payload) < 65536:
+        return bytes([first, 126]) + len(payload).to_bytes(2, "big") + payload
+    return bytes([first, 127]) + len(payload).to_bytes(8, "big") + payload
+
+
+def deflate(payload):
+    engine = zlib.compressobj(6, zlib.DEFLATED, -15)
+    return (engine.compress(payload) + engine.flush(zlib.Z_SYNC_FLUSH))[:-4]
+
+
+LINES = {
+    "text": frame(0x81, b"hello"),
+    "utf8": frame(0x81, "grüße €".encode()),
+    "binary-126": frame(0x82, bytes(200)),
+    "binary-127": frame(0x82, bytes(66000))[:2000],
+    "fragments": frame(0x01, b"a\xe2") + frame(0x89, b"ping") + frame(0x00, b"\x82") + frame(0x80, b"\xac"),
+    "control": frame(0x89, b"") + frame(0x8A, b"x" * 125) + frame(0x88, b"\x03\xe8bye"),
+    "close-empty": frame(0x88, b""),
+    "close-half": frame(0x88, b"\x03"),
+    "compressed": frame(0xC1, deflate(b"hello hello hello")),
+    "compressed-fragments": frame(0x41, deflate(b"hello" * 100)[:5]) + frame(0x80, deflate(b"hello" * 100)[5:]),
+    "bomb": frame(0xC2, deflate(bytes(1 << 20))),
+    "reserved": b"\x91\x00",
+    "bad-utf8": frame(0x81, b"\xff"),
+    "long": b"\x82\x7f\x00\x00\x00\xff\x00\x00\x00\x00",
+}
+
+HEADS = {
+    "good": b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: keep-alive, Upgrade\r\n"
+    b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\nSec-WebSocket-Protocol: one\r\n"
+    b"Sec-WebSocket-Extensions: permessage-deflate; client_max_window_bits=\"12\"; server_no_context_takeover\r\n\r\n\x81\x00",
+    "refused": b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 120\r\nContent-Length: 4\r\n\r\nbusy",
+    "date": b"HTTP/1.1 503 Busy\r\nRetry-After: Sun, 06 Nov 1994 08:49:37 GMT\r\n\r\n",
+    "http10": b"HTTP/1.0 101 OK\r\n\r\n",
+    "partial": b"HTTP/1.1 101 Switching",
+}
+
+
+def write(target, name, content):
+    folder = os.path.join(HERE, "corpus", target)
+    os.makedirs(folder, exist_ok=True)
+    with open(os.path.join(folder, name), "wb") as file:
+        file.write(content)
+
+
+for name, content in LINES.items():
+    write("frames", name, content)
+    for shape in (b"\x00", b"\x01", b"\xff"):
+        write("messages", name + "-" + shape.hex(), shape + content)
+    for shape in (b"\x00", b"\x01"):
+        write("line", name + "-" + shape.hex(), shape + content)
+for name, content in HEADS.items():
+    write("head", name, content)
