@@ -1,8 +1,10 @@
 //! The TLS handshake, over a pipe in memory so that it never blocks.
 
 use std::fmt;
+use std::sync::{Arc, Weak};
 
 use native_tls::{Certificate, HandshakeError, Identity, MidHandshakeTlsStream, Protocol, TlsConnector, TlsStream};
+use parking_lot::Mutex;
 use socket2::Socket;
 
 use crate::dial::steps::Steps;
@@ -11,7 +13,7 @@ use crate::error::{Error, ErrorKind};
 use crate::line::pipe::Pipe;
 
 /// What is trusted, and what is shown.
-#[derive(Clone, Default)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub(crate) struct TlsOptions {
     pub(crate) extra_roots: Vec<Vec<u8>>,
     pub(crate) only_extra_roots: bool,
@@ -21,7 +23,7 @@ pub(crate) struct TlsOptions {
     pub(crate) danger_accept_invalid_hostnames: bool,
 }
 
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 enum IdentitySource {
     Pem { certificate: Vec<u8>, key: Vec<u8> },
     Pkcs12 { archive: Vec<u8>, password: String },
@@ -104,10 +106,20 @@ fn is_pem(bytes: &[u8]) -> bool {
     bytes.windows(11).any(|window| window == b"-----BEGIN ")
 }
 
-/// The connector, kept from dial to dial: making one reads all of the system's roots.
+/// A connector and what it was made of.
+struct Connector {
+    options: TlsOptions,
+    connector: TlsConnector,
+}
+
+/// The connectors that clients of this process hold at the moment. Making one reads all of the system's roots, which takes some
+/// ten milliseconds and most of a mebibyte: a thousand lines share one. Nothing is kept alive by this list.
+static SHARED: Mutex<Vec<Weak<Connector>>> = Mutex::new(Vec::new());
+
+/// The connector of a client, kept from dial to dial.
 pub(crate) struct Connectors {
     options: TlsOptions,
-    connector: Option<TlsConnector>,
+    connector: Option<Arc<Connector>>,
     /// The last dial failed verification, and its connector was thrown away.
     has_failed: bool,
 }
@@ -128,26 +140,44 @@ impl Connectors {
         socket: &Socket,
         steps: &Steps<'_>,
     ) -> Result<TlsStream<Pipe>, Error> {
-        let is_fresh = self.connector.is_none();
-        let had_spare = is_fresh && has_spare_descriptor();
-        let connector = match &self.connector {
-            Some(connector) => connector.clone(),
-            None => self.connector.insert(self.options.connector()?).clone(),
+        let had_spare = self.has_failed && has_spare_descriptor();
+        let connector = match self.connector.take() {
+            Some(connector) => connector,
+            None => self.find_or_make()?,
         };
-        let result = shake_hands(&connector, target, socket, steps);
-        match result {
+        match shake_hands(&connector.connector, target, socket, steps) {
             Ok(stream) => {
+                self.connector = Some(connector);
                 self.has_failed = false;
                 Ok(stream)
             }
             Err(error) if error.is_verification_failure() => {
-                self.connector = None;
                 let is_final = self.has_failed && had_spare;
                 self.has_failed = true;
                 Err(if is_final { error.for_good() } else { error })
             }
-            Err(error) => Err(error),
+            Err(error) => {
+                self.connector = Some(connector);
+                Err(error)
+            }
         }
+    }
+
+    /// A connector that another client has made of the same options, or a new one. After a failed verification always a new one.
+    fn find_or_make(&self) -> Result<Arc<Connector>, Error> {
+        let mut shared = SHARED.lock();
+        shared.retain(|connector| connector.strong_count() > 0);
+        if !self.has_failed {
+            let known = shared.iter().filter_map(Weak::upgrade).find(|known| known.options == self.options);
+            if let Some(known) = known {
+                return Ok(known);
+            }
+        }
+        let connector = Connector { options: self.options.clone(), connector: self.options.connector()? };
+        let connector = Arc::new(connector);
+        // In front: whoever looks finds the newest first.
+        shared.insert(0, Arc::downgrade(&connector));
+        Ok(connector)
     }
 }
 
