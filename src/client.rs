@@ -286,3 +286,23 @@ impl<'a> IntoIterator for &'a Client<Pulled> {
         self.events()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_may_be_shared_and_sent_is_both() {
+        fn is_shared<T: Send + Sync>() {}
+        fn is_cloned<T: Clone>() {}
+        is_shared::<Client<Pulled>>();
+        is_shared::<Client<Pushed>>();
+        is_shared::<Sender>();
+        is_shared::<Stopper>();
+        is_shared::<Builder>();
+        is_shared::<Error>();
+        is_cloned::<Sender>();
+        is_cloned::<Stopper>();
+        is_cloned::<Builder>();
+    }
+}

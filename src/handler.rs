@@ -1,6 +1,7 @@
 //! Where messages go: the user's handler, called on the reader thread.
 
 use std::fmt;
+use std::marker::PhantomData;
 use std::sync::Arc;
 
 use crate::error::{BatchError, SendError};
@@ -56,15 +57,22 @@ where
 ///
 /// A send from inside the handler happens on the reader's thread: while it waits for room nothing is read. It is bounded by `send_within`
 /// like any other.
+///
+/// It stays where it is: what may be kept and moved is a [`Sender`].
+/// ```compile_fail,E0277
+/// fn is_send<T: Send>() {}
+/// is_send::<tautline::Line<'_>>();
+/// ```
 pub struct Line<'a> {
     line: &'a Arc<OpenLine>,
     opened: &'a Opened,
     sender: &'a Sender,
+    stays: PhantomData<*const ()>,
 }
 
 impl<'a> Line<'a> {
     pub(crate) fn new(line: &'a Arc<OpenLine>, opened: &'a Opened, sender: &'a Sender) -> Self {
-        Line { line, opened, sender }
+        Line { line, opened, sender, stays: PhantomData }
     }
 
     /// How this line was opened.

@@ -1,0 +1,287 @@
+//! This client as a driver for the load server: `driver echo URL N SIZE | firehose URL | paced URL` prints one line of JSON.
+//!
+//! Messages are taken by a handler on the reader thread; with `PULL=1` through `events()`, sends then come from another thread than the
+//! reader's. `CA` names the root certificate. Times are CLOCK_MONOTONIC, CPU is that of the whole process.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use rustix::time::{ClockId, clock_gettime};
+use tautline::{Builder, Client, Event, Handler, Line, MessageRef};
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let (url, job) = match words.as_slice() {
+        ["echo", url, count, size] => match (count.parse(), size.parse()) {
+            (Ok(count), Ok(size)) => (url, Job::Echo(Echo::new(count, size))),
+            _ => return usage(),
+        },
+        ["firehose", url] => (url, Job::Firehose(Firehose::default())),
+        ["paced", url] => (url, Job::Paced(Paced::default())),
+        // `cargo bench` without arguments: nothing to measure against.
+        [] => return ExitCode::SUCCESS,
+        _ => return usage(),
+    };
+    let mut builder = Client::builder(*url).max_attempts(1);
+    if url.starts_with("wss") {
+        let file = std::env::var("CA").unwrap_or_else(|_| "certs/ca.pem".to_owned());
+        builder = builder.tls_root(std::fs::read(file).expect("CA names a readable file")).tls_only_given_roots();
+    }
+    if std::env::var_os("PULL").is_some() {
+        pull(builder, job)
+    } else {
+        push(builder, job)
+    }
+    ExitCode::SUCCESS
+}
+
+fn usage() -> ExitCode {
+    eprintln!("usage: driver echo URL N SIZE | firehose URL | paced URL");
+    ExitCode::from(2)
+}
+
+/// What is measured.
+enum Job {
+    Echo(Echo),
+    Firehose(Firehose),
+    Paced(Paced),
+}
+
+/// What a job wants next.
+enum Next {
+    Nothing,
+    Send,
+    Stop,
+}
+
+impl Job {
+    fn opened(&mut self) -> Next {
+        match self {
+            Job::Echo(echo) => echo.next(),
+            Job::Firehose(firehose) => {
+                firehose.since = Since::now();
+                Next::Nothing
+            }
+            Job::Paced(paced) => {
+                paced.since = Since::now();
+                Next::Nothing
+            }
+        }
+    }
+
+    #[inline]
+    fn message(&mut self, bytes: &[u8]) -> Next {
+        match self {
+            Job::Firehose(firehose) => firehose.message(bytes),
+            Job::Echo(echo) => echo.message(bytes),
+            Job::Paced(paced) => paced.message(bytes),
+        }
+    }
+
+    fn payload(&self) -> &str {
+        match self {
+            Job::Echo(echo) => &echo.payload,
+            _ => "",
+        }
+    }
+}
+
+struct Bench(Job);
+
+impl Bench {
+    #[inline]
+    fn act(&self, next: Next, line: &mut Line<'_>) {
+        match next {
+            Next::Nothing => {}
+            Next::Send => drop(line.send_text(self.0.payload()).map_err(|error| panic!("{error}"))),
+            Next::Stop => line.stop(),
+        }
+    }
+}
+
+impl Handler for Bench {
+    fn opened(&mut self, line: &mut Line<'_>) {
+        let next = self.0.opened();
+        self.act(next, line);
+    }
+
+    #[inline]
+    fn message(&mut self, line: &mut Line<'_>, message: MessageRef<'_>) {
+        let next = self.0.message(message.bytes());
+        self.act(next, line);
+    }
+}
+
+fn push(builder: Builder, job: Job) {
+    let client = builder.start(Bench(job)).expect("the settings are good");
+    client.wait_closed(Duration::from_secs(600)).expect("it ends in time");
+}
+
+fn pull(builder: Builder, mut job: Job) {
+    let client = builder.queue_messages(1 << 20).when_full(tautline::WhenFull::Block).connect().expect("it opens");
+    for event in client.events() {
+        let next = match event {
+            Event::Opened(_) => job.opened(),
+            Event::Message(message) => job.message(message.bytes()),
+            _ => return,
+        };
+        match next {
+            Next::Nothing => {}
+            Next::Send => drop(client.send_text(job.payload()).map_err(|error| panic!("{error}"))),
+            Next::Stop => return,
+        }
+    }
+}
+
+fn name() -> &'static str {
+    if std::env::var_os("PULL").is_some() { "tautline-events" } else { "tautline" }
+}
+
+/// Nanoseconds of a clock.
+fn nanos(clock: ClockId) -> u64 {
+    let time = clock_gettime(clock);
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+/// A moment, by the wall and by the CPU.
+#[derive(Clone, Copy, Default)]
+struct Since {
+    wall: u64,
+    cpu: u64,
+}
+
+impl Since {
+    fn now() -> Self {
+        Since { wall: nanos(ClockId::Monotonic), cpu: nanos(ClockId::ProcessCPUTime) }
+    }
+
+    fn seconds(self) -> (f64, f64) {
+        let now = Since::now();
+        ((now.wall - self.wall) as f64 * 1e-9, (now.cpu - self.cpu) as f64 * 1e-9)
+    }
+}
+
+fn resident_kib() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"));
+    line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok()).unwrap_or(0)
+}
+
+fn percentile(sorted: &[u64], part: f64) -> u64 {
+    sorted.get(((sorted.len() as f64 * part) as usize).min(sorted.len().saturating_sub(1))).copied().unwrap_or(0)
+}
+
+/// Round trips one after the other; the first tenth warms up.
+struct Echo {
+    payload: String,
+    count: usize,
+    done: usize,
+    sent_at: u64,
+    times: Vec<u64>,
+    since: Since,
+}
+
+impl Echo {
+    fn new(count: usize, size: usize) -> Self {
+        let text = r#"{"op":"order","sym":"BTCUSDT","px":60123.45,"qty":0.0123,"id":1234567890},"#;
+        let payload = text.chars().cycle().take(size).collect();
+        Echo { payload, count, done: 0, sent_at: 0, times: Vec::with_capacity(count), since: Since::default() }
+    }
+
+    fn next(&mut self) -> Next {
+        self.sent_at = nanos(ClockId::Monotonic);
+        Next::Send
+    }
+
+    fn message(&mut self, bytes: &[u8]) -> Next {
+        let took = nanos(ClockId::Monotonic) - self.sent_at;
+        assert_eq!(bytes.len(), self.payload.len());
+        if self.done >= self.count / 10 {
+            self.times.push(took);
+        }
+        self.done += 1;
+        if self.done == self.count / 10 {
+            self.since = Since::now();
+        }
+        if self.done < self.count {
+            return self.next();
+        }
+        let (wall, cpu) = self.since.seconds();
+        self.times.sort_unstable();
+        println!(
+            r#"{{"peer":"{}","mode":"echo","n":{},"p50_ns":{},"p99_ns":{},"p999_ns":{},"rtt_per_s":{:.0},"cpu_s":{cpu:.4},"rss_kb":{}}}"#,
+            name(),
+            self.times.len(),
+            percentile(&self.times, 0.5),
+            percentile(&self.times, 0.99),
+            percentile(&self.times, 0.999),
+            self.times.len() as f64 / wall,
+            resident_kib()
+        );
+        Next::Stop
+    }
+}
+
+/// Counts messages until `done`.
+#[derive(Default)]
+struct Firehose {
+    messages: u64,
+    bytes: u64,
+    since: Since,
+}
+
+impl Firehose {
+    #[inline]
+    fn message(&mut self, bytes: &[u8]) -> Next {
+        if bytes == b"done" {
+            let (wall, cpu) = self.since.seconds();
+            println!(
+                r#"{{"peer":"{}","mode":"firehose","msgs":{},"bytes":{},"secs":{wall:.6},"msgs_per_s":{:.0},"cpu_s":{cpu:.4},"rss_kb":{}}}"#,
+                name(),
+                self.messages,
+                self.bytes,
+                self.messages as f64 / wall,
+                resident_kib()
+            );
+            return Next::Stop;
+        }
+        self.messages += 1;
+        self.bytes += bytes.len() as u64;
+        Next::Nothing
+    }
+}
+
+/// One-way times against the sender's clock, which is the first 20 digits of each message.
+#[derive(Default)]
+struct Paced {
+    times: Vec<u64>,
+    since: Since,
+}
+
+impl Paced {
+    fn message(&mut self, bytes: &[u8]) -> Next {
+        let now = nanos(ClockId::Monotonic);
+        if bytes == b"done" {
+            let (wall, cpu) = self.since.seconds();
+            let count = self.times.len();
+            let mut kept = self.times.split_off(count / 10);
+            kept.sort_unstable();
+            println!(
+                r#"{{"peer":"{}","mode":"paced","n":{count},"p50_ns":{},"p99_ns":{},"p999_ns":{},"max_ns":{},"secs":{wall:.6},"cpu_s":{cpu:.4},"rss_kb":{}}}"#,
+                name(),
+                percentile(&kept, 0.5),
+                percentile(&kept, 0.99),
+                percentile(&kept, 0.999),
+                kept.last().copied().unwrap_or(0),
+                resident_kib()
+            );
+            return Next::Stop;
+        }
+        let digits = bytes.get(..20).and_then(|digits| std::str::from_utf8(digits).ok());
+        if let Some(sent_at) = digits.and_then(|digits| digits.trim().parse::<u64>().ok()) {
+            self.times.push(now.saturating_sub(sent_at));
+        }
+        Next::Nothing
+    }
+}
