@@ -33,6 +33,7 @@ pub struct Venue {
 pub struct VenueBuilder {
     address: Option<SocketAddr>,
     certificate: Option<Leaf>,
+    is_forgetful: bool,
     tls_stalls_after: Option<usize>,
 }
 
@@ -46,6 +47,7 @@ enum Leaf {
 pub(super) struct Shared {
     lifecycle: Lifecycle,
     pub(super) stop: Stop,
+    is_forgetful: bool,
     seen: Mutex<Seen>,
     changed: Condvar,
 }
@@ -195,6 +197,12 @@ impl VenueBuilder {
         self
     }
 
+    /// Remembers no messages and no close codes: for tests that run for long.
+    pub fn forgetful(mut self) -> Self {
+        self.is_forgetful = true;
+        self
+    }
+
     /// Starts the venue.
     ///
     /// # Panics
@@ -207,7 +215,14 @@ impl VenueBuilder {
         let is_tls = acceptor.is_some();
         let lifecycle = Lifecycle::new(Some(STACK));
         let stop = lifecycle.shutdown_signal();
-        let shared = Arc::new(Shared { lifecycle, stop, seen: Mutex::default(), changed: Condvar::new() });
+        let shared = Shared {
+            lifecycle,
+            stop,
+            is_forgetful: self.is_forgetful,
+            seen: Mutex::default(),
+            changed: Condvar::new(),
+        };
+        let shared = Arc::new(shared);
         let accepting = Accepting {
             shared: Arc::clone(&shared),
             script: Arc::new(script),
@@ -324,10 +339,15 @@ impl Shared {
     }
 
     pub(super) fn note_close(&self, code: Option<u16>) {
-        self.note(|seen| seen.closes.push(code));
+        if !self.is_forgetful {
+            self.note(|seen| seen.closes.push(code));
+        }
     }
 
     pub(super) fn note_message(&self, message: &[u8]) {
+        if self.is_forgetful {
+            return;
+        }
         self.note(|seen| {
             if seen.messages.len() < REMEMBERED {
                 seen.messages.push(message.to_vec());

@@ -1,0 +1,414 @@
+//! Many lines against a server that misbehaves at random, and a check on every message, send, epoch, thread, descriptor and byte.
+//!
+//! `cargo run --release --example soak -- --lines 100 --for 30m` is the long run; without options it takes ten seconds. The seed decides what the
+//! server does to which connection; when things happen is up to the machine.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use parking_lot::Mutex;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use tautline::testing::{Census, Peer, Received, Venue};
+use tautline::{Client, Disconnect, Handler, Line, MessageRef, Opened, Pushed, SendError, Sender, StopReport, Stopped};
+
+/// Many lines against a server that misbehaves at random; exit status 0 when every check held.
+#[derive(Parser)]
+#[command(name = "soak", version)]
+struct Options {
+    /// How many lines
+    #[arg(long, default_value_t = 20)]
+    lines: usize,
+    /// How long
+    #[arg(long = "for", value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "10s")]
+    duration: Duration,
+    /// What the server does to whom
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Threads that send, each on every line
+    #[arg(long, default_value_t = 4)]
+    senders: usize,
+}
+
+fn main() -> ExitCode {
+    env_logger::init();
+    let options = Options::parse();
+    let before = Census::take();
+    let report = run(&options);
+    let leaks = Census::settles_to(&before);
+    report.print(&options);
+    match &leaks {
+        Ok(()) => println!("threads and descriptors: as before"),
+        Err(difference) => println!("LEFT BEHIND: {difference}"),
+    }
+    if report.faults.is_empty() && leaks.is_ok() { ExitCode::SUCCESS } else { ExitCode::from(1) }
+}
+
+/// Everything that is known of one line, from both of its ends.
+#[derive(Default)]
+struct Record {
+    /// What became of each send, by its id: which is its place.
+    outcomes: Mutex<Vec<Outcome>>,
+    /// How often the server has read each id.
+    arrivals: Mutex<Vec<u8>>,
+    /// How far the pongs of each epoch have confirmed.
+    confirmed: Mutex<BTreeMap<u64, u64>>,
+    messages: AtomicU64,
+    openings: AtomicU64,
+    ends: Mutex<BTreeMap<&'static str, u64>>,
+    faults: Mutex<Vec<String>>,
+    has_stopped: AtomicBool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Outcome {
+    /// It is being sent.
+    Begun,
+    Taken {
+        epoch: u64,
+        sequence: u64,
+    },
+    NotSent,
+    Unknown,
+}
+
+impl Record {
+    fn fault(&self, what: String) {
+        let mut faults = self.faults.lock();
+        // One broken check may fail a million times.
+        if faults.len() < 20 {
+            faults.push(what);
+        }
+    }
+}
+
+/// The client's end of one line: messages in order, epochs rising, one end for each opening.
+struct Check {
+    record: Arc<Record>,
+    epoch: u64,
+    is_open: bool,
+    /// The connection that this epoch talks to, by its first message, and the next number from it.
+    connection: Option<u64>,
+    next: u64,
+}
+
+impl Handler for Check {
+    fn opened(&mut self, line: &mut Line<'_>) {
+        let opened: &Opened = line.opening();
+        if self.is_open || opened.epoch != self.epoch + 1 {
+            self.record.fault(format!("epoch {} opened after {} (open: {})", opened.epoch, self.epoch, self.is_open));
+        }
+        (self.epoch, self.is_open, self.connection, self.next) = (opened.epoch, true, None, 0);
+        self.record.openings.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn message(&mut self, line: &mut Line<'_>, message: MessageRef<'_>) {
+        let mut words = message.text().unwrap_or_default().split(' ');
+        let mut number = || words.next().and_then(|word| word.parse::<u64>().ok());
+        let (Some(connection), Some(number)) = (number(), number()) else {
+            self.record.fault("a message that nobody has sent".to_owned());
+            return;
+        };
+        let known = *self.connection.get_or_insert(connection);
+        if !self.is_open || line.epoch() != self.epoch || known != connection || number != self.next {
+            let expected = self.next;
+            self.record.fault(format!("message {number} of connection {connection} for {expected} of {known}"));
+        }
+        self.next = number + 1;
+        self.record.messages.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn disconnected(&mut self, disconnect: &Disconnect) {
+        if !self.is_open || disconnect.epoch != self.epoch {
+            self.record.fault(format!("epoch {} ended and {} was open", disconnect.epoch, self.epoch));
+        }
+        if disconnect.confirmed > disconnect.sent {
+            self.record.fault(format!("{} confirmed of {} sent", disconnect.confirmed, disconnect.sent));
+        }
+        self.is_open = false;
+        self.record.confirmed.lock().insert(disconnect.epoch, disconnect.confirmed);
+        *self.record.ends.lock().entry(disconnect.error.kind().as_str()).or_default() += 1;
+    }
+
+    fn stopped(&mut self, _: &Stopped) {
+        if self.is_open || self.record.has_stopped.swap(true, Ordering::Relaxed) {
+            self.record.fault("stopped twice, or with a line open".to_owned());
+        }
+    }
+}
+
+fn run(options: &Options) -> Report {
+    let records: Arc<Vec<Arc<Record>>> = Arc::new((0..options.lines).map(|_| Arc::default()).collect());
+    let (seed, kept) = (options.seed, Arc::clone(&records));
+    let venue = Venue::builder().forgetful().start(move |peer| misbehave(peer, seed, &kept));
+    let clients: Vec<Client<Pushed>> = records
+        .iter()
+        .enumerate()
+        .map(|(index, record)| {
+            let check = Check { record: Arc::clone(record), epoch: 0, is_open: false, connection: None, next: 0 };
+            Client::builder(format!("{}{index}", venue.url()))
+                .retry_min(Duration::from_millis(5))
+                .retry_max(Duration::from_millis(100))
+                .ping_every(Duration::from_millis(100))
+                .pong_within(Duration::from_millis(300))
+                .send_within(Duration::from_millis(100))
+                .close_within(Duration::from_millis(100))
+                .tcp_send_buffer(16 * 1024)
+                .thread_stack_size(256 * 1024)
+                .start(check)
+                .expect("the settings are good")
+        })
+        .collect();
+
+    let mut samples = Vec::new();
+    let began = Instant::now();
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        for _ in 0..options.senders {
+            scope.spawn(|| send(&clients, &records, &is_over));
+        }
+        let interval = (options.duration / 60).max(Duration::from_millis(100));
+        while began.elapsed() < options.duration {
+            thread::park_timeout(interval.min(options.duration.saturating_sub(began.elapsed())));
+            samples.push(Sample::take());
+        }
+        is_over.store(true, Ordering::Relaxed);
+    });
+    let stops: Vec<StopReport> = clients.iter().map(|client| client.stop(Duration::from_secs(10))).collect();
+    let connections = venue.connections();
+    drop(clients);
+    // Whatever is on its way to the server arrives, or is lost with its connection.
+    venue.wait_until_empty(Duration::from_secs(10));
+    drop(venue);
+    Report::new(&records, &stops, connections, samples, began.elapsed())
+}
+
+/// Sends numbered messages on every line in turn, and writes down what became of each.
+fn send(clients: &[Client<Pushed>], records: &[Arc<Record>], is_over: &AtomicBool) {
+    let senders: Vec<Sender> = clients.iter().map(Client::sender).collect();
+    while !is_over.load(Ordering::Relaxed) {
+        for (sender, record) in senders.iter().zip(records) {
+            let id = {
+                let mut outcomes = record.outcomes.lock();
+                outcomes.push(Outcome::Begun);
+                outcomes.len() - 1
+            };
+            // Mostly small, sometimes larger than a buffer.
+            let padding = if id % 101 == 0 { 200_000 } else { id % 300 };
+            let outcome = match sender.send_text(&format!("{id} {}", "x".repeat(padding))) {
+                Ok(receipt) => Outcome::Taken { epoch: receipt.epoch, sequence: receipt.sequence },
+                Err(SendError::NotSent(_)) => Outcome::NotSent,
+                Err(_) => Outcome::Unknown,
+            };
+            record.outcomes.lock()[id] = outcome;
+        }
+        // A pause, so that most of the time the server keeps up: what is tested is faults, not load.
+        thread::park_timeout(Duration::from_millis(2));
+    }
+}
+
+/// The server's end of one connection.
+fn misbehave(peer: &mut Peer, seed: u64, records: &[Arc<Record>]) -> io::Result<()> {
+    let mut dice = StdRng::seed_from_u64(seed.wrapping_mul(1_000_003).wrapping_add(peer.number() as u64));
+    match dice.random_range(0..20) {
+        0 => return peer.refuse(503, "Retry-After: 0\r\n", "busy"),
+        1 => return Ok(()),
+        2 => {
+            peer.read_request()?;
+            return peer.write(b"HTTP/1.1 101 Swit");
+        }
+        _ => {}
+    }
+    let request = peer.upgrade()?;
+    // Small buffers on both sides, so that sends come to be cut in the middle.
+    peer.limit_receive_buffer(16 * 1024)?;
+    let index: usize = request.path.trim_start_matches('/').parse().map_err(io::Error::other)?;
+    let record = records.get(index).ok_or(io::ErrorKind::NotFound)?;
+    let life = Duration::from_millis(dice.random_range(0..1500));
+    let began = Instant::now();
+    let mut number = 0u64;
+    while began.elapsed() < life {
+        for _ in 0..dice.random_range(0..20) {
+            let text = format!("{} {number} {}", peer.number(), "y".repeat(dice.random_range(0..300)));
+            number += 1;
+            peer.send_text(&text)?;
+        }
+        while let Some(received) = peer.receive_within(Duration::from_millis(1))? {
+            match received {
+                Received::Text(text) => arrived(record, &text),
+                Received::Ping(payload) => peer.pong(&payload)?,
+                Received::Close(code, _) => return peer.close(code.unwrap_or(1000), ""),
+                Received::End => return Ok(()),
+                _ => {}
+            }
+            if began.elapsed() >= life {
+                break;
+            }
+        }
+    }
+    match dice.random_range(0..8) {
+        0 => peer.reset(),
+        1 => peer.half_close(),
+        2 => {
+            peer.close(1012, "restart")?;
+            peer.wait(Duration::from_millis(50))
+        }
+        // Half-open for longer than the client bears.
+        3 | 4 => peer.wait(Duration::from_secs(1)),
+        // A frame that breaks the protocol, or one that is cut.
+        5 => peer.write(&[0xff, 0xff, 0xff]),
+        6 => peer.write(&[0x81, 100, b'x']),
+        _ => {
+            // A flood, without reading.
+            for _ in 0..20_000 {
+                let text = format!("{} {number} flood", peer.number());
+                number += 1;
+                peer.send_text(&text)?;
+            }
+            Ok(())
+        }
+    }
+}
+
+fn arrived(record: &Record, text: &str) {
+    let Some(id) = text.split(' ').next().and_then(|word| word.parse::<usize>().ok()) else {
+        record.fault("the server read what nobody has sent".to_owned());
+        return;
+    };
+    let mut arrivals = record.arrivals.lock();
+    if arrivals.len() <= id {
+        arrivals.resize(id + 1, 0);
+    }
+    arrivals[id] = arrivals[id].saturating_add(1);
+}
+
+/// Memory and threads at one moment.
+struct Sample {
+    resident_kib: u64,
+    threads: u64,
+}
+
+impl Sample {
+    fn take() -> Self {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        let field = |name: &str| {
+            let line = status.lines().find(|line| line.starts_with(name));
+            line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok()).unwrap_or(0)
+        };
+        Sample { resident_kib: field("VmRSS:"), threads: field("Threads:") }
+    }
+}
+
+/// What was found.
+struct Report {
+    took: Duration,
+    connections: usize,
+    openings: u64,
+    messages: u64,
+    ends: BTreeMap<&'static str, u64>,
+    sends: BTreeMap<&'static str, u64>,
+    slowest_stop: Duration,
+    samples: Vec<Sample>,
+    faults: Vec<String>,
+}
+
+impl Report {
+    fn new(
+        records: &[Arc<Record>],
+        stops: &[StopReport],
+        connections: usize,
+        samples: Vec<Sample>,
+        took: Duration,
+    ) -> Self {
+        let mut report = Report {
+            took,
+            connections,
+            openings: 0,
+            messages: 0,
+            ends: BTreeMap::new(),
+            sends: BTreeMap::new(),
+            slowest_stop: stops.iter().map(StopReport::took).max().unwrap_or_default(),
+            samples,
+            faults: Vec::new(),
+        };
+        for report_of_stop in stops.iter().filter(|stop| !stop.is_clean()) {
+            report.faults.push(format!("a stop that was not clean: {report_of_stop}"));
+        }
+        for (index, record) in records.iter().enumerate() {
+            report.add(index, record);
+        }
+        report
+    }
+
+    fn add(&mut self, index: usize, record: &Record) {
+        self.messages += record.messages.load(Ordering::Relaxed);
+        let openings = record.openings.load(Ordering::Relaxed);
+        self.openings += openings;
+        let ends = record.ends.lock();
+        if ends.values().sum::<u64>() != openings {
+            self.faults.push(format!("line {index}: {openings} openings, ends {ends:?}"));
+        }
+        for (kind, count) in ends.iter() {
+            *self.ends.entry(kind).or_default() += count;
+        }
+        if !record.has_stopped.load(Ordering::Relaxed) {
+            self.faults.push(format!("line {index}: its end was not told"));
+        }
+        let arrivals = record.arrivals.lock();
+        let confirmed = record.confirmed.lock();
+        for (id, outcome) in record.outcomes.lock().iter().enumerate() {
+            let times = arrivals.get(id).copied().unwrap_or(0);
+            let is_confirmed = matches!(outcome, Outcome::Taken { epoch, sequence }
+                if confirmed.get(epoch).is_some_and(|confirmed| sequence <= confirmed));
+            let kind = match (outcome, times) {
+                (Outcome::Taken { .. }, 1) => "taken by the kernel, read by the server",
+                (Outcome::Taken { .. }, 0) if !is_confirmed => "taken by the kernel, lost with the line",
+                (Outcome::NotSent, 0) => "not sent",
+                (Outcome::Unknown, 0) => "unknown, and lost",
+                (Outcome::Unknown, 1) => "unknown, and read by the server",
+                _ => {
+                    let note = if is_confirmed { " and confirmed" } else { "" };
+                    self.faults.push(format!("line {index}, send {id}: {outcome:?}{note}, read {times} times"));
+                    "FAULTY"
+                }
+            };
+            *self.sends.entry(kind).or_default() += 1;
+        }
+        self.faults.extend(record.faults.lock().iter().map(|fault| format!("line {index}: {fault}")));
+    }
+
+    fn print(&self, options: &Options) {
+        println!("{} lines, {} senders, seed {}, {:.1?}", options.lines, options.senders, options.seed, self.took);
+        println!("{} connections, {} openings, {} messages in order", self.connections, self.openings, self.messages);
+        println!("ends by kind: {:?}", self.ends);
+        for (kind, count) in &self.sends {
+            println!("  sends {kind}: {count}");
+        }
+        println!("slowest stop: {:.1?}", self.slowest_stop);
+        print_chart("memory, KiB", self.samples.iter().map(|sample| sample.resident_kib));
+        print_chart("threads", self.samples.iter().map(|sample| sample.threads));
+        match self.faults.as_slice() {
+            [] => println!("every check held"),
+            faults => {
+                println!("{} FAULTS:", faults.len());
+                faults.iter().take(20).for_each(|fault| println!("  {fault}"));
+            }
+        }
+    }
+}
+
+/// A chart of one line: the lowest value is the lowest bar.
+fn print_chart(name: &str, values: impl Iterator<Item = u64>) {
+    const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
+    let values: Vec<u64> = values.collect();
+    let (Some(&low), Some(&high)) = (values.iter().min(), values.iter().max()) else { return };
+    let span = (high - low).max(1);
+    let chart: String = values.iter().map(|value| BARS[((value - low) * 7 / span) as usize]).collect();
+    println!("{name:>12} {low} to {high}: {chart}");
+}
