@@ -12,9 +12,10 @@ const STEP: usize = 16 * 1024;
 
 /// Settings of permessage-deflate (RFC 7692), for [`Builder::compress`](crate::Builder::compress).
 ///
-/// Compression saves bandwidth and costs time and memory. With a window of 15 bits an inflating engine takes about 48 KiB, a deflating one
-/// about 300 KiB, per line and for as long as it is open: with context takeover the window lives on between messages, and without it the
-/// engines are reset after each message and keep their memory. Smaller windows take less.
+/// Compression saves bandwidth and costs time and memory. Measured for each line, and for as long as it is open: the inflating engine takes
+/// 47 KiB whatever its window, the deflating one 371 KiB with a window of 15 bits, 259 KiB with 12 and 245 KiB with 9. That is the
+/// same with context takeover (the window lives on from message to message) and without (the engines start anew, and keep their
+/// memory): going without it makes compression worse, and saves memory only at the server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Deflate {
     client_no_context_takeover: bool,
