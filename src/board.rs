@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender as Ringer, bounded};
 use parking_lot::{Condvar, Mutex};
 
+use crate::config::Settings;
 use crate::dial::Waker;
 use crate::error::{Error, ErrorKind};
 use crate::lifecycle::{Lifecycle, Shutdown, StopReport};
@@ -48,6 +49,7 @@ pub(crate) struct Board {
     pub(crate) shutdown: Shutdown,
     pub(crate) counters: Arc<Counters>,
     pub(crate) send_within: Duration,
+    pub(crate) close_within: Duration,
     /// Held for moments, and never while another lock is taken.
     public: Mutex<Public>,
     /// Signalled when `public` changes. Waits under `public`.
@@ -81,13 +83,14 @@ pub(crate) enum Slot {
 
 impl Board {
     /// The board, and the bell that the heart listens to.
-    pub(crate) fn new(lifecycle: Lifecycle, send_within: Duration) -> (Arc<Self>, Receiver<()>) {
+    pub(crate) fn new(lifecycle: Lifecycle, settings: &Settings) -> (Arc<Self>, Receiver<()>) {
         let (ringer, bell) = bounded(1);
         let board = Board {
             shutdown: lifecycle.shutdown_signal(),
             lifecycle: Arc::new(lifecycle),
             counters: Arc::default(),
-            send_within,
+            send_within: settings.send_within,
+            close_within: settings.close_within,
             public: Mutex::new(Public {
                 state: State::Connecting { attempt: 1 },
                 epoch: 0,

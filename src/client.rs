@@ -124,7 +124,7 @@ impl Builder {
     ) -> Result<Client<M>, Error> {
         let config = self.check()?;
         let settings = &config.settings;
-        let (board, bell) = Board::new(Lifecycle::new(settings.thread_stack_size), settings.send_within);
+        let (board, bell) = Board::new(Lifecycle::new(settings.thread_stack_size), settings);
         let queue = Arc::new(Queue::new(settings.queue));
         let client = Client {
             sender: Sender::new(Arc::clone(&board)),
@@ -190,6 +190,14 @@ impl<D> Client<D> {
     /// As [`Sender::ping`].
     pub fn ping(&self) -> Result<(), SendError> {
         self.sender.ping()
+    }
+
+    /// Ends the line that is open now and dials again. See [`Sender::reconnect`].
+    ///
+    /// # Errors
+    /// As [`Sender::reconnect`].
+    pub fn reconnect(&self) -> Result<(), SendError> {
+        self.sender.reconnect()
     }
 
     /// A sender that may be cloned, kept and moved to other threads.

@@ -132,10 +132,9 @@ impl<'a> Line<'a> {
         self.sender.stopper().signal();
     }
 
-    /// Ends this line politely and dials again: for a gap in a sequence that only a new snapshot mends. The reason is shown as
-    /// `Closed` with the code 1000.
+    /// Ends this line politely and dials again. See [`Sender::reconnect`].
     pub fn reconnect(&mut self) {
-        self.line.leave();
+        self.sender.reconnect_on(self.line);
     }
 }
 

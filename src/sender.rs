@@ -13,7 +13,7 @@ use crate::error::{BatchError, Error, ErrorKind, SendError};
 use crate::event::Payload;
 use crate::lifecycle::StopReport;
 use crate::line::OpenLine;
-use crate::timing::Deadline;
+use crate::timing::{Deadline, after};
 
 /// The proof that the kernel took a message whole. It proves nothing about the peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -131,6 +131,18 @@ impl Sender {
         self.ping_on(self.line()?.as_ref())
     }
 
+    /// Ends the line that is open now and dials again: for a gap in a sequence that only a new snapshot mends, or an announced shutdown.
+    ///
+    /// Returns at once. No further message of that line is delivered, its close frame says 1000, and the reason in
+    /// [`Disconnect`](crate::Disconnect) is a `Closed` with that code.
+    ///
+    /// # Errors
+    /// `NotSent`, when no line is open.
+    pub fn reconnect(&self) -> Result<(), SendError> {
+        self.reconnect_on(self.line()?.as_ref());
+        Ok(())
+    }
+
     /// The state of the client.
     pub fn state(&self) -> State {
         self.board.state()
@@ -169,6 +181,10 @@ impl Sender {
     pub(crate) fn ping_on(&self, line: &OpenLine) -> Result<(), SendError> {
         line.ask_for_ping();
         Ok(())
+    }
+
+    pub(crate) fn reconnect_on(&self, line: &OpenLine) {
+        line.leave(after(Instant::now(), self.board.close_within));
     }
 
     fn send_on(&self, line: &OpenLine, payload: Payload<'_>) -> Result<Receipt, SendError> {

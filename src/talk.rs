@@ -169,7 +169,7 @@ impl Talk {
                 line.note_app_reply();
             }
             delivery.message(&mut view, message);
-            if shutdown.is_requested() || line.is_severed() {
+            if shutdown.is_requested() || line.is_halted() {
                 break Batch::Halt;
             }
         };
@@ -196,13 +196,17 @@ impl Talk {
         let over = match batch {
             Batch::Done => return Some(None),
             Batch::Halt if shutdown.is_requested() => return None,
-            Batch::Halt => self.ended(None),
+            Batch::Halt if self.line.is_severed() => self.ended(None),
+            // The program asked for another line; its close frame is on its way.
+            Batch::Halt => TalkOver { farewell: Some(OwnClose { code: Some(1000), reason: "" }), ..self.ended(None) },
             Batch::Closed(close) => {
                 let error =
                     Error::closed(close.clone(), format!("{} closed the line with code {}", self.peer, close.code));
                 self.line.note_peer_close(close.clone());
                 // RFC 6455 section 5.5.1: the answer repeats the code. 1005 stands for none.
                 let code = Some(close.code).filter(|&code| code != 1005);
+                // If it answers a close frame of ours, the reason is ours.
+                let error = self.line.reason().unwrap_or(error);
                 TalkOver { error: Ok(error), farewell: Some(OwnClose { code, reason: "" }) }
             }
             Batch::Breach(breach) => {

@@ -67,6 +67,8 @@ pub(crate) struct OpenLine {
     owes_pongs: AtomicBool,
     /// No send may start any more: the line is on its way to its end.
     is_ending: AtomicBool,
+    /// No message may be delivered any more. Looked at once per message.
+    is_halted: AtomicBool,
     /// The number of the last message that was sent or begun, for readers without the outlet's lock.
     sequence: AtomicU64,
 }
@@ -140,6 +142,7 @@ impl OpenLine {
             app_ping_written: AtomicU64::new(0),
             owes_pongs: AtomicBool::new(false),
             is_ending: AtomicBool::new(false),
+            is_halted: AtomicBool::new(false),
             sequence: AtomicU64::new(0),
         }
     }
@@ -372,20 +375,27 @@ impl OpenLine {
         let _ = self.bell.try_send(());
     }
 
-    /// A user wants another line: end this one.
-    pub(crate) fn leave(&self) {
-        self.sever(Error::closed(
-            CloseReason { code: 1000, reason: String::new() },
-            "the program asked for a new line",
-        ));
+    // ---- Ending ----
+
+    /// A user wants another line: this one ends politely, and no further message of it is delivered.
+    pub(crate) fn leave(&self, until: Instant) {
+        let close = CloseReason { code: 1000, reason: String::new() };
+        self.end.lock().reason.get_or_insert_with(|| Error::closed(close, "the program asked for a new line"));
+        self.is_halted.store(true, Ordering::Release);
+        self.begin_farewell(OwnClose { code: Some(1000), reason: "" }, until);
     }
 
-    // ---- Ending ----
+    /// Whether the reader has to stop delivering: somebody has severed or left the line.
+    #[inline]
+    pub(crate) fn is_halted(&self) -> bool {
+        self.is_halted.load(Ordering::Relaxed)
+    }
 
     /// Ends the line now. The first reason is kept.
     pub(crate) fn sever(&self, reason: Error) {
         self.is_ending.store(true, Ordering::Release);
         self.end.lock().reason.get_or_insert(reason);
+        self.is_halted.store(true, Ordering::Release);
         self.duplex.sever();
     }
 

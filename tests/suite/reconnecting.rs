@@ -217,4 +217,25 @@ fn a_program_can_ask_for_a_new_line() {
     let client = builder(&venue).start(handler).expect("it starts");
     assert!(venue.wait_for_openings(4, SOON));
     assert!(client.stop(SOON).is_clean());
+    assert_eq!(venue.closes()[..3], [Some(1000); 3], "each line was ended politely");
+}
+
+#[test]
+fn a_program_that_pulls_can_ask_for_a_new_line() {
+    let venue = Venue::start(|peer| {
+        peer.upgrade()?;
+        if peer.number() == 0 { peer.drain() } else { peer.echo() }
+    });
+    // The first peer never answers the close frame: the line is severed at the deadline.
+    let client = builder(&venue).close_within(30 * MS).connect().expect("it opens");
+    let mut events = client.events();
+    opened(&mut events);
+    for epoch in 2..=3 {
+        client.reconnect().expect("a line is open");
+        let disconnect = disconnected(&mut events);
+        assert_eq!(disconnect.error.close_reason().map(|close| close.code), Some(1000));
+        assert!(disconnect.retry_in.is_some());
+        assert_eq!(opened(&mut events).epoch, epoch);
+    }
+    assert_eq!(venue.closes(), [Some(1000); 2]);
 }
