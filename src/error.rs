@@ -255,6 +255,11 @@ impl Error {
         self.kind() == ErrorKind::Tls && self.0.source.as_deref().is_some_and(|source| says_verification_failed(source))
     }
 
+    /// The kind of the system's error that caused it, if one did.
+    pub(crate) fn io_kind(&self) -> Option<std::io::ErrorKind> {
+        self.0.source.as_ref()?.downcast_ref::<std::io::Error>().map(std::io::Error::kind)
+    }
+
     /// The error and all its causes on one line: what a log wants.
     pub fn chain(&self) -> String {
         let mut text = self.to_string();

@@ -117,12 +117,12 @@ impl Heart {
         let is_idle = match written {
             Ok(is_idle) => is_idle,
             Err(error) => {
-                line.sever(Error::caused(ErrorKind::Io, "writing to the line", error));
-                return None;
+                line.end_writing(Error::caused(ErrorKind::Io, "writing to the line", error));
+                true
             }
         };
         let retry = (!is_idle).then(|| after(now, RETRY));
-        if until.is_some() {
+        if until.is_some() || line.is_severed() {
             return earliest([until, retry]);
         }
         let look = self.judge(patient, now)?;

@@ -286,7 +286,17 @@ impl OpenLine {
 
     fn sever_if(&self, severs: bool, reason: &Error) {
         if severs {
-            self.sever(reason.clone());
+            self.end_writing(reason.clone());
+        }
+    }
+
+    /// Nothing further can be written. Where the peer has ended the connection the reader is left to hear of it: what the peer said
+    /// last, the reason of its close above all, may lie unread in the kernel, and severing would lose it. Otherwise the line is severed.
+    pub(crate) fn end_writing(&self, reason: Error) {
+        use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
+        match reason.io_kind() {
+            Some(BrokenPipe | ConnectionAborted | ConnectionReset) => self.is_ending.store(true, Ordering::Release),
+            _ => self.sever(reason),
         }
     }
 

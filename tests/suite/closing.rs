@@ -189,3 +189,25 @@ fn a_compressed_line_carries_what_was_sent() {
     assert_eq!(message(&mut events).text(), Some("permessage-deflate; client_max_window_bits"));
     assert!(client.stop(Duration::from_secs(5)).is_clean());
 }
+
+#[test]
+fn the_reason_of_a_close_is_read_even_when_a_send_hits_the_reset_behind_it() {
+    plain_and_tls(|builder_of_venue| {
+        let venue = builder_of_venue().start(|peer| {
+            peer.upgrade()?;
+            peer.receive_message()?;
+            peer.send_text("you are too fast")?;
+            peer.close(4008, "slow down")?;
+            peer.reset()
+        });
+        let client = builder(&venue).connect().expect("it opens");
+        let mut events = client.events();
+        for _ in 0..30 {
+            let sender = client.sender().pinned_to(opened(&mut events).epoch);
+            while sender.send_text("order").is_ok() {}
+            assert_eq!(message(&mut events).text(), Some("you are too fast"));
+            let disconnect = disconnected(&mut events);
+            assert_eq!((disconnect.close.code, disconnect.error.kind()), (4008, ErrorKind::Closed), "{disconnect}");
+        }
+    });
+}
