@@ -180,12 +180,10 @@ impl<D: Delivery> Supervisor<D> {
         let Some(talk) = &mut self.talk else { return Input::Stop };
         let over = talk.run(&mut self.delivery, &self.sender, &self.board.shutdown);
         let line = Arc::clone(talk.line());
-        // A stop goes before whatever it may have caused.
-        let TalkOver { error, farewell } = match over {
-            Some(over) if !self.board.shutdown.is_requested() => over,
-            _ => return Input::Stop,
-        };
+        let Some(TalkOver { error, farewell }) = over else { return Input::Stop };
         let error = match error {
+            // A stop goes before whatever it may have caused.
+            Ok(_) if self.board.shutdown.is_requested() => return Input::Stop,
             Ok(error) => error,
             Err(panic) => {
                 self.has_panicked = true;

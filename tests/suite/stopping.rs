@@ -350,6 +350,23 @@ fn a_panic_in_the_handler_ends_the_client_once_and_reaches_the_user() {
 }
 
 #[test]
+fn a_panic_after_a_stop_from_the_handler_is_not_lost() {
+    let venue = Venue::start(|peer| {
+        peer.upgrade()?;
+        peer.send_text("boom")?;
+        peer.echo()
+    });
+    let handler = |line: &mut Line<'_>, _: MessageRef<'_>| {
+        line.stop();
+        panic!("on purpose");
+    };
+    let client = builder(&venue).start(handler).expect("it starts");
+    assert_eq!(client.wait_closed(SOON).map(|end| end.kind()), Some(ErrorKind::HandlerPanicked));
+    assert!(client.take_panic().is_some());
+    assert!(client.stop(SOON).is_clean());
+}
+
+#[test]
 fn a_client_dropped_during_a_panic_stops_quietly() {
     let venue = Venue::start(|peer| {
         peer.upgrade()?;
