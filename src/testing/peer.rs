@@ -1,7 +1,7 @@
 //! The server's side of one connection, as a script plays it.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -105,6 +105,14 @@ impl Peer {
     /// Which connection of the venue this is, from 0.
     pub fn number(&self) -> usize {
         self.number
+    }
+
+    /// Where the client dialled from.
+    ///
+    /// # Errors
+    /// When the connection has ended.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.socket().peer_addr()
     }
 
     // ---- The opening handshake ----

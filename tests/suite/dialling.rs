@@ -309,3 +309,33 @@ fn a_body_that_stalls_does_not_eat_the_dial() {
     assert_eq!(error.refusal().map(|refusal| refusal.body.clone()), Some(b"sorry".to_vec()));
     assert!(began.elapsed() < SOON);
 }
+
+#[test]
+fn options_of_the_socket_and_a_client_certificate_are_used() {
+    let venue = Venue::builder().tls().start(|peer| {
+        peer.upgrade()?;
+        peer.send_text(&peer.address()?.ip().to_string())?;
+        peer.echo()
+    });
+    let certificate = include_bytes!("../../src/testing/certificates/localhost.pem");
+    let key = include_bytes!("../../src/testing/certificates/localhost.key");
+    let client = builder(&venue)
+        .bind_address("127.0.0.2".parse().expect("an address"))
+        .tcp_keepalive(SOON)
+        .tcp_receive_buffer(64 * 1024)
+        .tcp_send_buffer(64 * 1024)
+        .tls_identity_pem(certificate, key)
+        .connect()
+        .expect("it opens");
+    let mut events = client.events();
+    opened(&mut events);
+    assert_eq!(message(&mut events).text(), Some("127.0.0.2"));
+}
+
+#[test]
+fn an_address_of_the_other_family_than_the_bound_one_is_not_tried() {
+    let builder = Client::builder("ws://[::1]:1/").bind_address("127.0.0.1".parse().expect("an address"));
+    let error = builder.connect().expect_err("there is nothing to try");
+    assert_eq!(error.kind(), ErrorKind::Connect);
+    assert!(error.chain().contains("bind_address"), "{}", error.chain());
+}
