@@ -16,6 +16,7 @@ use crate::line::deflate::Deflate;
 use crate::line::frames::{Head, ReadBuffer};
 use crate::line::messages::{Assembler, Incoming, Limits};
 use crate::line::outgoing::Outlet;
+use crate::line::socket::LineSocket;
 use crate::sender::Sender;
 use crate::stats::Counters;
 use crate::talk::Talk;
@@ -85,7 +86,7 @@ pub fn line(bytes: &[u8]) {
     let agreed = Deflate::new().accept(&["permessage-deflate".to_owned()]).ok().flatten().filter(|_| shape & 1 == 1);
     let (inflater, deflater) = agreed.map(|agreed| agreed.engines()).unzip();
     let outlet = Outlet::new(deflater, None);
-    let line = Arc::new(OpenLine::new(1, ours, None, outlet, bell, Arc::new(Counters::default())));
+    let line = Arc::new(OpenLine::new(1, LineSocket::new(ours), None, outlet, bell, Arc::new(Counters::default())));
     let opened = Opened {
         epoch: 1,
         took: std::time::Duration::ZERO,

@@ -11,12 +11,12 @@ use std::sync::Arc;
 
 use http::HeaderMap;
 use native_tls::TlsStream;
-use socket2::Socket;
 
 use crate::endpoint::Target;
 use crate::error::{Error, ErrorKind};
 use crate::lifecycle::{Lifecycle, Shutdown};
 use crate::line::pipe::Pipe;
+use crate::line::socket::LineSocket;
 use crate::timing::Deadline;
 
 pub(crate) use connect::TcpOptions;
@@ -43,9 +43,9 @@ pub(crate) struct Dialler {
     shutdown: Shutdown,
 }
 
-/// A connection on which the opening handshake is done. Its socket is blocking.
+/// A connection on which the opening handshake is done.
 pub(crate) struct Dialled {
-    pub(crate) socket: Socket,
+    pub(crate) socket: LineSocket,
     pub(crate) tls: Option<TlsStream<Pipe>>,
     /// What came glued to the answer: the first frames.
     pub(crate) leftover: Vec<u8>,
@@ -100,7 +100,7 @@ impl Dialler {
             .map_err(|error| Error::caused(ErrorKind::Io, "setting up the socket", error))?;
         let opening =
             Opening { peer, subprotocol: answer.subprotocol, headers: answer.headers, extensions: answer.extensions };
-        Ok(Dialled { socket, tls, leftover: answer.leftover, opening })
+        Ok(Dialled { socket: LineSocket::new(socket), tls, leftover: answer.leftover, opening })
     }
 }
 

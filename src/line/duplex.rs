@@ -11,16 +11,15 @@
 //! A plain line has no engine: reader and writers share nothing but the socket.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::Shutdown;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use native_tls::TlsStream;
 use parking_lot::{Condvar, Mutex};
-use socket2::Socket;
 
 use crate::line::frames::ReadBuffer;
 use crate::line::pipe::Pipe;
+use crate::line::socket::LineSocket;
 use crate::timing::Deadline;
 
 /// How much plaintext is encrypted under one hold of the engine, so that the reader never waits longer than that takes.
@@ -35,7 +34,7 @@ const CIPHER_MAX: usize = 128 * 1024;
 
 /// The socket of an open line, and the TLS engine beside it.
 pub(crate) struct Duplex {
-    socket: Socket,
+    socket: LineSocket,
     tls: Option<Tls>,
     is_severed: AtomicBool,
 }
@@ -129,8 +128,8 @@ pub(crate) enum Attempt {
 }
 
 impl Duplex {
-    /// `socket` is blocking; `tls` has finished its handshake.
-    pub(crate) fn new(socket: Socket, tls: Option<TlsStream<Pipe>>) -> Self {
+    /// `tls` has finished its handshake.
+    pub(crate) fn new(socket: LineSocket, tls: Option<TlsStream<Pipe>>) -> Self {
         let tls = tls.map(|stream| Tls { engine: Mutex::new(Engine { stream, feedings: 0 }), fed: Condvar::new() });
         Duplex { socket, tls, is_severed: AtomicBool::new(false) }
     }
@@ -167,11 +166,8 @@ impl Duplex {
             if self.is_severed() {
                 return Ok(0);
             }
-            match (&self.socket).read(room) {
-                // Only a platform whose `recv` is not woken by `shutdown` has a receive timeout.
-                Err(error)
-                    if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock | ErrorKind::TimedOut)
-                        && is_harmless(&error) => {}
+            match self.socket.receive(room) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 result => return result,
             }
         }
@@ -240,7 +236,7 @@ impl Duplex {
             return Ok(Attempt::Later);
         }
         match &self.tls {
-            None => match self.send_now(bytes) {
+            None => match self.socket.send_now(bytes) {
                 Ok(sent) if sent == bytes.len() => Ok(Attempt::Sent),
                 Ok(sent) => {
                     wire.unsent.extend_from_slice(&bytes[sent..]);
@@ -281,15 +277,14 @@ impl Duplex {
             let _ = tls.engine.lock().stream.shutdown();
         }
         if let Ok(true) = self.flush_output(wire) {
-            let _ = self.socket.shutdown(Shutdown::Write);
+            self.socket.end_writing();
         }
     }
 
     /// Ends the line now: a blocked `recv` or send returns at once.
     pub(crate) fn sever(&self) {
         self.is_severed.store(true, Ordering::SeqCst);
-        // The peer may have reset the connection already; there is nothing left to sever then.
-        let _ = self.socket.shutdown(Shutdown::Both);
+        self.socket.sever();
         if let Some(tls) = &self.tls {
             // The lock makes this wake whoever is about to wait.
             let _engine = tls.engine.lock();
@@ -304,7 +299,7 @@ impl Duplex {
     /// Sends what was left unsent, without waiting. Whether all of it went.
     fn flush(&self, wire: &mut Wire) -> io::Result<bool> {
         while wire.unsent_start < wire.unsent.len() {
-            match self.send_now(&wire.unsent[wire.unsent_start..]) {
+            match self.socket.send_now(&wire.unsent[wire.unsent_start..]) {
                 Ok(sent) => wire.unsent_start += sent,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     wire.was_full = true;
@@ -328,7 +323,7 @@ impl Duplex {
     fn send_all(&self, was_full: &mut bool, bytes: &[u8], taken: &mut usize, deadline: Deadline) -> Result<(), CutBy> {
         *was_full = false;
         while *taken < bytes.len() {
-            match self.send_now(&bytes[*taken..]) {
+            match self.socket.send_now(&bytes[*taken..]) {
                 Ok(sent) => *taken += sent,
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     *was_full = true;
@@ -340,41 +335,12 @@ impl Duplex {
         Ok(())
     }
 
-    /// One `send` that does not wait for room; retried when a signal interrupts it.
-    #[cfg(unix)]
-    fn send_now(&self, bytes: &[u8]) -> io::Result<usize> {
-        // Without MSG_NOSIGNAL a severed line would kill a program that has not asked to ignore SIGPIPE. Apple has a socket option
-        // for it instead, which socket2 sets.
-        #[cfg(not(target_vendor = "apple"))]
-        const FLAGS: i32 = (rustix::net::SendFlags::DONTWAIT.bits() | rustix::net::SendFlags::NOSIGNAL.bits()) as i32;
-        #[cfg(target_vendor = "apple")]
-        const FLAGS: i32 = rustix::net::SendFlags::DONTWAIT.bits() as i32;
-        loop {
-            match self.socket.send_with_flags(bytes, FLAGS) {
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                result => return result,
-            }
-        }
-    }
-
-    /// Windows has no flag for it: ask for room, then send no more than the smallest buffer takes.
-    #[cfg(windows)]
-    fn send_now(&self, bytes: &[u8]) -> io::Result<usize> {
-        if !is_writable(&self.socket, Some(std::time::Duration::ZERO))? {
-            return Err(ErrorKind::WouldBlock.into());
-        }
-        self.socket.send(&bytes[..bytes.len().min(8 * 1024)])
-    }
-
     /// Waits until the kernel has room, or the line is severed: the send that follows says which.
     fn await_room(&self, deadline: Deadline) -> Result<(), CutBy> {
         loop {
             let left = deadline.left(Instant::now()).ok_or(CutBy::Deadline)?;
-            match is_writable(&self.socket, Some(left)) {
-                Ok(true) => return Ok(()),
-                Ok(false) => {}
-                Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => return Err(CutBy::System(error)),
+            if self.socket.has_room_within(left).map_err(CutBy::System)? {
+                return Ok(());
             }
         }
     }
@@ -465,17 +431,4 @@ impl Tls {
         inlet.owes_output = engine.stream.get_ref().has_output();
         Ok(if taken > 0 { Received::Bytes } else { Received::Partial })
     }
-}
-
-/// Whether a failed `recv` is to be repeated: after a signal always, after a timeout only where there is one.
-fn is_harmless(error: &io::Error) -> bool {
-    error.kind() == ErrorKind::Interrupted || cfg!(windows)
-}
-
-/// Polls for room to write. `Ok(true)` also when the line is broken: the send that follows says how.
-fn is_writable(socket: &Socket, wait: Option<std::time::Duration>) -> io::Result<bool> {
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
-    let wait = wait.and_then(|wait| Timespec::try_from(wait).ok());
-    let mut watched = [PollFd::new(socket, PollFlags::OUT)];
-    Ok(poll(&mut watched, wait.as_ref())? > 0)
 }

@@ -7,6 +7,7 @@ pub(crate) mod messages;
 pub(crate) mod outgoing;
 pub(crate) mod pings;
 pub(crate) mod pipe;
+pub(crate) mod socket;
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
@@ -18,7 +19,6 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::Sender as Ringer;
 use native_tls::TlsStream;
 use parking_lot::{Condvar, Mutex, MutexGuard};
-use socket2::Socket;
 use tungstenite::protocol::frame::coding::{Control, Data, OpCode};
 
 use crate::error::{BatchError, CloseReason, Error, ErrorKind, SendError};
@@ -29,6 +29,7 @@ use duplex::{Attempt, Duplex};
 use outgoing::{Failed, Outlet, Sent};
 use pings::PingBook;
 use pipe::Pipe;
+use socket::LineSocket;
 
 /// The heart waits no longer than this for the outlet's lock; it tries again, and looks at shutdown in between.
 const HEART_PATIENCE: Duration = Duration::from_millis(10);
@@ -119,7 +120,7 @@ struct End {
 impl OpenLine {
     pub(crate) fn new(
         epoch: u64,
-        socket: Socket,
+        socket: LineSocket,
         tls: Option<TlsStream<Pipe>>,
         outlet: Outlet,
         bell: Ringer<()>,
