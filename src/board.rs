@@ -4,9 +4,6 @@ use std::any::Any;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender as Ringer, bounded};
-use parking_lot::{Condvar, Mutex};
-
 use crate::config::Settings;
 use crate::dial::Waker;
 use crate::error::{Error, ErrorKind};
@@ -14,6 +11,8 @@ use crate::lifecycle::{Lifecycle, Shutdown, StopReport};
 use crate::line::OpenLine;
 use crate::state::{Life, Then};
 use crate::stats::Counters;
+use crate::sync::channel::{Receiver, Sender as Ringer, bounded};
+use crate::sync::{self, Condvar, Mutex};
 use crate::timing::{Deadline, after};
 
 /// The state of a client, as its user sees it.
@@ -176,7 +175,7 @@ impl Board {
 
     /// Waits until a line is open; its epoch.
     pub(crate) fn wait_open(&self, within: Duration) -> Result<u64, Error> {
-        let deadline = Deadline::new("within", within, Instant::now());
+        let deadline = Deadline::new("within", within, sync::now());
         let mut public = self.public.lock();
         loop {
             match (public.state, &public.end) {
@@ -186,7 +185,7 @@ impl Board {
                 _ => {}
             }
             let timed_out = self.changed.wait_until(&mut public, deadline.at()).timed_out();
-            if timed_out && deadline.has_passed(Instant::now()) {
+            if timed_out && deadline.has_passed(sync::now()) {
                 return Err(deadline.error("waiting for the line to open"));
             }
         }
@@ -194,7 +193,7 @@ impl Board {
 
     /// Waits until the client has ended; why.
     pub(crate) fn wait_closed(&self, within: Duration) -> Option<Error> {
-        let deadline = after(Instant::now(), within);
+        let deadline = after(sync::now(), within);
         let mut public = self.public.lock();
         while public.state != State::Closed {
             if self.changed.wait_until(&mut public, deadline).timed_out() && public.state != State::Closed {
@@ -221,7 +220,7 @@ impl Board {
 
     /// Tells the client to stop by `within` from now, and returns at once.
     pub(crate) fn signal_stop(&self, within: Duration) {
-        let by = after(Instant::now(), within);
+        let by = after(sync::now(), within);
         {
             let mut public = self.public.lock();
             public.stop_by = Some(public.stop_by.map_or(by, |earlier| earlier.min(by)));
@@ -234,7 +233,7 @@ impl Board {
 
     /// Stops the client, and waits until its threads have ended, `within` at most.
     pub(crate) fn stop(&self, within: Duration) -> StopReport {
-        let began = Instant::now();
+        let began = sync::now();
         self.signal_stop(within);
         self.lifecycle.join_until(after(began, within)).measured_from(began)
     }

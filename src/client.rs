@@ -5,9 +5,7 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
-
-use crossbeam_channel::bounded;
+use std::time::Duration;
 
 use crate::board::{Board, Slot, State};
 use crate::config::{Builder, DialContext};
@@ -22,6 +20,8 @@ use crate::queue::{Events, Pull, Queue};
 use crate::sender::{Receipt, Sender, Stopper};
 use crate::stats::Stats;
 use crate::supervisor::Supervisor;
+use crate::sync;
+use crate::sync::channel::bounded;
 
 /// One line to a venue, kept up by two threads until it is stopped or dropped.
 ///
@@ -247,7 +247,7 @@ impl<D> Client<D> {
     pub fn stats(&self) -> Stats {
         let mut stats = self.board.counters.snapshot();
         if let Slot::Open(line) = self.board.slot() {
-            stats.last_byte_age = Some(Instant::now().saturating_duration_since(line.last_byte()));
+            stats.last_byte_age = Some(sync::now().saturating_duration_since(line.last_byte()));
         }
         stats.queue_depth = self.queue.depth();
         stats.messages_lost = self.queue.lag().lost;

@@ -8,13 +8,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::Receiver;
-
 use crate::board::{Board, Slot};
 use crate::config::{AppPing, Settings};
 use crate::error::{Error, ErrorKind};
 use crate::lifecycle::{Woken, wait, wait_over};
 use crate::line::{OpenLine, OwnClose};
+use crate::sync;
+use crate::sync::channel::Receiver;
 use crate::timing::{PingSchedule, Verdict, after, earliest};
 
 /// How soon the heart tries again what found no room or no lock.
@@ -78,7 +78,7 @@ impl Heart {
         let mut patient: Option<Patient> = None;
         let mut due = None;
         while wait(&self.board.shutdown, &self.bell, due) != Woken::Shutdown {
-            let now = Instant::now();
+            let now = sync::now();
             patient = match (self.board.slot(), patient) {
                 (Slot::Open(line), Some(patient)) if Arc::ptr_eq(&line, &patient.line) => Some(patient),
                 (Slot::Open(line), _) => Some(self.admit(line, now)),
@@ -215,7 +215,7 @@ impl Heart {
 
     /// Carries out a stop, until the reader is done or the polite end is over.
     fn see_off(&self) {
-        let began = Instant::now();
+        let began = sync::now();
         match self.board.slot() {
             Slot::Empty => {}
             Slot::Dialling(waker) => waker.wake(),
@@ -228,7 +228,7 @@ impl Heart {
         let close = OwnClose { code: Some(1000), reason: "" };
         line.begin_farewell(close, after(began, self.close_within));
         loop {
-            let now = Instant::now();
+            let now = sync::now();
             let until = self.polite_until(line, began);
             // A writer that is blocked would have to be waited for: no close frame then, and no wait (nor after an error).
             let is_written = line.work_off(now);

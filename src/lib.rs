@@ -127,6 +127,7 @@ mod sender;
 mod state;
 mod stats;
 mod supervisor;
+mod sync;
 mod talk;
 #[cfg(feature = "testing")]
 pub mod testing;

@@ -3,14 +3,15 @@
 use std::convert::Infallible;
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::{self, JoinHandle, ThreadId};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, at, bounded, never, select};
-use parking_lot::Mutex;
+use crossbeam_channel::RecvTimeoutError;
 
 use crate::error::{Error, ErrorKind};
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::channel::{Receiver, Sender, bounded};
+use crate::sync::thread::{self, JoinHandle, ThreadId};
+use crate::sync::{self, Mutex};
 use crate::timing::after;
 
 /// Owns every thread of a client, and the signal that ends them.
@@ -102,7 +103,7 @@ impl Lifecycle {
 
     /// Waits until every thread has ended or `deadline` has passed, and says which did what. Never waits for the thread it runs on.
     pub(crate) fn join_until(&self, deadline: Instant) -> StopReport {
-        let began = Instant::now();
+        let began = sync::now();
         let threads = self.threads.lock().clone();
         let current = thread::current().id();
         // Waiting for the others from one of them could be waiting for oneself: the heart ends after the reader, for example.
@@ -207,7 +208,9 @@ pub(crate) fn wait<T>(shutdown: &Shutdown, bell: &Receiver<T>, until: Option<Ins
 }
 
 /// As [`wait`], with any channel on which nothing is ever sent in the place of the shutdown signal.
+#[cfg(not(shuttle))]
 pub(crate) fn wait_over<T>(over: &Receiver<Infallible>, bell: &Receiver<T>, until: Option<Instant>) -> Woken<T> {
+    use crossbeam_channel::{at, never, select};
     let due = until.map_or_else(never, at);
     select! {
         recv(over) -> _ => Woken::Shutdown,
@@ -215,6 +218,9 @@ pub(crate) fn wait_over<T>(over: &Receiver<Infallible>, bell: &Receiver<T>, unti
         recv(due) -> _ => Woken::Due,
     }
 }
+
+#[cfg(shuttle)]
+pub(crate) use crate::model::sync::wait_over;
 
 /// What became of each thread when a client stopped.
 #[derive(Clone, Debug)]
@@ -298,7 +304,7 @@ impl fmt::Display for Outcome {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crossbeam_channel::unbounded;
+    use crossbeam_channel::{never, unbounded};
 
     fn soon() -> Instant {
         Instant::now() + Duration::from_secs(5)

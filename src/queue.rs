@@ -4,12 +4,11 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender as Ringer, bounded};
-use parking_lot::{Condvar, Mutex};
-
 use crate::event::{DialFailure, Disconnect, Event, Lag, MessageRef, Opened, Stopped};
 use crate::handler::{Delivery, Full, Line};
 use crate::lifecycle::{Shutdown, Woken, wait};
+use crate::sync::channel::{Receiver, Sender as Ringer, bounded};
+use crate::sync::{self, Condvar, Mutex};
 use crate::timing::after;
 
 /// What happens to a message that finds the events queue full.
@@ -160,7 +159,7 @@ impl Queue {
     /// Waits for room; `false` when the client has to end instead.
     fn await_room(&self, shutdown: &Shutdown) -> bool {
         // The ring is remembered, so the period is a second line of defence only.
-        let woken = wait(shutdown, &self.room.1, Some(after(Instant::now(), Duration::from_millis(100))));
+        let woken = wait(shutdown, &self.room.1, Some(after(sync::now(), Duration::from_millis(100))));
         self.inner.lock().is_blocked = false;
         !matches!(woken, Woken::Shutdown)
     }
@@ -374,7 +373,7 @@ impl<'a> Events<'a> {
     /// # Errors
     /// [`NoEvent::Yet`] when none came in time, [`NoEvent::Ended`] when none will come any more.
     pub fn next_within(&mut self, within: Duration) -> Result<Event, NoEvent> {
-        self.next_until(|| Some(after(Instant::now(), within)))
+        self.next_until(|| Some(after(sync::now(), within)))
     }
 
     /// The next event if it is there already.

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::io::Read;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tungstenite::protocol::frame::coding::Data;
 
@@ -13,6 +13,7 @@ use crate::error::{BatchError, Error, ErrorKind, SendError};
 use crate::event::Payload;
 use crate::lifecycle::StopReport;
 use crate::line::OpenLine;
+use crate::sync;
 use crate::timing::{Deadline, after};
 
 /// The proof that the kernel took a message whole. It proves nothing about the peer.
@@ -184,7 +185,7 @@ impl Sender {
     }
 
     pub(crate) fn reconnect_on(&self, line: &OpenLine) {
-        line.leave(after(Instant::now(), self.board.close_within));
+        line.leave(after(sync::now(), self.board.close_within));
     }
 
     fn send_on(&self, line: &OpenLine, payload: Payload<'_>) -> Result<Receipt, SendError> {
@@ -204,7 +205,7 @@ impl Sender {
     }
 
     fn deadline(&self) -> Deadline {
-        Deadline::new("send_within", self.board.send_within, Instant::now())
+        Deadline::new("send_within", self.board.send_within, sync::now())
     }
 }
 

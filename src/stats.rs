@@ -1,12 +1,11 @@
 //! What a client has counted: written as it goes, read at any time.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use parking_lot::Mutex;
-
 use crate::error::ErrorKind;
+use crate::sync::Mutex;
+use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// Figures of one client since it was made. A snapshot: the figures in it were read one after the other.
 #[derive(Clone, Debug, Default)]

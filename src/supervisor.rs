@@ -6,9 +6,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Instant;
 
-use crossbeam_channel::never;
 use rand::rngs::StdRng;
 use rand::{RngExt, make_rng};
 
@@ -23,6 +21,8 @@ use crate::line::OpenLine;
 use crate::line::outgoing::Outlet;
 use crate::sender::Sender;
 use crate::state::{Action, Input, Life, Setback, Verdict};
+use crate::sync;
+use crate::sync::channel::never;
 use crate::talk::{Talk, TalkOver};
 use crate::timing::Deadline;
 
@@ -73,7 +73,7 @@ impl<D: Delivery> Supervisor<D> {
             }
             let input = self.await_input(&life);
             let action;
-            (life, action) = life.on(input, Instant::now(), &rules);
+            (life, action) = life.on(input, sync::now(), &rules);
             log::debug!("{life:?}");
             self.board.show(&life, self.epoch);
             self.act(action);
@@ -132,7 +132,7 @@ impl<D: Delivery> Supervisor<D> {
     }
 
     fn open(&mut self, attempt: u32) -> Result<Talk, Error> {
-        let began = Instant::now();
+        let began = sync::now();
         let settings = &self.config.settings;
         let deadline = Deadline::new("dial_within", settings.dial_within, began);
         let pair = WakePair::new()?;
@@ -191,7 +191,7 @@ impl<D: Delivery> Supervisor<D> {
             }
         };
         match farewell {
-            Some(close) => line.begin_farewell(close, Instant::now() + self.config.settings.close_within),
+            Some(close) => line.begin_farewell(close, sync::now() + self.config.settings.close_within),
             None => line.sever(error.clone()),
         }
         Input::Ended { setback: self.setback(error), polite: farewell.is_some() }

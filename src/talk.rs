@@ -18,6 +18,7 @@ use crate::line::frames::ReadBuffer;
 use crate::line::messages::{Assembler, Breach, Incoming, Limits};
 use crate::line::{OpenLine, OwnClose};
 use crate::sender::Sender;
+use crate::sync;
 
 /// How often buffers are looked at, whether they could be smaller.
 const SETTLE_EVERY: Duration = Duration::from_secs(1);
@@ -83,7 +84,7 @@ impl Talk {
             buffer: ReadBuffer::with_leftover(&leftover),
             assembler: Assembler::new(limits, inflater),
             app_ping: settings.app_ping.clone(),
-            settled_at: Instant::now(),
+            settled_at: sync::now(),
         }
     }
 
@@ -107,7 +108,7 @@ impl Talk {
         shutdown: &Shutdown,
     ) -> Option<TalkOver> {
         // Frames may have come glued to the answer of the opening handshake: they go before the first `recv`.
-        let mut now = Instant::now();
+        let mut now = sync::now();
         loop {
             let batch = catch_unwind(AssertUnwindSafe(|| self.deliver(delivery, sender, shutdown, now)));
             if let Some(over) = self.judge(batch, shutdown)? {
@@ -125,7 +126,7 @@ impl Talk {
     fn receive(&mut self) -> std::io::Result<(Received, Instant)> {
         self.line.enter_recv();
         let received = self.line.duplex.receive(&mut self.inlet, &mut self.buffer);
-        let now = Instant::now();
+        let now = sync::now();
         self.line.leave_recv(now, matches!(received, Ok(Received::Bytes | Received::Partial)));
         // The reader never writes, so the heart has to send what the TLS engine has to say.
         if self.inlet.owes_output() {

@@ -3,13 +3,14 @@
 use std::collections::VecDeque;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockAddr, Socket, TcpKeepalive, Type};
 
 use crate::dial::steps::{For, Steps};
 use crate::endpoint::Target;
 use crate::error::{Error, ErrorKind};
+use crate::sync;
 use crate::timing::after;
 
 /// How long an attempt has for itself before the next address is tried beside it (RFC 8305 section 5).
@@ -39,16 +40,16 @@ pub(crate) fn connect(
     let doing = || format!("connecting to {target}");
     let mut under_way: Vec<(Socket, SocketAddr)> = Vec::new();
     let mut failure = io::Error::new(io::ErrorKind::AddrNotAvailable, "no address of the family of bind_address");
-    let mut next_at = Instant::now();
+    let mut next_at = sync::now();
     loop {
-        if Instant::now() >= next_at || under_way.is_empty() {
+        if sync::now() >= next_at || under_way.is_empty() {
             if let Some(address) = waiting.pop_front() {
                 log::debug!("{target}: connecting to {address}");
                 match begin(address, options) {
                     Ok(socket) => under_way.push((socket, address)),
                     Err(error) => failure = error,
                 }
-                next_at = after(Instant::now(), STAGGER);
+                next_at = after(sync::now(), STAGGER);
             }
         }
         if under_way.is_empty() {
@@ -73,7 +74,7 @@ pub(crate) fn connect(
                 Ok(()) => return Ok((socket, address)),
                 Err(error) => {
                     failure = error;
-                    next_at = Instant::now();
+                    next_at = sync::now();
                 }
             }
         }

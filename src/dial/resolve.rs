@@ -5,11 +5,10 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crossbeam_channel::{Receiver, bounded};
-
 use crate::endpoint::Target;
 use crate::error::{Error, ErrorKind};
 use crate::lifecycle::{Lifecycle, Patience, Shutdown, Woken, wait};
+use crate::sync::channel::{Receiver, bounded};
 use crate::timing::Deadline;
 
 /// Stop gives a lookup that hangs this long, then reports it late.

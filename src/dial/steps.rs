@@ -9,6 +9,7 @@ use socket2::Socket;
 
 use crate::error::{Error, ErrorKind};
 use crate::lifecycle::Shutdown;
+use crate::sync;
 use crate::timing::Deadline;
 
 /// Both ends of what wakes a dial. Made for one dial and dropped with it.
@@ -94,7 +95,7 @@ impl Steps<'_> {
             if self.shutdown.is_requested() {
                 return Err(Error::stopped());
             }
-            let now = Instant::now();
+            let now = sync::now();
             let left = self.deadline.left(now).ok_or_else(|| self.deadline.error(&doing()))?;
             let wait = until.map_or(left, |until| left.min(until.saturating_duration_since(now)));
             #[cfg(not(unix))]
@@ -106,7 +107,7 @@ impl Steps<'_> {
             let _ = self.pair;
             let timeout = Timespec::try_from(wait).ok();
             match poll(&mut watched, timeout.as_ref()) {
-                Ok(0) if until.is_some_and(|until| Instant::now() >= until) => return Ok(vec![false; sockets.len()]),
+                Ok(0) if until.is_some_and(|until| sync::now() >= until) => return Ok(vec![false; sockets.len()]),
                 Ok(0) => {}
                 Ok(_) => {
                     let ready: Vec<bool> =

@@ -1,6 +1,6 @@
 //! The opening handshake (RFC 6455 section 4.1), by the letter.
 
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use native_tls::TlsStream;
@@ -13,6 +13,7 @@ use crate::dial::steps::Steps;
 use crate::endpoint::Target;
 use crate::error::{Error, ErrorKind, Refusal};
 use crate::line::pipe::Pipe;
+use crate::sync;
 use crate::timing::Deadline;
 
 /// A response head longer than this is refused, however slowly it comes.
@@ -212,7 +213,7 @@ fn read_body(
     let announced =
         headers.get(http::header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.trim().parse().ok());
     let wanted = announced.unwrap_or(BODY_MAX).min(BODY_MAX);
-    let now = Instant::now();
+    let now = sync::now();
     let within = steps.deadline.left(now).unwrap_or_default().min(BODY_WITHIN);
     let steps = Steps { deadline: Deadline::new("dial_within", within, now), ..*steps };
     while body.len() < wanted {

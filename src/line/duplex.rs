@@ -11,15 +11,14 @@
 //! A plain line has no engine: reader and writers share nothing but the socket.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
 
 use native_tls::TlsStream;
-use parking_lot::{Condvar, Mutex};
 
 use crate::line::frames::ReadBuffer;
 use crate::line::pipe::Pipe;
 use crate::line::socket::LineSocket;
+use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::{self, Condvar, Mutex};
 use crate::timing::Deadline;
 
 /// How much plaintext is encrypted under one hold of the engine, so that the reader never waits longer than that takes.
@@ -338,7 +337,7 @@ impl Duplex {
     /// Waits until the kernel has room, or the line is severed: the send that follows says which.
     fn await_room(&self, deadline: Deadline) -> Result<(), CutBy> {
         loop {
-            let left = deadline.left(Instant::now()).ok_or(CutBy::Deadline)?;
+            let left = deadline.left(sync::now()).ok_or(CutBy::Deadline)?;
             if self.socket.has_room_within(left).map_err(CutBy::System)? {
                 return Ok(());
             }
@@ -384,7 +383,7 @@ impl Tls {
             if self.fed.wait_until(&mut engine, deadline.at()).timed_out() {
                 return engine.feedings != feedings;
             }
-            if deadline.has_passed(Instant::now()) {
+            if deadline.has_passed(sync::now()) {
                 return false;
             }
         }

@@ -13,17 +13,17 @@ use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::Sender as Ringer;
 use native_tls::TlsStream;
-use parking_lot::{Condvar, Mutex, MutexGuard};
 use tungstenite::protocol::frame::coding::{Control, Data, OpCode};
 
 use crate::error::{BatchError, CloseReason, Error, ErrorKind, SendError};
 use crate::event::Payload;
 use crate::stats::Counters;
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use crate::sync::channel::Sender as Ringer;
+use crate::sync::{self, Condvar, Mutex, MutexGuard};
 use crate::timing::{Deadline, Liveness};
 use duplex::{Attempt, Duplex};
 use outgoing::{Failed, Outlet, Sent};
@@ -128,7 +128,7 @@ impl OpenLine {
     ) -> Self {
         OpenLine {
             epoch,
-            origin: Instant::now(),
+            origin: sync::now(),
             duplex: Duplex::new(socket, tls),
             outlet: Mutex::new(outlet),
             fragments_over: Condvar::new(),
@@ -258,7 +258,7 @@ impl OpenLine {
             let in_place =
                 |error| if is_first { Failed::harmless(error) } else { Failed::harmless(error).in_the_middle() };
             let following = following.map_err(in_place)?;
-            if deadline.has_passed(Instant::now()) {
+            if deadline.has_passed(sync::now()) {
                 return Err(in_place(deadline.error("waiting for the next fragment")));
             }
             self.pay_pongs(&mut outlet);
@@ -311,7 +311,7 @@ impl OpenLine {
 
     /// The reader is about to enter `recv`.
     pub(crate) fn enter_recv(&self) {
-        self.entered_recv.store(self.nanos(Instant::now()), Ordering::Release);
+        self.entered_recv.store(self.nanos(sync::now()), Ordering::Release);
     }
 
     /// The reader has left `recv` at `now`; `got` says whether bytes came.
@@ -485,7 +485,7 @@ impl OpenLine {
         let covers = outlet.sequence();
         // The peer neither reads nor sends: from its side that is silence like any other, so the clock runs for the frame in our hands too.
         // Written down before it is sent: the pong may be here before `attempt_control` returns.
-        self.pings.lock().wrote(nonce, Instant::now().max(now), covers);
+        self.pings.lock().wrote(nonce, sync::now().max(now), covers);
         let attempt = outlet.attempt_control(&self.duplex, Control::Ping, &nonce)?;
         if attempt == Attempt::Later {
             self.pings.lock().withdraw();

@@ -1,0 +1,25 @@
+//! What threads share and wait with: locks, channels, atomics, threads and the clock.
+//!
+//! Everything of this crate that runs on more than one thread takes them from here. Built with `--cfg shuttle` they come from the model
+//! instead, in which a scheduler tries out interleavings and time passes only when it is told to.
+
+#[cfg(not(shuttle))]
+pub(crate) use std::{sync::atomic, thread};
+
+#[cfg(not(shuttle))]
+pub(crate) use parking_lot::{Condvar, Mutex, MutexGuard};
+
+#[cfg(not(shuttle))]
+pub(crate) mod channel {
+    pub(crate) use crossbeam_channel::{Receiver, Sender, bounded, never};
+}
+
+/// The monotonic clock.
+#[cfg(not(shuttle))]
+#[inline]
+pub(crate) fn now() -> std::time::Instant {
+    std::time::Instant::now()
+}
+
+#[cfg(shuttle)]
+pub(crate) use crate::model::sync::{Condvar, Mutex, MutexGuard, atomic, channel, now, thread};
