@@ -30,7 +30,8 @@ pub(crate) struct Outlet {
     sequence: u64,
     /// A fragmented message has begun and has not ended: control frames may pass, data may not (RFC 6455 section 5.4).
     is_fragmenting: bool,
-    /// A close frame is out: nothing may follow it (RFC 6455 section 5.5.1).
+    /// Nothing may follow what is out: it is a close frame (RFC 6455 section 5.5.1), or it broke off in the middle, where the peer would take
+    /// whatever came next for the rest. The line is severed for it a moment later, and nobody may write in that moment.
     is_closed: bool,
 }
 
@@ -122,13 +123,15 @@ impl Outlet {
             self.sequence += 1;
         }
         let severs = is_touched || cut.is_fatal;
+        self.is_closed |= severs;
         let failed = Failed { error: SendError::NotSent(reason(cut.why, deadline)), severs };
         Err(if is_first && !is_touched { failed } else { failed.in_the_middle() })
     }
 
-    /// The fragmented message is over, well or not.
-    pub(crate) fn end_fragments(&mut self) {
+    /// The fragmented message is over. Where it broke off nothing may follow.
+    pub(crate) fn end_fragments(&mut self, broke_off: bool) {
         self.is_fragmenting = false;
+        self.is_closed |= broke_off;
     }
 
     pub(crate) fn wire(&mut self) -> &mut Wire {
@@ -163,6 +166,7 @@ impl Outlet {
                 }
                 // The compressor has seen a message that the peer has not: the next would not inflate.
                 let severs = is_touched || cut.is_fatal || self.deflater.is_some();
+                self.is_closed |= severs;
                 let why = reason(cut.why, deadline);
                 let error = if is_touched { SendError::Unknown(why) } else { SendError::NotSent(why) };
                 Err(Failed { error, severs })
@@ -210,7 +214,9 @@ impl Outlet {
                 self.sequence += (whole + usize::from(is_touched)) as u64;
                 let why = reason(cut.why, deadline);
                 let next = if is_touched { SendError::Unknown(why) } else { SendError::NotSent(why) };
-                return Err((BatchError { sent: sent + whole, next }, is_touched || cut.is_fatal));
+                let severs = is_touched || cut.is_fatal;
+                self.is_closed |= severs;
+                return Err((BatchError { sent: sent + whole, next }, severs));
             }
             sent += ends.len();
             bytes += self.plain.len();
@@ -257,7 +263,7 @@ impl Outlet {
 
     fn refuse_if_closed(&self) -> Result<(), Failed> {
         if self.is_closed {
-            return Err(Failed::harmless(Error::new(ErrorKind::Closed, "the line is closing: a close frame is out")));
+            return Err(Failed::harmless(Error::new(ErrorKind::Closed, "the line is closing")));
         }
         Ok(())
     }
@@ -349,5 +355,46 @@ fn reason(why: CutBy, deadline: Deadline) -> Error {
     match why {
         CutBy::Deadline => deadline.error("waiting for the peer to read"),
         CutBy::System(error) => Error::caused(ErrorKind::Io, "writing to the line", error),
+    }
+}
+
+#[cfg(all(test, unix, not(shuttle)))]
+mod tests {
+    use std::io::Read;
+    use std::time::{Duration, Instant};
+
+    use socket2::{Domain, Socket, Type};
+
+    use super::*;
+    use crate::line::socket::LineSocket;
+
+    #[test]
+    fn nothing_follows_a_message_that_broke_off() {
+        let (ours, mut theirs) = Socket::pair(Domain::UNIX, Type::STREAM, None).expect("a pair");
+        let duplex = Duplex::new(LineSocket::new(ours), None);
+        let mut outlet = Outlet::new(None, None);
+        let deadline = |millis| Deadline::new("send_within", Duration::from_millis(millis), Instant::now());
+        // More than the kernel takes while nobody reads.
+        let long = vec![0; 8 * 1024 * 1024];
+        let failed = outlet.send(&duplex, Payload::Binary(&long), deadline(10)).err().expect("nobody reads");
+        assert!(failed.severs && matches!(failed.error, SendError::Unknown(_)));
+
+        // Somebody reads now, and would take a ping, a close frame or the next message for the rest of the first.
+        let mut taken = vec![0; 16 * 1024 * 1024];
+        let mut drained = 0;
+        theirs.set_nonblocking(true).expect("it is a socket");
+        while let Ok(count) = theirs.read(&mut taken[drained..]) {
+            drained += count;
+        }
+        assert!(drained > 0 && drained < long.len());
+        assert!(outlet.attempt_control(&duplex, Control::Ping, b"ping").is_ok());
+        assert!(outlet.attempt_text(&duplex, "ping").is_ok());
+        let next = outlet.send(&duplex, Payload::Text("next"), deadline(10)).err().expect("nothing may follow");
+        assert!(matches!(next.error, SendError::NotSent(_)));
+        let batch =
+            outlet.send_batch(&duplex, &[Payload::Text("next")], deadline(10)).err().expect("nothing may follow");
+        assert!(matches!(batch.0, BatchError { sent: 0, next: SendError::NotSent(_) }));
+        let nothing = theirs.read(&mut taken).expect_err("nothing came");
+        assert_eq!(nothing.kind(), std::io::ErrorKind::WouldBlock);
     }
 }

@@ -402,3 +402,26 @@ fn fragments_that_cannot_be_finished_sever_the_line_and_are_told() {
     assert!(matches!(late, Err(SendError::Unknown(_))), "{late:?}");
     assert_eq!(disconnected(&mut events).error.kind(), ErrorKind::Config);
 }
+
+#[test]
+fn a_panic_in_the_middle_of_a_fragmented_message_ends_the_line_and_holds_nobody_up() {
+    let venue = Venue::start(|peer| {
+        peer.upgrade()?;
+        peer.drain()
+    });
+    let client = builder(&venue).start_pulled().expect("it starts");
+    let mut events = client.events();
+    opened(&mut events);
+    let sender = client.sender();
+    let fragments = ["a", "b"].into_iter().map(|text| match text {
+        "a" => Payload::Text("a"),
+        _ => std::panic::resume_unwind(Box::new("on purpose")),
+    });
+    let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| sender.send_fragmented(fragments)));
+    assert!(panic.is_err());
+    let end = disconnected(&mut events);
+    assert!(end.error.to_string().contains("panicked"), "{}", end.error);
+    // The next line is as good as new.
+    opened(&mut events);
+    assert!(sender.send_text("next").is_ok());
+}
