@@ -108,6 +108,8 @@ impl Lifecycle {
         let current = thread::current().id();
         // Waiting for the others from one of them could be waiting for oneself: the heart ends after the reader, for example.
         let is_own = threads.iter().any(|thread| thread.id == current);
+        #[cfg(shuttle)]
+        let is_own = is_own && !crate::model::is_sabotaged(crate::model::Sabotage::JoinItself);
         let reports = threads
             .iter()
             .map(|thread| match is_own {
@@ -115,7 +117,7 @@ impl Lifecycle {
                 false => thread.join_until(began, deadline),
             })
             .collect();
-        StopReport { threads: reports, took: began.elapsed() }
+        StopReport { threads: reports, took: sync::now().saturating_duration_since(began) }
     }
 
     /// How many threads have been started and have not ended.
@@ -167,7 +169,7 @@ impl Tracked {
             self.join();
         }
         let outcome = if ended { Outcome::Ended } else { Outcome::Late };
-        ThreadReport { name: self.name, outcome, took: began.elapsed() }
+        ThreadReport { name: self.name, outcome, took: sync::now().saturating_duration_since(began) }
     }
 }
 
@@ -274,7 +276,7 @@ impl StopReport {
 impl StopReport {
     /// Counts what went before the join into `took`.
     pub(crate) fn measured_from(mut self, began: Instant) -> Self {
-        self.took = began.elapsed();
+        self.took = sync::now().saturating_duration_since(began);
         self
     }
 }
@@ -301,7 +303,7 @@ impl fmt::Display for Outcome {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(shuttle)))]
 mod tests {
     use super::*;
     use crossbeam_channel::{never, unbounded};

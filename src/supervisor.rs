@@ -118,9 +118,17 @@ impl<D: Delivery> Supervisor<D> {
         }
         match dialled {
             Ok(talk) => {
+                let line = Arc::clone(talk.line());
+                self.board.publish(Slot::Open(Arc::clone(&line)));
+                // After publishing: the heart has carried out a stop that came before, found nothing to end, and is gone. A line that it could
+                // not see is ours to let go, and nobody has heard of it.
+                if self.board.shutdown.is_requested() {
+                    line.sever(Error::stopped());
+                    self.board.publish(Slot::Empty);
+                    return Input::Stop;
+                }
                 self.epoch += 1;
                 self.board.counters.opened();
-                self.board.publish(Slot::Open(Arc::clone(talk.line())));
                 self.talk = Some(talk);
                 Input::Dialled
             }
@@ -155,7 +163,7 @@ impl<D: Delivery> Supervisor<D> {
         };
         let opened = Opened {
             epoch: self.epoch + 1,
-            took: began.elapsed(),
+            took: sync::now().saturating_duration_since(began),
             peer: dialled.opening.peer,
             subprotocol: dialled.opening.subprotocol,
             headers: dialled.opening.headers,
@@ -244,7 +252,7 @@ impl<D: Delivery> Supervisor<D> {
             ErrorKind::Stopped => crate::error::CloseReason { code: 1000, reason: String::new() },
             _ => line.close_reason(),
         };
-        let lasted = line.opened_at().elapsed();
+        let lasted = sync::now().saturating_duration_since(line.opened_at());
         let disconnect = Disconnect { epoch: line.epoch, error, close, lasted, sent, confirmed, retry_in };
         self.deliver(|delivery| delivery.disconnected(&disconnect));
     }
