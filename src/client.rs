@@ -269,6 +269,13 @@ impl<D> Client<D> {
     }
 }
 
+#[cfg(all(test, shuttle))]
+impl<D> Client<D> {
+    pub(crate) fn open_line_for_checks(&self) -> Arc<crate::line::OpenLine> {
+        self.board.open_line().expect("a line is open")
+    }
+}
+
 impl<D> Drop for Client<D> {
     fn drop(&mut self) {
         let report = self.board.stop(self.drop_within);

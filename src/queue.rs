@@ -491,7 +491,7 @@ impl Drop for Pull {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(shuttle)))]
 mod tests {
     use super::*;
     use crate::error::Error;

@@ -10,19 +10,19 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use http::HeaderMap;
-use native_tls::TlsStream;
 
 use crate::endpoint::Target;
 use crate::error::{Error, ErrorKind};
 use crate::lifecycle::{Lifecycle, Shutdown};
-use crate::line::pipe::Pipe;
+use crate::line::duplex::TlsEngine;
 use crate::line::socket::LineSocket;
 use crate::timing::Deadline;
 
 pub(crate) use connect::TcpOptions;
-use resolve::Lookups;
+pub(crate) use resolve::Lookups;
 pub use resolve::Resolver;
 use steps::Steps;
+#[cfg(not(shuttle))]
 pub(crate) use steps::{WakePair, Waker};
 use tls::Connectors;
 pub(crate) use tls::TlsOptions;
@@ -35,7 +35,11 @@ pub(crate) struct DialSettings {
     pub(crate) tls: TlsOptions,
 }
 
+#[cfg(shuttle)]
+pub(crate) use crate::model::venue::{Dialler, WakePair, Waker};
+
 /// Dials, one target after the other. Owned by the reader thread.
+#[cfg(not(shuttle))]
 pub(crate) struct Dialler {
     tcp: TcpOptions,
     lookups: Lookups,
@@ -46,7 +50,7 @@ pub(crate) struct Dialler {
 /// A connection on which the opening handshake is done.
 pub(crate) struct Dialled {
     pub(crate) socket: LineSocket,
-    pub(crate) tls: Option<TlsStream<Pipe>>,
+    pub(crate) tls: Option<TlsEngine>,
     /// What came glued to the answer: the first frames.
     pub(crate) leftover: Vec<u8>,
     pub(crate) opening: Opening,
@@ -60,6 +64,7 @@ pub(crate) struct Opening {
     pub(crate) extensions: Vec<String>,
 }
 
+#[cfg(not(shuttle))]
 impl Dialler {
     pub(crate) fn new(settings: DialSettings, lifecycle: Arc<Lifecycle>) -> Self {
         Dialler {

@@ -12,9 +12,8 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 
-use native_tls::TlsStream;
-
 use crate::line::frames::ReadBuffer;
+#[cfg(not(shuttle))]
 use crate::line::pipe::Pipe;
 use crate::line::socket::LineSocket;
 use crate::sync::atomic::{AtomicBool, Ordering};
@@ -26,6 +25,12 @@ const ENCRYPT_AT_ONCE: usize = 64 * 1024;
 
 /// How much plaintext the reader takes out under one hold of the engine.
 const DECRYPT_AT_ONCE: usize = 256 * 1024;
+
+/// The TLS engine: it reads from memory and writes to memory.
+#[cfg(not(shuttle))]
+pub(crate) type TlsEngine = native_tls::TlsStream<Pipe>;
+#[cfg(shuttle)]
+pub(crate) use crate::model::engine::TlsEngine;
 
 /// The ciphertext buffer of a quiet line, and of a busy one.
 const CIPHER_MIN: usize = 16 * 1024;
@@ -46,7 +51,7 @@ struct Tls {
 }
 
 struct Engine {
-    stream: TlsStream<Pipe>,
+    stream: TlsEngine,
     /// How often it has been fed, so that a writer that waits for it cannot miss a feeding.
     feedings: u64,
 }
@@ -128,7 +133,7 @@ pub(crate) enum Attempt {
 
 impl Duplex {
     /// `tls` has finished its handshake.
-    pub(crate) fn new(socket: LineSocket, tls: Option<TlsStream<Pipe>>) -> Self {
+    pub(crate) fn new(socket: LineSocket, tls: Option<TlsEngine>) -> Self {
         let tls = tls.map(|stream| Tls { engine: Mutex::new(Engine { stream, feedings: 0 }), fed: Condvar::new() });
         Duplex { socket, tls, is_severed: AtomicBool::new(false) }
     }
@@ -289,6 +294,12 @@ impl Duplex {
             let _engine = tls.engine.lock();
             tls.fed.notify_all();
         }
+    }
+
+    #[cfg(all(test, shuttle))]
+    pub(crate) fn with_engine_held(&self, act: impl FnOnce()) {
+        let _engine = self.tls.as_ref().map(|tls| tls.engine.lock());
+        act();
     }
 
     pub(crate) fn is_severed(&self) -> bool {

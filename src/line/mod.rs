@@ -7,7 +7,10 @@ pub(crate) mod messages;
 pub(crate) mod outgoing;
 pub(crate) mod pings;
 pub(crate) mod pipe;
+#[cfg(not(shuttle))]
 pub(crate) mod socket;
+#[cfg(shuttle)]
+pub(crate) use crate::model::socket;
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
@@ -15,7 +18,6 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use native_tls::TlsStream;
 use tungstenite::protocol::frame::coding::{Control, Data, OpCode};
 
 use crate::error::{BatchError, CloseReason, Error, ErrorKind, SendError};
@@ -25,10 +27,9 @@ use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::channel::Sender as Ringer;
 use crate::sync::{self, Condvar, Mutex, MutexGuard};
 use crate::timing::{Deadline, Liveness};
-use duplex::{Attempt, Duplex};
+use duplex::{Attempt, Duplex, TlsEngine};
 use outgoing::{Failed, Outlet, Sent};
 use pings::PingBook;
-use pipe::Pipe;
 use socket::LineSocket;
 
 /// The heart waits no longer than this for the outlet's lock; it tries again, and looks at shutdown in between.
@@ -117,11 +118,27 @@ struct End {
     until: Option<Instant>,
 }
 
+/// A fragmented message under way. However it ends, whoever waits for it goes on; if it broke off, the line is over.
+struct Fragments<'a> {
+    line: &'a OpenLine,
+    broken_by: Option<Error>,
+}
+
+impl Drop for Fragments<'_> {
+    fn drop(&mut self) {
+        self.line.outlet.lock().end_fragments(self.broken_by.is_some());
+        self.line.fragments_over.notify_all();
+        if let Some(reason) = self.broken_by.take() {
+            self.line.end_writing(reason);
+        }
+    }
+}
+
 impl OpenLine {
     pub(crate) fn new(
         epoch: u64,
         socket: LineSocket,
-        tls: Option<TlsStream<Pipe>>,
+        tls: Option<TlsEngine>,
         outlet: Outlet,
         bell: Ringer<()>,
         counters: Arc<Counters>,
@@ -228,18 +245,21 @@ impl OpenLine {
         };
         let mut outlet = self.outlet_until(deadline).map_err(SendError::NotSent)?;
         outlet.begin_fragments().map_err(|failed| failed.error)?;
+        // If what gives the fragments panics, this is the reason.
+        let panicked = Error::new(ErrorKind::Io, "what gave the fragments of a message panicked in the middle of it");
+        let mut fragments = Fragments { line: self, broken_by: Some(panicked) };
         let result = self.send_fragments(outlet, kind, first, next, deadline);
-        self.outlet.lock().end_fragments();
-        self.fragments_over.notify_all();
+        fragments.broken_by = match &result {
+            Err(Failed { error, severs: true }) => Some(error.reason().clone()),
+            _ => None,
+        };
+        drop(fragments);
         match result {
             Ok(sent) => {
                 self.counters.sent(1, sent.bytes);
                 Ok(sent)
             }
-            Err(Failed { error, severs }) => {
-                self.sever_if(severs, error.reason());
-                Err(error)
-            }
+            Err(Failed { error, .. }) => Err(error),
         }
     }
 
@@ -563,6 +583,12 @@ impl OpenLine {
             self.duties.lock().farewell = Farewell::Over;
         }
         Ok(true)
+    }
+
+    /// For the check that the model finds it.
+    #[cfg(all(test, shuttle))]
+    pub(crate) fn lock_in_the_wrong_order(&self) {
+        self.duplex.with_engine_held(|| drop(self.outlet.lock()));
     }
 
     // ---- Clocks ----

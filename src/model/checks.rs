@@ -1,0 +1,373 @@
+//! The promises of the crate, under every schedule that is tried.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use shuttle::thread::spawn;
+
+use super::sync::channel::bounded;
+use super::venue::{CLOSE, Dial, PING, Peer, TEXT, venue};
+use super::{elapsed, explore, is_exact};
+use crate::lifecycle::{Lifecycle, Patience, Woken, wait};
+use crate::{Builder, Client, ErrorKind, Event, Handler, Line, MessageRef, Outcome, SendError, State, WhenFull};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// What a stop may take where everybody does what it should: nothing waits for a time.
+const AT_ONCE: Duration = Duration::ZERO;
+
+fn builder(scheme: &str) -> Builder {
+    // An address, so that no lookup is needed, and a single ping schedule that does not get in the way.
+    Client::builder(format!("{scheme}://127.0.0.1:1/")).ping_every(3600 * SECOND).close_within(SECOND)
+}
+
+fn opens(run: impl FnOnce(&mut Peer) + Send + 'static) -> Dial {
+    Dial::Opens(Box::new(run))
+}
+
+fn echoes() -> Dial {
+    opens(|peer| peer.serve(|peer, text| peer.send(TEXT, text)))
+}
+
+/// Stops the client, and checks that everything has ended, `within` at most.
+fn stop<D>(client: Client<D>, within: Duration) {
+    let began = elapsed();
+    let report = client.stop(60 * SECOND);
+    assert!(report.is_clean(), "{report}, after {:?}, exact: {}", elapsed() - began, is_exact());
+    assert_eq!(client.live_threads(), 0);
+    assert!(!is_exact() || elapsed() - began <= within, "it took {:?}", elapsed() - began);
+    assert_eq!(client.state(), State::Closed);
+}
+
+#[test]
+fn no_thread_is_born_behind_a_shutdown_and_every_joiner_sees_the_end() {
+    explore(|| {
+        let lifecycle = Arc::new(Lifecycle::new(None));
+        let shutdown = lifecycle.shutdown_signal();
+        let sleeper = move || assert_eq!(wait(&shutdown, &super::sync::channel::never::<()>(), None), Woken::Shutdown);
+        let spawner = {
+            let (lifecycle, sleeper) = (Arc::clone(&lifecycle), sleeper.clone());
+            spawn(move || lifecycle.spawn("second", Patience::Deadline, sleeper).is_ok())
+        };
+        lifecycle.spawn("first", Patience::Deadline, sleeper).expect("nobody has stopped it");
+        let joiner = {
+            let lifecycle = Arc::clone(&lifecycle);
+            spawn(move || {
+                lifecycle.shutdown();
+                lifecycle.join_until(super::sync::now() + 3600 * SECOND)
+            })
+        };
+        lifecycle.shutdown();
+        let mine = lifecycle.join_until(super::sync::now() + 3600 * SECOND);
+        let theirs = joiner.join().expect("it does not panic");
+        let was_born = spawner.join().expect("it does not panic");
+        // Whichever was first, what was born before the shutdown has been joined by whoever joined after it.
+        assert!(mine.is_clean() && theirs.is_clean(), "{mine}; {theirs}");
+        assert_eq!(mine.threads().len(), 1 + usize::from(was_born));
+        assert_eq!(lifecycle.live_threads(), 0);
+    });
+}
+
+#[test]
+fn a_stop_in_every_state_ends_everything_at_once() {
+    // Nobody answers.
+    explore(|| {
+        venue(|_| Dial::Hangs);
+        stop(builder("ws").start_pulled().expect("it starts"), AT_ONCE);
+    });
+    // Waiting to retry.
+    explore(|| {
+        venue(|_| Dial::Fails);
+        stop(builder("ws").start_pulled().expect("it starts"), AT_ONCE);
+    });
+    for scheme in ["ws", "wss"] {
+        // Open, the opening under way, and idle.
+        explore(move || {
+            venue(|_| echoes());
+            let client = builder(scheme).start_pulled().expect("it starts");
+            stop(client, AT_ONCE);
+        });
+        explore(move || {
+            venue(|_| echoes());
+            let client = builder(scheme).connect().expect("it opens");
+            stop(client, AT_ONCE);
+        });
+        // Open and flooded, by a venue that reads nothing: the polite end is over when its time is.
+        explore(move || {
+            venue(|_| opens(|peer| peer.flood(b"tick")));
+            let client = builder(scheme).start(|_: &mut Line<'_>, _: MessageRef<'_>| ()).expect("it starts");
+            stop(client, SECOND);
+        });
+        // A venue that never answers the close.
+        explore(move || {
+            venue(|_| opens(|peer| peer.ignore()));
+            stop(builder(scheme).connect().expect("it opens"), SECOND);
+        });
+    }
+}
+
+#[test]
+fn a_stop_does_not_wait_for_a_lookup_that_hangs() {
+    explore(|| {
+        let (release, held) = bounded::<()>(0);
+        let resolver = move |_: &str, _: u16| {
+            assert!(held.recv().is_err());
+            Err(std::io::Error::other("too late"))
+        };
+        let client = Client::builder("ws://venue.example/").resolver(resolver).start_pulled().expect("it starts");
+        let began = elapsed();
+        let report = client.stop(60 * SECOND);
+        let late: Vec<_> = report.threads().iter().filter(|thread| thread.outcome != Outcome::Ended).collect();
+        assert!(late.iter().all(|thread| thread.name == "tautline-resolve"), "{report}");
+        assert!(!is_exact() || elapsed() - began <= Duration::from_millis(20));
+        drop(release);
+        assert!(client.stop(60 * SECOND).is_clean());
+    });
+}
+
+#[test]
+fn a_stop_from_the_handler_from_two_threads_and_by_drop() {
+    struct Stops;
+    impl Handler for Stops {
+        fn message(&mut self, line: &mut Line<'_>, _: MessageRef<'_>) {
+            let report = line.stopper().stop(60 * SECOND);
+            assert!(report.threads().iter().any(|thread| thread.outcome == Outcome::Current));
+        }
+    }
+    explore(|| {
+        venue(|_| {
+            opens(|peer| {
+                peer.send(TEXT, b"stop");
+                peer.serve(|_, _| ());
+            })
+        });
+        let client = builder("ws").start(Stops).expect("it starts");
+        let reason = client.wait_closed(3600 * SECOND).expect("the handler stops it");
+        assert_eq!(reason.kind(), ErrorKind::Stopped);
+        stop(client, AT_ONCE);
+    });
+    explore(|| {
+        venue(|_| echoes());
+        let client = Arc::new(builder("ws").start_pulled().expect("it starts"));
+        let other = Arc::clone(&client);
+        let other = spawn(move || assert!(other.stop(60 * SECOND).is_clean()));
+        assert!(client.stop(60 * SECOND).is_clean());
+        other.join().expect("it does not panic");
+        assert_eq!(client.live_threads(), 0);
+    });
+    explore(|| {
+        venue(|_| echoes());
+        drop(builder("ws").start_pulled().expect("it starts"));
+    });
+}
+
+#[test]
+fn a_panic_in_the_handler_ends_the_client_once() {
+    explore(|| {
+        venue(|_| {
+            opens(|peer| {
+                peer.send(TEXT, b"panic");
+                peer.serve(|_, _| ());
+            })
+        });
+        let handler = |_: &mut Line<'_>, _: MessageRef<'_>| std::panic::resume_unwind(Box::new("on purpose"));
+        let client = builder("ws").start(handler).expect("it starts");
+        let reason = client.wait_closed(3600 * SECOND).expect("the panic ends it");
+        assert_eq!(reason.kind(), ErrorKind::HandlerPanicked);
+        assert!(client.take_panic().is_some());
+        stop(client, AT_ONCE);
+    });
+}
+
+#[test]
+fn every_opening_has_one_end_and_the_line_comes_back() {
+    for scheme in ["ws", "wss"] {
+        explore(move || {
+            // The first line is closed by the venue, the second is dropped, the third stays.
+            venue(|number| match number {
+                0 => opens(|peer| {
+                    peer.send(TEXT, b"a");
+                    peer.send(CLOSE, &[0x03, 0xe9]);
+                    peer.ignore()
+                }),
+                1 => Dial::Fails,
+                2 => opens(|peer| peer.send(TEXT, b"b")),
+                _ => echoes(),
+            });
+            let client = builder(scheme).start_pulled().expect("it starts");
+            let mut told = String::new();
+            for event in client.events() {
+                match event {
+                    Event::Opened(opened) => told.push_str(&format!("o{} ", opened.epoch)),
+                    Event::Message(message) => {
+                        told.push_str(&format!("{}{} ", message.text().unwrap_or("?"), message.epoch()))
+                    }
+                    Event::Disconnected(end) => {
+                        told.push_str(&format!("d{}:{} ", end.epoch, end.close.code));
+                    }
+                    Event::DialFailed(_) => told.push_str("f "),
+                    _ => {}
+                }
+                if client.epoch() == 3 && told.contains("o3") {
+                    break;
+                }
+            }
+            assert_eq!(told.trim(), "o1 a1 d1:1001 f o2 b2 d2:1006 o3");
+            stop(client, AT_ONCE);
+        });
+    }
+}
+
+#[test]
+fn a_line_that_answers_no_ping_is_dialled_again_and_one_that_answers_is_left_alone() {
+    explore(|| {
+        venue(|number| match number {
+            0 => opens(|peer| peer.ignore()),
+            _ => echoes(),
+        });
+        let client = builder("ws").ping_every(SECOND).pong_within(SECOND).start_pulled().expect("it starts");
+        let mut events = client.events();
+        loop {
+            match events.next_within(60 * SECOND).expect("something happens") {
+                Event::Disconnected(end) => assert_eq!(end.error.kind(), ErrorKind::PongTimeout),
+                Event::Opened(opened) if opened.epoch == 2 => break,
+                _ => {}
+            }
+        }
+        // Where time passes only when nobody can run, nothing can make a pong late.
+        if is_exact() {
+            assert_eq!(events.next_within(10 * SECOND).expect_err("the line stays up"), crate::NoEvent::Yet);
+        }
+        drop(events);
+        stop(client, AT_ONCE);
+    });
+}
+
+#[test]
+fn what_became_of_each_send_is_told_as_it_was() {
+    for scheme in ["ws", "wss"] {
+        explore(move || {
+            let (heard, hears) = bounded::<String>(16);
+            venue(move |_| {
+                let heard = heard.clone();
+                opens(move |peer| {
+                    // It pings, changes keys and renegotiates under the senders' hands, and leaves after three messages.
+                    peer.send(PING, b"p");
+                    if scheme == "wss" {
+                        peer.update_keys();
+                        peer.renegotiate();
+                    }
+                    let mut count = 0;
+                    while let Some((first, payload)) = peer.receive() {
+                        if first == TEXT {
+                            heard.try_send(String::from_utf8(payload).expect("it is text")).expect("there is room");
+                            count += 1;
+                        }
+                        if count == 3 {
+                            return;
+                        }
+                    }
+                })
+            });
+            // One dial only, so that what was sent is sent on one line.
+            let client = builder(scheme).max_attempts(1).start_pulled().expect("it starts");
+            let epoch = client.wait_open(3600 * SECOND).unwrap_or_default();
+            let senders: Vec<_> = (0..2)
+                .map(|number| {
+                    let sender = client.sender();
+                    spawn(move || {
+                        [0, 1].map(|nth| {
+                            let text = format!("{number}{nth} of a length that fills");
+                            let sent = sender.send_text(&text);
+                            (text, sent)
+                        })
+                    })
+                })
+                .collect();
+            let sent: Vec<_> =
+                senders.into_iter().flat_map(|sender| sender.join().expect("it does not panic")).collect();
+            stop(client, SECOND);
+            let mut arrived = Vec::new();
+            while let Ok(text) = hears.recv_timeout(Duration::ZERO) {
+                arrived.push(text);
+            }
+            for (text, outcome) in sent {
+                let times = arrived.iter().filter(|heard| **heard == text).count();
+                assert!(times <= 1, "{text} arrived twice");
+                match outcome {
+                    Ok(receipt) => assert_eq!(receipt.epoch, epoch),
+                    Err(SendError::NotSent(_)) => assert_eq!(times, 0, "{text} was not sent, and arrived"),
+                    Err(SendError::Unknown(_)) => {}
+                }
+            }
+        });
+    }
+}
+
+#[test]
+fn a_send_to_a_venue_that_does_not_read_ends_in_its_budget_and_reading_goes_on() {
+    for scheme in ["ws", "wss"] {
+        explore(move || {
+            venue(|_| opens(|peer| peer.flood(b"tick")));
+            let seen = Arc::new(AtomicUsize::new(0));
+            let counted = Arc::clone(&seen);
+            let handler = move |_: &mut Line<'_>, _: MessageRef<'_>| {
+                counted.fetch_add(1, Ordering::SeqCst);
+            };
+            let client = builder(scheme).max_attempts(1).send_within(SECOND).start(handler).expect("it starts");
+            if client.wait_open(3600 * SECOND).is_ok() {
+                let began = elapsed();
+                let outcome =
+                    (0..4).map(|_| client.send_text("of a length that fills the buffer")).find(Result::is_err);
+                assert!(outcome.is_some(), "there is no room for all of them");
+                assert!(!is_exact() || elapsed() - began <= SECOND);
+            }
+            stop(client, SECOND);
+            assert!(!is_exact() || seen.load(Ordering::SeqCst) > 0);
+        });
+    }
+}
+
+#[test]
+fn the_events_queue_loses_no_wake_up_under_any_rule() {
+    for rule in [WhenFull::Block, WhenFull::DropOldest, WhenFull::DropNewest, WhenFull::Disconnect] {
+        explore(move || {
+            venue(|number| match number {
+                0 => opens(|peer| {
+                    for text in [b"1", b"2", b"3"] {
+                        peer.send(TEXT, text);
+                    }
+                    peer.send(CLOSE, &[0x03, 0xe8]);
+                    peer.ignore()
+                }),
+                _ => Dial::Hangs,
+            });
+            let client = builder("ws").queue_messages(1).when_full(rule).start_pulled().expect("it starts");
+            let (mut got, mut lost) = (0, 0);
+            // By turns as an iterator does it, and as `select!` does it.
+            let mut events = client.events();
+            let ready = events.ready();
+            loop {
+                let event = match events.try_next() {
+                    Ok(event) => event,
+                    Err(crate::NoEvent::Yet) => match ready.recv() {
+                        Ok(()) => continue,
+                        Err(_) => break,
+                    },
+                    Err(crate::NoEvent::Ended) => break,
+                };
+                match event {
+                    Event::Message(_) => got += 1,
+                    Event::Lag(lag) => lost += lag.lost,
+                    Event::Disconnected(_) => drop(client.stopper().signal()),
+                    _ => {}
+                }
+            }
+            assert_eq!(got + lost, if rule == WhenFull::Disconnect { got + lost } else { 3 });
+            assert!(rule != WhenFull::Block || lost == 0);
+            drop(events);
+            stop(client, AT_ONCE);
+        });
+    }
+}

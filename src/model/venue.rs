@@ -1,0 +1,222 @@
+//! Dials and venues that follow a script, in the place of TCP, TLS and the opening handshake.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use http::HeaderMap;
+
+use super::engine::{self, TlsEngine};
+use super::socket::LineSocket;
+use super::{block, change, facts};
+use crate::dial::{DialSettings, Dialled, Lookups, Opening};
+use crate::endpoint::Target;
+use crate::error::{Error, ErrorKind};
+use crate::lifecycle::{Lifecycle, Shutdown};
+use crate::timing::Deadline;
+
+/// What becomes of the n-th dial, from 0.
+pub(super) type Script = Arc<dyn Fn(usize) -> Dial + Send + Sync>;
+
+/// What becomes of a dial.
+pub(crate) enum Dial {
+    /// Nobody answers.
+    Hangs,
+    Fails,
+    /// A line, and what the venue does on it, on a thread of its own.
+    Opens(Box<dyn FnOnce(&mut Peer) + Send>),
+}
+
+/// Sets what the venue does in this execution.
+#[cfg(test)]
+pub(crate) fn venue(script: impl Fn(usize) -> Dial + Send + Sync + 'static) {
+    facts(|facts| facts.venue = Some(Arc::new(script)));
+}
+
+/// As the real one; see [`crate::dial`].
+pub(crate) struct WakePair {
+    is_woken: Arc<AtomicBool>,
+}
+
+#[derive(Clone)]
+pub(crate) struct Waker {
+    is_woken: Arc<AtomicBool>,
+}
+
+impl WakePair {
+    pub(crate) fn new() -> Result<Self, Error> {
+        Ok(WakePair { is_woken: Arc::default() })
+    }
+
+    pub(crate) fn waker(&self) -> Waker {
+        Waker { is_woken: Arc::clone(&self.is_woken) }
+    }
+}
+
+impl Waker {
+    pub(crate) fn wake(&self) {
+        change(|| self.is_woken.store(true, Ordering::SeqCst));
+    }
+}
+
+/// As the real one, whose lookups it uses.
+pub(crate) struct Dialler {
+    lookups: Lookups,
+    shutdown: Shutdown,
+}
+
+impl Dialler {
+    pub(crate) fn new(settings: DialSettings, lifecycle: Arc<Lifecycle>) -> Self {
+        let shutdown = lifecycle.shutdown_signal();
+        Dialler { shutdown, lookups: Lookups::new(settings.resolver, lifecycle) }
+    }
+
+    pub(crate) fn dial(
+        &mut self,
+        target: &Target,
+        _offer: Option<&str>,
+        pair: &WakePair,
+        deadline: Deadline,
+    ) -> Result<Dialled, Error> {
+        let addresses = self.lookups.addresses(target, &self.shutdown, deadline)?;
+        let (script, number) = facts(|facts| {
+            facts.dials += 1;
+            (facts.venue.clone(), facts.dials - 1)
+        });
+        let run = match script.map_or(Dial::Hangs, |script| script(number)) {
+            Dial::Fails => return Err(Error::new(ErrorKind::Connect, format!("connecting to {target}"))),
+            Dial::Opens(run) => run,
+            // As the real one: the waker ends the wait, and the shutdown signal says why.
+            Dial::Hangs => {
+                if !self.shutdown.is_requested() {
+                    block(Some(deadline.at()), |_| pair.is_woken.load(Ordering::SeqCst).then_some(()));
+                }
+                return Err(match self.shutdown.is_requested() {
+                    true => Error::stopped(),
+                    false => deadline.error(&format!("connecting to {target}")),
+                });
+            }
+        };
+        let (ours, theirs) = LineSocket::pair();
+        let is_tls = target.is_tls;
+        shuttle::thread::spawn(move || {
+            let mut peer = Peer { socket: theirs, is_tls, cipher: Vec::new(), unread: Vec::new() };
+            run(&mut peer);
+        });
+        let opening =
+            Opening { peer: addresses[0], subprotocol: None, headers: HeaderMap::new(), extensions: Vec::new() };
+        Ok(Dialled { socket: ours, tls: is_tls.then(TlsEngine::new), leftover: Vec::new(), opening })
+    }
+}
+
+/// The venue's side of a line.
+pub(crate) struct Peer {
+    socket: LineSocket,
+    is_tls: bool,
+    cipher: Vec<u8>,
+    unread: Vec<u8>,
+}
+
+/// More than the buffers hold.
+#[cfg(test)]
+const FLOOD: usize = 40;
+
+/// The first bytes of frames.
+pub(crate) const TEXT: u8 = 0x81;
+pub(crate) const CLOSE: u8 = 0x88;
+pub(crate) const PING: u8 = 0x89;
+pub(crate) const PONG: u8 = 0x8a;
+
+#[cfg(test)]
+impl Peer {
+    /// The next frame of the client, unmasked; `None` at the end of the connection.
+    pub(crate) fn receive(&mut self) -> Option<(u8, Vec<u8>)> {
+        loop {
+            // The client's frames here are short: a head of two bytes and a key of four.
+            if let &[first, second, ref rest @ ..] = self.unread.as_slice() {
+                let len = usize::from(second & 0x7f);
+                if rest.len() >= 4 + len {
+                    let payload = (0..len).map(|index| rest[4 + index] ^ rest[index % 4]).collect();
+                    self.unread.drain(..6 + len);
+                    return Some((first, payload));
+                }
+            }
+            let mut bytes = [0; 16];
+            let count = self.socket.receive(&mut bytes).unwrap_or(0);
+            if count == 0 {
+                return None;
+            }
+            if !self.is_tls {
+                self.unread.extend_from_slice(&bytes[..count]);
+                continue;
+            }
+            self.cipher.extend_from_slice(&bytes[..count]);
+            while let Some((kind, payload)) = engine::take_record(&mut self.cipher) {
+                match kind {
+                    engine::DATA => self.unread.extend(payload),
+                    // The answer to ours: the renegotiation is over.
+                    engine::RENEGOTIATE => self.write(&engine::record(engine::RENEGOTIATED, &[])),
+                    engine::CLOSE_NOTIFY => return None,
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    pub(crate) fn send(&mut self, first: u8, payload: &[u8]) {
+        let mut frame = vec![first, payload.len() as u8];
+        frame.extend_from_slice(payload);
+        match self.is_tls {
+            true => self.write(&engine::record(engine::DATA, &frame)),
+            false => self.write(&frame),
+        }
+    }
+
+    /// Has the client's TLS engine say something by itself.
+    pub(crate) fn update_keys(&mut self) {
+        self.write(&engine::record(engine::KEY_UPDATE, &[]));
+    }
+
+    pub(crate) fn renegotiate(&mut self) {
+        self.write(&engine::record(engine::RENEGOTIATE, &[]));
+    }
+
+    /// Answers pings and closes, and hands everything else to `text`, until the end.
+    pub(crate) fn serve(&mut self, mut text: impl FnMut(&mut Peer, &[u8])) {
+        while let Some((first, payload)) = self.receive() {
+            match first {
+                PING => self.send(PONG, &payload),
+                CLOSE => {
+                    self.send(CLOSE, &payload);
+                    // It leaves the end of the connection to the client.
+                    return self.ignore();
+                }
+                TEXT => text(self, &payload),
+                _ => {}
+            }
+        }
+    }
+
+    /// Sends many messages and reads nothing, until the client ends the connection.
+    pub(crate) fn flood(&mut self, payload: &[u8]) {
+        for _ in 0..FLOOD {
+            self.send(TEXT, payload);
+        }
+        self.socket.await_end();
+    }
+
+    /// Reads and answers nothing, until the end.
+    pub(crate) fn ignore(&mut self) {
+        while self.receive().is_some() {}
+    }
+
+    /// What does not go because the connection has ended is lost, as it is in the kernel.
+    fn write(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            match self.socket.send_now(bytes) {
+                Ok(count) => bytes = &bytes[count..],
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => self.socket.await_room(),
+                Err(_) => return,
+            }
+        }
+    }
+}
