@@ -43,6 +43,7 @@ pub(crate) struct Sent {
 }
 
 /// A send that failed, and whether the line has to be severed for it.
+#[derive(Debug)]
 pub(crate) struct Failed {
     pub(crate) error: SendError,
     pub(crate) severs: bool,
@@ -376,7 +377,7 @@ mod tests {
         let deadline = |millis| Deadline::new("send_within", Duration::from_millis(millis), Instant::now());
         // More than the kernel takes while nobody reads.
         let long = vec![0; 8 * 1024 * 1024];
-        let failed = outlet.send(&duplex, Payload::Binary(&long), deadline(10)).err().expect("nobody reads");
+        let failed = outlet.send(&duplex, Payload::Binary(&long), deadline(10)).expect_err("nobody reads");
         assert!(failed.severs && matches!(failed.error, SendError::Unknown(_)));
 
         // Somebody reads now, and would take a ping, a close frame or the next message for the rest of the first.
@@ -389,10 +390,9 @@ mod tests {
         assert!(drained > 0 && drained < long.len());
         assert!(outlet.attempt_control(&duplex, Control::Ping, b"ping").is_ok());
         assert!(outlet.attempt_text(&duplex, "ping").is_ok());
-        let next = outlet.send(&duplex, Payload::Text("next"), deadline(10)).err().expect("nothing may follow");
+        let next = outlet.send(&duplex, Payload::Text("next"), deadline(10)).expect_err("nothing may follow");
         assert!(matches!(next.error, SendError::NotSent(_)));
-        let batch =
-            outlet.send_batch(&duplex, &[Payload::Text("next")], deadline(10)).err().expect("nothing may follow");
+        let batch = outlet.send_batch(&duplex, &[Payload::Text("next")], deadline(10)).expect_err("nothing may follow");
         assert!(matches!(batch.0, BatchError { sent: 0, next: SendError::NotSent(_) }));
         let nothing = theirs.read(&mut taken).expect_err("nothing came");
         assert_eq!(nothing.kind(), std::io::ErrorKind::WouldBlock);
