@@ -3,7 +3,7 @@
 //! `cargo run --release --example soak -- --lines 100 --for 30m` is the long run; without options it takes ten seconds. The seed decides what the
 //! server does to which connection; when things happen is up to the machine.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -53,10 +53,7 @@ fn main() -> ExitCode {
 /// Everything that is known of one line, from both of its ends.
 #[derive(Default)]
 struct Record {
-    /// What became of each send, by its id: which is its place.
-    outcomes: Mutex<Vec<Outcome>>,
-    /// How often the server has read each id.
-    arrivals: Mutex<Vec<u8>>,
+    sends: Mutex<Sends>,
     /// How far the pongs of each epoch have confirmed.
     confirmed: Mutex<BTreeMap<u64, u64>>,
     messages: AtomicU64,
@@ -64,6 +61,36 @@ struct Record {
     ends: Mutex<BTreeMap<&'static str, u64>>,
     faults: Mutex<Vec<String>>,
     has_stopped: AtomicBool,
+}
+
+/// After this long a message has been read by the server, or never will be: no connection lives longer.
+const SETTLED_AFTER: Duration = Duration::from_secs(10);
+
+/// What became of each send that has not been settled. Those that have been are counted and forgotten, so that a long run does not grow.
+#[derive(Default)]
+struct Sends {
+    /// The id of the first in the list.
+    first: usize,
+    unsettled: VecDeque<Send>,
+    settled: BTreeMap<&'static str, u64>,
+}
+
+struct Send {
+    began: Instant,
+    outcome: Outcome,
+    /// How often the server has read it.
+    arrivals: u8,
+}
+
+impl Sends {
+    fn begin(&mut self) -> usize {
+        self.unsettled.push_back(Send { began: Instant::now(), outcome: Outcome::Begun, arrivals: 0 });
+        self.first + self.unsettled.len() - 1
+    }
+
+    fn find(&mut self, id: usize) -> Option<&mut Send> {
+        self.unsettled.get_mut(id.checked_sub(self.first)?)
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -84,6 +111,32 @@ impl Record {
         // One broken check may fail a million times.
         if faults.len() < 20 {
             faults.push(what);
+        }
+    }
+
+    /// Judges the sends that began `before`: each was delivered once, or not at all, as its outcome says.
+    fn settle(&self, before: Instant) {
+        let mut sends = self.sends.lock();
+        let confirmed = self.confirmed.lock();
+        while sends.unsettled.front().is_some_and(|send| send.began < before) {
+            let Some(Send { outcome, arrivals, .. }) = sends.unsettled.pop_front() else { break };
+            let id = sends.first;
+            sends.first += 1;
+            let is_confirmed = matches!(outcome, Outcome::Taken { epoch, sequence }
+                if confirmed.get(&epoch).is_some_and(|confirmed| sequence <= *confirmed));
+            let kind = match (outcome, arrivals) {
+                (Outcome::Taken { .. }, 1) => "taken by the kernel, read by the server",
+                (Outcome::Taken { .. }, 0) if !is_confirmed => "taken by the kernel, lost with the line",
+                (Outcome::NotSent, 0) => "not sent",
+                (Outcome::Unknown, 0) => "unknown, and lost",
+                (Outcome::Unknown, 1) => "unknown, and read by the server",
+                _ => {
+                    let note = if is_confirmed { " and confirmed" } else { "" };
+                    self.fault(format!("send {id}: {outcome:?}{note}, read {arrivals} times"));
+                    "FAULTY"
+                }
+            };
+            *sends.settled.entry(kind).or_default() += 1;
         }
     }
 }
@@ -132,7 +185,13 @@ impl Handler for Check {
             self.record.fault(format!("{} confirmed of {} sent", disconnect.confirmed, disconnect.sent));
         }
         self.is_open = false;
-        self.record.confirmed.lock().insert(disconnect.epoch, disconnect.confirmed);
+        let mut confirmed = self.record.confirmed.lock();
+        confirmed.insert(disconnect.epoch, disconnect.confirmed);
+        // Sends of older epochs than these have been settled: a line needs a moment to come back.
+        while confirmed.len() > 10_000 {
+            confirmed.pop_first();
+        }
+        drop(confirmed);
         *self.record.ends.lock().entry(disconnect.error.kind().as_str()).or_default() += 1;
     }
 
@@ -176,7 +235,9 @@ fn run(options: &Options) -> Report {
         let interval = (options.duration / 60).max(Duration::from_millis(100));
         while began.elapsed() < options.duration {
             thread::park_timeout(interval.min(options.duration.saturating_sub(began.elapsed())));
-            samples.push(Sample::take());
+            let settled = Instant::now().checked_sub(SETTLED_AFTER);
+            records.iter().for_each(|record| settled.into_iter().for_each(|before| record.settle(before)));
+            samples.push(Sample::take(&clients));
         }
         is_over.store(true, Ordering::Relaxed);
     });
@@ -189,16 +250,15 @@ fn run(options: &Options) -> Report {
     Report::new(&records, &stops, connections, samples, began.elapsed())
 }
 
+/// Between two rounds of a sender over all lines.
+const PAUSE: Duration = Duration::from_millis(10);
+
 /// Sends numbered messages on every line in turn, and writes down what became of each.
 fn send(clients: &[Client<Pushed>], records: &[Arc<Record>], is_over: &AtomicBool) {
     let senders: Vec<Sender> = clients.iter().map(Client::sender).collect();
     while !is_over.load(Ordering::Relaxed) {
         for (sender, record) in senders.iter().zip(records) {
-            let id = {
-                let mut outcomes = record.outcomes.lock();
-                outcomes.push(Outcome::Begun);
-                outcomes.len() - 1
-            };
+            let id = record.sends.lock().begin();
             // Mostly small, sometimes larger than a buffer.
             let padding = if id % 101 == 0 { 200_000 } else { id % 300 };
             let outcome = match sender.send_text(&format!("{id} {}", "x".repeat(padding))) {
@@ -206,10 +266,13 @@ fn send(clients: &[Client<Pushed>], records: &[Arc<Record>], is_over: &AtomicBoo
                 Err(SendError::NotSent(_)) => Outcome::NotSent,
                 Err(_) => Outcome::Unknown,
             };
-            record.outcomes.lock()[id] = outcome;
+            match record.sends.lock().find(id) {
+                Some(send) => send.outcome = outcome,
+                None => record.fault(format!("send {id} took longer than {SETTLED_AFTER:?}")),
+            }
         }
         // A pause, so that most of the time the server keeps up: what is tested is faults, not load.
-        thread::park_timeout(Duration::from_millis(2));
+        thread::park_timeout(PAUSE);
     }
 }
 
@@ -281,29 +344,37 @@ fn arrived(record: &Record, text: &str) {
         record.fault("the server read what nobody has sent".to_owned());
         return;
     };
-    let mut arrivals = record.arrivals.lock();
-    if arrivals.len() <= id {
-        arrivals.resize(id + 1, 0);
+    match record.sends.lock().find(id) {
+        Some(send) => send.arrivals = send.arrivals.saturating_add(1),
+        None => record.fault(format!("send {id} was read later than {SETTLED_AFTER:?} after it had begun")),
     }
-    arrivals[id] = arrivals[id].saturating_add(1);
 }
 
 /// Memory and threads at one moment.
 struct Sample {
     resident_kib: u64,
+    /// Of the clients: the venue has its own.
     threads: u64,
+    descriptors: u64,
 }
 
 impl Sample {
-    fn take() -> Self {
+    fn take(clients: &[Client<Pushed>]) -> Self {
         let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
         let field = |name: &str| {
             let line = status.lines().find(|line| line.starts_with(name));
             line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok()).unwrap_or(0)
         };
-        Sample { resident_kib: field("VmRSS:"), threads: field("Threads:") }
+        Sample {
+            resident_kib: field("VmRSS:"),
+            threads: clients.iter().map(|client| client.live_threads() as u64).sum(),
+            descriptors: Census::take().descriptors.len() as u64,
+        }
     }
 }
+
+/// How much the last third of a run may hold beyond the one before: buffers of lines that happen to be flooded, and a tenth.
+const GROWTH_MAX_KIB: u64 = 16 * 1024;
 
 /// What was found.
 struct Report {
@@ -343,6 +414,7 @@ impl Report {
         for (index, record) in records.iter().enumerate() {
             report.add(index, record);
         }
+        report.check_flatness(records.len() as u64);
         report
     }
 
@@ -360,27 +432,32 @@ impl Report {
         if !record.has_stopped.load(Ordering::Relaxed) {
             self.faults.push(format!("line {index}: its end was not told"));
         }
-        let arrivals = record.arrivals.lock();
-        let confirmed = record.confirmed.lock();
-        for (id, outcome) in record.outcomes.lock().iter().enumerate() {
-            let times = arrivals.get(id).copied().unwrap_or(0);
-            let is_confirmed = matches!(outcome, Outcome::Taken { epoch, sequence }
-                if confirmed.get(epoch).is_some_and(|confirmed| sequence <= confirmed));
-            let kind = match (outcome, times) {
-                (Outcome::Taken { .. }, 1) => "taken by the kernel, read by the server",
-                (Outcome::Taken { .. }, 0) if !is_confirmed => "taken by the kernel, lost with the line",
-                (Outcome::NotSent, 0) => "not sent",
-                (Outcome::Unknown, 0) => "unknown, and lost",
-                (Outcome::Unknown, 1) => "unknown, and read by the server",
-                _ => {
-                    let note = if is_confirmed { " and confirmed" } else { "" };
-                    self.faults.push(format!("line {index}, send {id}: {outcome:?}{note}, read {times} times"));
-                    "FAULTY"
-                }
-            };
-            *self.sends.entry(kind).or_default() += 1;
+        // Everybody has stopped: nothing is on its way any more.
+        record.settle(Instant::now());
+        for (kind, count) in &record.sends.lock().settled {
+            *self.sends.entry(kind).or_default() += count;
         }
         self.faults.extend(record.faults.lock().iter().map(|fault| format!("line {index}: {fault}")));
+    }
+
+    /// What a run holds may go up and down, and must not go up all the time.
+    fn check_flatness(&mut self, lines: u64) {
+        // A line has a connection, both ends of it, and while it is dialled a pair to wake it by. The server's end of a line that is gone may linger.
+        let descriptors = 100 + 10 * lines;
+        for sample in &self.samples {
+            if sample.threads > 2 * lines || sample.descriptors > descriptors {
+                let Sample { threads, descriptors, .. } = sample;
+                self.faults.push(format!("{threads} threads and {descriptors} descriptors for {lines} lines"));
+            }
+        }
+        // The first third is the way up.
+        let settled = &self.samples[self.samples.len() / 3..];
+        let (early, late) = settled.split_at(settled.len() / 2);
+        let highest = |samples: &[Sample]| samples.iter().map(|sample| sample.resident_kib).max().unwrap_or(0);
+        let growth = highest(late).saturating_sub(highest(early));
+        if self.samples.len() >= 30 && growth > GROWTH_MAX_KIB + highest(early) / 10 {
+            self.faults.push(format!("resident memory grew by {growth} KiB in the last third"));
+        }
     }
 
     fn print(&self, options: &Options) {
@@ -392,6 +469,7 @@ impl Report {
         }
         println!("slowest stop: {:.1?}", self.slowest_stop);
         print_chart("memory, KiB", self.samples.iter().map(|sample| sample.resident_kib));
+        print_chart("descriptors", self.samples.iter().map(|sample| sample.descriptors));
         print_chart("threads", self.samples.iter().map(|sample| sample.threads));
         match self.faults.as_slice() {
             [] => println!("every check held"),
