@@ -15,7 +15,7 @@ use crate::lifecycle::{Woken, wait, wait_over};
 use crate::line::{OpenLine, OwnClose};
 use crate::sync;
 use crate::sync::channel::Receiver;
-use crate::timing::{PingSchedule, Verdict, after, earliest};
+use crate::timing::{Liveness, PingSchedule, Verdict, after, earliest};
 
 /// How soon the heart tries again what found no room or no lock.
 const RETRY: Duration = Duration::from_millis(10);
@@ -24,6 +24,11 @@ const RETRY: Duration = Duration::from_millis(10);
 const LOOKS_PER_LIMIT: u32 = 10;
 const LOOK_MIN: Duration = Duration::from_millis(1);
 const LOOK_MAX: Duration = Duration::from_millis(100);
+
+/// A heart that wakes later than it should by more than this part of the pong limit, and this much at least, has slept with all of the process:
+/// a laptop lid, a stopped container, a debugger. What the peer said meanwhile has not been read, so nothing can be held against it.
+const OVERSLEPT_PARTS: u32 = 4;
+const OVERSLEPT_MIN: Duration = Duration::from_millis(20);
 
 /// What a stop keeps back of its budget, so that the threads have the time to end after the line has been severed.
 const STOP_MARGIN: Duration = Duration::from_millis(50);
@@ -47,6 +52,7 @@ struct Patient {
     pings: PingSchedule,
     app_pings: PingSchedule,
     owes_ping: bool,
+    awake_since: Option<Instant>,
     /// An application ping that has been made and found no room.
     owed_app_ping: Option<String>,
     /// The handler has been warned about, and has not returned since.
@@ -84,11 +90,21 @@ impl Heart {
                 (Slot::Open(line), _) => Some(self.admit(line, now)),
                 _ => None,
             };
+            if let Some(patient) = patient.as_mut().filter(|_| self.has_overslept(due, now)) {
+                log::info!("the process has been asleep: asking whether the line is still there");
+                patient.awake_since = Some(now);
+                patient.owes_ping = self.ping_every.is_some();
+            }
             due = patient.as_mut().and_then(|patient| self.tend(patient, now));
         }
         drop(patient);
         self.see_off();
         drop(alarm);
+    }
+
+    fn has_overslept(&self, due: Option<Instant>, now: Instant) -> bool {
+        let limit = (self.pong_within / OVERSLEPT_PARTS).max(OVERSLEPT_MIN);
+        due.is_some_and(|due| now.saturating_duration_since(due) > limit)
     }
 
     fn admit(&self, line: Arc<OpenLine>, now: Instant) -> Patient {
@@ -97,6 +113,7 @@ impl Heart {
             pings: PingSchedule::new(self.ping_every, now),
             app_pings: PingSchedule::new(self.app_ping.as_ref().map(|ping| ping.every), now),
             owes_ping: false,
+            awake_since: None,
             owed_app_ping: None,
             has_warned: false,
         }
@@ -179,7 +196,7 @@ impl Heart {
     /// Severs a line that is dead. Otherwise says when to look again; the outer `None` means that there is nothing more to look at.
     #[expect(clippy::option_option, reason = "severed, nothing due, due at a time: three different answers")]
     fn judge(&self, patient: &mut Patient, now: Instant) -> Option<Option<Instant>> {
-        let liveness = patient.line.liveness();
+        let liveness = Liveness { awake_since: patient.awake_since, ..patient.line.liveness() };
         let error = match liveness.verdict(self.pong_within, self.idle_limit, now) {
             Verdict::PongOverdue => {
                 let doing = format!("nothing came for {:?} after a ping: the line is dead", self.pong_within);

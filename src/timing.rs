@@ -108,6 +108,8 @@ pub(crate) struct Liveness {
     pub(crate) in_recv_since: Option<Instant>,
     /// When the last data message had been delivered.
     pub(crate) last_data: Instant,
+    /// When this process last came round from a sleep in which nobody could have read anything.
+    pub(crate) awake_since: Option<Instant>,
 }
 
 /// What [`Liveness`] says of a line.
@@ -126,14 +128,16 @@ impl Liveness {
     ///
     /// The pong limit runs from the oldest unanswered ping's write, and starts again whenever the reader enters `recv`: it does so after
     /// every byte that arrives, and it stands still while the reader is elsewhere, for then nobody could have seen the pong.
-    /// A ping written at 0 s with a limit of 10 s and a byte at 9 s: overdue at 19 s.
+    /// A ping written at 0 s with a limit of 10 s and a byte at 9 s: overdue at 19 s. Both limits start again after a sleep: what the peer
+    /// said meanwhile lies unread in the kernel.
     pub(crate) fn verdict(&self, pong_within: Duration, idle_limit: Option<Duration>, now: Instant) -> Verdict {
+        let awake = |at: Instant| self.awake_since.map_or(at, |since| since.max(at));
         let pong_due = match (self.oldest_unanswered, self.in_recv_since) {
-            (Some(written), Some(since)) => Some(after(written.max(since), pong_within)),
+            (Some(written), Some(since)) => Some(after(awake(written.max(since)), pong_within)),
             _ => None,
         };
         let idle_due = match (idle_limit, self.in_recv_since) {
-            (Some(limit), Some(_)) => Some(after(self.last_data, limit)),
+            (Some(limit), Some(_)) => Some(after(awake(self.last_data), limit)),
             _ => None,
         };
         if pong_due.is_some_and(|due| now >= due) {
@@ -213,17 +217,19 @@ mod tests {
         let times = [None, Some(0), Some(5), Some(9), Some(15)];
         for ping in times {
             for recv in times {
-                for data in [0, 7, 20] {
+                for (data, woke) in [(0, None), (7, None), (20, None), (0, Some(3)), (7, Some(12)), (20, Some(25))] {
                     for now in 0..60 {
                         for idle in [None, Some(12 * MS)] {
                             let liveness = Liveness {
                                 oldest_unanswered: ping.map(at),
                                 in_recv_since: recv.map(at),
                                 last_data: at(data),
+                                awake_since: woke.map(at),
                             };
+                            let woke = woke.unwrap_or(0);
                             let verdict = liveness.verdict(10 * MS, idle, at(now));
-                            let overdue = matches!((ping, recv), (Some(p), Some(r)) if now >= p.max(r) + 10);
-                            let quiet = idle.is_some() && recv.is_some() && now >= data + 12;
+                            let overdue = matches!((ping, recv), (Some(p), Some(r)) if now >= p.max(r).max(woke) + 10);
+                            let quiet = idle.is_some() && recv.is_some() && now >= data.max(woke) + 12;
                             match verdict {
                                 Verdict::PongOverdue => assert!(overdue),
                                 Verdict::Idle => assert!(quiet && !overdue),

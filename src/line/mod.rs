@@ -459,6 +459,7 @@ impl OpenLine {
             oldest_unanswered: crate::timing::earliest([pinged, app_pinged]),
             in_recv_since: self.instant(self.entered_recv.load(Ordering::Acquire)),
             last_data: self.instant(self.last_data.load(Ordering::Acquire)).unwrap_or(self.origin),
+            awake_since: None,
         }
     }
 
