@@ -188,7 +188,7 @@ impl Handler for Check {
         let mut confirmed = self.record.confirmed.lock();
         confirmed.insert(disconnect.epoch, disconnect.confirmed);
         // Sends of older epochs than these have been settled: a line needs a moment to come back.
-        while confirmed.len() > 10_000 {
+        while confirmed.len() > 1_000 {
             confirmed.pop_first();
         }
         drop(confirmed);

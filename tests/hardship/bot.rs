@@ -1,0 +1,200 @@
+//! A client in a process of its own: told what to do line by line, and telling what happens line by line.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
+use tautline::testing::Venue;
+use tautline::{Client, DialFailure, Disconnect, Handler, Line, MessageRef, Pushed, Stopped};
+
+use crate::ROLE;
+
+/// Long enough for anything on a busy machine; a test that passes never waits for it.
+const SOON: Duration = Duration::from_secs(30);
+
+pub(crate) const PING_EVERY: Duration = Duration::from_millis(50);
+pub(crate) const PONG_WITHIN: Duration = Duration::from_millis(400);
+
+/// The process, from outside.
+pub(crate) struct Bot {
+    child: Child,
+    orders: ChildStdin,
+    told: Receiver<String>,
+}
+
+impl Bot {
+    pub(crate) fn spawn() -> Bot {
+        Bot::spawn_by(&[], &[])
+    }
+
+    /// A venue instead, that answers to the same calls.
+    pub(crate) fn spawn_venue() -> Bot {
+        Bot::spawn_as("venue", &[], &[])
+    }
+
+    /// Started by way of another program: `wrapper` and its arguments come before the bot's own command.
+    pub(crate) fn spawn_by(wrapper: &[&str], variables: &[(&str, &str)]) -> Bot {
+        Bot::spawn_as("bot", wrapper, variables)
+    }
+
+    fn spawn_as(role: &str, wrapper: &[&str], variables: &[(&str, &str)]) -> Bot {
+        let own = std::env::current_exe().expect("this program has a path");
+        let mut words: Vec<&std::ffi::OsStr> = wrapper.iter().map(AsRef::as_ref).collect();
+        words.push(own.as_os_str());
+        let mut command = Command::new(words[0]);
+        command.args(&words[1..]).env(ROLE, role).envs(variables.iter().copied());
+        let mut child =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("the bot's process can be started");
+        let output = child.stdout.take().expect("it is piped");
+        let orders = child.stdin.take().expect("it is piped");
+        let (teller, told) = channel();
+        // Ends with the process, whose output it reads.
+        std::thread::spawn(move || {
+            for line in BufReader::new(output).lines().map_while(Result::ok) {
+                if teller.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        Bot { child, orders, told }
+    }
+
+    pub(crate) fn order(&mut self, order: &str) {
+        writeln!(self.orders, "{order}").expect("the bot lives");
+    }
+
+    /// Has it dial a venue.
+    pub(crate) fn start(&mut self, url: &str) {
+        self.order(&format!("start {url}"));
+    }
+
+    /// The next line that begins like this; others are passed over.
+    pub(crate) fn expect(&self, beginning: &str) -> String {
+        let mut others = Vec::new();
+        let deadline = Instant::now() + SOON;
+        loop {
+            match self.told.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+                Ok(line) if line.starts_with(beginning) => return line,
+                Ok(line) => others.push(line),
+                Err(_) => {
+                    panic!("{beginning:?} was expected, and what came ends with {:?}", others.iter().rev().take(9))
+                }
+            }
+        }
+    }
+
+    /// What it has told and nobody has asked for.
+    pub(crate) fn told_so_far(&self) -> Vec<String> {
+        self.told.try_iter().collect()
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        let process = Pid::from_child(&self.child);
+        kill_process(process, signal).expect("the bot lives");
+    }
+
+    /// Has it stop its client, which has to be clean, and end.
+    pub(crate) fn stop(mut self) {
+        self.order("stop");
+        let report = self.expect("report ");
+        assert!(report.starts_with("report clean"), "{report}");
+        drop(self.orders);
+        let status = self.child.wait().expect("it is a child of ours");
+        assert!(status.success(), "{status}");
+    }
+}
+
+/// A venue in a process of its own, which can be stopped alone.
+pub(crate) fn run_venue() {
+    let venue = Venue::start(|peer| {
+        peer.upgrade()?;
+        peer.echo()
+    });
+    println!("listening {}", venue.url());
+    // Until whoever started it says so, or is gone.
+    let _ = std::io::stdin().lock().lines().next();
+}
+
+/// The process, from inside.
+pub(crate) fn run() {
+    let mut client: Option<Client<Pushed>> = None;
+    let mut hoard: Vec<File> = Vec::new();
+    let threads = getrlimit(Resource::Nproc);
+    for order in std::io::stdin().lock().lines().map_while(Result::ok) {
+        match order.split_once(' ').unwrap_or((order.as_str(), "")) {
+            ("start", url) => match builder(url).start(Tells) {
+                Ok(started) => client = Some(started),
+                Err(error) => println!("not_started {} {}", error.kind().as_str(), error.chain()),
+            },
+            // All descriptors but those that are in use.
+            ("hoard", _) => {
+                while let Ok(file) = File::open("/dev/null") {
+                    hoard.push(file);
+                }
+                println!("hoarded {}", hoard.len());
+            }
+            ("release", _) => hoard.clear(),
+            ("no_threads", _) => limit_threads(Rlimit { current: Some(1), ..threads }),
+            ("threads", _) => limit_threads(threads),
+            ("clock", _) => {
+                let hours = std::time::UNIX_EPOCH.elapsed().unwrap_or_default().as_secs() / 3600;
+                println!("clock {hours}");
+            }
+            ("send", text) => {
+                let sent = client.as_ref().map(|client| client.send_text(text));
+                println!("sent {sent:?}");
+            }
+            ("stop", _) => {
+                let Some(client) = client.take() else { continue };
+                println!("report {}", client.stop(SOON));
+            }
+            _ => println!("no such order: {order}"),
+        }
+    }
+}
+
+fn limit_threads(limit: Rlimit) {
+    match setrlimit(Resource::Nproc, limit) {
+        Ok(()) => println!("limited"),
+        Err(error) => println!("not limited: {error}"),
+    }
+}
+
+fn builder(url: &str) -> tautline::Builder {
+    Client::builder(url)
+        .tls_root(Venue::root_pem())
+        .ping_every(PING_EVERY)
+        .pong_within(PONG_WITHIN)
+        .dial_within(Duration::from_secs(1))
+        .retry_min(Duration::from_millis(20))
+        .retry_max(Duration::from_millis(100))
+}
+
+struct Tells;
+
+impl Handler for Tells {
+    fn opened(&mut self, line: &mut Line<'_>) {
+        let opening = line.opening();
+        println!("opened {} peer {} took {}", opening.epoch, opening.peer, opening.took.as_millis());
+    }
+
+    fn message(&mut self, line: &mut Line<'_>, message: MessageRef<'_>) {
+        println!("message {} {}", line.epoch(), message.text().unwrap_or_default());
+    }
+
+    fn disconnected(&mut self, disconnect: &Disconnect) {
+        let kind = disconnect.error.kind().as_str();
+        println!("disconnected {kind} after {} {}", disconnect.lasted.as_millis(), disconnect.error.chain());
+    }
+
+    fn dial_failed(&mut self, failure: &DialFailure) {
+        println!("dial_failed {} {}", failure.error.kind().as_str(), failure.error.chain());
+    }
+
+    fn stopped(&mut self, stopped: &Stopped) {
+        println!("stopped {}", stopped.reason.kind().as_str());
+    }
+}

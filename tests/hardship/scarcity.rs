@@ -1,0 +1,118 @@
+//! No descriptors, no threads, signals at every turn. Over TLS; and the line comes back when the scarcity ends.
+
+use tautline::testing::{Peer, Venue};
+
+use crate::bot::Bot;
+use crate::{scenario, skip, succeeds};
+
+pub(crate) fn run() {
+    scenario("no descriptors while the line is down", no_descriptors_later);
+    scenario("no descriptors from the start", no_descriptors_at_first);
+    threads();
+    interruptions();
+}
+
+fn echo() -> Venue {
+    Venue::builder().tls().start(|peer: &mut Peer| {
+        peer.upgrade()?;
+        peer.echo()
+    })
+}
+
+/// Few descriptors, so that hoarding them is quick.
+const FEW: [&str; 3] = ["sh", "-c", "ulimit -n 64; exec \"$0\""];
+
+fn no_descriptors_later() {
+    let venue = echo();
+    let mut bot = Bot::spawn_by(&FEW, &[]);
+    bot.start(&venue.url());
+    bot.expect("opened 1");
+    bot.order("hoard");
+    bot.expect("hoarded");
+    venue.sever_all();
+    bot.expect("disconnected");
+    for _ in 0..3 {
+        let failure = bot.expect("dial_failed");
+        assert!(failure.contains("Too many open files"), "it says what is missing: {failure}");
+    }
+    bot.order("release");
+    bot.expect("opened 2");
+    bot.stop();
+}
+
+/// The first connector is built while the process has no descriptors to read the system's roots with: it must not be kept.
+fn no_descriptors_at_first() {
+    let venue = echo();
+    let mut bot = Bot::spawn_by(&FEW, &[]);
+    bot.order("hoard");
+    bot.expect("hoarded");
+    bot.start(&venue.url());
+    for _ in 0..3 {
+        bot.expect("dial_failed");
+    }
+    bot.order("release");
+    bot.expect("opened 1");
+    bot.stop();
+}
+
+/// The limit on threads counts those of a user, and root has none: so the bot runs as a user who has no other.
+fn threads() {
+    const NAME: &str = "no threads";
+    const NOBODY: [&str; 4] = ["setpriv", "--reuid=54321", "--regid=54321", "--clear-groups"];
+    let own = std::env::current_exe().expect("this program has a path");
+    let own = own.to_str().expect("a path in UTF-8");
+    let is_root = rustix::process::getuid().is_root();
+    if !is_root || !succeeds(NOBODY[0], &[&NOBODY[1..], &["test", "-x", own]].concat()) {
+        return skip(NAME, "it needs root, setpriv, and a program that other users may run");
+    }
+    scenario(NAME, || {
+        let venue = echo();
+        let mut bot = Bot::spawn_by(&NOBODY, &[]);
+        bot.start(&venue.url());
+        bot.expect("opened 1");
+        // Every dial of a name needs a thread for its lookup.
+        bot.order("no_threads");
+        bot.expect("limited");
+        venue.sever_all();
+        bot.expect("disconnected");
+        for _ in 0..3 {
+            let failure = bot.expect("dial_failed io");
+            assert!(failure.contains("starting the thread tautline-resolve"), "{failure}");
+        }
+        bot.order("threads");
+        bot.expect("limited");
+        bot.expect("opened 2");
+        bot.stop();
+
+        let mut bot = Bot::spawn_by(&NOBODY, &[]);
+        bot.order("no_threads");
+        bot.expect("limited");
+        bot.start(&venue.url());
+        bot.expect("not_started io");
+    });
+}
+
+/// Every third call that can block is interrupted before it does anything, as by a signal whose handler does not restart it.
+fn interruptions() {
+    const NAME: &str = "interruptions";
+    const INJECT: &str = "inject=recvfrom,sendto,poll,ppoll,connect:error=EINTR:when=2+3";
+    let strace = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", INJECT];
+    if !succeeds(strace[0], &[&strace[1..], &["true"]].concat()) {
+        return skip(NAME, "it needs strace, and the right to trace");
+    }
+    scenario(NAME, || {
+        let venue = echo();
+        let mut bot = Bot::spawn_by(&strace, &[]);
+        bot.start(&venue.url());
+        bot.expect("opened 1");
+        for number in 0..100 {
+            bot.order(&format!("send {number}"));
+            assert_eq!(bot.expect("message"), format!("message 1 {number}"));
+        }
+        let pings = venue.pings();
+        assert!(venue.wait_for_pings(pings + 3, std::time::Duration::from_secs(20)));
+        venue.sever_all();
+        bot.expect("opened 2");
+        bot.stop();
+    });
+}

@@ -1,0 +1,108 @@
+//! Processes that sleep while time goes on, and a wall clock that jumps.
+
+use std::time::Duration;
+
+use rustix::process::Signal;
+use tautline::testing::Venue;
+
+use crate::bot::{Bot, PING_EVERY, PONG_WITHIN};
+use crate::{scenario, skip};
+
+const SOON: Duration = Duration::from_secs(20);
+
+pub(crate) fn run() {
+    scenario("a process that sleeps and wakes", sleep);
+    scenario("a peer that sleeps while its kernel acknowledges", peer_sleeps);
+    wall_clock();
+}
+
+/// The bot is stopped for longer than the pong limit. When it goes on its line is alive, whatever it missed: it asks at once, once.
+fn sleep() {
+    let venue = Venue::builder().tls().start(|peer| {
+        peer.upgrade()?;
+        peer.echo()
+    });
+    let mut bot = Bot::spawn();
+    bot.start(&venue.url());
+    bot.expect("opened 1");
+    assert!(venue.wait_for_pings(3, SOON));
+    for _ in 0..3 {
+        bot.signal(Signal::STOP);
+        std::thread::sleep(3 * PONG_WITHIN);
+        let before = venue.pings();
+        bot.signal(Signal::CONT);
+        assert!(venue.wait_for_pings(before + 1, SOON), "it asks");
+        let missed = 3 * PONG_WITHIN.as_millis() / PING_EVERY.as_millis();
+        assert!(venue.pings() - before < missed as usize / 2, "it does not make up for what it missed");
+        bot.order("send awake");
+        assert_eq!(bot.expect("message"), "message 1 awake");
+    }
+    let told = bot.told_so_far();
+    assert!(!told.iter().any(|line| line.starts_with("disconnected")), "{told:?}");
+    assert_eq!(venue.openings(), 1);
+    bot.stop();
+}
+
+/// The venue's process is stopped: its kernel goes on acknowledging, and nothing else comes.
+fn peer_sleeps() {
+    let venue = Bot::spawn_venue();
+    let address = venue.expect("listening ");
+    let url = address.trim_start_matches("listening ");
+    let mut bot = Bot::spawn();
+    bot.start(url);
+    bot.expect("opened 1");
+    venue.signal(Signal::STOP);
+    bot.expect("disconnected pong_timeout");
+    bot.expect("dial_failed timeout");
+    venue.signal(Signal::CONT);
+    bot.expect("opened 2");
+    bot.stop();
+}
+
+/// An hour ahead, an hour back, a day ahead: no deadline looks at it.
+fn wall_clock() {
+    const NAME: &str = "a wall clock that jumps";
+    let library =
+        ["/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1", "/usr/lib/aarch64-linux-gnu/faketime/libfaketime.so.1"];
+    let Some(library) = library.into_iter().find(|path| std::path::Path::new(path).exists()) else {
+        return skip(NAME, "it needs libfaketime");
+    };
+    scenario(NAME, || {
+        let file = std::env::temp_dir().join(format!("tautline-clock-{}", std::process::id()));
+        let set =
+            |offset: &str| std::fs::write(&file, offset).expect("the folder for temporary files can be written to");
+        set("+0");
+        let path = file.to_str().expect("a path in UTF-8");
+        let variables = [
+            ("LD_PRELOAD", library),
+            ("FAKETIME_TIMESTAMP_FILE", path),
+            ("FAKETIME_NO_CACHE", "1"),
+            ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
+        ];
+        let venue = Venue::builder().tls().start(|peer| {
+            peer.upgrade()?;
+            peer.echo()
+        });
+        let mut bot = Bot::spawn_by(&["env"], &variables);
+        bot.start(&venue.url());
+        bot.expect("opened 1");
+        bot.order("clock");
+        let mut clock = bot.expect("clock ");
+        for offset in ["+1h", "-1h", "+1d"] {
+            set(offset);
+            let pings = venue.pings();
+            assert!(venue.wait_for_pings(pings + 10, SOON), "the pings go on");
+            bot.order("send still here");
+            assert_eq!(bot.expect("message"), "message 1 still here");
+            bot.order("clock");
+            let jumped = bot.expect("clock ");
+            assert_ne!(jumped, clock, "the clock has jumped: otherwise this shows nothing");
+            clock = jumped;
+        }
+        // Dials and waits between them, too.
+        venue.sever_all();
+        bot.expect("opened 2");
+        bot.stop();
+        std::fs::remove_file(&file).expect("it was written above");
+    });
+}
