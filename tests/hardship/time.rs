@@ -12,6 +12,7 @@ const SOON: Duration = Duration::from_secs(20);
 
 pub(crate) fn run() {
     scenario("a process that sleeps and wakes", sleep);
+    scenario("a machine that sleeps and wakes", machine_sleeps);
     scenario("a peer that sleeps while its kernel acknowledges", peer_sleeps);
     wall_clock();
 }
@@ -40,6 +41,26 @@ fn sleep() {
     let told = bot.told_so_far();
     assert!(!told.iter().any(|line| line.starts_with("disconnected")), "{told:?}");
     assert_eq!(venue.openings(), 1);
+    bot.stop();
+}
+
+/// Both ends sleep, as on a machine that is suspended: a ping is unanswered for longer than the limit allows, and yet nobody is dead.
+fn machine_sleeps() {
+    let venue = Bot::spawn_venue();
+    let address = venue.expect("listening ");
+    let mut bot = Bot::spawn();
+    bot.start(address.trim_start_matches("listening "));
+    bot.expect("opened 1");
+    venue.signal(Signal::STOP);
+    // Long enough for a ping to go out, and not to be overdue.
+    std::thread::sleep(2 * PING_EVERY);
+    bot.signal(Signal::STOP);
+    std::thread::sleep(2 * PONG_WITHIN);
+    bot.signal(Signal::CONT);
+    std::thread::sleep(PONG_WITHIN / 8);
+    venue.signal(Signal::CONT);
+    bot.order("send awake");
+    assert_eq!(bot.expect("message"), "message 1 awake");
     bot.stop();
 }
 
