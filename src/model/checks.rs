@@ -360,7 +360,7 @@ fn the_events_queue_loses_no_wake_up_under_any_rule() {
                 match event {
                     Event::Message(_) => got += 1,
                     Event::Lag(lag) => lost += lag.lost,
-                    Event::Disconnected(_) => drop(client.stopper().signal()),
+                    Event::Disconnected(_) => client.stopper().signal(),
                     _ => {}
                 }
             }

@@ -138,7 +138,7 @@ impl<S: Scheduler> Scheduler for Timed<S> {
         let others: Vec<&Task> = runnable.iter().copied().filter(|task| task.id() != clock).collect();
         IS_IDLE.set(others.is_empty());
         let leaps = self.pace == Pace::AnyTime && others.len() < runnable.len();
-        if others.is_empty() || (leaps && self.inner.next_u64().is_multiple_of(STEPS_PER_LEAP)) {
+        if others.is_empty() || (leaps && self.inner.next_u64() % STEPS_PER_LEAP == 0) {
             return Some(clock);
         }
         self.inner.next_task(&others, current, is_yielding)

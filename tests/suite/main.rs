@@ -4,6 +4,7 @@ mod closing;
 mod delivery;
 mod dialling;
 mod heartbeat;
+mod keys;
 mod reconnecting;
 mod sending;
 mod stopping;

@@ -1,0 +1,168 @@
+//! Many lines in one process: how long they take to open, to answer, to come back after the server has dropped them all, and to stop, and
+//! what each of them holds. `cargo bench --bench lines [-- COUNT]`, 1,000 by default; the server is a process of its own.
+
+use std::alloc::System;
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
+use tautline::testing::Venue;
+use tautline::{Client, Disconnect, Handler, Line, MessageRef, Pushed};
+
+#[global_allocator]
+static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
+
+const SERVER: &str = "TAUTLINE_LINES_SERVER";
+
+/// What each line sends and gets back.
+const EXCHANGES: usize = 10;
+
+fn main() {
+    // Two descriptors a line, and two more while it dials.
+    let limit = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).expect("the soft limit may be raised");
+    match std::env::var(SERVER).as_deref() {
+        Ok(kind) => serve(kind == "tls"),
+        _ => {
+            let count = std::env::args().find_map(|argument| argument.parse().ok()).unwrap_or(1000);
+            measure(count, false);
+            measure(count, true);
+        }
+    }
+}
+
+/// The server's process: drops every connection when it is told to.
+fn serve(is_tls: bool) {
+    let builder = Venue::builder().forgetful();
+    let builder = if is_tls { builder.tls() } else { builder };
+    let venue = builder.start(|peer| {
+        peer.upgrade()?;
+        peer.echo()
+    });
+    println!("{}", venue.url());
+    for _ in std::io::stdin().lock().lines().map_while(Result::ok) {
+        venue.sever_all();
+    }
+}
+
+struct Server {
+    process: Child,
+    orders: ChildStdin,
+    url: String,
+}
+
+impl Server {
+    fn start(is_tls: bool) -> Server {
+        let own = std::env::current_exe().expect("this program has a path");
+        let mut command = Command::new(own);
+        command.env(SERVER, if is_tls { "tls" } else { "plain" }).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut process = command.spawn().expect("the server's process can be started");
+        let mut url = String::new();
+        let output = process.stdout.take().expect("it is piped");
+        BufReader::new(output).read_line(&mut url).expect("it tells where it listens");
+        let orders = process.stdin.take().expect("it is piped");
+        Server { process, orders, url: url.trim().to_owned() }
+    }
+}
+
+enum Told {
+    Opened,
+    Answered,
+    Ended,
+}
+
+struct Tells {
+    to: Sender<Told>,
+    answers: usize,
+}
+
+impl Handler for Tells {
+    fn opened(&mut self, _: &mut Line<'_>) {
+        self.answers = 0;
+        self.to.send(Told::Opened).ok();
+    }
+
+    fn message(&mut self, _: &mut Line<'_>, _: MessageRef<'_>) {
+        self.answers += 1;
+        if self.answers == EXCHANGES {
+            self.to.send(Told::Answered).ok();
+        }
+    }
+
+    fn disconnected(&mut self, _: &Disconnect) {
+        self.to.send(Told::Ended).ok();
+    }
+}
+
+fn measure(count: usize, is_tls: bool) {
+    let mut server = Server::start(is_tls);
+    let (to, told) = channel();
+    let tells = || Tells { to: to.clone(), answers: 0 };
+    let builder = Client::builder(server.url.as_str()).tls_root(Venue::root_pem()).thread_stack_size(256 * 1024);
+    // Whatever the first line of a process costs for good (the roots of TLS) is not a line's.
+    let first = builder.clone().start(tells()).expect("it starts");
+    await_all(&told, 1, &mut 0, |told| matches!(told, Told::Opened));
+    let (heap, resident) = (live_heap(), field("VmRSS:"));
+    let mut threads = 0;
+
+    let opening = Instant::now();
+    let clients: Vec<Client<Pushed>> =
+        (0..count).map(|_| builder.clone().start(tells()).expect("there are threads")).collect();
+    await_all(&told, count, &mut threads, |told| matches!(told, Told::Opened));
+    let opened = opening.elapsed();
+    let heap = (live_heap() - heap) / count;
+    let resident = (field("VmRSS:") - resident) / count;
+
+    let exchanging = Instant::now();
+    for _ in 0..EXCHANGES {
+        clients.iter().for_each(|client| drop(client.send_text("as ever")));
+    }
+    await_all(&told, count, &mut threads, |told| matches!(told, Told::Answered));
+    let exchanged = exchanging.elapsed();
+
+    let dropping = Instant::now();
+    writeln!(server.orders, "drop").expect("the server lives");
+    await_all(&told, count + 1, &mut threads, |told| matches!(told, Told::Opened));
+    let back = dropping.elapsed();
+
+    let stopping = Instant::now();
+    clients.iter().for_each(|client| client.stopper().signal());
+    let clean = clients.iter().filter(|client| client.stop(Duration::from_secs(5)).is_clean()).count();
+    let stopped = stopping.elapsed();
+    drop(first);
+    println!(
+        "{count} lines, {}: open after {opened:.0?}, {EXCHANGES} answers on each after {exchanged:.0?}, all back {back:.0?} after a drop of \
+         all, stopped after {stopped:.0?} ({clean} clean); {threads} threads at most, {:.1} KiB of live heap and {resident} KiB resident a line",
+        if is_tls { "TLS" } else { "plain" },
+        heap as f64 / 1024.0,
+    );
+    drop(server.orders);
+    server.process.wait().expect("it is a child of ours");
+}
+
+/// Waits for so many of a kind, and keeps the highest number of threads seen.
+fn await_all(told: &Receiver<Told>, count: usize, threads: &mut usize, is_kind: impl Fn(&Told) -> bool) {
+    let mut left = count;
+    while left > 0 {
+        let next = told.recv_timeout(Duration::from_secs(60)).expect("something happens within a minute");
+        left -= usize::from(is_kind(&next));
+        if left % 100 == 0 {
+            *threads = (*threads).max(field("Threads:"));
+        }
+    }
+}
+
+fn live_heap() -> usize {
+    let stats = ALLOCATOR.stats();
+    stats.bytes_allocated - stats.bytes_deallocated
+}
+
+/// A figure of `/proc/self/status`, in its own unit.
+fn field(name: &str) -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find(|line| line.starts_with(name));
+    line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok()).unwrap_or(0)
+}
