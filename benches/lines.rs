@@ -134,8 +134,8 @@ fn measure(count: usize, is_tls: bool) {
     let stopped = stopping.elapsed();
     drop(first);
     println!(
-        "{count} lines, {}: open after {opened:.0?}, {EXCHANGES} answers on each after {exchanged:.0?}, all back {back:.0?} after a drop of \
-         all, stopped after {stopped:.0?} ({clean} clean); {threads} threads at most, {:.1} KiB of live heap and {resident} KiB resident a line",
+        "{count} lines, {}: open after {opened:.2?}, {EXCHANGES} answers on each after {exchanged:.2?}, all back {back:.2?} after a drop of \
+         all, stopped after {stopped:.2?} ({clean} clean); {threads} threads at most, {:.1} KiB of live heap and {resident} KiB resident a line",
         if is_tls { "TLS" } else { "plain" },
         heap as f64 / 1024.0,
     );

@@ -18,6 +18,9 @@ const DROP_WITHIN: Duration = Duration::from_secs(5);
 /// Enough for a script and a TLS handshake, and little enough for a thousand connections.
 const STACK: usize = 512 * 1024;
 
+/// How many connections may wait to be accepted. The system may allow fewer.
+const BACKLOG: i32 = 4096;
+
 /// How many messages the venue remembers.
 const REMEMBERED: usize = 100_000;
 
@@ -210,6 +213,8 @@ impl VenueBuilder {
     pub fn start(self, script: impl Fn(&mut Peer) -> io::Result<()> + Send + Sync + 'static) -> Venue {
         let wanted = self.address.unwrap_or_else(|| ([127, 0, 0, 1], 0).into());
         let listener = TcpListener::bind(wanted).unwrap_or_else(|error| panic!("cannot listen on {wanted}: {error}"));
+        // A longer queue than the default of 128: a thousand clients that come back at once would wait a second for their lost SYNs.
+        socket2::SockRef::from(&listener).listen(BACKLOG).expect("a socket that listens may listen again");
         let address = listener.local_addr().expect("a bound socket has an address");
         let acceptor = self.certificate.map(acceptor);
         let is_tls = acceptor.is_some();
