@@ -68,14 +68,14 @@ impl Server {
     /// The next text of the client, among what the server prints of its own.
     fn expect_text(&mut self, text: &str) {
         loop {
-            let frames = (0..self.seen.len().saturating_sub(6)).filter(|&at| {
+            let found = (0..self.seen.len().saturating_sub(6)).rfind(|&at| {
                 let frame = &self.seen[at..];
                 let len = usize::from(frame[1] & 0x7f);
                 let key = &frame[2..6];
                 let payload = frame[6..].iter().zip(key.iter().cycle()).map(|(byte, key)| byte ^ key);
                 frame[0] == 0x81 && len == text.len() && payload.take(len).eq(text.bytes())
             });
-            if let Some(at) = frames.last() {
+            if let Some(at) = found {
                 self.seen.drain(..at);
                 return;
             }
