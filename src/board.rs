@@ -4,7 +4,6 @@ use std::any::Any;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::config::Settings;
 use crate::dial::Waker;
 use crate::error::{Error, ErrorKind};
 use crate::lifecycle::{Lifecycle, Shutdown, StopReport};
@@ -47,14 +46,20 @@ pub(crate) struct Board {
     pub(crate) lifecycle: Arc<Lifecycle>,
     pub(crate) shutdown: Shutdown,
     pub(crate) counters: Arc<Counters>,
-    pub(crate) send_within: Duration,
-    pub(crate) close_within: Duration,
+    pub(crate) budgets: Budgets,
     /// Held for moments, and never while another lock is taken.
     public: Mutex<Public>,
     /// Signalled when `public` changes. Waits under `public`.
     changed: Condvar,
     /// Rings the heart. One ring is remembered, so none is lost.
     pub(crate) bell: Ringer<()>,
+}
+
+/// What senders may spend.
+#[derive(Clone, Copy)]
+pub(crate) struct Budgets {
+    pub(crate) send_within: Duration,
+    pub(crate) close_within: Duration,
 }
 
 struct Public {
@@ -82,14 +87,13 @@ pub(crate) enum Slot {
 
 impl Board {
     /// The board, and the bell that the heart listens to.
-    pub(crate) fn new(lifecycle: Lifecycle, settings: &Settings) -> (Arc<Self>, Receiver<()>) {
+    pub(crate) fn new(lifecycle: Lifecycle, budgets: Budgets) -> (Arc<Self>, Receiver<()>) {
         let (ringer, bell) = bounded(1);
         let board = Board {
             shutdown: lifecycle.shutdown_signal(),
             lifecycle: Arc::new(lifecycle),
             counters: Arc::default(),
-            send_within: settings.send_within,
-            close_within: settings.close_within,
+            budgets,
             public: Mutex::new(Public {
                 state: State::Connecting { attempt: 1 },
                 epoch: 0,

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::board::Budgets;
 use crate::dial::{Resolver, TcpOptions, TlsOptions};
 use crate::endpoint::{Endpoint, Target};
 use crate::error::{Error, ErrorKind};
@@ -523,6 +524,10 @@ impl fmt::Debug for Builder {
 }
 
 impl Settings {
+    pub(crate) fn budgets(&self) -> Budgets {
+        Budgets { send_within: self.send_within, close_within: self.close_within }
+    }
+
     pub(crate) fn rules(&self) -> Rules {
         Rules {
             backoff: Backoff { min: self.retry_min, max: self.retry_max },

@@ -81,7 +81,7 @@ pub fn line(bytes: &[u8]) {
         return;
     }
     let settings = Settings { max_message: MAX_MESSAGE, ..Settings::default() };
-    let (board, _bell) = Board::new(Lifecycle::new(None), &settings);
+    let (board, _bell) = Board::new(Lifecycle::new(None), settings.budgets());
     let (bell, _heart) = bounded(1);
     let agreed = Deflate::new().accept(&["permessage-deflate".to_owned()]).ok().flatten().filter(|_| shape & 1 == 1);
     let (inflater, deflater) = agreed.map(|agreed| agreed.engines()).unzip();

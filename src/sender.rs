@@ -185,7 +185,7 @@ impl Sender {
     }
 
     pub(crate) fn reconnect_on(&self, line: &OpenLine) {
-        line.leave(after(sync::now(), self.board.close_within));
+        line.leave(after(sync::now(), self.board.budgets.close_within));
     }
 
     fn send_on(&self, line: &OpenLine, payload: Payload<'_>) -> Result<Receipt, SendError> {
@@ -205,7 +205,7 @@ impl Sender {
     }
 
     fn deadline(&self) -> Deadline {
-        Deadline::new("send_within", self.board.send_within, sync::now())
+        Deadline::new("send_within", self.board.budgets.send_within, sync::now())
     }
 }
 

@@ -6,8 +6,6 @@ use rand::rngs::StdRng;
 use rand::{Rng, make_rng};
 use tungstenite::protocol::frame::coding::{CloseCode, Control, Data, OpCode};
 
-use crate::line::messages::Breach;
-
 /// The read buffer of a quiet line.
 const SIZE_MIN: usize = 16 * 1024;
 
@@ -127,6 +125,27 @@ impl ReadBuffer {
     #[cfg(any(test, all(feature = "internals", unix)))]
     pub(crate) fn size(&self) -> usize {
         self.bytes.len()
+    }
+}
+
+/// What the peer did wrong, and the close code that says so (RFC 6455 section 7.4.1).
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Breach {
+    pub(crate) code: CloseCode,
+    pub(crate) what: &'static str,
+}
+
+impl Breach {
+    pub(crate) fn protocol(what: &'static str) -> Self {
+        Breach { code: CloseCode::Protocol, what }
+    }
+
+    pub(crate) fn invalid_text() -> Self {
+        Breach { code: CloseCode::Invalid, what: "text that is not UTF-8" }
+    }
+
+    pub(crate) fn too_long() -> Self {
+        Breach { code: CloseCode::Size, what: "a message longer than max_message" }
     }
 }
 
@@ -296,12 +315,6 @@ pub(crate) fn mask(bytes: &mut [u8], key: [u8; 4]) {
     }
     for (byte, key) in words.into_remainder().iter_mut().zip(key.iter().cycle()) {
         *byte ^= key;
-    }
-}
-
-impl Breach {
-    pub(crate) fn protocol(what: &'static str) -> Self {
-        Breach { code: CloseCode::Protocol, what }
     }
 }
 

@@ -3,7 +3,7 @@
 use tungstenite::protocol::frame::coding::{CloseCode, Control, Data, OpCode};
 
 use crate::line::deflate::{InflateError, Inflater};
-use crate::line::frames::{Head, ReadBuffer};
+use crate::line::frames::{Breach, Head, ReadBuffer};
 
 /// What the assembler keeps of its buffer after a large message.
 const KEEP: usize = 64 * 1024;
@@ -17,23 +17,6 @@ pub(crate) enum Incoming<'a> {
     Pong(&'a [u8]),
     /// `None`: a close frame without a code.
     Close(Option<(u16, &'a str)>),
-}
-
-/// What the peer did wrong, and the close code that says so (RFC 6455 section 7.4.1).
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Breach {
-    pub(crate) code: CloseCode,
-    pub(crate) what: &'static str,
-}
-
-impl Breach {
-    fn invalid_text() -> Self {
-        Breach { code: CloseCode::Invalid, what: "text that is not UTF-8" }
-    }
-
-    fn too_long() -> Self {
-        Breach { code: CloseCode::Size, what: "a message longer than max_message" }
-    }
 }
 
 /// How much is taken.
