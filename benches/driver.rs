@@ -1,7 +1,7 @@
 //! This client as a driver for the load server: `driver echo URL N SIZE | firehose URL | paced URL` prints one line of JSON.
 //!
 //! Messages are taken by a handler on the reader thread; with `PULL=1` through `events()`, sends then come from another thread than the
-//! reader's. `CA` names the root certificate. Times are CLOCK_MONOTONIC, CPU is that of the whole process.
+//! reader's; with `SPIN=1` the reader spins (`busy_poll`). `CA` names the root certificate. Times are CLOCK_MONOTONIC, CPU is that of the whole process.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -27,6 +27,9 @@ fn main() -> ExitCode {
     if url.starts_with("wss") {
         let file = std::env::var("CA").unwrap_or_else(|_| "certs/ca.pem".to_owned());
         builder = builder.tls_root(std::fs::read(file).expect("CA names a readable file")).tls_only_given_roots();
+    }
+    if std::env::var_os("SPIN").is_some() {
+        builder = builder.busy_poll();
     }
     if std::env::var_os("PULL").is_some() {
         pull(builder, job)
@@ -135,6 +138,9 @@ fn pull(builder: Builder, mut job: Job) {
 }
 
 fn name() -> &'static str {
+    if std::env::var_os("SPIN").is_some() {
+        builder = builder.busy_poll();
+    }
     if std::env::var_os("PULL").is_some() { "tautline-events" } else { "tautline" }
 }
 

@@ -124,7 +124,7 @@ impl Builder {
     ) -> Result<Client<M>, Error> {
         let config = self.check()?;
         let settings = &config.settings;
-        let (board, bell) = Board::new(Lifecycle::new(settings.thread_stack_size), settings.budgets());
+        let (board, bell) = Board::new(Lifecycle::new(settings.threads.clone()), settings.budgets());
         let queue = Arc::new(Queue::new(settings.queue));
         let client = Client {
             sender: Sender::new(Arc::clone(&board)),

@@ -11,6 +11,7 @@ use crate::dial::{Resolver, TcpOptions, TlsOptions};
 use crate::endpoint::{Endpoint, Target};
 use crate::error::{Error, ErrorKind};
 use crate::event::MessageRef;
+use crate::lifecycle::ThreadOptions;
 use crate::line::deflate::Deflate;
 use crate::queue::{Bounds, WhenFull};
 use crate::state::{Rules, Verdict};
@@ -53,7 +54,7 @@ pub(crate) struct Settings {
     pub(crate) max_message: usize,
     pub(crate) max_frame: Option<usize>,
     pub(crate) queue: Bounds,
-    pub(crate) thread_stack_size: Option<usize>,
+    pub(crate) threads: ThreadOptions,
 }
 
 impl Default for Settings {
@@ -80,7 +81,7 @@ impl Default for Settings {
             max_message: 16 << 20,
             max_frame: None,
             queue: Bounds { messages: 65_536, bytes: 64 << 20, when_full: WhenFull::default() },
-            thread_stack_size: None,
+            threads: ThreadOptions::default(),
         }
     }
 }
@@ -486,7 +487,23 @@ impl Builder {
     /// The stack of each thread. Defaults to Rust's own, 2 MiB of address space; for programs with many lines, 128 KiB will do unless the
     /// handler needs more.
     pub fn thread_stack_size(mut self, bytes: usize) -> Self {
-        self.settings.thread_stack_size = Some(bytes);
+        self.settings.threads.stack_size = Some(bytes);
+        self
+    }
+
+    /// Called by each thread of the client, with its name, before it does anything else: to pin it to a core, raise its priority or register it.
+    /// The name is `tautline-reader`, `tautline-heart` or `tautline-resolve`. A panic in it is logged, and the thread goes on. Defaults to nothing.
+    pub fn on_thread_start(mut self, hook: impl Fn(&str) + Send + Sync + 'static) -> Self {
+        self.settings.threads.on_start = Some(Arc::new(hook));
+        self
+    }
+
+    /// The reader asks the kernel again and again instead of sleeping until something comes. A message then waits for no wake-up, which is most
+    /// of the way from the wire to a handler on a quiet line; it costs a core for as long as the line is open. Pin the reader to one of its
+    /// own ([`on_thread_start`](Builder::on_thread_start)). Defaults to off.
+    #[cfg(unix)]
+    pub fn busy_poll(mut self) -> Self {
+        self.settings.tcp.busy_poll = true;
         self
     }
 

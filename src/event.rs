@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use http::HeaderMap;
 
@@ -115,6 +115,12 @@ impl<'a> MessageRef<'a> {
         self.received_at
     }
 
+    /// [`received_at`](MessageRef::received_at) by the wall clock, worked out when it is asked for: the wall clock's now, less the time that has
+    /// passed since. Costs two readings of clocks; a wall clock that was set in between shows.
+    pub fn received_wall(&self) -> SystemTime {
+        wall_of(self.received_at)
+    }
+
     /// A copy that may be kept.
     pub fn to_owned(&self) -> Message {
         let content = match self.payload {
@@ -220,6 +226,16 @@ impl Message {
     pub fn received_at(&self) -> Instant {
         self.received_at
     }
+
+    /// As [`MessageRef::received_wall`].
+    pub fn received_wall(&self) -> SystemTime {
+        wall_of(self.received_at)
+    }
+}
+
+fn wall_of(at: Instant) -> SystemTime {
+    let now = SystemTime::now();
+    now.checked_sub(at.elapsed()).unwrap_or(now)
 }
 
 impl fmt::Debug for Message {

@@ -10,7 +10,7 @@ use crate::board::Board;
 use crate::config::Settings;
 use crate::event::{DialFailure, Disconnect, MessageRef, Opened, Stopped};
 use crate::handler::{Delivery, Full, Line};
-use crate::lifecycle::Lifecycle;
+use crate::lifecycle::{Lifecycle, ThreadOptions};
 use crate::line::OpenLine;
 use crate::line::deflate::Deflate;
 use crate::line::frames::{Head, ReadBuffer};
@@ -81,12 +81,13 @@ pub fn line(bytes: &[u8]) {
         return;
     }
     let settings = Settings { max_message: MAX_MESSAGE, ..Settings::default() };
-    let (board, _bell) = Board::new(Lifecycle::new(None), settings.budgets());
+    let (board, _bell) = Board::new(Lifecycle::new(ThreadOptions::default()), settings.budgets());
     let (bell, _heart) = bounded(1);
     let agreed = Deflate::new().accept(&["permessage-deflate".to_owned()]).ok().flatten().filter(|_| shape & 1 == 1);
     let (inflater, deflater) = agreed.map(|agreed| agreed.engines()).unzip();
     let outlet = Outlet::new(deflater, None);
-    let line = Arc::new(OpenLine::new(1, LineSocket::new(ours), None, outlet, bell, Arc::new(Counters::default())));
+    let line =
+        Arc::new(OpenLine::new(1, LineSocket::new(ours, false), None, outlet, bell, Arc::new(Counters::default())));
     let opened = Opened {
         epoch: 1,
         took: std::time::Duration::ZERO,

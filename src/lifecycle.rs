@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -25,8 +26,19 @@ pub(crate) struct Lifecycle {
     signal: Mutex<Option<Sender<Infallible>>>,
     /// Lock order: `threads`, then a thread's `handle`.
     threads: Mutex<Vec<Arc<Tracked>>>,
-    stack_size: Option<usize>,
+    options: ThreadOptions,
 }
+
+/// How the threads of a client are made.
+#[derive(Clone, Default)]
+pub(crate) struct ThreadOptions {
+    /// `None`: as Rust does by itself.
+    pub(crate) stack_size: Option<usize>,
+    pub(crate) on_start: Option<ThreadHook>,
+}
+
+/// Called by each thread with its name before anything else.
+pub(crate) type ThreadHook = Arc<dyn Fn(&str) + Send + Sync>;
 
 /// A thread that has been spawned and not yet been forgotten.
 struct Tracked {
@@ -49,10 +61,10 @@ pub(crate) enum Patience {
 }
 
 impl Lifecycle {
-    pub(crate) fn new(stack_size: Option<usize>) -> Self {
+    pub(crate) fn new(options: ThreadOptions) -> Self {
         let (signal, gone) = bounded(0);
         let shutdown = Shutdown { gone, requested: Arc::new(AtomicBool::new(false)) };
-        Lifecycle { shutdown, signal: Mutex::new(Some(signal)), threads: Mutex::default(), stack_size }
+        Lifecycle { shutdown, signal: Mutex::new(Some(signal)), threads: Mutex::default(), options }
     }
 
     /// What a thread watches to learn that it has to end.
@@ -78,13 +90,20 @@ impl Lifecycle {
 
         let (running, done) = bounded::<Infallible>(0);
         let mut builder = thread::Builder::new().name(name.to_owned());
-        if let Some(size) = self.stack_size {
+        if let Some(size) = self.options.stack_size {
             builder = builder.stack_size(size);
         }
+        let on_start = self.options.on_start.clone();
         let handle = builder
             .spawn(move || {
                 // Named, so that it lives until the thread's last line: dropping it is what "done" means.
                 let _running = running;
+                if let Some(on_start) = on_start {
+                    // The hook is the user's. A line is worth more than a pinned thread.
+                    if catch_unwind(AssertUnwindSafe(|| on_start(name))).is_err() {
+                        log::error!("the hook for new threads panicked on {name}");
+                    }
+                }
                 body();
             })
             .map_err(|error| Error::caused(ErrorKind::Io, format!("starting the thread {name}"), error))?;
@@ -314,7 +333,7 @@ mod tests {
 
     #[test]
     fn threads_that_watch_the_signal_are_joined_and_reported() {
-        let lifecycle = Lifecycle::new(None);
+        let lifecycle = Lifecycle::new(ThreadOptions::default());
         for _ in 0..3 {
             let shutdown = lifecycle.shutdown_signal();
             let body = move || assert_eq!(wait(&shutdown, &never::<()>(), None), Woken::Shutdown);
@@ -333,7 +352,7 @@ mod tests {
 
     #[test]
     fn a_late_thread_is_named_and_joined_by_a_later_call() {
-        let lifecycle = Lifecycle::new(None);
+        let lifecycle = Lifecycle::new(ThreadOptions::default());
         let (release, held) = bounded::<()>(0);
         lifecycle
             .spawn("holdout", Patience::Deadline, move || assert!(held.recv().is_err()))
@@ -348,7 +367,7 @@ mod tests {
 
     #[test]
     fn an_impatient_join_does_not_wait_for_the_whole_deadline() {
-        let lifecycle = Lifecycle::new(None);
+        let lifecycle = Lifecycle::new(ThreadOptions::default());
         let (release, held) = bounded::<()>(0);
         let patience = Patience::AtMost(Duration::from_millis(5));
         lifecycle.spawn("lookup", patience, move || assert!(held.recv().is_err())).expect("threads are there");
@@ -361,7 +380,7 @@ mod tests {
 
     #[test]
     fn no_thread_is_born_behind_a_stop() {
-        let lifecycle = Lifecycle::new(None);
+        let lifecycle = Lifecycle::new(ThreadOptions::default());
         lifecycle.shutdown();
         let refused = lifecycle.spawn("late", Patience::Deadline, || unreachable!("it must not run"));
         assert_eq!(refused.expect_err("the lifecycle has ended").kind(), ErrorKind::Stopped);
@@ -370,7 +389,7 @@ mod tests {
 
     #[test]
     fn a_thread_that_joins_itself_is_reported_as_current() {
-        let lifecycle = Arc::new(Lifecycle::new(None));
+        let lifecycle = Arc::new(Lifecycle::new(ThreadOptions::default()));
         let (tell, told) = unbounded();
         let inside = Arc::clone(&lifecycle);
         let body = move || {
@@ -385,7 +404,7 @@ mod tests {
 
     #[test]
     fn a_panicking_thread_counts_as_ended() {
-        let lifecycle = Lifecycle::new(None);
+        let lifecycle = Lifecycle::new(ThreadOptions::default());
         lifecycle.spawn("panics", Patience::Deadline, || panic!("on purpose")).expect("threads are there");
         lifecycle.shutdown();
         assert!(lifecycle.join_until(soon()).is_clean());
@@ -393,7 +412,7 @@ mod tests {
 
     #[test]
     fn many_may_join_at_once() {
-        let lifecycle = Arc::new(Lifecycle::new(None));
+        let lifecycle = Arc::new(Lifecycle::new(ThreadOptions::default()));
         let shutdown = lifecycle.shutdown_signal();
         let body = move || assert_eq!(wait(&shutdown, &never::<()>(), None), Woken::Shutdown);
         lifecycle.spawn("worker", Patience::Deadline, body).expect("threads are there");
@@ -409,7 +428,7 @@ mod tests {
 
     #[test]
     fn a_wait_tells_its_four_ends_apart() {
-        let lifecycle = Lifecycle::new(None);
+        let lifecycle = Lifecycle::new(ThreadOptions::default());
         let shutdown = lifecycle.shutdown_signal();
         let (ring, bell) = unbounded();
         assert_eq!(wait(&shutdown, &bell, Some(Instant::now())), Woken::Due);

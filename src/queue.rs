@@ -496,7 +496,7 @@ mod tests {
     use super::*;
     use crate::error::Error;
     use crate::event::Payload;
-    use crate::lifecycle::Lifecycle;
+    use crate::lifecycle::{Lifecycle, ThreadOptions};
 
     fn queue(messages: usize, when_full: WhenFull) -> Queue {
         Queue::new(Bounds { messages, bytes: 1000, when_full })
@@ -511,7 +511,7 @@ mod tests {
     }
 
     fn push(queue: &Queue, texts: &[&str]) -> Result<(), Full> {
-        let lifecycle = Lifecycle::new(None);
+        let lifecycle = Lifecycle::new(ThreadOptions::default());
         let mut batch = texts.iter().map(|text| message(text)).collect();
         queue.push_batch(&mut batch, &lifecycle.shutdown_signal())
     }
@@ -602,7 +602,7 @@ mod tests {
     #[test]
     fn a_blocked_reader_ends_on_shutdown() {
         let queue = queue(1, WhenFull::Block);
-        let lifecycle = Lifecycle::new(None);
+        let lifecycle = Lifecycle::new(ThreadOptions::default());
         let shutdown = lifecycle.shutdown_signal();
         let mut batch = VecDeque::from([message("a"), message("b")]);
         std::thread::scope(|scope| {

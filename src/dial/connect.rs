@@ -26,6 +26,8 @@ pub(crate) struct TcpOptions {
     pub(crate) receive_buffer: Option<usize>,
     pub(crate) send_buffer: Option<usize>,
     pub(crate) bind: Option<IpAddr>,
+    /// Of the open line, not of the dial.
+    pub(crate) busy_poll: bool,
 }
 
 /// Connects to the first of the addresses that accepts. The socket is left non-blocking.

@@ -372,7 +372,7 @@ mod tests {
     #[test]
     fn nothing_follows_a_message_that_broke_off() {
         let (ours, mut theirs) = Socket::pair(Domain::UNIX, Type::STREAM, None).expect("a pair");
-        let duplex = Duplex::new(LineSocket::new(ours), None);
+        let duplex = Duplex::new(LineSocket::new(ours, false), None);
         let mut outlet = Outlet::new(None, None);
         let deadline = |millis| Deadline::new("send_within", Duration::from_millis(millis), Instant::now());
         // More than the kernel takes while nobody reads.

@@ -9,21 +9,42 @@ use socket2::Socket;
 /// A connected, blocking socket. Every call may be made from any thread, and none takes a lock.
 pub(crate) struct LineSocket {
     socket: Socket,
+    /// `receive` asks again and again instead of sleeping.
+    #[cfg_attr(not(unix), expect(dead_code, reason = "there the setting does not exist"))]
+    is_spinning: bool,
 }
 
 impl LineSocket {
     /// `socket` is blocking; on Windows it has a receive timeout, because there `shutdown` does not wake a blocked `recv`.
-    pub(crate) fn new(socket: Socket) -> Self {
-        LineSocket { socket }
+    pub(crate) fn new(socket: Socket, is_spinning: bool) -> Self {
+        LineSocket { socket, is_spinning }
     }
 
     /// Blocks until bytes come; 0 at the end. An interruption by a signal, or by the receive timeout of a platform that needs one, is
     /// `Interrupted`.
     pub(crate) fn receive(&self, room: &mut [u8]) -> io::Result<usize> {
+        #[cfg(unix)]
+        if self.is_spinning {
+            return self.spin(room);
+        }
         (&self.socket).read(room).map_err(|error| match error.kind() {
             ErrorKind::WouldBlock | ErrorKind::TimedOut if cfg!(windows) => ErrorKind::Interrupted.into(),
             _ => error,
         })
+    }
+
+    /// Ends as a blocking `recv` does: when bytes come, or when the line is severed.
+    #[cfg(unix)]
+    fn spin(&self, room: &mut [u8]) -> io::Result<usize> {
+        use rustix::io::Errno;
+        use rustix::net::{RecvFlags, recv};
+        loop {
+            match recv(&self.socket, &mut *room, RecvFlags::DONTWAIT) {
+                Ok((_, count)) => return Ok(count),
+                Err(Errno::WOULDBLOCK) => std::hint::spin_loop(),
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 
     /// One `send` that does not wait for room; retried when a signal interrupts it.

@@ -9,7 +9,7 @@ use shuttle::thread::spawn;
 use super::sync::channel::bounded;
 use super::venue::{CLOSE, Dial, PING, Peer, TEXT, venue};
 use super::{elapsed, explore, is_exact};
-use crate::lifecycle::{Lifecycle, Patience, Woken, wait};
+use crate::lifecycle::{Lifecycle, Patience, ThreadOptions, Woken, wait};
 use crate::{Builder, Client, ErrorKind, Event, Handler, Line, MessageRef, Outcome, SendError, State, WhenFull};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -43,7 +43,7 @@ fn stop<D>(client: Client<D>, within: Duration) {
 #[test]
 fn no_thread_is_born_behind_a_shutdown_and_every_joiner_sees_the_end() {
     explore(|| {
-        let lifecycle = Arc::new(Lifecycle::new(None));
+        let lifecycle = Arc::new(Lifecycle::new(ThreadOptions::default()));
         let shutdown = lifecycle.shutdown_signal();
         let sleeper = move || assert_eq!(wait(&shutdown, &super::sync::channel::never::<()>(), None), Woken::Shutdown);
         let spawner = {

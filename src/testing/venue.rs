@@ -10,7 +10,7 @@ use native_tls::{Identity, TlsAcceptor};
 use parking_lot::{Condvar, Mutex};
 
 use super::peer::Peer;
-use crate::lifecycle::{Lifecycle, Patience, Shutdown as Stop};
+use crate::lifecycle::{Lifecycle, Patience, Shutdown as Stop, ThreadOptions};
 
 /// How long a dropped venue waits for its threads. Scripts of this module end at once; one of the user's own may not.
 const DROP_WITHIN: Duration = Duration::from_secs(5);
@@ -218,7 +218,7 @@ impl VenueBuilder {
         let address = listener.local_addr().expect("a bound socket has an address");
         let acceptor = self.certificate.map(acceptor);
         let is_tls = acceptor.is_some();
-        let lifecycle = Lifecycle::new(Some(STACK));
+        let lifecycle = Lifecycle::new(ThreadOptions { stack_size: Some(STACK), ..ThreadOptions::default() });
         let stop = lifecycle.shutdown_signal();
         let shared = Shared {
             lifecycle,

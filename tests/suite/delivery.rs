@@ -1,13 +1,13 @@
 //! Messages on their way to the program: the events queue and its rules.
 
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant, SystemTime};
 
-use crossbeam_channel::{bounded, select};
+use crossbeam_channel::{bounded, select, unbounded};
 use tautline::testing::Venue;
 use tautline::{Event, NoEvent, WhenFull};
 
-use crate::support::{MS, SOON, builder, disconnected, message, next, opened};
+use crate::support::{MS, SOON, builder, disconnected, message, next, opened, plain_and_tls};
 
 /// Sends `count` numbered messages, then a last one that says so when the test lets it.
 fn burst(count: usize, finish: crossbeam_channel::Receiver<()>) -> Venue {
@@ -221,4 +221,77 @@ fn several_may_pull_and_each_event_goes_to_one() {
     });
     assert_eq!(total, 1000);
     drop(go);
+}
+
+#[test]
+fn a_reader_that_spins_delivers_sends_and_stops_like_any_other() {
+    plain_and_tls(|builder_of_venue| {
+        let venue = builder_of_venue().start(|peer| {
+            peer.upgrade()?;
+            peer.echo()
+        });
+        let client = builder(&venue).busy_poll().connect().expect("it opens");
+        let mut events = client.events();
+        opened(&mut events);
+        for number in 0..100 {
+            client.send_text(&number.to_string()).expect("the line is open");
+            assert_eq!(message(&mut events).text(), Some(number.to_string().as_str()));
+        }
+        venue.sever_all();
+        disconnected(&mut events);
+        assert_eq!(opened(&mut events).epoch, 2);
+        assert!(client.stop(SOON).is_clean());
+        // A venue that says nothing: what ends the spinning is the stop.
+        let silent = builder_of_venue().start(|peer| {
+            peer.upgrade()?;
+            peer.drain()
+        });
+        let client = builder(&silent).busy_poll().close_within(10 * MS).connect().expect("it opens");
+        assert!(client.stop(SOON).is_clean());
+    });
+}
+
+#[test]
+fn every_thread_calls_the_hook_first_and_outlives_a_panic_in_it() {
+    let venue = Venue::builder().tls().start(|peer| {
+        peer.upgrade()?;
+        peer.echo()
+    });
+    let (started, threads) = unbounded();
+    let hook = move |name: &str| {
+        let own = thread::current().name().map(str::to_owned);
+        started.send((name.to_owned(), own)).expect("the test waits");
+        std::panic::resume_unwind(Box::new("on purpose"));
+    };
+    let client = builder(&venue).on_thread_start(hook).connect().expect("it opens all the same");
+    let mut names: Vec<String> = (0..3)
+        .map(|_| {
+            let (name, own) = threads.recv_timeout(SOON).expect("three threads start");
+            assert_eq!(own.as_deref(), Some(name.as_str()));
+            name
+        })
+        .collect();
+    names.sort();
+    assert_eq!(names, ["tautline-heart", "tautline-reader", "tautline-resolve"]);
+    assert!(client.stop(SOON).is_clean());
+}
+
+#[test]
+fn messages_know_when_they_came_by_both_clocks() {
+    let venue = Venue::start(|peer| {
+        peer.upgrade()?;
+        peer.echo()
+    });
+    let client = builder(&venue).connect().expect("it opens");
+    let mut events = client.events();
+    opened(&mut events);
+    let (before, before_wall) = (Instant::now(), SystemTime::now());
+    client.send_text("now").expect("the line is open");
+    let message = message(&mut events);
+    assert!(message.received_at() >= before && message.received_at() <= Instant::now());
+    // The two clocks are read one after the other, and a machine may pause in between.
+    let tolerance = Duration::from_secs(2);
+    assert!(
+        message.received_wall() + tolerance >= before_wall && message.received_wall() <= SystemTime::now() + tolerance
+    );
 }
