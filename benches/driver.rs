@@ -138,9 +138,6 @@ fn pull(builder: Builder, mut job: Job) {
 }
 
 fn name() -> &'static str {
-    if std::env::var_os("SPIN").is_some() {
-        builder = builder.busy_poll();
-    }
     if std::env::var_os("PULL").is_some() { "tautline-events" } else { "tautline" }
 }
 
