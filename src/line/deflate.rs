@@ -243,6 +243,8 @@ impl Agreed {
 pub(crate) struct Inflater {
     engine: Decompress,
     takes_over: bool,
+    /// Something of the message at hand has come.
+    has_begun: bool,
 }
 
 /// Why a message could not be inflated.
@@ -256,11 +258,16 @@ impl Inflater {
     fn new(agreed: &Agreed) -> Self {
         // A window of 9 bits inflates what was deflated with 8, which zlib cannot be asked for.
         let bits = agreed.server_bits.max(9);
-        Inflater { engine: Decompress::new_with_window_bits(false, bits), takes_over: agreed.server_takes_over }
+        Inflater {
+            engine: Decompress::new_with_window_bits(false, bits),
+            takes_over: agreed.server_takes_over,
+            has_begun: false,
+        }
     }
 
     /// Inflates a piece of a message behind what `out` holds of it. Takes no memory beyond `limit`, whatever the piece claims to be.
     pub(crate) fn inflate(&mut self, mut input: &[u8], out: &mut Vec<u8>, limit: usize) -> Result<(), InflateError> {
+        self.has_begun |= !input.is_empty();
         loop {
             // One byte more than the limit: that it is written to is the proof that the message is too long.
             let room = STEP.min(limit.saturating_add(1) - out.len());
@@ -300,7 +307,12 @@ impl Inflater {
 
     /// The end of a message.
     pub(crate) fn finish(&mut self, out: &mut Vec<u8>, limit: usize) -> Result<(), InflateError> {
+        // A peer that sends nothing for an empty message is understood: the tail behind nothing would be taken for the head of a long block.
+        if !std::mem::take(&mut self.has_begun) {
+            return Ok(());
+        }
         self.inflate(&TAIL, out, limit)?;
+        self.has_begun = false;
         if !self.takes_over {
             self.engine.reset(false);
         }
@@ -329,6 +341,12 @@ impl Deflater {
         let Some(engine) = &mut self.engine else { return false };
         if payload.len() < self.threshold {
             return false;
+        }
+        if payload.is_empty() {
+            // RFC 7692 section 7.2.3.6: the head of an empty block. zlib flushes nothing at all when it has nothing new, and the tail that
+            // the peer puts behind nothing is no block.
+            out.push(0);
+            return true;
         }
         let mut input = payload;
         loop {
@@ -375,6 +393,26 @@ mod tests {
 
     fn accept(deflate: &Deflate, answer: &str) -> Result<Option<Agreed>, String> {
         deflate.accept(&[answer.to_owned()])
+    }
+
+    #[test]
+    fn empty_messages_may_stand_anywhere() {
+        for takes_over in [true, false] {
+            let (mut inflater, mut deflater) = agreed(15, 15, takes_over).engines();
+            for text in ["", "", "first", "", "", "second", "first", "", ""] {
+                let mut compressed = Vec::new();
+                assert!(deflater.compress(text.as_bytes(), &mut compressed));
+                assert!(!compressed.is_empty(), "RFC 7692 section 7.2.3.6");
+                // Peers that leave out even that.
+                let bodies = [&compressed[..], &[]];
+                for body in &bodies[..1 + usize::from(text.is_empty())] {
+                    let mut out = Vec::new();
+                    inflater.inflate(body, &mut out, 100).expect("it is whole");
+                    inflater.finish(&mut out, 100).expect("it is whole");
+                    assert_eq!(out, text.as_bytes());
+                }
+            }
+        }
     }
 
     #[test]
