@@ -1,4 +1,4 @@
-//! The parts by themselves, for this project's own fuzz targets and benches. Promises nothing to anyone else.
+//! Parts that eat any bytes at all, and check themselves.
 
 use std::io::Write as _;
 use std::sync::Arc;

@@ -1,4 +1,4 @@
 //! Frame heads in any bytes.
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| tautline::internals::frames(bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| tautline::internals::fuzz::frames(bytes));

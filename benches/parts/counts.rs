@@ -1,0 +1,56 @@
+//! How many instructions the parts take for a thousand messages, counted by callgrind. The limits are 5% above what was counted when they were
+//! last set: who raises one says why in the commit.
+//!
+//! `cargo bench --manifest-path benches/parts/Cargo.toml --bench counts`; needs valgrind and `gungraun-runner`, of gungraun's own version.
+
+use std::hint::black_box;
+
+use gungraun::{Callgrind, EventKind, LibraryBenchmarkConfig, library_benchmark, library_benchmark_group, main};
+use tautline_parts::Work;
+
+/// The work is handed back, so that dropping it is not counted.
+fn limit(instructions: u64) -> LibraryBenchmarkConfig {
+    let mut callgrind = Callgrind::default();
+    callgrind.hard_limits([(EventKind::Ir, instructions + instructions / 20)]);
+    let mut config = LibraryBenchmarkConfig::default();
+    config.tool(callgrind);
+    config
+}
+
+#[library_benchmark]
+#[bench::small(args = (200, false), setup = Work::new, config = limit(HEADS))]
+fn heads(work: Work) -> (usize, Work) {
+    (black_box(work.heads()), work)
+}
+
+#[library_benchmark]
+#[bench::small(args = (200, false), setup = Work::new, config = limit(READ_200))]
+#[bench::medium(args = (2048, false), setup = Work::new, config = limit(READ_2048))]
+#[bench::compressed(args = (200, true), setup = Work::new, config = limit(READ_COMPRESSED))]
+fn read(mut work: Work) -> (usize, Work) {
+    (black_box(work.read()), work)
+}
+
+#[library_benchmark]
+#[bench::small(args = (200, false), setup = Work::new, config = limit(WRITE_200))]
+#[bench::medium(args = (2048, false), setup = Work::new, config = limit(WRITE_2048))]
+fn write(mut work: Work) -> (usize, Work) {
+    (black_box(work.write()), work)
+}
+
+#[library_benchmark]
+#[bench::medium(args = (2048, false), setup = Work::new, config = limit(CHECK_2048))]
+fn check_text(work: Work) -> (usize, Work) {
+    (black_box(work.check_text()), work)
+}
+
+const HEADS: u64 = 33_126;
+const READ_200: u64 = 187_507;
+const READ_2048: u64 = 415_507;
+const READ_COMPRESSED: u64 = 2_597_609;
+const WRITE_200: u64 = 254_625;
+const WRITE_2048: u64 = 961_422;
+const CHECK_2048: u64 = 322_463;
+
+library_benchmark_group!(name = parts, benchmarks = [heads, read, write, check_text]);
+main!(library_benchmark_groups = parts);

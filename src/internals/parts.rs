@@ -1,0 +1,120 @@
+//! Parts with nothing to wait for, to be timed and counted.
+
+use tungstenite::protocol::frame::coding::{Data, OpCode};
+
+use crate::line::deflate::Deflate;
+use crate::line::frames::{self, Head, MaskingKeys, ReadBuffer, mask};
+use crate::line::messages::{Assembler, Incoming, Limits};
+
+/// What a market feed sends: text of `size` bytes, hardly the same twice.
+pub fn text(size: usize, number: usize) -> String {
+    let mut text =
+        format!("{{\"e\":\"bookTicker\",\"u\":{number},\"s\":\"BTCUSDT\",\"b\":\"64123.{:02}\",\"x\":\"", number % 100);
+    while text.len() + 2 < size {
+        text.push(char::from(b'a' + (text.len() * 7 + number) as u8 % 26));
+    }
+    text.push_str("\"}");
+    text.truncate(size);
+    text
+}
+
+/// What a server sends: `count` text messages of `size` bytes.
+pub fn stream(size: usize, count: usize, is_compressed: bool) -> Vec<u8> {
+    let mut deflater = is_compressed.then(|| agreed().engines().1);
+    let mut bytes = Vec::new();
+    for number in 0..count {
+        let text = text(size, number);
+        let mut body = Vec::new();
+        let is_shorter = deflater.as_mut().is_some_and(|deflater| deflater.compress(text.as_bytes(), &mut body));
+        let body = if is_shorter { &body } else { text.as_bytes() };
+        put_server_frame(&mut bytes, is_shorter, body);
+    }
+    bytes
+}
+
+/// The writer makes clients' frames: a key of zeros masks nothing, and the mask bit and the key are taken out.
+fn put_server_frame(bytes: &mut Vec<u8>, is_compressed: bool, body: &[u8]) {
+    let start = bytes.len();
+    frames::put_header(bytes, OpCode::Data(Data::Text), true, is_compressed, body.len(), [0; 4]);
+    bytes[start + 1] &= 0x7f;
+    bytes.truncate(bytes.len() - 4);
+    bytes.extend_from_slice(body);
+}
+
+fn agreed() -> crate::line::deflate::Agreed {
+    let answer = Deflate::new().accept(&["permessage-deflate".to_owned()]);
+    answer.ok().flatten().expect("the plainest answer is acceptable")
+}
+
+/// Parses the heads of all frames; how many there are.
+pub fn heads(bytes: &[u8]) -> usize {
+    let mut rest = bytes;
+    let mut count = 0;
+    while let Ok(Some(head)) = Head::parse(rest) {
+        let next = head.head_len + head.payload_len as usize;
+        let Some(following) = rest.get(next..) else { break };
+        rest = following;
+        count += 1;
+    }
+    count
+}
+
+/// From bytes to messages, as the reader does it.
+pub struct Reading {
+    buffer: ReadBuffer,
+    assembler: Assembler,
+}
+
+impl Reading {
+    /// A line that has received these bytes, and on which compression was agreed on, or not.
+    pub fn new(received: &[u8], is_compressed: bool) -> Self {
+        let inflater = is_compressed.then(|| agreed().engines().0);
+        let limits = Limits { max_message: 16 << 20 };
+        Reading { buffer: ReadBuffer::with_leftover(received), assembler: Assembler::new(limits, inflater) }
+    }
+
+    /// Reads all messages; how many payload bytes they have.
+    pub fn read(&mut self) -> usize {
+        let mut payload = 0;
+        while let Ok(Some(message)) = self.assembler.next(&mut self.buffer) {
+            payload += match message {
+                Incoming::Text(text) => text.len(),
+                Incoming::Binary(bytes) => bytes.len(),
+                _ => 0,
+            };
+        }
+        payload
+    }
+}
+
+/// From messages to frames, as a sender does it.
+pub struct Writing {
+    out: Vec<u8>,
+    keys: MaskingKeys,
+}
+
+impl Writing {
+    /// Nothing written yet.
+    #[allow(clippy::new_without_default, reason = "a default would promise something")]
+    pub fn new() -> Self {
+        Writing { out: Vec::new(), keys: MaskingKeys::new() }
+    }
+
+    /// Frames and masks one message; how long its frame is.
+    pub fn write(&mut self, payload: &[u8]) -> usize {
+        self.out.clear();
+        let key = self.keys.next();
+        frames::put_frame(&mut self.out, OpCode::Data(Data::Text), true, false, payload, key);
+        self.out.len()
+    }
+}
+
+/// Masks in place.
+pub fn masked(bytes: &mut [u8]) {
+    mask(bytes, [1, 2, 3, 4]);
+}
+
+/// Whether it is UTF-8, by the check that text goes through.
+pub fn is_text(bytes: &[u8]) -> bool {
+    simdutf8::basic::from_utf8(bytes).is_ok()
+}
