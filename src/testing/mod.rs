@@ -9,14 +9,16 @@
 //! | accepts and says nothing | `\|peer\| peer.stall()` |
 //! | stalls in the TLS handshake, or in any TLS record | `.tls_stalls_after(bytes)` on the builder |
 //! | trickles its answer, or a frame | [`Peer::trickle`] |
-//! | refuses | [`Peer::refuse`] |
+//! | trickles whatever it writes, TLS handshake and records too | `.trickles_every(time)` on the builder |
+//! | refuses, redirects | [`Peer::refuse`] |
 //! | lies in the upgrade | [`Peer::read_request`], then [`Peer::write`] |
 //! | never pongs | `peer.upgrade()?; peer.drain()` |
 //! | never reads | `peer.upgrade()?; peer.stall()` |
 //! | floods | [`Peer::flood`] |
 //! | garbage, oversize, reserved bits | [`Peer::write`], [`Peer::send_frame`] |
 //! | resets, ends without a close frame | [`Peer::reset`], [`Peer::half_close`], or just return |
-//! | closes with a code, answers no close | [`Peer::close`], [`Peer::drain`] |
+//! | closes with a code, goes on after it, answers no close | [`Peer::close`], [`Peer::send_text`], [`Peer::drain`] |
+//! | floods with pings, answers them wrongly or late | [`Peer::ping`], [`Peer::pong`] |
 //!
 //! # Does my bot come back, and does it subscribe again?
 //! ```

@@ -35,7 +35,16 @@ struct Socket {
     socket: TcpStream,
     /// How many more bytes get through.
     allowance: Option<usize>,
+    /// Bytes go one by one, this far apart.
+    trickle: Option<Duration>,
     shared: Arc<Shared>,
+}
+
+/// What stands between a venue's writes and the wire.
+#[derive(Clone, Copy)]
+pub(super) struct Obstacles {
+    pub(super) allowance: Option<usize>,
+    pub(super) trickle: Option<Duration>,
 }
 
 /// The opening handshake that a client sent.
@@ -91,10 +100,11 @@ impl Peer {
         number: usize,
         socket: TcpStream,
         acceptor: Option<&TlsAcceptor>,
-        allowance: Option<usize>,
+        obstacles: Obstacles,
         shared: &Arc<Shared>,
     ) -> io::Result<Peer> {
-        let socket = Socket { socket, allowance, shared: Arc::clone(shared) };
+        let Obstacles { allowance, trickle } = obstacles;
+        let socket = Socket { socket, allowance, trickle, shared: Arc::clone(shared) };
         let stream = match acceptor {
             None => Stream::Plain(socket),
             Some(acceptor) => Stream::Tls(Box::new(acceptor.accept(socket).map_err(io::Error::other)?)),
@@ -519,6 +529,15 @@ impl Read for Socket {
 
 impl Write for Socket {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let bytes = match self.trickle {
+            Some(every) if !bytes.is_empty() => {
+                if self.shared.wait_for_stop(Some(Instant::now() + every)) {
+                    return Err(ErrorKind::ConnectionAborted.into());
+                }
+                &bytes[..1]
+            }
+            _ => bytes,
+        };
         match &mut self.allowance {
             None => self.socket.write(bytes),
             Some(0) => {

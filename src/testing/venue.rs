@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use native_tls::{Identity, TlsAcceptor};
 use parking_lot::{Condvar, Mutex};
 
-use super::peer::Peer;
+use super::peer::{Obstacles, Peer};
 use crate::lifecycle::{Lifecycle, Patience, Shutdown as Stop, ThreadOptions};
 
 /// How long a dropped venue waits for its threads. Scripts of this module end at once; one of the user's own may not.
@@ -38,6 +38,7 @@ pub struct VenueBuilder {
     certificate: Option<Leaf>,
     is_forgetful: bool,
     tls_stalls_after: Option<usize>,
+    trickles_every: Option<Duration>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -200,6 +201,12 @@ impl VenueBuilder {
         self
     }
 
+    /// Writes the bytes of each connection one by one, this far apart, whatever they are: TLS handshake, TLS records, answers, frames.
+    pub fn trickles_every(mut self, time: Duration) -> Self {
+        self.trickles_every = Some(time);
+        self
+    }
+
     /// Remembers no messages and no close codes: for tests that run for long.
     pub fn forgetful(mut self) -> Self {
         self.is_forgetful = true;
@@ -232,7 +239,7 @@ impl VenueBuilder {
             shared: Arc::clone(&shared),
             script: Arc::new(script),
             acceptor,
-            stalls_after: self.tls_stalls_after,
+            obstacles: Obstacles { allowance: self.tls_stalls_after, trickle: self.trickles_every },
         };
         shared
             .lifecycle
@@ -264,7 +271,7 @@ struct Accepting {
     shared: Arc<Shared>,
     script: Script,
     acceptor: Option<TlsAcceptor>,
-    stalls_after: Option<usize>,
+    obstacles: Obstacles,
 }
 
 impl Accepting {
@@ -279,10 +286,10 @@ impl Accepting {
                 continue;
             }
             let (shared, script) = (Arc::clone(&self.shared), Arc::clone(&self.script));
-            let (acceptor, stalls_after) = (self.acceptor.clone(), self.stalls_after);
+            let (acceptor, obstacles) = (self.acceptor.clone(), self.obstacles);
             let play = move || {
                 let leaving = Leaving { shared: Arc::clone(&shared), number };
-                if let Ok(mut peer) = Peer::accept(number, socket, acceptor.as_ref(), stalls_after, &shared) {
+                if let Ok(mut peer) = Peer::accept(number, socket, acceptor.as_ref(), obstacles, &shared) {
                     // The script's error is the end of its connection, and nothing else.
                     let _ = script(&mut peer);
                 }

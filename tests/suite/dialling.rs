@@ -339,3 +339,22 @@ fn an_address_of_the_other_family_than_the_bound_one_is_not_tried() {
     assert_eq!(error.kind(), ErrorKind::Connect);
     assert!(error.chain().contains("bind_address"), "{}", error.chain());
 }
+
+#[test]
+fn a_venue_that_trickles_every_byte_is_a_venue_like_any_other() {
+    plain_and_tls(|builder_of_venue| {
+        let venue = builder_of_venue().trickles_every(Duration::from_micros(5)).start(|peer| {
+            peer.upgrade()?;
+            peer.echo()
+        });
+        let client = builder(&venue).dial_within(SOON).connect().expect("it opens");
+        let mut events = client.events();
+        opened(&mut events);
+        let text = "x".repeat(200);
+        for _ in 0..3 {
+            client.send_text(&text).expect("the line is open");
+            assert_eq!(message(&mut events).text(), Some(text.as_str()));
+        }
+        assert_eq!(client.epoch(), 1);
+    });
+}
