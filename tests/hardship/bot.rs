@@ -16,7 +16,11 @@ use crate::ROLE;
 const SOON: Duration = Duration::from_secs(30);
 
 pub(crate) const PING_EVERY: Duration = Duration::from_millis(50);
+/// For lines that are to be found dead.
 pub(crate) const PONG_WITHIN: Duration = Duration::from_millis(400);
+
+/// For lines that are to live, on a machine that may be busy with other things.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The process, from outside.
 pub(crate) struct Bot {
@@ -69,6 +73,11 @@ impl Bot {
     /// Has it dial a venue.
     pub(crate) fn start(&mut self, url: &str) {
         self.order(&format!("start {url}"));
+    }
+
+    /// Has it dial a venue, and wait [`PATIENCE`] for its pongs.
+    pub(crate) fn start_patiently(&mut self, url: &str) {
+        self.order(&format!("start_patiently {url}"));
     }
 
     /// The next line that begins like this; others are passed over.
@@ -125,7 +134,7 @@ pub(crate) fn run() {
     let threads = getrlimit(Resource::Nproc);
     for order in std::io::stdin().lock().lines().map_while(Result::ok) {
         match order.split_once(' ').unwrap_or((order.as_str(), "")) {
-            ("start", url) => match builder(url).start(Tells) {
+            ("start" | "start_patiently", url) => match builder(url, order.starts_with("start_p")).start(Tells) {
                 Ok(started) => client = Some(started),
                 Err(error) => println!("not_started {} {}", error.kind().as_str(), error.chain()),
             },
@@ -163,11 +172,11 @@ fn limit_threads(limit: Rlimit) {
     }
 }
 
-fn builder(url: &str) -> tautline::Builder {
+fn builder(url: &str, is_patient: bool) -> tautline::Builder {
     Client::builder(url)
         .tls_root(Venue::root_pem())
         .ping_every(PING_EVERY)
-        .pong_within(PONG_WITHIN)
+        .pong_within(if is_patient { PATIENCE } else { PONG_WITHIN })
         .dial_within(Duration::from_secs(1))
         .retry_min(Duration::from_millis(20))
         .retry_max(Duration::from_millis(100))

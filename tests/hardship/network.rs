@@ -90,13 +90,13 @@ fn black_hole(is_tls: bool) {
 fn healed_in_time(is_tls: bool) {
     let venue = echo(is_tls);
     let mut bot = Bot::spawn();
-    bot.start(&venue.url());
+    bot.start_patiently(&venue.url());
     bot.expect("opened 1");
     assert!(venue.wait_for_pings(2, SOON));
     swallow(&venue);
     bot.order("send into the hole");
     bot.expect("sent Some(Ok");
-    std::thread::sleep(PONG_WITHIN / 4);
+    std::thread::sleep(2 * PING_EVERY);
     heal();
     assert_eq!(bot.expect("message"), "message 1 into the hole");
     assert!(!bot.told_so_far().iter().any(|line| line.starts_with("disconnected")));

@@ -5,10 +5,13 @@ use std::time::Duration;
 use rustix::process::Signal;
 use tautline::testing::Venue;
 
-use crate::bot::{Bot, PING_EVERY, PONG_WITHIN};
+use crate::bot::{Bot, PING_EVERY};
 use crate::{scenario, skip};
 
 const SOON: Duration = Duration::from_secs(20);
+
+/// Longer than the limit of a patient bot.
+const ASLEEP: Duration = Duration::from_millis(2500);
 
 pub(crate) fn run() {
     scenario("a process that sleeps and wakes", sleep);
@@ -24,16 +27,16 @@ fn sleep() {
         peer.echo()
     });
     let mut bot = Bot::spawn();
-    bot.start(&venue.url());
+    bot.start_patiently(&venue.url());
     bot.expect("opened 1");
     assert!(venue.wait_for_pings(3, SOON));
-    for _ in 0..3 {
+    for _ in 0..2 {
         bot.signal(Signal::STOP);
-        std::thread::sleep(3 * PONG_WITHIN);
+        std::thread::sleep(ASLEEP);
         let before = venue.pings();
         bot.signal(Signal::CONT);
         assert!(venue.wait_for_pings(before + 1, SOON), "it asks");
-        let missed = 3 * PONG_WITHIN.as_millis() / PING_EVERY.as_millis();
+        let missed = ASLEEP.as_millis() / PING_EVERY.as_millis();
         assert!(venue.pings() - before < missed as usize / 2, "it does not make up for what it missed");
         bot.order("send awake");
         assert_eq!(bot.expect("message"), "message 1 awake");
@@ -49,15 +52,15 @@ fn machine_sleeps() {
     let venue = Bot::spawn_venue();
     let address = venue.expect("listening ");
     let mut bot = Bot::spawn();
-    bot.start(address.trim_start_matches("listening "));
+    bot.start_patiently(address.trim_start_matches("listening "));
     bot.expect("opened 1");
     venue.signal(Signal::STOP);
     // Long enough for a ping to go out, and not to be overdue.
     std::thread::sleep(2 * PING_EVERY);
     bot.signal(Signal::STOP);
-    std::thread::sleep(2 * PONG_WITHIN);
+    std::thread::sleep(ASLEEP);
     bot.signal(Signal::CONT);
-    std::thread::sleep(PONG_WITHIN / 8);
+    std::thread::sleep(2 * PING_EVERY);
     venue.signal(Signal::CONT);
     bot.order("send awake");
     assert_eq!(bot.expect("message"), "message 1 awake");
