@@ -1,0 +1,90 @@
+#!/usr/bin/env python3
+"""This client beside others: one load server, the same messages, rounds in turn. Prints the table and draws benches/peers.svg.
+
+  benches/peers.py [ROUNDS]        7 rounds by default: a quarter of an hour
+  benches/peers.py --draw FILE..   draws the results of earlier runs, and measures nothing
+
+Needs the load server and the drivers of the other clients, built as their README says, in the folder that PEERS names
+(../shared/peers by default).
+"""
+import json, os, statistics, subprocess, sys, tempfile
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+OTHERS = ["raw-tcp", "raw-tcp-spin", "raw-tls-buf", "tungstenite", "sockudo-ws", "tokio-websockets", "fastwebsockets"]
+OURS = {"tautline": "", "tautline-events": "PULL=1 ", "tautline-spin": "SPIN=1 "}
+PANELS = [
+    # work, over TLS, what is drawn, its name, and whether more is better
+    ("fire200", False, lambda row: row["msgs_per_s"] / 1e6, "messages of 200 bytes, millions a second", True),
+    ("fire200", False, lambda row: row["cpu_s"] / row["msgs"] * 1e9, "CPU for each of them, ns", False),
+    ("echo128", False, lambda row: row["p50_ns"] / 1e3, "round trip of 128 bytes, median, µs", False),
+    ("paced200", False, lambda row: row["p50_ns"] / 1e3, "20,000 a second, wire to handler, median, µs", False),
+    ("fire200", True, lambda row: row["msgs_per_s"] / 1e6, "TLS: messages of 200 bytes, millions a second", True),
+    ("fire200", True, lambda row: row["cpu_s"] / row["msgs"] * 1e9, "TLS: CPU for each of them, ns", False),
+    ("echo128", True, lambda row: row["p50_ns"] / 1e3, "TLS: round trip of 128 bytes, median, µs", False),
+]
+
+
+def measure(rounds):
+    peers = os.environ.get("PEERS", os.path.join(HERE, "../../shared/peers"))
+    built = subprocess.run(
+        ["cargo", "bench", "--no-run", "--bench", "driver", "--message-format=json"],
+        cwd=os.path.dirname(HERE), check=True, stdout=subprocess.PIPE, text=True,
+    ).stdout
+    drivers = [json.loads(line) for line in built.splitlines() if '"compiler-artifact"' in line]
+    driver = next(one["executable"] for one in drivers if one["target"]["name"] == "driver" and one["executable"])
+    out = tempfile.mktemp(suffix=".jsonl")
+    command = [sys.executable, "run.py", "--rounds", str(rounds), "--both", "--out", out, "--peers", ",".join(OTHERS)]
+    for name, settings in OURS.items():
+        command += ["--add", f"{name}={settings}{driver}"]
+    subprocess.run(command, cwd=peers, check=True)
+    return out
+
+
+def medians(rows, work, tls, value):
+    """The median of each peer over its rounds."""
+    by_peer = {}
+    for row in rows:
+        if row.get("work") == work and row["tls"] == tls and "error" not in row:
+            by_peer.setdefault(row["peer"], []).append(value(row))
+    return {peer: statistics.median(values) for peer, values in by_peer.items()}
+
+
+def draw(rows):
+    """Bars, ours in colour and the bare socket in grey, the best on top."""
+    width, bar, left = 760, 18, 190
+    body, y = [], 10
+    for work, tls, value, title, more_is_better in PANELS:
+        figures = sorted(medians(rows, work, tls, value).items(), key=lambda pair: pair[1], reverse=more_is_better)
+        if not figures:
+            continue
+        body.append(f'<text x="10" y="{y + 14}" class="title">{title}</text>')
+        y += 24
+        longest = max(figure for _, figure in figures)
+        for peer, figure in figures:
+            kind = "ours" if peer.startswith("tautline") else "floor" if peer.startswith("raw") else "peer"
+            length = (width - left - 80) * figure / longest
+            body.append(f'<text x="{left - 8}" y="{y + 13}" text-anchor="end">{peer}</text>')
+            body.append(f'<rect x="{left}" y="{y + 1}" width="{length:.1f}" height="{bar - 3}" class="{kind}"/>')
+            body.append(f'<text x="{left + length + 6:.1f}" y="{y + 13}">{figure:.3g}</text>')
+            y += bar
+        y += 14
+    style = (
+        "text{font:12px sans-serif;fill:#444}.title{font-weight:bold;fill:#222}"
+        ".ours{fill:#c7522a}.peer{fill:#7a9cc6}.floor{fill:#bbb}.back{fill:#fff}"
+    )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {y}" width="{width}" height="{y}">'
+        f'<style>{style}</style><rect class="back" width="{width}" height="{y}"/>' + "".join(body) + "</svg>\n"
+    )
+
+
+def main():
+    words = sys.argv[1:]
+    files = words[1:] if words[:1] == ["--draw"] else [measure(int(words[0]) if words else 7)]
+    rows = [json.loads(line) for file in files for line in open(file)]
+    with open(os.path.join(HERE, "peers.svg"), "w") as svg:
+        svg.write(draw(rows))
+    print(f"{files[0]}\n{os.path.join('benches', 'peers.svg')}")
+
+
+main()
