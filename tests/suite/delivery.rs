@@ -7,7 +7,7 @@ use crossbeam_channel::{bounded, select, unbounded};
 use tautline::testing::Venue;
 use tautline::{Event, NoEvent, WhenFull};
 
-use crate::support::{MS, SOON, builder, disconnected, message, next, opened, plain_and_tls};
+use crate::support::{MS, SOON, builder, disconnected, echo, message, next, opened, plain_and_tls};
 
 /// Sends `count` numbered messages, then a last one that says so when the test lets it.
 fn burst(count: usize, finish: crossbeam_channel::Receiver<()>) -> Venue {
@@ -137,10 +137,7 @@ fn the_queue_is_bounded_in_bytes() {
 
 #[test]
 fn a_pull_ends_in_time_and_says_why_there_is_no_event() {
-    let venue = Venue::start(|peer| {
-        peer.upgrade()?;
-        peer.echo()
-    });
+    let venue = echo(Venue::builder());
     let client = builder(&venue).connect().expect("it opens");
     let mut events = client.events();
     opened(&mut events);
@@ -153,10 +150,7 @@ fn a_pull_ends_in_time_and_says_why_there_is_no_event() {
 
 #[test]
 fn a_program_can_select_over_events_and_its_own_channels() {
-    let venue = Venue::start(|peer| {
-        peer.upgrade()?;
-        peer.echo()
-    });
+    let venue = echo(Venue::builder());
     let client = builder(&venue).connect().expect("it opens");
     let (order, orders) = bounded(1);
     let mut events = client.events();
@@ -226,10 +220,7 @@ fn several_may_pull_and_each_event_goes_to_one() {
 #[test]
 fn a_reader_that_spins_delivers_sends_and_stops_like_any_other() {
     plain_and_tls(|builder_of_venue| {
-        let venue = builder_of_venue().start(|peer| {
-            peer.upgrade()?;
-            peer.echo()
-        });
+        let venue = echo(builder_of_venue());
         let client = builder(&venue).busy_poll().connect().expect("it opens");
         let mut events = client.events();
         opened(&mut events);
@@ -253,10 +244,7 @@ fn a_reader_that_spins_delivers_sends_and_stops_like_any_other() {
 
 #[test]
 fn every_thread_calls_the_hook_first_and_outlives_a_panic_in_it() {
-    let venue = Venue::builder().tls().start(|peer| {
-        peer.upgrade()?;
-        peer.echo()
-    });
+    let venue = echo(Venue::builder().tls());
     let (started, threads) = unbounded();
     let hook = move |name: &str| {
         let own = thread::current().name().map(str::to_owned);
@@ -278,10 +266,7 @@ fn every_thread_calls_the_hook_first_and_outlives_a_panic_in_it() {
 
 #[test]
 fn messages_know_when_they_came_by_both_clocks() {
-    let venue = Venue::start(|peer| {
-        peer.upgrade()?;
-        peer.echo()
-    });
+    let venue = echo(Venue::builder());
     let client = builder(&venue).connect().expect("it opens");
     let mut events = client.events();
     opened(&mut events);

@@ -10,7 +10,7 @@ use crossbeam_channel::bounded;
 use tautline::testing::Venue;
 use tautline::{Client, Error, ErrorKind};
 
-use crate::support::{MS, SOON, builder, message, opened, plain_and_tls};
+use crate::support::{MS, SOON, builder, echo, message, opened, plain_and_tls};
 
 fn refused(venue: &Venue) -> Error {
     builder(venue).dial_within(SOON).connect().expect_err("it is refused")
@@ -59,10 +59,7 @@ fn a_dial_that_stalls_at_any_step_ends_at_its_deadline_and_names_the_step() {
 
 #[test]
 fn a_lookup_that_hangs_is_asked_again_by_the_next_dial_and_not_started_twice() {
-    let venue = Venue::start(|peer| {
-        peer.upgrade()?;
-        peer.echo()
-    });
+    let venue = echo(Venue::builder());
     let address = venue.address();
     let (release, held) = bounded::<()>(1);
     let lookups = Arc::new(AtomicUsize::new(0));
@@ -97,10 +94,7 @@ fn a_lookup_that_hangs_is_asked_again_by_the_next_dial_and_not_started_twice() {
 
 #[test]
 fn a_refused_address_starts_the_next_at_once() {
-    let venue = Venue::start(|peer| {
-        peer.upgrade()?;
-        peer.echo()
-    });
+    let venue = echo(Venue::builder());
     let alive = venue.address();
     // Ports that nobody listens on any more.
     let dead: Vec<SocketAddr> = (0..5)
@@ -116,10 +110,7 @@ fn a_refused_address_starts_the_next_at_once() {
 
 #[test]
 fn an_address_that_does_not_answer_is_passed_after_the_stagger() {
-    let venue = Venue::start(|peer| {
-        peer.upgrade()?;
-        peer.echo()
-    });
+    let venue = echo(Venue::builder());
     let alive = venue.address();
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     socket2::SockRef::from(&listener).listen(0).expect("it listens");
@@ -238,10 +229,7 @@ fn a_certificate_of_an_unknown_root_ends_the_client_at_the_second_dial() {
 
 #[test]
 fn a_certificate_for_another_host_is_refused_unless_told_otherwise() {
-    let venue = Venue::builder().tls_for_a_stranger().start(|peer| {
-        peer.upgrade()?;
-        peer.echo()
-    });
+    let venue = echo(Venue::builder().tls_for_a_stranger());
     let error = refused(&venue);
     assert!(error.is_verification_failure(), "{}", error.chain());
     assert!(builder(&venue).danger_accept_invalid_hostnames().connect().is_ok());
@@ -288,10 +276,7 @@ fn ipv6_loopback_is_dialled_by_its_bracketed_address() {
         eprintln!("SKIPPED: this machine has no IPv6 loopback");
         return;
     }
-    let venue = Venue::builder().address(address).start(|peer| {
-        peer.upgrade()?;
-        peer.echo()
-    });
+    let venue = echo(Venue::builder().address(address));
     assert!(venue.url().starts_with("ws://[::1]:"));
     let client = builder(&venue).connect().expect("it opens");
     assert_eq!(opened(&mut client.events()).peer, venue.address());
@@ -343,10 +328,7 @@ fn an_address_of_the_other_family_than_the_bound_one_is_not_tried() {
 #[test]
 fn a_venue_that_trickles_every_byte_is_a_venue_like_any_other() {
     plain_and_tls(|builder_of_venue| {
-        let venue = builder_of_venue().trickles_every(Duration::from_micros(5)).start(|peer| {
-            peer.upgrade()?;
-            peer.echo()
-        });
+        let venue = echo(builder_of_venue().trickles_every(Duration::from_micros(5)));
         let client = builder(&venue).dial_within(SOON).connect().expect("it opens");
         let mut events = client.events();
         opened(&mut events);

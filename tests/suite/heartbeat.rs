@@ -8,14 +8,11 @@ use crossbeam_channel::bounded;
 use tautline::testing::{Received, Venue};
 use tautline::{AppPing, ErrorKind, Event, Line, MessageRef};
 
-use crate::support::{MS, SOON, builder, disconnected, message, next, opened, plain_and_tls};
+use crate::support::{MS, SOON, builder, disconnected, echo, message, next, opened, plain_and_tls};
 
 #[test]
 fn at_least_two_pings_in_half_a_second_at_an_interval_of_a_tenth() {
-    let venue = Venue::start(|peer| {
-        peer.upgrade()?;
-        peer.echo()
-    });
+    let venue = echo(Venue::builder());
     let began = Instant::now();
     let client = builder(&venue).ping_every(100 * MS).connect().expect("it opens");
     assert!(venue.wait_for_pings(2, SOON));
@@ -168,10 +165,7 @@ fn a_slow_handler_is_not_a_dead_line() {
 
 #[test]
 fn the_idle_limit_counts_data_and_not_pongs() {
-    let venue = Venue::start(|peer| {
-        peer.upgrade()?;
-        peer.echo()
-    });
+    let venue = echo(Venue::builder());
     let client = builder(&venue).ping_every(10 * MS).idle_limit(100 * MS).connect().expect("it opens");
     let mut events = client.events();
     opened(&mut events);

@@ -7,15 +7,12 @@ use crossbeam_channel::bounded;
 use tautline::testing::{Received, Venue};
 use tautline::{Client, ErrorKind, Event, Handler, Line, MessageRef, Payload, SendError};
 
-use crate::support::{MS, SOON, builder, disconnected, message, next, opened, plain_and_tls};
+use crate::support::{MS, SOON, builder, disconnected, echo, message, next, opened, plain_and_tls};
 
 #[test]
 fn messages_of_every_size_come_back_as_they_were_sent() {
     plain_and_tls(|builder_of_venue| {
-        let venue = builder_of_venue().start(|peer| {
-            peer.upgrade()?;
-            peer.echo()
-        });
+        let venue = echo(builder_of_venue());
         let client = builder(&venue).connect().expect("it opens");
         let mut events = client.events();
         opened(&mut events);
@@ -35,10 +32,7 @@ fn messages_of_every_size_come_back_as_they_were_sent() {
 
 #[test]
 fn long_messages_are_split_into_frames_when_frames_are_limited() {
-    let venue = Venue::start(|peer| {
-        peer.upgrade()?;
-        peer.echo()
-    });
+    let venue = echo(Venue::builder());
     let client = builder(&venue).max_frame(10).connect().expect("it opens");
     let mut events = client.events();
     opened(&mut events);
@@ -51,10 +45,7 @@ fn long_messages_are_split_into_frames_when_frames_are_limited() {
 #[test]
 fn a_batch_arrives_in_order_with_one_receipt() {
     plain_and_tls(|builder_of_venue| {
-        let venue = builder_of_venue().start(|peer| {
-            peer.upgrade()?;
-            peer.echo()
-        });
+        let venue = echo(builder_of_venue());
         let client = builder(&venue).connect().expect("it opens");
         let mut events = client.events();
         opened(&mut events);
@@ -189,10 +180,7 @@ fn nothing_sent_on_one_line_leaves_by_another() {
 #[test]
 fn many_senders_share_a_line_and_their_messages_stay_whole_and_numbered() {
     plain_and_tls(|builder_of_venue| {
-        let venue = builder_of_venue().start(|peer| {
-            peer.upgrade()?;
-            peer.echo()
-        });
+        let venue = echo(builder_of_venue());
         let client = builder(&venue).connect().expect("it opens");
         let mut events = client.events();
         opened(&mut events);
@@ -246,10 +234,7 @@ fn a_handler_sends_on_its_own_line() {
             }
         }
     }
-    let venue = Venue::start(|peer| {
-        peer.upgrade()?;
-        peer.echo()
-    });
+    let venue = echo(Venue::builder());
     let client = builder(&venue).start(Bot).expect("it starts");
     assert!(venue.wait_for_messages(2, SOON));
     assert_eq!(venue.messages(), [b"subscribe".to_vec(), b"order".to_vec()]);
@@ -258,10 +243,7 @@ fn a_handler_sends_on_its_own_line() {
 
 #[test]
 fn a_sender_that_outlives_its_client_says_so() {
-    let venue = Venue::start(|peer| {
-        peer.upgrade()?;
-        peer.echo()
-    });
+    let venue = echo(Venue::builder());
     let client = builder(&venue).connect().expect("it opens");
     let sender = client.sender();
     drop(client);
@@ -330,10 +312,7 @@ fn what_the_venue_receives_is_masked_text_and_binary() {
 #[test]
 fn fragments_arrive_as_one_message_and_control_frames_pass_between_them() {
     plain_and_tls(|builder_of_venue| {
-        let venue = builder_of_venue().start(|peer| {
-            peer.upgrade()?;
-            peer.echo()
-        });
+        let venue = echo(builder_of_venue());
         let client = builder(&venue).ping_every(5 * MS).connect().expect("it opens");
         let sender = client.sender();
         let mut events = client.events();
@@ -356,10 +335,7 @@ fn fragments_arrive_as_one_message_and_control_frames_pass_between_them() {
 
 #[test]
 fn other_messages_wait_for_the_end_of_a_fragmented_one() {
-    let venue = Venue::start(|peer| {
-        peer.upgrade()?;
-        peer.echo()
-    });
+    let venue = echo(Venue::builder());
     let client = builder(&venue).connect().expect("it opens");
     let mut events = client.events();
     opened(&mut events);
@@ -384,10 +360,7 @@ fn other_messages_wait_for_the_end_of_a_fragmented_one() {
 
 #[test]
 fn fragments_that_cannot_be_finished_sever_the_line_and_are_told() {
-    let venue = Venue::start(|peer| {
-        peer.upgrade()?;
-        peer.echo()
-    });
+    let venue = echo(Venue::builder());
     let client = builder(&venue).connect().expect("it opens");
     let sender = client.sender();
     let mut events = client.events();

@@ -11,7 +11,7 @@ use crossbeam_channel::bounded;
 use tautline::testing::Venue;
 use tautline::{Client, ErrorKind, Event, Handler, Line, MessageRef, Outcome, State, StopReport};
 
-use crate::support::{MS, SOON, builder, disconnected, next, opened, plain_and_tls};
+use crate::support::{MS, SOON, builder, disconnected, echo, next, opened, plain_and_tls};
 
 /// What a stop may take in any state: far above what it takes, and far below any timeout that could be in its way.
 const AT_ONCE: Duration = Duration::from_millis(100);
@@ -102,10 +102,7 @@ fn stop_in_the_upgrade_returns_at_once() {
 #[test]
 fn stop_of_an_open_and_idle_line_is_polite_and_at_once() {
     plain_and_tls(|builder_of_venue| {
-        let venue = builder_of_venue().start(|peer| {
-            peer.upgrade()?;
-            peer.echo()
-        });
+        let venue = echo(builder_of_venue());
         assert_stops_at_once(|| {
             let client = builder(&venue).connect().expect("it opens");
             client.stop(SOON)
@@ -246,10 +243,7 @@ fn stop_from_the_handler_returns_at_once_and_nothing_is_delivered_after_it() {
 
 #[test]
 fn stop_from_eight_threads_at_once_gives_eight_clean_reports() {
-    let venue = Venue::start(|peer| {
-        peer.upgrade()?;
-        peer.echo()
-    });
+    let venue = echo(Venue::builder());
     let client = builder(&venue).connect().expect("it opens");
     thread::scope(|scope| {
         let stops: Vec<_> = (0..8).map(|_| scope.spawn(|| client.stop(SOON))).collect();
@@ -368,10 +362,7 @@ fn a_panic_after_a_stop_from_the_handler_is_not_lost() {
 
 #[test]
 fn a_client_dropped_during_a_panic_stops_quietly() {
-    let venue = Venue::start(|peer| {
-        peer.upgrade()?;
-        peer.echo()
-    });
+    let venue = echo(Venue::builder());
     let url = venue.url();
     let panicking = thread::spawn(move || {
         let _client = Client::builder(url).connect().expect("it opens");
@@ -383,10 +374,7 @@ fn a_client_dropped_during_a_panic_stops_quietly() {
 
 #[test]
 fn stop_is_idempotent_and_closed_is_final() {
-    let venue = Venue::start(|peer| {
-        peer.upgrade()?;
-        peer.echo()
-    });
+    let venue = echo(Venue::builder());
     let settings = builder(&venue);
     let client = settings.clone().connect().expect("it opens");
     for _ in 0..3 {
@@ -400,10 +388,7 @@ fn stop_is_idempotent_and_closed_is_final() {
 
 #[test]
 fn a_stopped_client_tells_its_end_once_and_its_events_end() {
-    let venue = Venue::start(|peer| {
-        peer.upgrade()?;
-        peer.echo()
-    });
+    let venue = echo(Venue::builder());
     let client = builder(&venue).connect().expect("it opens");
     assert!(client.stop(SOON).is_clean());
     let mut events = client.events();

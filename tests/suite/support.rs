@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tautline::testing::Venue;
+use tautline::testing::{Venue, VenueBuilder};
 use tautline::{Builder, Client, Disconnect, Event, Events, Message, Opened};
 
 /// Long enough for any event on a busy machine; a test that passes never waits for it.
@@ -13,6 +13,14 @@ pub(crate) const MS: Duration = Duration::from_millis(1);
 /// A client of the venue that trusts its certificate and retries fast.
 pub(crate) fn builder(venue: &Venue) -> Builder {
     Client::builder(venue.url()).tls_root(Venue::root_pem()).retry_min(MS).retry_max(5 * MS)
+}
+
+/// A venue that sends back what it gets, for as long as it is asked to.
+pub(crate) fn echo(builder: VenueBuilder) -> Venue {
+    builder.start(|peer| {
+        peer.upgrade()?;
+        peer.echo()
+    })
 }
 
 /// The next event.
@@ -48,7 +56,7 @@ pub(crate) fn disconnected(events: &mut Events<'_>) -> Disconnect {
 }
 
 /// Runs a test plain and over TLS.
-pub(crate) fn plain_and_tls(test: impl Fn(fn() -> tautline::testing::VenueBuilder)) {
+pub(crate) fn plain_and_tls(test: impl Fn(fn() -> VenueBuilder)) {
     test(Venue::builder);
     test(|| Venue::builder().tls());
 }
