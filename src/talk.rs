@@ -231,10 +231,10 @@ impl Talk {
         let error = match (self.line.reason(), failure) {
             (Some(reason), _) => reason,
             (None, Some(error)) => Error::caused(ErrorKind::Io, format!("reading from {}", self.peer), error),
-            (None, None) => {
+            (None, None) => self.line.reset().unwrap_or_else(|| {
                 let doing = format!("{} ended the connection without a close frame", self.peer);
                 Error::closed(CloseReason::abnormal(), doing)
-            }
+            }),
         };
         TalkOver::at_once(error)
     }

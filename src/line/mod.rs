@@ -110,6 +110,8 @@ pub(crate) struct OwnClose {
 struct End {
     /// What the first of those who severed or left the line gave as a reason.
     reason: Option<Error>,
+    /// A reset that a write met.
+    reset: Option<Error>,
     /// What the peer's close frame said.
     peer_close: Option<CloseReason>,
     /// What ours says, if it was our idea.
@@ -316,7 +318,13 @@ impl OpenLine {
     pub(crate) fn end_writing(&self, reason: Error) {
         use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
         match reason.io_kind() {
-            Some(BrokenPipe | ConnectionAborted | ConnectionReset) => self.is_ending.store(true, Ordering::Release),
+            Some(kind @ (BrokenPipe | ConnectionAborted | ConnectionReset)) => {
+                self.is_ending.store(true, Ordering::Release);
+                // The kernel tells of a reset once. Told here, the reader would take the end for one without a reason.
+                if kind != BrokenPipe {
+                    self.end.lock().reset.get_or_insert(reason);
+                }
+            }
             _ => self.sever(reason),
         }
     }
@@ -433,6 +441,11 @@ impl OpenLine {
     /// Why the line was severed, if somebody of ours did it.
     pub(crate) fn reason(&self) -> Option<Error> {
         self.end.lock().reason.clone()
+    }
+
+    /// The reset that a write met, if one did.
+    pub(crate) fn reset(&self) -> Option<Error> {
+        self.end.lock().reset.clone()
     }
 
     /// The close code and reason of RFC 6455 section 7.1.5, as far as they are known: the peer's, or ours, or 1006 for no close frame.

@@ -1,10 +1,10 @@
 //! How lines end: clean and abnormal, by the peer and by us.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crossbeam_channel::bounded;
+use crossbeam_channel::{Receiver, Sender, bounded};
 use tautline::testing::{Received, Venue};
-use tautline::{Deflate, Disconnect, ErrorKind};
+use tautline::{Deflate, Disconnect, ErrorKind, Handler, Line, MessageRef};
 
 use crate::support::{MS, SOON, builder, disconnected, message, opened, plain_and_tls};
 
@@ -210,4 +210,41 @@ fn the_reason_of_a_close_is_read_even_when_a_send_hits_the_reset_behind_it() {
             assert_eq!((disconnect.close.code, disconnect.error.kind()), (4008, ErrorKind::Closed), "{disconnect}");
         }
     });
+}
+
+#[test]
+fn a_reset_that_a_sender_meets_first_is_told_as_one() {
+    let venue = Venue::start(|peer| {
+        peer.upgrade()?;
+        peer.send_text("busy")?;
+        peer.receive_message()?;
+        peer.reset()
+    });
+    let (entered, is_busy) = bounded(1);
+    let (release, held) = bounded::<()>(0);
+    let (told, ends) = bounded(1);
+    struct Busy(Sender<()>, Receiver<()>, Sender<ErrorKind>);
+    impl Handler for Busy {
+        fn message(&mut self, _: &mut Line<'_>, _: MessageRef<'_>) {
+            self.0.send(()).expect("the test waits");
+            assert!(self.1.recv().is_err());
+        }
+
+        fn disconnected(&mut self, disconnect: &Disconnect) {
+            assert_eq!(disconnect.close.code, 1006);
+            self.2.send(disconnect.error.kind()).expect("the test waits");
+        }
+    }
+    let client = builder(&venue).max_attempts(1).start(Busy(entered, held, told)).expect("it starts");
+    is_busy.recv_timeout(SOON).expect("the message comes");
+    client.send_text("now").expect("the line is open");
+    assert!(venue.wait_until_empty(SOON));
+    // The kernel tells the first who asks, and the reader is busy.
+    let deadline = Instant::now() + SOON;
+    while client.send_text("too late").is_ok() {
+        assert!(Instant::now() < deadline, "the reset arrives");
+    }
+    drop(release);
+    assert_eq!(ends.recv_timeout(SOON), Ok(ErrorKind::Io));
+    assert!(client.stop(SOON).is_clean());
 }
