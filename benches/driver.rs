@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
-use tautline::{Builder, Client, Event, Handler, Line, MessageRef};
+use tautline::{Builder, Client, Error, ErrorKind, Event, Handler, Line, MessageRef};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
@@ -31,10 +31,10 @@ fn main() -> ExitCode {
     if std::env::var_os("SPIN").is_some() {
         builder = builder.busy_poll();
     }
-    if std::env::var_os("PULL").is_some() {
-        pull(builder, job)
-    } else {
-        push(builder, job)
+    let end = if std::env::var_os("PULL").is_some() { pull(builder, job) } else { push(builder, job) };
+    if let Err(error) = end {
+        eprintln!("{error}");
+        return ExitCode::FAILURE;
     }
     ExitCode::SUCCESS
 }
@@ -116,25 +116,29 @@ impl Handler for Bench {
     }
 }
 
-fn push(builder: Builder, job: Job) {
-    let client = builder.start(Bench(job)).expect("the settings are good");
-    client.wait_closed(Duration::from_secs(600)).expect("it ends in time");
+fn push(builder: Builder, job: Job) -> Result<(), Error> {
+    let client = builder.start(Bench(job))?;
+    let end = client.wait_closed(Duration::from_secs(600)).expect("it ends in time");
+    // It stops when its job is done.
+    if end.kind() == ErrorKind::Stopped { Ok(()) } else { Err(end) }
 }
 
-fn pull(builder: Builder, mut job: Job) {
-    let client = builder.queue_messages(1 << 20).when_full(tautline::WhenFull::Block).connect().expect("it opens");
+fn pull(builder: Builder, mut job: Job) -> Result<(), Error> {
+    let client = builder.queue_messages(1 << 20).when_full(tautline::WhenFull::Block).connect()?;
     for event in client.events() {
         let next = match event {
             Event::Opened(_) => job.opened(),
             Event::Message(message) => job.message(message.bytes()),
-            _ => return,
+            Event::Disconnected(end) => return Err(end.error),
+            _ => Next::Nothing,
         };
         match next {
             Next::Nothing => {}
             Next::Send => drop(client.send_text(job.payload()).map_err(|error| panic!("{error}"))),
-            Next::Stop => return,
+            Next::Stop => break,
         }
     }
+    Ok(())
 }
 
 fn name() -> &'static str {
