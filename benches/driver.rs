@@ -12,18 +12,26 @@ use tautline::{Builder, Client, Error, ErrorKind, Event, Handler, Line, MessageR
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    let (url, job) = match words.as_slice() {
+    let end = match words.as_slice() {
         ["echo", url, count, size] => match (count.parse(), size.parse()) {
-            (Ok(count), Ok(size)) => (url, Job::Echo(Echo::new(count, size))),
+            (Ok(count), Ok(size)) => run(url, Echo::new(count, size)),
             _ => return usage(),
         },
-        ["firehose", url] => (url, Job::Firehose(Firehose::default())),
-        ["paced", url] => (url, Job::Paced(Paced::default())),
+        ["firehose", url] => run(url, Firehose::default()),
+        ["paced", url] => run(url, Paced::default()),
         // `cargo bench` without arguments: nothing to measure against.
         [] => return ExitCode::SUCCESS,
         _ => return usage(),
     };
-    let mut builder = Client::builder(*url).max_attempts(1);
+    if let Err(error) = end {
+        eprintln!("{error}");
+        return ExitCode::FAILURE;
+    }
+    ExitCode::SUCCESS
+}
+
+fn run(url: &str, job: impl Job) -> Result<(), Error> {
+    let mut builder = Client::builder(url).max_attempts(1);
     if url.starts_with("wss") {
         let file = std::env::var("CA").unwrap_or_else(|_| "certs/ca.pem".to_owned());
         builder = builder.tls_root(std::fs::read(file).expect("CA names a readable file")).tls_only_given_roots();
@@ -31,12 +39,7 @@ fn main() -> ExitCode {
     if std::env::var_os("SPIN").is_some() {
         builder = builder.busy_poll();
     }
-    let end = if std::env::var_os("PULL").is_some() { pull(builder, job) } else { push(builder, job) };
-    if let Err(error) = end {
-        eprintln!("{error}");
-        return ExitCode::FAILURE;
-    }
-    ExitCode::SUCCESS
+    if std::env::var_os("PULL").is_some() { pull(builder, job) } else { push(builder, job) }
 }
 
 fn usage() -> ExitCode {
@@ -45,10 +48,14 @@ fn usage() -> ExitCode {
 }
 
 /// What is measured.
-enum Job {
-    Echo(Echo),
-    Firehose(Firehose),
-    Paced(Paced),
+trait Job: Send + 'static {
+    fn opened(&mut self) -> Next;
+    fn message(&mut self, bytes: &[u8]) -> Next;
+
+    /// What is sent.
+    fn payload(&self) -> &str {
+        ""
+    }
 }
 
 /// What a job wants next.
@@ -58,41 +65,9 @@ enum Next {
     Stop,
 }
 
-impl Job {
-    fn opened(&mut self) -> Next {
-        match self {
-            Job::Echo(echo) => echo.next(),
-            Job::Firehose(firehose) => {
-                firehose.since = Since::now();
-                Next::Nothing
-            }
-            Job::Paced(paced) => {
-                paced.since = Since::now();
-                Next::Nothing
-            }
-        }
-    }
+struct Bench<J>(J);
 
-    #[inline]
-    fn message(&mut self, bytes: &[u8]) -> Next {
-        match self {
-            Job::Firehose(firehose) => firehose.message(bytes),
-            Job::Echo(echo) => echo.message(bytes),
-            Job::Paced(paced) => paced.message(bytes),
-        }
-    }
-
-    fn payload(&self) -> &str {
-        match self {
-            Job::Echo(echo) => &echo.payload,
-            _ => "",
-        }
-    }
-}
-
-struct Bench(Job);
-
-impl Bench {
+impl<J: Job> Bench<J> {
     #[inline]
     fn act(&self, next: Next, line: &mut Line<'_>) {
         match next {
@@ -103,7 +78,7 @@ impl Bench {
     }
 }
 
-impl Handler for Bench {
+impl<J: Job> Handler for Bench<J> {
     fn opened(&mut self, line: &mut Line<'_>) {
         let next = self.0.opened();
         self.act(next, line);
@@ -116,14 +91,14 @@ impl Handler for Bench {
     }
 }
 
-fn push(builder: Builder, job: Job) -> Result<(), Error> {
+fn push(builder: Builder, job: impl Job) -> Result<(), Error> {
     let client = builder.start(Bench(job))?;
     let end = client.wait_closed(Duration::from_secs(600)).expect("it ends in time");
     // It stops when its job is done.
     if end.kind() == ErrorKind::Stopped { Ok(()) } else { Err(end) }
 }
 
-fn pull(builder: Builder, mut job: Job) -> Result<(), Error> {
+fn pull(builder: Builder, mut job: impl Job) -> Result<(), Error> {
     let client = builder.queue_messages(1 << 20).when_full(tautline::WhenFull::Block).connect()?;
     for event in client.events() {
         let next = match event {
@@ -200,6 +175,16 @@ impl Echo {
         self.sent_at = nanos(ClockId::Monotonic);
         Next::Send
     }
+}
+
+impl Job for Echo {
+    fn opened(&mut self) -> Next {
+        self.next()
+    }
+
+    fn payload(&self) -> &str {
+        &self.payload
+    }
 
     fn message(&mut self, bytes: &[u8]) -> Next {
         let took = nanos(ClockId::Monotonic) - self.sent_at;
@@ -234,28 +219,40 @@ impl Echo {
 #[derive(Default)]
 struct Firehose {
     messages: u64,
-    bytes: u64,
     since: Since,
+    bytes: u64,
 }
 
-impl Firehose {
+impl Job for Firehose {
+    fn opened(&mut self) -> Next {
+        self.since = Since::now();
+        Next::Nothing
+    }
+
     #[inline]
     fn message(&mut self, bytes: &[u8]) -> Next {
         if bytes == b"done" {
-            let (wall, cpu) = self.since.seconds();
-            println!(
-                r#"{{"peer":"{}","mode":"firehose","msgs":{},"bytes":{},"secs":{wall:.6},"msgs_per_s":{:.0},"cpu_s":{cpu:.4},"rss_kb":{}}}"#,
-                name(),
-                self.messages,
-                self.bytes,
-                self.messages as f64 / wall,
-                resident_kib()
-            );
-            return Next::Stop;
+            return self.done();
         }
         self.messages += 1;
         self.bytes += bytes.len() as u64;
         Next::Nothing
+    }
+}
+
+impl Firehose {
+    #[cold]
+    fn done(&self) -> Next {
+        let (wall, cpu) = self.since.seconds();
+        println!(
+            r#"{{"peer":"{}","mode":"firehose","msgs":{},"bytes":{},"secs":{wall:.6},"msgs_per_s":{:.0},"cpu_s":{cpu:.4},"rss_kb":{}}}"#,
+            name(),
+            self.messages,
+            self.bytes,
+            self.messages as f64 / wall,
+            resident_kib()
+        );
+        Next::Stop
     }
 }
 
@@ -266,7 +263,12 @@ struct Paced {
     since: Since,
 }
 
-impl Paced {
+impl Job for Paced {
+    fn opened(&mut self) -> Next {
+        self.since = Since::now();
+        Next::Nothing
+    }
+
     fn message(&mut self, bytes: &[u8]) -> Next {
         let now = nanos(ClockId::Monotonic);
         if bytes == b"done" {

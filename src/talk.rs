@@ -147,21 +147,25 @@ impl Talk {
         let is_reply = app_ping.as_ref().and_then(|ping| ping.is_reply.as_deref());
         let mut view = Line::new(line, opened, sender);
         let (mut messages, mut bytes) = (0u64, 0u64);
+        let mut unread = buffer.unread();
         let batch = loop {
-            let payload = match assembler.next(buffer) {
-                Ok(Some(Incoming::Text(text))) => Payload::Text(text),
-                Ok(Some(Incoming::Binary(bytes))) => Payload::Binary(bytes),
-                Ok(Some(Incoming::Ping(payload))) => {
-                    line.owe_pong(payload);
-                    continue;
-                }
-                Ok(Some(Incoming::Pong(payload))) => {
-                    line.note_pong(payload, now);
-                    continue;
-                }
-                Ok(Some(Incoming::Close(close))) => break Batch::Closed(close_reason(close)),
-                Ok(None) => break Batch::Done,
-                Err(breach) => break Batch::Breach(breach),
+            let payload = match assembler.next_simple(&mut unread) {
+                Some(payload) => payload,
+                None => match assembler.next(&mut unread) {
+                    Ok(Some(Incoming::Text(text))) => Payload::Text(text),
+                    Ok(Some(Incoming::Binary(bytes))) => Payload::Binary(bytes),
+                    Ok(Some(Incoming::Ping(payload))) => {
+                        line.owe_pong(payload);
+                        continue;
+                    }
+                    Ok(Some(Incoming::Pong(payload))) => {
+                        line.note_pong(payload, now);
+                        continue;
+                    }
+                    Ok(Some(Incoming::Close(close))) => break Batch::Closed(close_reason(close)),
+                    Ok(None) => break Batch::Done,
+                    Err(breach) => break Batch::Breach(breach),
+                },
             };
             let message = MessageRef::new(payload, opened.epoch, now);
             messages += 1;
@@ -245,8 +249,9 @@ impl Talk {
     pub(crate) fn drain(&mut self) {
         let mut is_parsing = true;
         loop {
+            let mut unread = self.buffer.unread();
             while is_parsing {
-                match self.assembler.next(&mut self.buffer) {
+                match self.assembler.next(&mut unread) {
                     Ok(Some(Incoming::Close(close))) => {
                         self.line.note_peer_close(close_reason(close));
                         is_parsing = false;
@@ -257,6 +262,7 @@ impl Talk {
                     Err(_) => is_parsing = false,
                 }
             }
+            drop(unread);
             if !is_parsing {
                 self.buffer.clear();
             }

@@ -52,8 +52,9 @@ pub fn messages(bytes: &[u8]) {
         room[..count].copy_from_slice(&rest[..count]);
         buffer.filled(count);
         rest = &rest[count..];
+        let mut unread = buffer.unread();
         loop {
-            match assembler.next(&mut buffer) {
+            match assembler.next(&mut unread) {
                 Ok(Some(Incoming::Text(text))) => assert!(text.len() <= MAX_MESSAGE),
                 Ok(Some(Incoming::Binary(bytes))) => assert!(bytes.len() <= MAX_MESSAGE),
                 Ok(Some(Incoming::Ping(payload) | Incoming::Pong(payload))) => assert!(payload.len() <= 125),
@@ -61,6 +62,7 @@ pub fn messages(bytes: &[u8]) {
                 Ok(None) => break,
             }
         }
+        drop(unread);
         assert!(assembler.held() <= MAX_MESSAGE + SLACK);
         assert!(buffer.size() <= 2 * (MAX_MESSAGE + 16).next_power_of_two().max(256 * 1024));
     }

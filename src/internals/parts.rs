@@ -76,7 +76,8 @@ impl Reading {
     /// Reads all messages; how many payload bytes they have.
     pub fn read(&mut self) -> usize {
         let mut payload = 0;
-        while let Ok(Some(message)) = self.assembler.next(&mut self.buffer) {
+        let mut unread = self.buffer.unread();
+        while let Ok(Some(message)) = self.assembler.next(&mut unread) {
             payload += match message {
                 Incoming::Text(text) => text.len(),
                 Incoming::Binary(bytes) => bytes.len(),

@@ -72,32 +72,10 @@ impl ReadBuffer {
         }
     }
 
+    /// What has not been understood yet, to be taken off the front.
     #[inline]
-    pub(crate) fn unread(&self) -> &[u8] {
-        &self.bytes[self.start..self.end]
-    }
-
-    /// Takes `count` unread bytes off the front.
-    #[inline]
-    pub(crate) fn consume(&mut self, count: usize) {
-        self.start += count;
-        debug_assert!(self.start <= self.end);
-    }
-
-    /// Takes `count` unread bytes off the front, and lends them.
-    #[inline]
-    pub(crate) fn take(&mut self, count: usize) -> &[u8] {
-        let start = self.start;
-        self.consume(count);
-        &self.bytes[start..start + count]
-    }
-
-    /// Everything has been understood: the next bytes go to the front again, without a copy.
-    #[inline]
-    pub(crate) fn rewind_if_empty(&mut self) {
-        if self.start == self.end {
-            (self.start, self.end) = (0, 0);
-        }
+    pub(crate) fn unread(&mut self) -> Unread<'_> {
+        Unread { rest: &self.bytes[self.start..self.end], start: &mut self.start, end: &mut self.end }
     }
 
     /// Drops everything.
@@ -117,7 +95,7 @@ impl ReadBuffer {
             return false;
         }
         let mut smaller = vec![0; SIZE_MIN];
-        smaller[..unread].copy_from_slice(self.unread());
+        smaller[..unread].copy_from_slice(&self.bytes[self.start..self.end]);
         *self = ReadBuffer { bytes: smaller, start: 0, end: unread, needed_at: None, was_needed: false };
         true
     }
@@ -125,6 +103,46 @@ impl ReadBuffer {
     #[cfg(any(test, all(feature = "internals", unix)))]
     pub(crate) fn size(&self) -> usize {
         self.bytes.len()
+    }
+}
+
+/// The unread bytes of a [`ReadBuffer`]. What was taken off them is gone from the buffer when this is dropped, in a panic too.
+pub(crate) struct Unread<'a> {
+    rest: &'a [u8],
+    start: &'a mut usize,
+    end: &'a mut usize,
+}
+
+impl<'a> Unread<'a> {
+    #[inline]
+    pub(crate) fn bytes(&self) -> &'a [u8] {
+        self.rest
+    }
+
+    /// Takes `count` bytes off the front.
+    #[inline]
+    pub(crate) fn take(&mut self, count: usize) -> &'a [u8] {
+        let (taken, rest) = self.rest.split_at(count);
+        self.rest = rest;
+        taken
+    }
+
+    /// Takes everything off the front but `rest`, the end of [`bytes`](Unread::bytes).
+    #[inline]
+    pub(crate) fn take_up_to(&mut self, rest: &'a [u8]) {
+        debug_assert!(self.rest.ends_with(rest));
+        self.rest = rest;
+    }
+}
+
+impl Drop for Unread<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        *self.start = *self.end - self.rest.len();
+        if self.rest.is_empty() {
+            // Everything has been understood: the next bytes go to the front again, without a copy.
+            (*self.start, *self.end) = (0, 0);
+        }
     }
 }
 
@@ -160,6 +178,38 @@ pub(crate) struct Head {
     pub(crate) head_len: usize,
     pub(crate) payload_len: u64,
 }
+
+/// A data message that is whole in one uncompressed frame of less than 64 KiB: nearly everything that venues send.
+#[derive(Clone, Copy)]
+pub(crate) struct SimpleFrame<'a> {
+    pub(crate) is_text: bool,
+    pub(crate) payload: &'a [u8],
+    /// What follows the frame.
+    pub(crate) rest: &'a [u8],
+}
+
+impl<'a> SimpleFrame<'a> {
+    /// The frame at the front of `bytes`. `None` when it is another kind of frame, a wrong one, or not all there, and when fewer than four bytes
+    /// are: [`Head::parse`] says which.
+    #[inline]
+    pub(crate) fn parse(bytes: &'a [u8]) -> Option<Self> {
+        let &[first @ (TEXT | BINARY), second, high, low, ..] = bytes else { return None };
+        let (head_len, len) = match second {
+            len @ ..=125 => (2, usize::from(len)),
+            126 => (4, usize::from(u16::from_be_bytes([high, low]))),
+            _ => return None,
+        };
+        // RFC 6455 section 5.2: a length that fits into one byte stands in one.
+        if head_len == 4 && len < 126 {
+            return None;
+        }
+        let (payload, rest) = bytes[head_len..].split_at_checked(len)?;
+        Some(SimpleFrame { is_text: first == TEXT, payload, rest })
+    }
+}
+
+const TEXT: u8 = FIN | 1;
+const BINARY: u8 = FIN | 2;
 
 const FIN: u8 = 0x80;
 const RSV1: u8 = 0x40;
@@ -344,6 +394,36 @@ mod tests {
     }
 
     #[test]
+    fn simple_frames_are_what_the_parser_of_heads_says_they_are() {
+        let payload = [7; 70_000];
+        for first in 0..=255u8 {
+            for second in 0..=255u8 {
+                for len in [0usize, 5, 125, 126, 300, 65_535] {
+                    let mut bytes = vec![first, second];
+                    bytes.extend((len as u16).to_be_bytes());
+                    bytes.extend_from_slice(&payload[..len]);
+                    let Some(simple) = SimpleFrame::parse(&bytes) else { continue };
+                    let head = Head::parse(&bytes).expect("it breaks no rule").expect("it is all there");
+                    let data = if simple.is_text { Data::Text } else { Data::Binary };
+                    let expected = (OpCode::Data(data), true, false, simple.payload.len() as u64);
+                    assert_eq!((head.opcode, head.is_final, head.is_compressed, head.payload_len), expected);
+                    let whole = head.head_len + simple.payload.len();
+                    assert_eq!((simple.payload, simple.rest), (&bytes[head.head_len..whole], &bytes[whole..]));
+                }
+            }
+        }
+        for (len, is_simple) in [(1, false), (2, true), (125, true), (126, true), (65_535, true), (65_536, false)] {
+            let mut bytes = Vec::new();
+            put_header(&mut bytes, OpCode::Data(Data::Text), true, false, len, [0; 4]);
+            bytes.truncate(bytes.len() - 4);
+            bytes[1] &= !MASKED;
+            bytes.extend_from_slice(&payload[..len]);
+            assert_eq!(SimpleFrame::parse(&bytes).is_some(), is_simple, "{len}");
+            assert!(SimpleFrame::parse(&bytes[..bytes.len() - 1]).is_none());
+        }
+    }
+
+    #[test]
     fn what_breaks_the_protocol_is_seen_at_its_first_byte() {
         let wrong: [&[u8]; 12] = [
             &[0x83],
@@ -428,19 +508,19 @@ mod tests {
             }
             buffer.filled(count);
             if step % 3 == 0 {
-                while buffer.unread().len() >= 4 && read % 50 != 49 {
-                    let bytes = buffer.take(4).try_into().expect("four were asked for");
-                    assert_eq!(u32::from_ne_bytes(bytes), read);
+                let mut unread = buffer.unread();
+                let mut take = |read: u32| {
+                    let there = unread.bytes().len() >= 4;
+                    if there {
+                        let bytes = unread.take(4).try_into().expect("four were asked for");
+                        assert_eq!(u32::from_ne_bytes(bytes), read);
+                    }
+                    there
+                };
+                while read % 50 != 49 && take(read) {
                     read += 1;
                 }
-                buffer.rewind_if_empty();
-                read += u32::from(
-                    read % 50 == 49 && buffer.unread().len() >= 4 && {
-                        let bytes = buffer.take(4).try_into().expect("four were asked for");
-                        assert_eq!(u32::from_ne_bytes(bytes), read);
-                        true
-                    },
-                );
+                read += u32::from(read % 50 == 49 && take(read));
             }
         }
         assert!(read > 1000);

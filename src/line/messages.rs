@@ -2,8 +2,9 @@
 
 use tungstenite::protocol::frame::coding::{CloseCode, Control, Data, OpCode};
 
+use crate::event::Payload;
 use crate::line::deflate::{InflateError, Inflater};
-use crate::line::frames::{Breach, Head, ReadBuffer};
+use crate::line::frames::{Breach, Head, SimpleFrame, Unread};
 
 /// What the assembler keeps of its buffer after a large message.
 const KEEP: usize = 64 * 1024;
@@ -69,17 +70,31 @@ impl Assembler {
         self.gathered.capacity()
     }
 
+    /// The next message, if it is one of those that matter for speed. `None` takes nothing and says nothing: ask [`next`](Assembler::next).
+    #[inline]
+    pub(crate) fn next_simple<'b>(&mut self, unread: &mut Unread<'b>) -> Option<Payload<'b>> {
+        if self.gathering != Gathering::Nothing {
+            return None;
+        }
+        let frame = SimpleFrame::parse(unread.bytes())?;
+        if frame.payload.len() > self.limits.max_message {
+            return None;
+        }
+        let payload = match frame.is_text {
+            true => Payload::Text(simdutf8::basic::from_utf8(frame.payload).ok()?),
+            false => Payload::Binary(frame.payload),
+        };
+        unread.take_up_to(frame.rest);
+        self.checked = 0;
+        Some(payload)
+    }
+
     /// The next message or control frame; `None` when that needs bytes that have not come yet.
     ///
     /// After a close frame or a breach the caller drops whatever follows.
-    #[inline]
-    pub(crate) fn next<'a>(&'a mut self, buffer: &'a mut ReadBuffer) -> Result<Option<Incoming<'a>>, Breach> {
-        // The one case that matters for speed: a whole message in one frame, uncompressed.
+    pub(crate) fn next<'a, 'b: 'a>(&'a mut self, unread: &mut Unread<'b>) -> Result<Option<Incoming<'a>>, Breach> {
         if self.gathering == Gathering::Nothing {
-            let Some(head) = Head::parse(buffer.unread())? else {
-                buffer.rewind_if_empty();
-                return Ok(None);
-            };
+            let Some(head) = Head::parse(unread.bytes())? else { return Ok(None) };
             if let (OpCode::Data(data @ (Data::Text | Data::Binary)), true, false) =
                 (head.opcode, head.is_final, head.is_compressed)
             {
@@ -88,22 +103,15 @@ impl Assembler {
                 }
                 // It fits into memory, so it fits into usize.
                 let whole = head.head_len + head.payload_len as usize;
-                if buffer.unread().len() < whole {
-                    self.check_early(&buffer.unread()[head.head_len..], data)?;
+                if unread.bytes().len() < whole {
+                    self.check_early(&unread.bytes()[head.head_len..], data)?;
                     return Ok(None);
                 }
                 self.checked = 0;
-                let payload = &buffer.take(whole)[head.head_len..];
-                return match data {
-                    Data::Text => match simdutf8::basic::from_utf8(payload) {
-                        Ok(text) => Ok(Some(Incoming::Text(text))),
-                        Err(_) => Err(Breach::invalid_text()),
-                    },
-                    _ => Ok(Some(Incoming::Binary(payload))),
-                };
+                return whole_message(data == Data::Text, &unread.take(whole)[head.head_len..]).map(Some);
             }
         }
-        self.next_gathered(buffer)
+        self.next_gathered(unread)
     }
 
     /// The start of a text frame that is still coming: what can never become UTF-8 is told at once (RFC 6455 section 8.1).
@@ -117,20 +125,18 @@ impl Assembler {
 
     /// Control frames, fragments and compressed messages.
     #[cold]
-    fn next_gathered<'a>(&'a mut self, buffer: &'a mut ReadBuffer) -> Result<Option<Incoming<'a>>, Breach> {
+    fn next_gathered<'a, 'b: 'a>(&'a mut self, unread: &mut Unread<'b>) -> Result<Option<Incoming<'a>>, Breach> {
         if self.gathering == Gathering::Lent {
             self.gathering = Gathering::Nothing;
             self.gathered.clear();
             self.gathered.shrink_to(KEEP);
             self.valid_to = 0;
-            // Through the front door: the next message may well be a simple one.
-            return self.next(buffer);
+            return self.next(unread);
         }
         loop {
             if let Gathering::Frame { kind, remaining, is_final } = self.gathering {
-                let available = buffer.unread().len().min(usize::try_from(remaining).unwrap_or(usize::MAX));
-                self.gather(buffer.take(available), kind)?;
-                buffer.rewind_if_empty();
+                let available = unread.bytes().len().min(usize::try_from(remaining).unwrap_or(usize::MAX));
+                self.gather(unread.take(available), kind)?;
                 let remaining = remaining - available as u64;
                 if remaining > 0 {
                     self.gathering = Gathering::Frame { kind, remaining, is_final };
@@ -141,24 +147,21 @@ impl Assembler {
                 }
                 self.gathering = Gathering::Fragments(kind);
             }
-            let Some(head) = Head::parse(buffer.unread())? else {
-                buffer.rewind_if_empty();
-                return Ok(None);
-            };
+            let Some(head) = Head::parse(unread.bytes())? else { return Ok(None) };
             match head.opcode {
                 OpCode::Control(control) => {
                     if head.is_compressed {
                         return Err(Breach::protocol("a reserved bit is set on a control frame"));
                     }
                     let whole = head.head_len + head.payload_len as usize;
-                    if buffer.unread().len() < whole {
+                    if unread.bytes().len() < whole {
                         return Ok(None);
                     }
-                    return control_frame(control, &buffer.take(whole)[head.head_len..]).map(Some);
+                    return control_frame(control, &unread.take(whole)[head.head_len..]).map(Some);
                 }
                 OpCode::Data(data) => {
                     let kind = self.kind_of(data, head)?;
-                    buffer.consume(head.head_len);
+                    unread.take(head.head_len);
                     self.gathering = Gathering::Frame { kind, remaining: head.payload_len, is_final: head.is_final };
                 }
             }
@@ -211,11 +214,15 @@ impl Assembler {
             inflater.finish(&mut self.gathered, self.limits.max_message).map_err(breach_of)?;
         }
         self.gathering = Gathering::Lent;
-        if !kind.is_text {
-            return Ok(Incoming::Binary(&self.gathered));
-        }
-        simdutf8::basic::from_utf8(&self.gathered).map(Incoming::Text).map_err(|_| Breach::invalid_text())
+        whole_message(kind.is_text, &self.gathered)
     }
+}
+
+fn whole_message(is_text: bool, payload: &[u8]) -> Result<Incoming<'_>, Breach> {
+    if !is_text {
+        return Ok(Incoming::Binary(payload));
+    }
+    simdutf8::basic::from_utf8(payload).map(Incoming::Text).map_err(|_| Breach::invalid_text())
 }
 
 /// Makes room for `count` more bytes by doubling, and never beyond `limit`.
@@ -275,6 +282,16 @@ mod tests {
 
     use super::*;
     use crate::line::deflate::{Deflate, Deflater};
+    use crate::line::frames::ReadBuffer;
+
+    /// The next one, as the reader asks for it.
+    fn next<'a, 'b: 'a>(assembler: &'a mut Assembler, unread: &mut Unread<'b>) -> Result<Option<Incoming<'a>>, Breach> {
+        match assembler.next_simple(unread) {
+            Some(Payload::Text(text)) => Ok(Some(Incoming::Text(text))),
+            Some(Payload::Binary(bytes)) => Ok(Some(Incoming::Binary(bytes))),
+            None => assembler.next(unread),
+        }
+    }
 
     /// An unmasked frame, as a server sends it.
     fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
@@ -306,8 +323,9 @@ mod tests {
             room[..count].copy_from_slice(&rest[..count]);
             rest = &rest[count..];
             buffer.filled(count);
+            let mut unread = buffer.unread();
             loop {
-                match assembler.next(&mut buffer) {
+                match next(&mut assembler, &mut unread) {
                     Ok(Some(Incoming::Text(text))) => seen.push(format!("t:{text}")),
                     Ok(Some(Incoming::Binary(bytes))) => seen.push(format!("b:{}", bytes.len())),
                     Ok(Some(Incoming::Ping(bytes))) => seen.push(format!("ping:{}", bytes.len())),
@@ -485,7 +503,8 @@ mod tests {
                 room[..count].copy_from_slice(&rest[..count]);
                 buffer.filled(count);
                 rest = &rest[count..];
-                while let Some(incoming) = assembler.next(&mut buffer).expect("nothing is wrong with it") {
+                let mut unread = buffer.unread();
+                while let Some(incoming) = next(&mut assembler, &mut unread).expect("nothing is wrong with it") {
                     if incoming == Incoming::Ping(b"between") {
                         continue;
                     }
@@ -515,8 +534,9 @@ mod tests {
                 let room = buffer.room();
                 room[..piece.len()].copy_from_slice(piece);
                 buffer.filled(piece.len());
+                let mut unread = buffer.unread();
                 loop {
-                    match assembler.next(&mut buffer) {
+                    match next(&mut assembler, &mut unread) {
                         Ok(Some(Incoming::Close(_))) | Err(_) => return Ok(()),
                         Ok(Some(_)) => {}
                         Ok(None) => break,
