@@ -1,13 +1,17 @@
 //! How long a send takes its thread: on a quiet line, on a line that is flooded at the same time, and with 1 to 16 threads that send at once.
 //! `cargo bench --bench senders`; the server is a process of its own, which reads everything and, on `/flood`, sends as fast as it can.
+//!
+//! The bare socket beside it has a thread that reads and one that writes, and no library. The thread that sends has a CPU of its own: the server
+//! and the thread that reads share another, so that what is timed is the send, and not the wait for a CPU.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{Shutdown, TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use rustix::thread::{CpuSet, sched_setaffinity};
 use tautline::{Client, Line, MessageRef, Pushed};
 use tungstenite::handshake::derive_accept_key;
 
@@ -26,33 +30,66 @@ const RUSH: Duration = Duration::from_secs(1);
 /// Quiet and flooded take turns.
 const ROUNDS: usize = 7;
 
+/// The CPU of the server and of threads that read, and that of the thread that sends.
+const READING: usize = 0;
+const SENDING: usize = 1;
+
 fn main() {
     if std::env::var_os(SERVER).is_some() {
         return serve();
     }
     let server = Server::start();
-    let mut ratios = Vec::new();
-    for round in 0..ROUNDS {
-        let quiet = single(&server.client("/quiet").0);
-        let (client, received) = server.client("/flood");
-        let flooded = single(&client);
-        let taken = received.load(Ordering::Relaxed);
-        ratios.push(flooded.1.as_secs_f64() / quiet.1.as_secs_f64());
+    stay_on(&[SENDING]);
+    let mut rounds: [Vec<Single>; 4] = Default::default();
+    for _ in 0..ROUNDS {
+        for (path, (ours, bare)) in [("/quiet", (0, 1)), ("/flood", (2, 3))] {
+            let client = server.client(path);
+            rounds[ours].push(single(|| {
+                client.send_text(ORDER).expect("the line is open");
+            }));
+            drop(client);
+            let (mut socket, reader) = server.bare(path);
+            rounds[bare].push(single(|| socket.write_all(&frame(ORDER)).expect("the connection is open")));
+            socket.shutdown(Shutdown::Both).expect("it is connected");
+            reader.join().expect("it ends with the connection");
+        }
+    }
+    let median = |round: usize, of: fn(&Single) -> Duration| {
+        let mut all: Vec<_> = rounds[round].iter().map(of).collect();
+        all.sort();
+        all[ROUNDS / 2]
+    };
+    println!("medians of {ROUNDS} rounds    p50 quiet  p99 quiet  p50 flooded  p99 flooded  p99 flooded over quiet");
+    for (name, quiet, flooded) in [("send_text", 0, 2), ("bare socket", 1, 3)] {
+        let (calm, busy) = (median(quiet, |single| single.p99), median(flooded, |single| single.p99));
         println!(
-            "round {round}: p50 and p99 of send_text: quiet {:.1?} {:.1?}, flooded {:.1?} {:.1?} ({taken} messages came meanwhile)",
-            quiet.0, quiet.1, flooded.0, flooded.1
+            "{name:<22} {:>9.1?}  {calm:>9.1?}  {:>11.1?}  {busy:>11.1?}  {:.2}",
+            median(quiet, |single| single.p50),
+            median(flooded, |single| single.p50),
+            busy.as_secs_f64() / calm.as_secs_f64(),
         );
     }
-    ratios.sort_by(f64::total_cmp);
-    println!("p99 flooded over quiet: median {:.2}", ratios[ROUNDS / 2]);
+    stay_on(&[READING, SENDING]);
     for threads in [1, 2, 4, 8, 16] {
-        let (client, _) = server.client("/quiet");
+        let client = server.client("/quiet");
         println!("{threads} threads: {:.2} million messages a second", rush(&client, threads) / 1e6);
     }
 }
 
-/// The median and the 99th percentile of what a send takes.
-fn single(client: &Client<Pushed>) -> (Duration, Duration) {
+/// Keeps this thread, and those that it starts, on these CPUs.
+fn stay_on(cpus: &[usize]) {
+    let mut set = CpuSet::new();
+    cpus.iter().for_each(|&cpu| set.set(cpu));
+    sched_setaffinity(None, &set).expect("the machine has two CPUs");
+}
+
+/// What a send takes.
+struct Single {
+    p50: Duration,
+    p99: Duration,
+}
+
+fn single(mut send: impl FnMut()) -> Single {
     let mut times = Vec::with_capacity(SENDS);
     let mut due = Instant::now();
     for _ in 0..SENDS {
@@ -61,11 +98,16 @@ fn single(client: &Client<Pushed>) -> (Duration, Duration) {
         }
         due += EVERY;
         let began = Instant::now();
-        client.send_text(ORDER).expect("the line is open");
+        send();
         times.push(began.elapsed());
     }
     times.sort();
-    (times[SENDS / 2], times[SENDS * 99 / 100])
+    Single { p50: times[SENDS / 2], p99: times[SENDS * 99 / 100] }
+}
+
+/// A masked frame, as long as the client's.
+fn frame(text: &str) -> Vec<u8> {
+    [&[0x81, 0x80 | text.len() as u8, 0, 0, 0, 0], text.as_bytes()].concat()
 }
 
 /// Messages a second that so many threads send together.
@@ -104,16 +146,26 @@ impl Server {
         Server { process, address: address.trim().to_owned() }
     }
 
-    /// A client of a new line, and how many messages have come by it.
-    fn client(&self, path: &str) -> (Client<Pushed>, Arc<AtomicU64>) {
-        let received = Arc::new(AtomicU64::new(0));
-        let counted = Arc::clone(&received);
-        let handler = move |_: &mut Line<'_>, _: MessageRef<'_>| {
-            counted.fetch_add(1, Ordering::Relaxed);
-        };
-        let client = Client::builder(format!("ws://{}{path}", self.address)).start(handler).expect("it starts");
+    /// A client of a new line.
+    fn client(&self, path: &str) -> Client<Pushed> {
+        let builder = Client::builder(format!("ws://{}{path}", self.address)).on_thread_start(|_| stay_on(&[READING]));
+        let client = builder.start(|_: &mut Line<'_>, _: MessageRef<'_>| {}).expect("it starts");
         client.wait_open(Duration::from_secs(10)).expect("the server answers");
-        (client, received)
+        client
+    }
+
+    /// A connection of no library's, and the thread that reads from it.
+    fn bare(&self, path: &str) -> (TcpStream, JoinHandle<()>) {
+        let mut socket = TcpStream::connect(&self.address).expect("the server listens");
+        socket.set_nodelay(true).expect("it is connected");
+        write!(socket, "GET {path} HTTP/1.1\r\nSec-WebSocket-Key: x\r\n\r\n").expect("it is connected");
+        let mut reading = socket.try_clone().expect("there are descriptors");
+        let reader = std::thread::spawn(move || {
+            stay_on(&[READING]);
+            let mut bytes = vec![0; 128 * 1024];
+            while reading.read(&mut bytes).is_ok_and(|count| count > 0) {}
+        });
+        (socket, reader)
     }
 }
 
@@ -126,6 +178,7 @@ impl Drop for Server {
 }
 
 fn serve() {
+    stay_on(&[READING]);
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     println!("{}", listener.local_addr().expect("it is bound"));
     for socket in listener.incoming().flatten() {
