@@ -62,7 +62,7 @@ def lines():
     for count in LINES:
         times, kib = [], []
         for _ in range(ROUNDS):
-            text = next(line for line in run([program, str(count)]).splitlines() if ", plain:" in line)
+            text = next(line for line in run([program, str(count)]).splitlines() if "lines, plain:" in line)
             amount, suffix = re.search(r"open after ([\d.]+)(µs|ms|s)", text).groups()
             times.append(float(amount) * unit[suffix])
             kib.append(float(re.search(r"([\d.]+) KiB of live heap", text).group(1)))

@@ -1,8 +1,10 @@
-//! Many lines in one process: how long they take to open, to answer, to come back after the server has dropped them all, and to stop, and
-//! what each of them holds. `cargo bench --bench lines [-- COUNT]`, 1,000 by default; the server is a process of its own.
+//! One line: how long it takes to open and to stop. Then many lines in one process: how long they take to open, to answer, to come back after
+//! the server has dropped them all, and to stop, and what each of them holds. `cargo bench --bench lines [-- COUNT]`, 1,000 by default; the
+//! server is a process of its own.
 
 use std::alloc::System;
 use std::io::{BufRead, BufReader, Write};
+use std::net::TcpStream;
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
@@ -10,12 +12,15 @@ use std::time::{Duration, Instant};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 use tautline::testing::Venue;
-use tautline::{Client, Disconnect, Handler, Line, MessageRef, Pushed};
+use tautline::{Builder, Client, Disconnect, Handler, Line, MessageRef, Pushed};
 
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 const SERVER: &str = "TAUTLINE_LINES_SERVER";
+
+/// How often one line is opened and stopped.
+const ROUNDS: usize = 201;
 
 /// What each line sends and gets back.
 const EXCHANGES: usize = 10;
@@ -105,6 +110,7 @@ fn measure(count: usize, is_tls: bool) {
     // Whatever the first line of a process costs for good (the roots of TLS) is not a line's.
     let first = builder.clone().start(tells()).expect("it starts");
     await_all(&told, 1, &mut 0, |told| matches!(told, Told::Opened));
+    one(&server.url, &builder, is_tls);
     let (heap, resident) = (live_heap(), field("VmRSS:"));
     let mut threads = 0;
 
@@ -141,6 +147,45 @@ fn measure(count: usize, is_tls: bool) {
     );
     drop(server.orders);
     server.process.wait().expect("it is a child of ours");
+}
+
+/// One line at a time, and beside it tungstenite's blocking client, which starts no thread. Both read the system's roots once, before.
+fn one(url: &str, builder: &Builder, is_tls: bool) {
+    let address = url.split('/').nth(2).expect("a URL has a host");
+    let root = native_tls::Certificate::from_pem(Venue::root_pem()).expect("it is a certificate");
+    let connector = native_tls::TlsConnector::builder().disable_built_in_roots(true).add_root_certificate(root).build();
+    let connector = connector.expect("the settings are good");
+    let (mut opened, mut stopped, mut theirs) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        let dialling = Instant::now();
+        let client = builder.clone().connect().expect("the server listens");
+        opened.push(dialling.elapsed());
+        let stopping = Instant::now();
+        assert!(client.stop(Duration::from_secs(5)).is_clean());
+        stopped.push(stopping.elapsed());
+
+        let dialling = Instant::now();
+        let tcp = TcpStream::connect(address).expect("the server listens");
+        tcp.set_nodelay(true).expect("it is connected");
+        if is_tls {
+            let tls = connector.connect("localhost", tcp).expect("the certificate is known");
+            tungstenite::client(url, tls).expect("the server answers");
+        } else {
+            tungstenite::client(url, tcp).expect("the server answers");
+        }
+        theirs.push(dialling.elapsed());
+    }
+    let median = |times: &mut Vec<Duration>| {
+        times.sort();
+        times[ROUNDS / 2]
+    };
+    println!(
+        "one line, {}: open after {:.1?} (tungstenite's blocking client {:.1?}), stopped after {:.1?}; medians of {ROUNDS}",
+        if is_tls { "TLS" } else { "plain" },
+        median(&mut opened),
+        median(&mut theirs),
+        median(&mut stopped),
+    );
 }
 
 /// Waits for so many of a kind, and keeps the highest number of threads seen.
