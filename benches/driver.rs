@@ -1,7 +1,7 @@
 //! This client as a driver for the load server: `driver echo URL N SIZE | firehose URL | paced URL` prints one line of JSON.
 //!
 //! Messages are taken by a handler on the reader thread; with `PULL=1` through `events()`, sends then come from another thread than the
-//! reader's; with `SPIN=1` the reader spins (`busy_poll`). `CA` names the root certificate. Times are CLOCK_MONOTONIC, CPU is that of the whole process.
+//! reader's; with `SPIN=1` the reader spins (`busy_poll`), with `STAMP=1` the kernel notes when it gets what comes (`kernel_timestamps`). `CA` names the root certificate. Times are CLOCK_MONOTONIC, CPU is that of the whole process.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -38,6 +38,10 @@ fn run(url: &str, job: impl Job) -> Result<(), Error> {
     }
     if std::env::var_os("SPIN").is_some() {
         builder = builder.busy_poll();
+    }
+    #[cfg(target_os = "linux")]
+    if std::env::var_os("STAMP").is_some() {
+        builder = builder.kernel_timestamps();
     }
     if std::env::var_os("PULL").is_some() { pull(builder, job) } else { push(builder, job) }
 }

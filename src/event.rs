@@ -61,7 +61,16 @@ impl fmt::Debug for Opened {
 pub struct MessageRef<'a> {
     payload: Payload<'a>,
     epoch: u64,
-    received_at: Instant,
+    arrival: Arrival,
+}
+
+/// When bytes came.
+#[derive(Clone, Copy)]
+pub(crate) struct Arrival {
+    /// When the `recv` that brought them returned.
+    pub(crate) at: Instant,
+    /// When the kernel got the last of them, if it was asked to note it.
+    pub(crate) kernel: Option<SystemTime>,
 }
 
 /// What a message carries.
@@ -75,8 +84,8 @@ pub enum Payload<'a> {
 
 impl<'a> MessageRef<'a> {
     #[inline]
-    pub(crate) fn new(payload: Payload<'a>, epoch: u64, received_at: Instant) -> Self {
-        MessageRef { payload, epoch, received_at }
+    pub(crate) fn new(payload: Payload<'a>, epoch: u64, arrival: Arrival) -> Self {
+        MessageRef { payload, epoch, arrival }
     }
 
     /// Text or binary, and its content.
@@ -112,13 +121,22 @@ impl<'a> MessageRef<'a> {
     /// When the `recv` that brought its last bytes returned: monotonic, one reading of the clock for all messages of a `recv`.
     #[inline]
     pub fn received_at(&self) -> Instant {
-        self.received_at
+        self.arrival.at
+    }
+
+    /// When the kernel got the last bytes of the `recv` that brought this message, by the wall clock, if it was asked to note it
+    /// (`Builder::kernel_timestamps`, on Linux). [`received_wall`](MessageRef::received_wall) less this is how long they lay in the kernel, and how long the
+    /// reader took to wake. A message that came in one piece with the answer to the opening handshake has none, nor do those of the
+    /// moment that the kernel takes to begin with it.
+    #[inline]
+    pub fn kernel_received(&self) -> Option<SystemTime> {
+        self.arrival.kernel
     }
 
     /// [`received_at`](MessageRef::received_at) by the wall clock, worked out when it is asked for: the wall clock's now, less the time that has
     /// passed since. Costs two readings of clocks; a wall clock that was set in between shows.
     pub fn received_wall(&self) -> SystemTime {
-        wall_of(self.received_at)
+        wall_of(self.arrival.at)
     }
 
     /// A copy that may be kept.
@@ -127,7 +145,7 @@ impl<'a> MessageRef<'a> {
             Payload::Text(text) => Content::Text(text.into()),
             Payload::Binary(bytes) => Content::Binary(bytes.into()),
         };
-        Message { content, epoch: self.epoch, received_at: self.received_at }
+        Message { content, epoch: self.epoch, arrival: self.arrival }
     }
 }
 
@@ -164,7 +182,7 @@ impl<'a> From<&'a [u8]> for Payload<'a> {
 pub struct Message {
     content: Content,
     epoch: u64,
-    received_at: Instant,
+    arrival: Arrival,
 }
 
 #[derive(Clone)]
@@ -180,7 +198,7 @@ impl Message {
             Content::Text(text) => Payload::Text(text),
             Content::Binary(bytes) => Payload::Binary(bytes),
         };
-        MessageRef::new(payload, self.epoch, self.received_at)
+        MessageRef::new(payload, self.epoch, self.arrival)
     }
 
     /// Text or binary, and its content.
@@ -224,12 +242,17 @@ impl Message {
 
     /// When the `recv` that brought its last bytes returned.
     pub fn received_at(&self) -> Instant {
-        self.received_at
+        self.arrival.at
+    }
+
+    /// As [`MessageRef::kernel_received`].
+    pub fn kernel_received(&self) -> Option<SystemTime> {
+        self.arrival.kernel
     }
 
     /// As [`MessageRef::received_wall`].
     pub fn received_wall(&self) -> SystemTime {
-        wall_of(self.received_at)
+        wall_of(self.arrival.at)
     }
 }
 

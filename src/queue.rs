@@ -495,7 +495,7 @@ impl Drop for Pull {
 mod tests {
     use super::*;
     use crate::error::Error;
-    use crate::event::Payload;
+    use crate::event::{Arrival, Payload};
     use crate::lifecycle::{Lifecycle, ThreadOptions};
 
     fn queue(messages: usize, when_full: WhenFull) -> Queue {
@@ -503,7 +503,7 @@ mod tests {
     }
 
     fn message(text: &str) -> Event {
-        Event::Message(MessageRef::new(Payload::Text(text), 1, Instant::now()).to_owned())
+        Event::Message(MessageRef::new(Payload::Text(text), 1, Arrival { at: Instant::now(), kernel: None }).to_owned())
     }
 
     fn notice() -> Event {

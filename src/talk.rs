@@ -9,7 +9,7 @@ use tungstenite::protocol::frame::coding::CloseCode;
 
 use crate::config::{AppPing, Settings};
 use crate::error::{CloseReason, Error, ErrorKind};
-use crate::event::{MessageRef, Opened, Payload};
+use crate::event::{Arrival, MessageRef, Opened, Payload};
 use crate::handler::{Delivery, Full, Line};
 use crate::lifecycle::Shutdown;
 use crate::line::deflate::Inflater;
@@ -108,15 +108,15 @@ impl Talk {
         shutdown: &Shutdown,
     ) -> Option<TalkOver> {
         // Frames may have come glued to the answer of the opening handshake: they go before the first `recv`.
-        let mut now = sync::now();
+        let mut arrival = Arrival { at: sync::now(), kernel: None };
         loop {
-            let batch = catch_unwind(AssertUnwindSafe(|| self.deliver(delivery, sender, shutdown, now)));
+            let batch = catch_unwind(AssertUnwindSafe(|| self.deliver(delivery, sender, shutdown, arrival)));
             if let Some(over) = self.judge(batch, shutdown)? {
                 return Some(over);
             }
             match self.receive() {
                 Ok((Received::End, _)) => return Some(self.ended(None)),
-                Ok((_, at)) => now = at,
+                Ok((_, at)) => arrival = Arrival { at, kernel: self.inlet.kernel_time() },
                 Err(error) => return Some(self.ended(Some(error))),
             }
         }
@@ -142,7 +142,13 @@ impl Talk {
     }
 
     /// Hands over every message that the buffer holds.
-    fn deliver(&mut self, delivery: &mut impl Delivery, sender: &Sender, shutdown: &Shutdown, now: Instant) -> Batch {
+    fn deliver(
+        &mut self,
+        delivery: &mut impl Delivery,
+        sender: &Sender,
+        shutdown: &Shutdown,
+        arrival: Arrival,
+    ) -> Batch {
         let Talk { line, opened, buffer, assembler, app_ping, .. } = self;
         let is_reply = app_ping.as_ref().and_then(|ping| ping.is_reply.as_deref());
         let mut view = Line::new(line, opened, sender);
@@ -159,7 +165,7 @@ impl Talk {
                         continue;
                     }
                     Ok(Some(Incoming::Pong(payload))) => {
-                        line.note_pong(payload, now);
+                        line.note_pong(payload, arrival.at);
                         continue;
                     }
                     Ok(Some(Incoming::Close(close))) => break Batch::Closed(close_reason(close)),
@@ -167,7 +173,7 @@ impl Talk {
                     Err(breach) => break Batch::Breach(breach),
                 },
             };
-            let message = MessageRef::new(payload, opened.epoch, now);
+            let message = MessageRef::new(payload, opened.epoch, arrival);
             messages += 1;
             bytes += message.bytes().len() as u64;
             if is_reply.is_some_and(|is_reply| line.awaits_app_reply() && is_reply(message)) {
@@ -180,7 +186,7 @@ impl Talk {
         };
         if messages > 0 {
             line.counters.received(messages, bytes);
-            line.note_data(now);
+            line.note_data(arrival.at);
         }
         match (delivery.batch_over(), batch) {
             (Err(Full), Batch::Done) => Batch::Full,

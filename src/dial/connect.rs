@@ -10,6 +10,7 @@ use socket2::{Domain, Protocol, SockAddr, Socket, TcpKeepalive, Type};
 use crate::dial::steps::{For, Steps};
 use crate::endpoint::Target;
 use crate::error::{Error, ErrorKind};
+use crate::line::Receiving;
 use crate::sync;
 use crate::timing::after;
 
@@ -27,7 +28,7 @@ pub(crate) struct TcpOptions {
     pub(crate) send_buffer: Option<usize>,
     pub(crate) bind: Option<IpAddr>,
     /// Of the open line, not of the dial.
-    pub(crate) busy_poll: bool,
+    pub(crate) receiving: Receiving,
 }
 
 /// Connects to the first of the addresses that accepts. The socket is left non-blocking.

@@ -105,7 +105,7 @@ impl Dialler {
             .map_err(|error| Error::caused(ErrorKind::Io, "setting up the socket", error))?;
         let opening =
             Opening { peer, subprotocol: answer.subprotocol, headers: answer.headers, extensions: answer.extensions };
-        Ok(Dialled { socket: LineSocket::new(socket, self.tcp.busy_poll), tls, leftover: answer.leftover, opening })
+        Ok(Dialled { socket: LineSocket::new(socket, self.tcp.receiving), tls, leftover: answer.leftover, opening })
     }
 }
 

@@ -12,6 +12,7 @@ use crate::event::{DialFailure, Disconnect, MessageRef, Opened, Stopped};
 use crate::handler::{Delivery, Full, Line};
 use crate::lifecycle::{Lifecycle, ThreadOptions};
 use crate::line::OpenLine;
+use crate::line::Receiving;
 use crate::line::deflate::Deflate;
 use crate::line::frames::{Head, ReadBuffer};
 use crate::line::messages::{Assembler, Incoming, Limits};
@@ -88,8 +89,14 @@ pub fn line(bytes: &[u8]) {
     let agreed = Deflate::new().accept(&["permessage-deflate".to_owned()]).ok().flatten().filter(|_| shape & 1 == 1);
     let (inflater, deflater) = agreed.map(|agreed| agreed.engines()).unzip();
     let outlet = Outlet::new(deflater, None);
-    let line =
-        Arc::new(OpenLine::new(1, LineSocket::new(ours, false), None, outlet, bell, Arc::new(Counters::default())));
+    let line = Arc::new(OpenLine::new(
+        1,
+        LineSocket::new(ours, Receiving::default()),
+        None,
+        outlet,
+        bell,
+        Arc::new(Counters::default()),
+    ));
     let opened = Opened {
         epoch: 1,
         took: std::time::Duration::ZERO,

@@ -11,6 +11,7 @@
 //! A plain line has no engine: reader and writers share nothing but the socket.
 
 use std::io::{self, ErrorKind, Read, Write};
+use std::time::SystemTime;
 
 use crate::line::frames::ReadBuffer;
 #[cfg(not(shuttle))]
@@ -64,11 +65,17 @@ pub(crate) struct Inlet {
     has_more: bool,
     /// The engine has produced output, an answer to a key update for example, that somebody has to send.
     owes_output: bool,
+    /// When the kernel got the last bytes that `recv` brought, if it says so.
+    kernel_time: Option<SystemTime>,
 }
 
 impl Inlet {
     pub(crate) fn owes_output(&self) -> bool {
         self.owes_output
+    }
+
+    pub(crate) fn kernel_time(&self) -> Option<SystemTime> {
+        self.kernel_time
     }
 }
 
@@ -141,7 +148,7 @@ impl Duplex {
     /// The reader's half. The engine may hold plaintext from the handshake, so it is asked before the first `recv`.
     pub(crate) fn inlet(&self) -> Inlet {
         let cipher = if self.tls.is_some() { vec![0; CIPHER_MIN] } else { Vec::new() };
-        Inlet { cipher, has_more: self.tls.is_some(), owes_output: false }
+        Inlet { cipher, has_more: self.tls.is_some(), owes_output: false, kernel_time: None }
     }
 
     /// Blocks until something comes.
@@ -149,14 +156,14 @@ impl Duplex {
     /// Ends at once when the line is severed: `shutdown(Both)` wakes a blocked `recv`.
     pub(crate) fn receive(&self, inlet: &mut Inlet, buffer: &mut ReadBuffer) -> io::Result<Received> {
         let Some(tls) = &self.tls else {
-            let filled = self.recv(buffer.room())?;
+            let filled = self.recv(buffer.room(), &mut inlet.kernel_time)?;
             buffer.filled(filled);
             return Ok(if filled == 0 { Received::End } else { Received::Bytes });
         };
         let filled = if inlet.has_more {
             0
         } else {
-            match self.recv(&mut inlet.cipher)? {
+            match self.recv(&mut inlet.cipher, &mut inlet.kernel_time)? {
                 0 => return Ok(Received::End),
                 filled => filled,
             }
@@ -165,14 +172,18 @@ impl Duplex {
     }
 
     /// `recv` without a lock, retried when a signal interrupts it.
-    fn recv(&self, room: &mut [u8]) -> io::Result<usize> {
+    fn recv(&self, room: &mut [u8], kernel_time: &mut Option<SystemTime>) -> io::Result<usize> {
         loop {
             if self.is_severed() {
                 return Ok(0);
             }
             match self.socket.receive(room) {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                result => return result,
+                result => {
+                    let (count, time) = result?;
+                    *kernel_time = time;
+                    return Ok(count);
+                }
             }
         }
     }

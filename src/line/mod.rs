@@ -38,6 +38,16 @@ const HEART_PATIENCE: Duration = Duration::from_millis(10);
 /// Pongs that may be owed at once: more than any polite server asks for, and little enough to keep. The oldest makes room.
 const PONGS_OWED: usize = 16;
 
+/// How the reader of a line asks the kernel for bytes.
+#[derive(Clone, Copy, Default)]
+#[cfg_attr(not(target_os = "linux"), expect(dead_code, reason = "some of it is not to be had there"))]
+pub(crate) struct Receiving {
+    /// It asks again and again instead of sleeping.
+    pub(crate) is_spinning: bool,
+    /// The kernel says when it got what comes.
+    pub(crate) is_stamped: bool,
+}
+
 /// Gives the next fragment of a message, or `None` after the last.
 pub(crate) type NextFragment<'f, 'a> = dyn FnMut() -> Result<Option<Cow<'a, [u8]>>, Error> + 'f;
 

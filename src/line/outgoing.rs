@@ -367,12 +367,13 @@ mod tests {
     use socket2::{Domain, Socket, Type};
 
     use super::*;
+    use crate::line::Receiving;
     use crate::line::socket::LineSocket;
 
     #[test]
     fn nothing_follows_a_message_that_broke_off() {
         let (ours, mut theirs) = Socket::pair(Domain::UNIX, Type::STREAM, None).expect("a pair");
-        let duplex = Duplex::new(LineSocket::new(ours, false), None);
+        let duplex = Duplex::new(LineSocket::new(ours, Receiving::default()), None);
         let mut outlet = Outlet::new(None, None);
         let deadline = |millis| Deadline::new("send_within", Duration::from_millis(millis), Instant::now());
         // More than the kernel takes while nobody reads.

@@ -2,49 +2,86 @@
 
 use std::io::{self, ErrorKind, Read};
 use std::net::Shutdown;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use socket2::Socket;
+
+use crate::line::Receiving;
 
 /// A connected, blocking socket. Every call may be made from any thread, and none takes a lock.
 pub(crate) struct LineSocket {
     socket: Socket,
-    /// `receive` asks again and again instead of sleeping.
-    #[cfg_attr(not(unix), expect(dead_code, reason = "there the setting does not exist"))]
-    is_spinning: bool,
+    #[cfg_attr(not(unix), expect(dead_code, reason = "there the settings do not exist"))]
+    receiving: Receiving,
 }
 
 impl LineSocket {
     /// `socket` is blocking; on Windows it has a receive timeout, because there `shutdown` does not wake a blocked `recv`.
-    pub(crate) fn new(socket: Socket, is_spinning: bool) -> Self {
-        LineSocket { socket, is_spinning }
-    }
-
-    /// Blocks until bytes come; 0 at the end. An interruption by a signal, or by the receive timeout of a platform that needs one, is
-    /// `Interrupted`.
-    pub(crate) fn receive(&self, room: &mut [u8]) -> io::Result<usize> {
-        #[cfg(unix)]
-        if self.is_spinning {
-            return self.spin(room);
-        }
-        (&self.socket).read(room).map_err(|error| match error.kind() {
-            ErrorKind::WouldBlock | ErrorKind::TimedOut if cfg!(windows) => ErrorKind::Interrupted.into(),
-            _ => error,
-        })
-    }
-
-    /// Ends as a blocking `recv` does: when bytes come, or when the line is severed.
-    #[cfg(unix)]
-    fn spin(&self, room: &mut [u8]) -> io::Result<usize> {
-        use rustix::io::Errno;
-        use rustix::net::{RecvFlags, recv};
-        loop {
-            match recv(&self.socket, &mut *room, RecvFlags::DONTWAIT) {
-                Ok((_, count)) => return Ok(count),
-                Err(Errno::WOULDBLOCK) => std::hint::spin_loop(),
-                Err(error) => return Err(error.into()),
+    pub(crate) fn new(socket: Socket, receiving: Receiving) -> Self {
+        #[cfg(target_os = "linux")]
+        if receiving.is_stamped {
+            use nix::sys::socket::{setsockopt, sockopt::ReceiveTimestampns};
+            // A kernel that cannot gives no time, and the line is none the worse for it.
+            if let Err(error) = setsockopt(&socket, ReceiveTimestampns, &true) {
+                log::warn!("the kernel notes no time of what comes: {error}");
             }
         }
+        LineSocket { socket, receiving }
+    }
+
+    /// Blocks until bytes come; 0 at the end. Beside them stands when the kernel got the last of them, if it says so. An interruption by a signal, or by the receive timeout of a platform that needs one, is
+    /// `Interrupted`.
+    pub(crate) fn receive(&self, room: &mut [u8]) -> io::Result<(usize, Option<SystemTime>)> {
+        #[cfg(target_os = "linux")]
+        if self.receiving.is_stamped {
+            return self.until_ready(|| self.receive_stamped(room));
+        }
+        #[cfg(unix)]
+        if self.receiving.is_spinning {
+            use rustix::net::{RecvFlags, recv};
+            return self.until_ready(|| Ok((recv(&self.socket, &mut *room, RecvFlags::DONTWAIT)?.1, None)));
+        }
+        match (&self.socket).read(room) {
+            Err(error) if cfg!(windows) && matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                Err(ErrorKind::Interrupted.into())
+            }
+            result => result.map(|count| (count, None)),
+        }
+    }
+
+    /// Asks again and again if it is to spin. Ends as a blocking `recv` does: when bytes come, or when the line is severed.
+    #[cfg(unix)]
+    fn until_ready<T>(&self, mut receive: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+        loop {
+            match receive() {
+                Err(error) if error.kind() == ErrorKind::WouldBlock && self.receiving.is_spinning => {
+                    std::hint::spin_loop()
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// One `recvmsg`, which brings the kernel's time too.
+    #[cfg(target_os = "linux")]
+    fn receive_stamped(&self, room: &mut [u8]) -> io::Result<(usize, Option<SystemTime>)> {
+        use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+        use std::os::fd::AsRawFd;
+
+        /// Room for the kernel's control messages, aligned as they have to be.
+        #[repr(align(16))]
+        struct Control([u8; 128]);
+
+        let flags = if self.receiving.is_spinning { MsgFlags::MSG_DONTWAIT } else { MsgFlags::empty() };
+        let mut control = Control([0; 128]);
+        let mut room = [io::IoSliceMut::new(room)];
+        let message = recvmsg::<()>(self.socket.as_raw_fd(), &mut room, Some(&mut control.0), flags)?;
+        let time = message.cmsgs()?.find_map(|control| match control {
+            ControlMessageOwned::ScmTimestampns(time) => Some(time),
+            _ => None,
+        });
+        let since_epoch = time.and_then(|time| Duration::try_from(time).ok());
+        Ok((message.bytes, since_epoch.map(|since| SystemTime::UNIX_EPOCH + since)))
     }
 
     /// One `send` that does not wait for room; retried when a signal interrupts it.

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
 use std::sync::{Arc, Mutex as Plain, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use super::sync::now;
 use super::{block, change};
@@ -41,7 +41,7 @@ impl LineSocket {
         (LineSocket { incoming, outgoing }, LineSocket { incoming: incoming_of_other, outgoing: outgoing_of_other })
     }
 
-    pub(crate) fn receive(&self, room: &mut [u8]) -> io::Result<usize> {
+    pub(crate) fn receive(&self, room: &mut [u8]) -> io::Result<(usize, Option<SystemTime>)> {
         let count = block(None, |_| {
             let mut way = plain(&self.incoming);
             if way.bytes.is_empty() {
@@ -53,7 +53,7 @@ impl LineSocket {
             }
             Some(count)
         });
-        Ok(count.unwrap_or_default())
+        Ok((count.unwrap_or_default(), None))
     }
 
     pub(crate) fn send_now(&self, bytes: &[u8]) -> io::Result<usize> {

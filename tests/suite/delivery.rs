@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::{bounded, select, unbounded};
 use tautline::testing::Venue;
-use tautline::{Event, NoEvent, WhenFull};
+use tautline::{Event, Line, MessageRef, NoEvent, WhenFull};
 
 use crate::support::{MS, SOON, builder, disconnected, echo, message, next, opened, plain_and_tls};
 
@@ -279,4 +279,59 @@ fn messages_know_when_they_came_by_both_clocks() {
     assert!(
         message.received_wall() + tolerance >= before_wall && message.received_wall() <= SystemTime::now() + tolerance
     );
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn the_kernel_tells_when_it_got_what_a_busy_handler_let_lie() {
+    plain_and_tls(|venue| {
+        for is_spinning in [false, true] {
+            let (sent, is_answered) = unbounded();
+            let venue = venue().start(move |peer| {
+                peer.upgrade()?;
+                loop {
+                    peer.receive_message()?;
+                    peer.send_text("answer")?;
+                    sent.send(()).expect("the test waits");
+                }
+            });
+            let (got, messages) = unbounded();
+            let (release, held) = unbounded::<()>();
+            let handler = move |_: &mut Line<'_>, message: MessageRef<'_>| {
+                got.send(message.to_owned()).expect("the test waits");
+                // Ends when the test lets go.
+                held.recv().ok();
+            };
+            let builder = builder(&venue).kernel_timestamps();
+            let builder = if is_spinning { builder.busy_poll() } else { builder };
+            let client = builder.start(handler).expect("it starts");
+            client.wait_open(SOON).expect("it opens");
+            let ask = || {
+                client.send_text("what time is it?").expect("the line is open");
+                is_answered.recv_timeout(SOON).expect("it is answered");
+            };
+            // The first line of a machine that asks for times may get some messages before the kernel has begun to note them.
+            let deadline = Instant::now() + SOON;
+            loop {
+                ask();
+                if messages.recv_timeout(SOON).expect("it comes").kernel_received().is_some() {
+                    break;
+                }
+                release.send(()).expect("the handler waits");
+                assert!(Instant::now() < deadline, "the kernel tells no times");
+            }
+            // The handler is busy.
+            let asked_at = SystemTime::now();
+            ask();
+            let answered_at = SystemTime::now();
+            release.send(()).expect("the handler waits");
+            let message = messages.recv_timeout(SOON).expect("it comes");
+            let kernel = message.kernel_received().expect("it was told before");
+            assert!(asked_at <= kernel && kernel <= answered_at, "{asked_at:?} {kernel:?} {answered_at:?}");
+            // The two clocks are read one after the other, and a machine may pause in between.
+            assert!(message.received_wall() + Duration::from_secs(2) >= answered_at);
+            drop(release);
+            assert!(client.stop(SOON).is_clean());
+        }
+    });
 }
