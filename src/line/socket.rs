@@ -80,8 +80,7 @@ impl LineSocket {
             ControlMessageOwned::ScmTimestampns(time) => Some(time),
             _ => None,
         });
-        let since_epoch = time.and_then(|time| Duration::try_from(time).ok());
-        Ok((message.bytes, since_epoch.map(|since| SystemTime::UNIX_EPOCH + since)))
+        Ok((message.bytes, time.and_then(|time| SystemTime::UNIX_EPOCH.checked_add(time.into()))))
     }
 
     /// One `send` that does not wait for room; retried when a signal interrupts it.
