@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""This client beside others: one load server, the same messages, rounds in turn. Prints the table and draws benches/peers.svg.
+"""This client beside others: one load server, the same messages, rounds in turn. Prints the tables and a summary, draws benches/peers.svg.
 
   benches/peers.py [ROUNDS]        7 rounds by default: a quarter of an hour
   benches/peers.py --draw FILE..   draws the results of earlier runs, and measures nothing
@@ -10,17 +10,30 @@ Needs the load server and the drivers of the other clients, built as their READM
 import json, os, statistics, subprocess, sys, tempfile
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-OTHERS = ["raw-tcp", "raw-tcp-spin", "raw-tls-buf", "tungstenite", "sockudo-ws", "tokio-websockets", "fastwebsockets"]
+OTHERS = [
+    "raw-tcp", "raw-tcp-spin", "raw-tls-buf", "tungstenite", "tungstenite-mutex", "tokio-tungstenite", "sockudo-ws", "tokio-websockets",
+    "fastwebsockets-raw", "beast", "go-gorilla-tuned", "picows-mv",
+]
+# They hand text on without a check of its UTF-8, which RFC 6455 section 8.1 asks for.
+UNCHECKED = {"go-gorilla-tuned", "picows-mv"}
 OURS = {"tautline": "", "tautline-events": "PULL=1 ", "tautline-spin": "SPIN=1 "}
 PANELS = [
     # work, over TLS, what is drawn, its name, and whether more is better
     ("fire200", False, lambda row: row["msgs_per_s"] / 1e6, "messages of 200 bytes, millions a second", True),
     ("fire200", False, lambda row: row["cpu_s"] / row["msgs"] * 1e9, "CPU for each of them, ns", False),
     ("echo128", False, lambda row: row["p50_ns"] / 1e3, "round trip of 128 bytes, median, µs", False),
+    ("echo128", False, lambda row: row["p99_ns"] / 1e3, "round trip of 128 bytes, 99th percentile, µs", False),
     ("paced200", False, lambda row: row["p50_ns"] / 1e3, "20,000 a second, wire to handler, median, µs", False),
+    ("paced200", False, lambda row: row["cpu_s"] / row["n"] * 1e6, "CPU for each of them, µs", False),
+    ("fire2k", False, lambda row: row["cpu_s"] / row["msgs"] * 1e9, "2 KiB: CPU for each message, ns", False),
+    ("fire64k", False, lambda row: row["cpu_s"] / row["msgs"] * 1e6, "64 KiB: CPU for each message, µs", False),
     ("fire200", True, lambda row: row["msgs_per_s"] / 1e6, "TLS: messages of 200 bytes, millions a second", True),
     ("fire200", True, lambda row: row["cpu_s"] / row["msgs"] * 1e9, "TLS: CPU for each of them, ns", False),
     ("echo128", True, lambda row: row["p50_ns"] / 1e3, "TLS: round trip of 128 bytes, median, µs", False),
+    ("echo128", True, lambda row: row["p99_ns"] / 1e3, "TLS: round trip of 128 bytes, 99th percentile, µs", False),
+    ("paced200", True, lambda row: row["p50_ns"] / 1e3, "TLS: 20,000 a second, wire to handler, median, µs", False),
+    ("fire2k", True, lambda row: row["cpu_s"] / row["msgs"] * 1e9, "TLS, 2 KiB: CPU for each message, ns", False),
+    ("fire64k", True, lambda row: row["cpu_s"] / row["msgs"] * 1e6, "TLS, 64 KiB: CPU for each message, µs", False),
 ]
 
 
@@ -47,6 +60,20 @@ def medians(rows, work, tls, value):
         if row.get("work") == work and row["tls"] == tls and "error" not in row:
             by_peer.setdefault(row["peer"], []).append(value(row))
     return {peer: statistics.median(values) for peer, values in by_peer.items()}
+
+
+def summary(rows):
+    """One line for each panel: this client, the bare socket, and the best of the others that check what they hand on."""
+    lines = ["| | tautline | bare socket | ratio | best peer | ratio |", "|---|---:|---:|---:|---:|---:|"]
+    for work, tls, value, title, more_is_better in PANELS:
+        figures = medians(rows, work, tls, value)
+        if not {"tautline", "raw-tcp"} <= figures.keys():
+            continue
+        ours, floor = figures["tautline"], figures["raw-tcp"]
+        peers = {name: figure for name, figure in figures.items() if not name.startswith(("raw", "tautline")) and name not in UNCHECKED}
+        best = (max if more_is_better else min)(peers, key=peers.get)
+        lines.append(f"| {title} | {ours:.3g} | {floor:.3g} | {ours / floor:.2f} | {best} {peers[best]:.3g} | {ours / peers[best]:.2f} |")
+    return "\n".join(lines)
 
 
 def draw(rows):
@@ -82,6 +109,7 @@ def main():
     words = sys.argv[1:]
     files = words[1:] if words[:1] == ["--draw"] else [measure(int(words[0]) if words else 7)]
     rows = [json.loads(line) for file in files for line in open(file)]
+    print(summary(rows))
     with open(os.path.join(HERE, "peers.svg"), "w") as svg:
         svg.write(draw(rows))
     print(f"{files[0]}\n{os.path.join('benches', 'peers.svg')}")
