@@ -1,7 +1,7 @@
 //! Where to dial: what a user writes, and what is left of it once it has been checked.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use http::header::{HeaderName, HeaderValue};
 use http::uri::Uri;
@@ -44,6 +44,12 @@ impl Endpoint {
                 "the URL has a fragment (#): RFC 6455 section 3 forbids it, write %23 for a literal #",
             ));
         }
+        // A URI is ASCII (RFC 3986 section 2), and the parser lets more through.
+        if !self.url.is_ascii() {
+            return Err(Error::config(
+                "the URL has characters beyond ASCII: percent-encode them, or write the host in punycode",
+            ));
+        }
         let is_tls = match self.url.split_once("://").map(|(scheme, _)| scheme.to_ascii_lowercase()).as_deref() {
             Some("ws") => false,
             Some("wss") => true,
@@ -57,18 +63,9 @@ impl Endpoint {
         if authority.as_str().contains('@') {
             return Err(Error::config("the URL holds a user name or password: send an Authorization header instead"));
         }
-        let written = authority.host();
-        let host = written.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(written);
-        if host.is_empty() {
-            return Err(Error::config("the URL has no host"));
-        }
+        let (written, host, port) = host_and_port(authority.as_str())?;
         let default_port = if is_tls { 443 } else { 80 };
-        let port = match (authority.port_u16(), authority.as_str().len() > written.len()) {
-            (Some(0), _) => return Err(Error::config("the URL has port 0: nobody can listen there")),
-            (Some(port), _) => port,
-            (None, false) => default_port,
-            (None, true) => return Err(Error::config("the URL has a port that is not a number up to 65535")),
-        };
+        let port = port.unwrap_or(default_port);
         let host_header = if port == default_port { written.to_owned() } else { format!("{written}:{port}") };
         let path_and_query = match uri.path_and_query().map(|path| path.as_str()) {
             None | Some("") => "/".to_owned(),
@@ -81,15 +78,47 @@ impl Endpoint {
             is_tls,
             path_and_query,
             host_header,
-            headers: self.headers.iter().map(check_header).collect::<Result<_, _>>()?,
+            headers: self.headers.iter().enumerate().map(check_header).collect::<Result<_, _>>()?,
             subprotocols: check_subprotocols(&self.subprotocols)?,
         })
     }
 }
 
-fn check_header((name, value): &(String, String)) -> Result<(HeaderName, HeaderValue), Error> {
+/// The host as it is written and without its brackets, and the port, of `host`, `host:port` or `[v6]:port`.
+fn host_and_port(authority: &str) -> Result<(&str, &str, Option<u16>), Error> {
+    let (written, host, rest) = match authority.split_once(']') {
+        Some((bracketed, rest)) => {
+            let address = bracketed.strip_prefix('[').filter(|address| address.parse::<Ipv6Addr>().is_ok());
+            let refused = || Error::config("the URL has brackets around something that is not an IPv6 address");
+            (&authority[..=bracketed.len()], address.ok_or_else(refused)?, rest)
+        }
+        None => {
+            let host = authority.split(':').next().unwrap_or_default();
+            (host, host, &authority[host.len()..])
+        }
+    };
+    if host.is_empty() {
+        return Err(Error::config("the URL has no host"));
+    }
+    let no_number = || Error::config("the URL has a port that is not a number up to 65535");
+    let port = match rest.strip_prefix(':') {
+        None if rest.is_empty() => None,
+        Some(digits) if digits.bytes().all(|digit| digit.is_ascii_digit()) => {
+            Some(digits.parse().map_err(|_| no_number())?)
+        }
+        _ => return Err(no_number()),
+    };
+    if port == Some(0) {
+        return Err(Error::config("the URL has port 0: nobody can listen there"));
+    }
+    Ok((written, host, port))
+}
+
+fn check_header((index, (name, value)): (usize, &(String, String))) -> Result<(HeaderName, HeaderValue), Error> {
+    // What is no name may be a whole header, with a secret in it: it is told by its place.
+    let parsed = HeaderName::from_bytes(name.as_bytes())
+        .map_err(|_| Error::config(format!("header {} has a name that is not a token", index + 1)))?;
     let refused = |what: &str| Error::config(format!("the header {name:?} {what}"));
-    let parsed = HeaderName::from_bytes(name.as_bytes()).map_err(|_| refused("has a name that is not a token"))?;
     let lower = parsed.as_str();
     let is_ours = lower.starts_with("sec-websocket-")
         || ["host", "upgrade", "connection", "content-length", "transfer-encoding"].contains(&lower);
@@ -104,12 +133,14 @@ fn check_header((name, value): &(String, String)) -> Result<(HeaderName, HeaderV
 
 fn check_subprotocols(names: &[String]) -> Result<Vec<String>, Error> {
     for (index, name) in names.iter().enumerate() {
+        // Told by its place: there are venues that take a token this way.
+        let refused = |what: &str| Error::config(format!("subprotocol {} {what}", index + 1));
         // A subprotocol is a token, as a header's name is (RFC 6455 section 4.1).
         if HeaderName::from_bytes(name.as_bytes()).is_err() {
-            return Err(Error::config(format!("the subprotocol {name:?} is not a token")));
+            return Err(refused("is not a token"));
         }
         if names[..index].contains(name) {
-            return Err(Error::config(format!("the subprotocol {name:?} is offered twice")));
+            return Err(refused("is offered already"));
         }
     }
     Ok(names.to_vec())
@@ -204,6 +235,13 @@ mod tests {
             ("ws://a/#b", "fragment"),
             ("ws://a:0/", "port 0"),
             ("ws://a:99999/", "port"),
+            ("ws://a:+1/", "port"),
+            ("ws://a:1:2/", "parsed"),
+            ("ws://[::1]x:1/", "port"),
+            ("ws://[a.example]/", "IPv6"),
+            ("ws://[fe80::1%25eth0]/", "IPv6"),
+            ("ws://a/é", "ASCII"),
+            ("ws://é/", "ASCII"),
             ("ws://a/\r\nX: y", "parsed"),
             ("ws://a b/", "parsed"),
         ] {
@@ -222,6 +260,8 @@ mod tests {
             assert!(!error.chain().contains("cret"), "{error}");
         }
         assert!(Endpoint::new("ws://a").header("Authorization", "Bearer x").target().is_ok());
+        let mistaken = Endpoint::new("ws://a").header("Authorization: Bearer secret", "");
+        assert!(!format!("{mistaken:?}").contains("secret"));
     }
 
     #[test]
@@ -230,6 +270,10 @@ mod tests {
         assert!(Endpoint::new("ws://a").subprotocol("a").subprotocol("a").target().is_err());
         assert!(Endpoint::new("ws://a").subprotocol("a,b").target().is_err());
         assert!(Endpoint::new("ws://a").subprotocol("").target().is_err());
+        for secret in [["bearer secret", "x"], ["bearer.secret", "bearer.secret"]] {
+            let endpoint = Endpoint::new("ws://a").subprotocol(secret[0]).subprotocol(secret[1]);
+            assert!(!format!("{endpoint:?}").contains("secret"), "{endpoint:?}");
+        }
     }
 
     #[test]

@@ -45,12 +45,11 @@ pub struct Opened {
 
 impl fmt::Debug for Opened {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Headers may hold cookies.
+        // Headers may hold cookies, and some venues take tokens as subprotocols.
         f.debug_struct("Opened")
             .field("epoch", &self.epoch)
             .field("took", &self.took)
             .field("peer", &self.peer)
-            .field("subprotocol", &self.subprotocol)
             .field("is_compressed", &self.is_compressed)
             .finish_non_exhaustive()
     }

@@ -24,7 +24,7 @@ use crate::state::{Action, Input, Life, Setback, Verdict};
 use crate::sync;
 use crate::sync::channel::never;
 use crate::talk::{Talk, TalkOver};
-use crate::timing::Deadline;
+use crate::timing::{Deadline, after};
 
 /// What the reader thread runs on.
 pub(crate) struct Supervisor<D> {
@@ -199,7 +199,7 @@ impl<D: Delivery> Supervisor<D> {
             }
         };
         match farewell {
-            Some(close) => line.begin_farewell(close, sync::now() + self.config.settings.close_within),
+            Some(close) => line.begin_farewell(close, after(sync::now(), self.config.settings.close_within)),
             None => line.sever(error.clone()),
         }
         Input::Ended { setback: self.setback(error), polite: farewell.is_some() }

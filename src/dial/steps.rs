@@ -125,10 +125,25 @@ impl Steps<'_> {
         }
     }
 
+    /// Whether to go on. Asked before each system call: a peer that always has something to say keeps no dial alive.
+    fn go_on(&self, doing: &dyn Fn() -> String) -> Result<(), Error> {
+        if self.shutdown.is_requested() {
+            return Err(Error::stopped());
+        }
+        if self.deadline.has_passed(sync::now()) {
+            return Err(self.deadline.error(&doing()));
+        }
+        Ok(())
+    }
+
     /// Receives what there is, waiting for it.
+    ///
+    /// # Errors
+    /// As [`wait`](Steps::wait), and `Io`.
     pub(crate) fn recv(&self, socket: &Socket, into: &mut [u8], doing: &dyn Fn() -> String) -> Result<usize, Error> {
         use io::Read;
         loop {
+            self.go_on(doing)?;
             match (&*socket).read(into) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.wait(&[socket], For::Reading, None, doing)?;
@@ -137,15 +152,13 @@ impl Steps<'_> {
                 Err(error) => return Err(Error::caused(ErrorKind::Io, doing(), error)),
                 Ok(count) => return Ok(count),
             }
-            if self.shutdown.is_requested() {
-                return Err(Error::stopped());
-            }
         }
     }
 
     /// Sends all of `bytes`, waiting for room.
     pub(crate) fn send(&self, socket: &Socket, mut bytes: &[u8], doing: &dyn Fn() -> String) -> Result<(), Error> {
         while !bytes.is_empty() {
+            self.go_on(doing)?;
             match socket.send(bytes) {
                 Ok(count) => bytes = &bytes[count..],
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {

@@ -1,5 +1,6 @@
 //! The opening handshake (RFC 6455 section 4.1), by the letter.
 
+use std::borrow::Cow;
 use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
@@ -55,6 +56,7 @@ pub(crate) fn upgrade(
     let key = generate_key();
     stream.send(request(target, &key, offer).as_slice(), steps, &doing)?;
     let mut bytes = Vec::new();
+    let mut interim = 0;
     loop {
         let head = read_head(stream, &mut bytes, target, steps, &doing)?;
         match head.status.as_u16() {
@@ -62,10 +64,16 @@ pub(crate) fn upgrade(
                 let leftover = bytes.split_off(head.len);
                 return accept(head, leftover, target, &key, offer.is_some());
             }
-            // RFC 9110 section 15.2: any number of other interim answers may come first.
-            100..=199 => drop(bytes.drain(..head.len)),
+            // RFC 9110 section 15.2: other interim answers may come first.
+            100..=199 => {
+                interim += head.len;
+                if interim > HEAD_MAX {
+                    return Err(broken(target, "with more than 64 KiB of interim answers"));
+                }
+                bytes.drain(..head.len);
+            }
             _ => {
-                let body = read_body(stream, bytes.split_off(head.len), &head.headers, steps, &doing);
+                let body = read_body(stream, bytes.split_off(head.len), &head, steps, &doing);
                 let retry_after = retry_after(&head.headers, SystemTime::now());
                 let refusal = Refusal { status: head.status, headers: head.headers, body, retry_after };
                 return Err(Error::refused(&target.to_string(), refusal));
@@ -106,10 +114,16 @@ fn request(target: &Target, key: &str, offer: Option<&str>) -> Vec<u8> {
 
 /// The head of a response.
 struct Head {
+    /// HTTP/1.0, which knows no upgrade. A refusal in it is a refusal all the same.
+    is_http_1_0: bool,
     status: StatusCode,
     headers: HeaderMap,
     /// In bytes, with the empty line.
     len: usize,
+}
+
+fn broken(target: &Target, what: &str) -> Error {
+    Error::new(ErrorKind::Upgrade, format!("{target} answered the upgrade {what}"))
 }
 
 fn read_head(
@@ -119,7 +133,7 @@ fn read_head(
     steps: &Steps<'_>,
     doing: &dyn Fn() -> String,
 ) -> Result<Head, Error> {
-    let broken = |what: &str| Error::new(ErrorKind::Upgrade, format!("{target} answered the upgrade {what}"));
+    let broken = |what: &str| broken(target, what);
     loop {
         if let Some(head) = parse_head(bytes).map_err(broken)? {
             return Ok(head);
@@ -138,30 +152,43 @@ fn parse_head(bytes: &[u8]) -> Result<Option<Head>, &'static str> {
     let mut response = httparse::Response::new(&mut fields);
     // Only the head counts: first frames may be glued to it.
     let window = &bytes[..bytes.len().min(HEAD_MAX)];
-    let len = match response.parse(window) {
+    let mut rules = httparse::ParserConfig::default();
+    rules.allow_obsolete_multiline_headers_in_responses(true);
+    let len = match rules.parse_response(&mut response, window) {
         Ok(httparse::Status::Complete(len)) => len,
         Ok(httparse::Status::Partial) => return Ok(None),
         Err(httparse::Error::TooManyHeaders) => return Err("with more than 128 headers"),
         Err(_) => return Err("with something that is not HTTP/1.1"),
     };
-    if response.version != Some(1) {
-        return Err("in HTTP/1.0");
-    }
+    let is_http_1_0 = response.version != Some(1);
     let status = response.code.and_then(|code| StatusCode::from_u16(code).ok()).ok_or("without a status")?;
     let mut headers = HeaderMap::with_capacity(response.headers.len());
     for field in response.headers {
         let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| "with a header that is not legal")?;
-        let value = HeaderValue::from_bytes(field.value).map_err(|_| "with a header that is not legal")?;
+        let value = HeaderValue::from_bytes(&unfolded(field.value)).map_err(|_| "with a header that is not legal")?;
         headers.append(name, value);
     }
-    Ok(Some(Head { status, headers, len }))
+    Ok(Some(Head { is_http_1_0, status, headers, len }))
+}
+
+/// A header's value in one line: a line break and the blanks behind it count as a blank (RFC 9112 section 5.2).
+fn unfolded(value: &[u8]) -> Cow<'_, [u8]> {
+    if !value.contains(&b'\n') {
+        return Cow::Borrowed(value);
+    }
+    Cow::Owned(value.split(|&byte| byte == b'\n').map(<[u8]>::trim_ascii).collect::<Vec<_>>().join(&b' '))
 }
 
 /// The rules of RFC 6455 section 4.1 for a 101, in their order.
 fn accept(head: Head, leftover: Vec<u8>, target: &Target, key: &str, has_offered: bool) -> Result<Answer, Error> {
     let headers = &head.headers;
-    let broken = |what: &str| Error::new(ErrorKind::Upgrade, format!("{target} answered the upgrade {what}"));
-    if !has_token(headers, "upgrade", "websocket") {
+    let broken = |what: &str| broken(target, what);
+    if head.is_http_1_0 {
+        return Err(broken("in HTTP/1.0"));
+    }
+    // One value, and no list: that is what the RFC says of this header, and of this header alone.
+    let upgrades = values(headers, "upgrade");
+    if !matches!(upgrades.as_slice(), [one] if one.eq_ignore_ascii_case("websocket")) {
         return Err(broken("without the header Upgrade: websocket"));
     }
     if !has_token(headers, "connection", "upgrade") {
@@ -206,12 +233,16 @@ fn values(headers: &HeaderMap, name: &str) -> Vec<String> {
 fn read_body(
     stream: &mut Stream<'_>,
     mut body: Vec<u8>,
-    headers: &HeaderMap,
+    head: &Head,
     steps: &Steps<'_>,
     doing: &dyn Fn() -> String,
 ) -> Vec<u8> {
-    let announced =
-        headers.get(http::header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.trim().parse().ok());
+    let length = head.headers.get(http::header::CONTENT_LENGTH);
+    let announced = match head.status {
+        // They have none, whatever they say (RFC 9112 section 6.3).
+        StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED => Some(0),
+        _ => length.and_then(|value| value.to_str().ok()?.trim().parse().ok()),
+    };
     let wanted = announced.unwrap_or(BODY_MAX).min(BODY_MAX);
     let now = sync::now();
     let within = steps.deadline.left(now).unwrap_or_default().min(BODY_WITHIN);
@@ -230,8 +261,9 @@ fn read_body(
 /// `Retry-After` in both forms (RFC 9110 section 10.2.3). A date in the past means at once.
 fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
     let text = headers.get(http::header::RETRY_AFTER)?.to_str().ok()?.trim();
-    if let Ok(seconds) = text.parse() {
-        return Some(Duration::from_secs(seconds));
+    if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+        // More than fits is for ever, or as long as `retry_after_max` lets it be.
+        return Some(Duration::from_secs(text.parse().unwrap_or(u64::MAX)));
     }
     let date = httpdate::parse_http_date(text).ok()?;
     Some(date.duration_since(now).unwrap_or_default())
@@ -348,6 +380,8 @@ mod tests {
             without("Sec-WebSocket-Accept"),
             GOOD.replace("s3pP", "S3pP"),
             GOOD.replace("websocket", "h2c"),
+            GOOD.replace("websocket", "h2c, websocket"),
+            format!("{GOOD}\r\nUpgrade: websocket"),
             GOOD.replace(": Upgrade", ": close"),
             format!("{GOOD}\r\nSec-WebSocket-Extensions: permessage-deflate"),
             format!("{GOOD}\r\nSec-WebSocket-Protocol: three"),
@@ -360,8 +394,24 @@ mod tests {
     }
 
     #[test]
+    fn an_upgrade_in_http_1_0_is_none_and_a_refusal_in_it_is_one() {
+        let text = format!("HTTP/1.0 101 Switching Protocols\r\n{GOOD}\r\n\r\n");
+        let head = parse_head(text.as_bytes()).expect("it parses").expect("it is whole");
+        assert!(accept(head, Vec::new(), &target(), "dGhlIHNhbXBsZSBub25jZQ==", false).is_err());
+        let refusal = parse_head(b"HTTP/1.0 401 Unauthorized\r\n\r\n").expect("it parses").expect("it is whole");
+        assert_eq!(refusal.status, 401);
+    }
+
+    #[test]
+    fn a_folded_header_is_one_line() {
+        let text = b"HTTP/1.1 503 Busy\r\nX-Why: we are\r\n \t very busy\r\nRetry-After: 5\r\n\r\n";
+        let head = parse_head(text).expect("it parses").expect("it is whole");
+        assert_eq!(head.headers["x-why"], "we are very busy");
+        assert_eq!(head.headers["retry-after"], "5");
+    }
+
+    #[test]
     fn heads_that_are_not_http_1_1_are_refused() {
-        assert!(parse_head(b"HTTP/1.0 101 OK\r\n\r\n").is_err());
         assert!(parse_head(b"SSH-2.0-OpenSSH\r\n").is_err());
         assert!(parse_head(b"\x16\x03\x01").is_err());
         assert!(parse_head(b"HTTP/1.1 101 Swit").expect("so far so good").is_none());
@@ -379,6 +429,9 @@ mod tests {
         assert_eq!(read("120"), Some(Duration::from_secs(120)));
         assert_eq!(read("Sun, 06 Nov 1994 08:49:37 GMT"), Some(Duration::from_secs(777)));
         assert_eq!(read("Sat, 06 Nov 1993 08:49:37 GMT"), Some(Duration::ZERO));
-        assert_eq!(read("soon"), None);
+        assert_eq!(read("99999999999999999999999"), Some(Duration::from_secs(u64::MAX)));
+        for neither in ["soon", "+5", ""] {
+            assert_eq!(read(neither), None);
+        }
     }
 }

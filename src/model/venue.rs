@@ -141,7 +141,7 @@ impl Peer {
                 }
             }
             let mut bytes = [0; 16];
-            let count = self.socket.receive(&mut bytes).unwrap_or(0);
+            let count = self.socket.receive(&mut bytes).map_or(0, |(count, _)| count);
             if count == 0 {
                 return None;
             }
