@@ -18,11 +18,15 @@ use crate::line::frames::ReadBuffer;
 use crate::line::pipe::Pipe;
 use crate::line::socket::LineSocket;
 use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::thread::{self, ThreadId};
 use crate::sync::{self, Condvar, Mutex};
 use crate::timing::Deadline;
 
 /// How much plaintext is encrypted under one hold of the engine, so that the reader never waits longer than that takes.
 const ENCRYPT_AT_ONCE: usize = 64 * 1024;
+
+/// The most plaintext that fits in one TLS record (RFC 8446 section 5.1).
+const RECORD_MAX: usize = 16 * 1024;
 
 /// How much plaintext the reader takes out under one hold of the engine.
 const DECRYPT_AT_ONCE: usize = 256 * 1024;
@@ -39,6 +43,8 @@ const CIPHER_MAX: usize = 128 * 1024;
 
 /// The socket of an open line, and the TLS engine beside it.
 pub(crate) struct Duplex {
+    /// The thread that reads: the one that opened the line.
+    reader: ThreadId,
     socket: LineSocket,
     tls: Option<Tls>,
     is_severed: AtomicBool,
@@ -95,6 +101,8 @@ pub(crate) enum Received {
 pub(crate) struct Wire {
     /// Encrypted bytes on their way to the kernel.
     cipher: Vec<u8>,
+    /// Where the records in `cipher` end: in the plaintext, and in `cipher`.
+    records: Vec<(usize, usize)>,
     /// Bytes that go out before anything else: the rest of a frame that the heart could not wait for.
     unsent: Vec<u8>,
     unsent_start: usize,
@@ -142,7 +150,7 @@ impl Duplex {
     /// `tls` has finished its handshake.
     pub(crate) fn new(socket: LineSocket, tls: Option<TlsEngine>) -> Self {
         let tls = tls.map(|stream| Tls { engine: Mutex::new(Engine { stream, feedings: 0 }), fed: Condvar::new() });
-        Duplex { socket, tls, is_severed: AtomicBool::new(false) }
+        Duplex { reader: thread::current().id(), socket, tls, is_severed: AtomicBool::new(false) }
     }
 
     /// The reader's half. The engine may hold plaintext from the handshake, so it is asked before the first `recv`.
@@ -220,7 +228,8 @@ impl Duplex {
         let mut taken = 0;
         while taken < bytes.len() {
             let end = bytes.len().min(taken + ENCRYPT_AT_ONCE);
-            let encrypted = tls.encrypt(&bytes[taken..end], &mut wire.cipher);
+            wire.records.clear();
+            let encrypted = tls.encrypt(&bytes[taken..end], &mut wire.cipher, &mut wire.records);
             let (advanced, feedings) = match encrypted {
                 Ok(Encrypted::All) => (end - taken, None),
                 Ok(Encrypted::Some { advanced, feedings }) => (advanced, Some(feedings)),
@@ -230,14 +239,17 @@ impl Duplex {
             let result = self.send_all(&mut wire.was_full, &wire.cipher, &mut sent, deadline);
             wire.cipher.clear();
             if let Err(why) = result {
-                return Err(Cut { taken, is_torn: sent > 0, is_fatal: true, why });
+                // The peer can read whole records, and nothing of one that broke off.
+                let whole = wire.records.iter().rev().find(|record| record.1 <= sent).copied();
+                let (plain_end, cipher_end) = whole.unwrap_or_default();
+                return Err(Cut { taken: taken + plain_end, is_torn: sent > cipher_end, is_fatal: true, why });
             }
             taken += advanced;
             // A TLS 1.2 peer renegotiates: the engine takes nothing until the reader has fed it.
             if let Some(feedings) = feedings {
-                if !tls.await_feeding(feedings, deadline) {
-                    // The engine may hold part of a record that it wants to be given again: this line is over.
-                    return Err(Cut { taken, is_torn: false, is_fatal: true, why: CutBy::Deadline });
+                if let Err(why) = self.await_feeding(tls, feedings, deadline) {
+                    // As long as the engine has nothing of these bytes, this line can go on without them.
+                    return Err(Cut { taken, is_torn: false, is_fatal: taken > 0 || self.is_severed(), why });
                 }
             }
         }
@@ -266,7 +278,8 @@ impl Duplex {
             },
             Some(tls) => {
                 // Control frames fit in one record, so it is all or nothing.
-                let encrypted = tls.encrypt(bytes, &mut wire.unsent)?;
+                let encrypted = tls.encrypt(bytes, &mut wire.unsent, &mut wire.records)?;
+                wire.records.clear();
                 let sent = self.flush(wire)?;
                 Ok(match encrypted {
                     Encrypted::Some { .. } => Attempt::Later,
@@ -334,6 +347,27 @@ impl Duplex {
         Ok(true)
     }
 
+    /// Waits until the reader has fed the engine more than `feedings` times.
+    fn await_feeding(&self, tls: &Tls, feedings: u64, deadline: Deadline) -> Result<(), CutBy> {
+        if self.reader == thread::current().id() {
+            // A handler's send: nobody else reads.
+            let doing =
+                "the peer renegotiates TLS, for which this thread has to read: send when the handler has returned";
+            return Err(CutBy::System(io::Error::new(ErrorKind::WouldBlock, doing)));
+        }
+        let mut engine = tls.engine.lock();
+        while engine.feedings == feedings {
+            if self.is_severed() {
+                return Err(CutBy::System(ErrorKind::BrokenPipe.into()));
+            }
+            if deadline.has_passed(sync::now()) {
+                return Err(CutBy::Deadline);
+            }
+            tls.fed.wait_until(&mut engine, deadline.at());
+        }
+        Ok(())
+    }
+
     fn flush_until(&self, wire: &mut Wire, deadline: Deadline) -> Result<(), CutBy> {
         while !self.flush(wire).map_err(CutBy::System)? {
             self.await_room(deadline)?;
@@ -378,14 +412,19 @@ enum Encrypted {
 }
 
 impl Tls {
-    fn encrypt(&self, bytes: &[u8], cipher: &mut Vec<u8>) -> io::Result<Encrypted> {
+    /// Encrypts `bytes` behind what `cipher` holds, and notes where each record ends.
+    fn encrypt(&self, bytes: &[u8], cipher: &mut Vec<u8>, records: &mut Vec<(usize, usize)>) -> io::Result<Encrypted> {
         let mut engine = self.engine.lock();
         let mut advanced = 0;
         let mut stuck = None;
         while advanced < bytes.len() {
-            match engine.stream.write(&bytes[advanced..]) {
+            let end = bytes.len().min(advanced + RECORD_MAX);
+            match engine.stream.write(&bytes[advanced..end]) {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
-                Ok(count) => advanced += count,
+                Ok(count) => {
+                    advanced += count;
+                    records.push((advanced, cipher.len() + engine.stream.get_ref().output_len()));
+                }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     stuck = Some(engine.feedings);
                     break;
@@ -396,20 +435,6 @@ impl Tls {
         // All of it, in this same hold: records must reach the wire in the order in which they were made.
         engine.stream.get_mut().take_output(cipher);
         Ok(stuck.map_or(Encrypted::All, |feedings| Encrypted::Some { advanced, feedings }))
-    }
-
-    /// Waits until the engine has been fed more than `feedings` times; `false` when the deadline comes first.
-    fn await_feeding(&self, feedings: u64, deadline: Deadline) -> bool {
-        let mut engine = self.engine.lock();
-        while engine.feedings == feedings {
-            if self.fed.wait_until(&mut engine, deadline.at()).timed_out() {
-                return engine.feedings != feedings;
-            }
-            if deadline.has_passed(sync::now()) {
-                return false;
-            }
-        }
-        true
     }
 
     fn decrypt(&self, inlet: &mut Inlet, filled: usize, buffer: &mut ReadBuffer) -> io::Result<Received> {
@@ -449,7 +474,7 @@ impl Tls {
                 Err(error) => return Err(error),
             }
         }
-        inlet.owes_output = engine.stream.get_ref().has_output();
+        inlet.owes_output = engine.stream.get_ref().output_len() > 0;
         Ok(if taken > 0 { Received::Bytes } else { Received::Partial })
     }
 }

@@ -32,8 +32,9 @@ impl Pipe {
         }
     }
 
-    pub(crate) fn has_output(&self) -> bool {
-        !self.outbox.is_empty()
+    /// How much output waits to be taken.
+    pub(crate) fn output_len(&self) -> usize {
+        self.outbox.len()
     }
 
     /// Moves all output behind what `into` holds.
@@ -101,6 +102,6 @@ mod tests {
         let mut taken = b"zero".to_vec();
         pipe.take_output(&mut taken);
         assert_eq!(taken, b"zeroone");
-        assert!(!pipe.has_output());
+        assert_eq!(pipe.output_len(), 0);
     }
 }

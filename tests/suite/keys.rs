@@ -3,8 +3,9 @@
 use std::io::{Read, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
+use crossbeam_channel::bounded;
 use tautline::testing::Venue;
-use tautline::{Client, Event};
+use tautline::{Client, Event, Line, MessageRef, SendError};
 use tungstenite::handshake::derive_accept_key;
 
 use crate::support::{MS, SOON, message, opened};
@@ -65,6 +66,17 @@ impl Server {
         self.input.write_all(bytes).and_then(|()| self.input.flush()).expect("the server reads");
     }
 
+    /// Answers the opening handshake.
+    fn accept(&mut self) {
+        let key = self.read_until("Sec-WebSocket-Key: ", "\r\n");
+        self.read_until("Sec-WebSocket-Version", "\r\n\r\n");
+        let accept = derive_accept_key(key.as_bytes());
+        let answer = format!(
+            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {accept}\r\n\r\n"
+        );
+        self.say(answer.as_bytes());
+    }
+
     /// The next text of the client, among what the server prints of its own.
     fn expect_text(&mut self, text: &str) {
         loop {
@@ -102,13 +114,7 @@ fn converse(version: &str, command: &[u8]) {
     };
     let builder = Client::builder(format!("wss://localhost:{port}/")).tls_root(Venue::root_pem()).close_within(50 * MS);
     let client = builder.start_pulled().expect("it starts");
-    let key = server.read_until("Sec-WebSocket-Key: ", "\r\n");
-    server.read_until("Sec-WebSocket-Version", "\r\n\r\n");
-    let accept = derive_accept_key(key.as_bytes());
-    let answer = format!(
-        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {accept}\r\n\r\n"
-    );
-    server.say(answer.as_bytes());
+    server.accept();
     let mut events = client.events();
     opened(&mut events);
     for round in 0..ROUNDS {
@@ -140,4 +146,41 @@ fn a_key_update_leaves_the_line_alone() {
 #[test]
 fn a_renegotiation_leaves_the_line_alone() {
     converse("-tls1_2", b"r\n");
+}
+
+#[test]
+fn a_handler_that_sends_while_the_peer_renegotiates_waits_for_nobody() {
+    let Some((mut server, port)) = Server::start("-tls1_2") else {
+        eprintln!("SKIPPED: there is no openssl command");
+        return;
+    };
+    let (tell, told) = bounded(10);
+    let (release, held) = bounded::<()>(0);
+    let handler = move |line: &mut Line<'_>, message: MessageRef<'_>| {
+        if message.text() == Some("wait") {
+            tell.send(None).expect("the test waits");
+            // Ends when the test lets go.
+            held.recv().ok();
+        } else {
+            tell.send(Some(line.send_text("up"))).expect("the test waits");
+        }
+    };
+    let builder = Client::builder(format!("wss://localhost:{port}/")).tls_root(Venue::root_pem());
+    let client = builder.send_within(60 * SOON).start(handler).expect("it starts");
+    server.accept();
+    server.say(b"\x81\x04wait");
+    assert!(told.recv_timeout(SOON).expect("it is called").is_none());
+    server.say(b"r\n");
+    server.read_until("SSL_do_handshake -> ", "\n");
+    server.say(b"\x81\x04down");
+    drop(release);
+    let sent = told.recv_timeout(SOON).expect("the send waits for nothing").expect("it is the second call");
+    assert!(matches!(&sent, Ok(_) | Err(SendError::NotSent(_))), "{sent:?}");
+    // The line goes on, with the message that did not get through too.
+    if sent.is_err() {
+        client.send_text("up").expect("the reader reads again");
+    }
+    server.expect_text("up");
+    assert_eq!(client.epoch(), 1);
+    assert!(client.stop(SOON).is_clean());
 }

@@ -398,3 +398,30 @@ fn a_panic_in_the_middle_of_a_fragmented_message_ends_the_line_and_holds_nobody_
     opened(&mut events);
     assert!(sender.send_text("next").is_ok());
 }
+
+#[test]
+fn a_batch_that_is_cut_says_of_no_message_that_arrived_that_it_was_not_sent() {
+    plain_and_tls(|venue| {
+        for buffer in [8, 48] {
+            let (go, told) = bounded::<()>(1);
+            let venue = venue().start(move |peer| {
+                peer.limit_receive_buffer(64 * 1024)?;
+                peer.upgrade()?;
+                told.recv().expect("the test says when");
+                peer.drain()
+            });
+            let builder = builder(&venue).tcp_send_buffer(buffer * 1024).send_within(200 * MS).max_attempts(1);
+            let client = builder.connect().expect("it opens");
+            let texts: Vec<String> = (0..10_000).map(|number| format!("{number:090}")).collect();
+            let batch: Vec<Payload<'_>> = texts.iter().map(|text| Payload::Text(text)).collect();
+            let error = client.send_batch(&batch).expect_err("it does not fit");
+            go.send(()).expect("the venue waits");
+            // The line may still be good: the cut was between two frames.
+            drop(client);
+            assert!(venue.wait_until_empty(SOON));
+            let most = error.sent + usize::from(!error.next.is_not_sent());
+            let arrived = venue.messages().len();
+            assert!(error.sent <= arrived && arrived <= most, "{arrived} arrived: {error:?}");
+        }
+    });
+}
