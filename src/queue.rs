@@ -64,6 +64,8 @@ pub(crate) struct Queue {
 struct Inner {
     events: VecDeque<Event>,
     messages: usize,
+    /// Openings, ends and the like: everything but messages and lags.
+    notices: usize,
     bytes: usize,
     /// How many threads wait for `readable`.
     waiting: usize,
@@ -221,10 +223,9 @@ impl Queue {
         }
         let mut inner = self.inner.lock();
         while let Some(event) = taken.pop_back() {
-            if matches!(event, Event::Message(_)) {
-                inner.messages += 1;
-                inner.bytes += payload_bytes(&event);
-            }
+            inner.messages += usize::from(is_message(&event));
+            inner.notices += usize::from(is_notice(&event));
+            inner.bytes += payload_bytes(&event);
             inner.events.push_front(event);
         }
         self.tell(&mut inner);
@@ -272,14 +273,15 @@ impl Inner {
     }
 
     fn push_notice(&mut self, event: Event) {
-        if self.events.len() - self.messages >= NOTICES {
-            let oldest = self.events.iter().position(|event| !matches!(event, Event::Message(_) | Event::Lag(_)));
-            if let Some(oldest) = oldest {
+        if self.notices >= NOTICES {
+            if let Some(oldest) = self.events.iter().position(is_notice) {
                 self.events.remove(oldest);
+                self.notices -= 1;
                 self.lost_notices += 1;
                 self.note_loss(oldest, 0, 1);
             }
         }
+        self.notices += 1;
         self.events.push_back(event);
     }
 
@@ -290,7 +292,7 @@ impl Inner {
 
     /// Removes the oldest message; `false` when there is none.
     fn lose_oldest(&mut self) -> bool {
-        let Some(oldest) = self.events.iter().position(|event| matches!(event, Event::Message(_))) else {
+        let Some(oldest) = self.events.iter().position(is_message) else {
             return false;
         };
         let Some(event) = self.events.remove(oldest) else { return false };
@@ -315,10 +317,9 @@ impl Inner {
 
     fn pop(&mut self) -> Option<Event> {
         let event = self.events.pop_front()?;
-        if matches!(event, Event::Message(_)) {
-            self.messages -= 1;
-            self.bytes -= payload_bytes(&event);
-        }
+        self.messages -= usize::from(is_message(&event));
+        self.notices -= usize::from(is_notice(&event));
+        self.bytes -= payload_bytes(&event);
         Some(event)
     }
 
@@ -335,6 +336,14 @@ impl Inner {
             self.bell = None;
         }
     }
+}
+
+fn is_message(event: &Event) -> bool {
+    matches!(event, Event::Message(_))
+}
+
+fn is_notice(event: &Event) -> bool {
+    !matches!(event, Event::Message(_) | Event::Lag(_))
 }
 
 fn payload_bytes(event: &Event) -> usize {
@@ -639,5 +648,26 @@ mod tests {
         assert_eq!(ready.recv(), Err(crossbeam_channel::RecvError));
         assert_eq!(events.try_next().expect_err("nothing is left"), NoEvent::Ended);
         assert_eq!(events.ready().recv(), Err(crossbeam_channel::RecvError));
+    }
+
+    #[test]
+    fn ends_have_room_however_many_lags_there_are() {
+        let queue = Queue::new(Bounds { messages: 4096, bytes: 1 << 30, when_full: WhenFull::DropNewest });
+        let lifecycle = Lifecycle::new(ThreadOptions::default());
+        let push = |count: usize| {
+            let mut batch: VecDeque<Event> = (0..count).map(|_| message("x")).collect();
+            queue.push_batch(&mut batch, &lifecycle.shutdown_signal()).expect("no such rule");
+        };
+        push(4097);
+        for _ in 0..NOTICES + 10 {
+            // A program that is a little too slow: it takes one, and two come.
+            let mut events = Events::new(&queue);
+            while !matches!(events.try_next().expect("there are many"), Event::Message(_)) {}
+            drop(events);
+            push(2);
+        }
+        queue.push_notice(notice());
+        queue.push_notice(notice());
+        assert_eq!(queue.lag().lost_notices, 0);
     }
 }
