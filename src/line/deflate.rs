@@ -336,6 +336,11 @@ impl Deflater {
         Deflater { engine, takes_over: agreed.client_takes_over, threshold: agreed.threshold }
     }
 
+    /// Whether a message may refer to those before it.
+    pub(crate) fn takes_over(&self) -> bool {
+        self.takes_over && self.engine.is_some()
+    }
+
     /// Compresses a message into the empty `out`; `false` when it is to go as it is.
     pub(crate) fn compress(&mut self, payload: &[u8], out: &mut Vec<u8>) -> bool {
         let Some(engine) = &mut self.engine else { return false };

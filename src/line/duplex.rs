@@ -257,6 +257,11 @@ impl Duplex {
         Ok(())
     }
 
+    /// Waits until the kernel has room, before anything is given to it.
+    pub(crate) fn await_room_untouched(&self, deadline: Deadline) -> Result<(), Cut> {
+        self.await_room(deadline).map_err(Cut::untouched)
+    }
+
     /// Sends `bytes` without waiting.
     pub(crate) fn attempt(&self, wire: &mut Wire, bytes: &[u8]) -> io::Result<Attempt> {
         if !self.flush(wire)? {

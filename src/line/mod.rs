@@ -526,7 +526,7 @@ impl OpenLine {
 
     fn write_ping_with(&self, outlet: &mut Outlet, now: Instant) -> io::Result<bool> {
         let nonce = outlet.nonce();
-        let covers = outlet.sequence();
+        let covers = outlet.whole_sequence();
         // The peer neither reads nor sends: from its side that is silence like any other, so the clock runs for the frame in our hands too.
         // Written down before it is sent: the pong may be here before `attempt_control` returns.
         self.pings.lock().wrote(nonce, sync::now().max(now), covers);

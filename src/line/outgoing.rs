@@ -30,9 +30,19 @@ pub(crate) struct Outlet {
     sequence: u64,
     /// A fragmented message has begun and has not ended: control frames may pass, data may not (RFC 6455 section 5.4).
     is_fragmenting: bool,
-    /// Nothing may follow what is out: it is a close frame (RFC 6455 section 5.5.1), or it broke off in the middle, where the peer would take
-    /// whatever came next for the rest. The line is severed for it a moment later, and nobody may write in that moment.
-    is_closed: bool,
+    /// The first fragment of it is out, and its number is given.
+    is_in_the_middle: bool,
+    closed: Option<ClosedBy>,
+}
+
+/// Why nothing may follow what is out.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum ClosedBy {
+    /// RFC 6455 section 5.5.1: no data follows a close frame.
+    CloseFrame,
+    /// It broke off in the middle, where the peer would take whatever came next for the rest. The line is severed for it a moment later, and
+    /// nobody may write in that moment.
+    BreakingOff,
 }
 
 /// What a sender is told when all went well.
@@ -52,10 +62,14 @@ pub(crate) struct Failed {
 impl Failed {
     /// A part of the message is out, and the rest will not follow.
     pub(crate) fn in_the_middle(self) -> Self {
+        Failed { severs: true, ..self.unknown() }
+    }
+
+    fn unknown(self) -> Self {
         let reason = match self.error {
             SendError::NotSent(reason) | SendError::Unknown(reason) => reason,
         };
-        Failed { error: SendError::Unknown(reason), severs: true }
+        Failed { error: SendError::Unknown(reason), severs: self.severs }
     }
 
     pub(crate) fn harmless(error: Error) -> Self {
@@ -74,7 +88,8 @@ impl Outlet {
             max_frame: max_frame.unwrap_or(usize::MAX),
             sequence: 0,
             is_fragmenting: false,
-            is_closed: false,
+            is_in_the_middle: false,
+            closed: None,
         }
     }
 
@@ -82,8 +97,13 @@ impl Outlet {
         self.sequence
     }
 
+    /// The number of the last message that is out whole: what a pong may confirm.
+    pub(crate) fn whole_sequence(&self) -> u64 {
+        self.sequence - u64::from(self.is_in_the_middle)
+    }
+
     pub(crate) fn is_closed(&self) -> bool {
-        self.is_closed
+        self.closed.is_some()
     }
 
     pub(crate) fn is_fragmenting(&self) -> bool {
@@ -107,14 +127,20 @@ impl Outlet {
         deadline: Deadline,
     ) -> Result<usize, Failed> {
         let is_first = opcode != OpCode::Data(Data::Continue);
-        if let Err(closed) = self.refuse_if_closed() {
-            return Err(if is_first { closed } else { closed.in_the_middle() });
+        if let Err(refused) = self.refuse_if_closed() {
+            return Err(match self.closed {
+                _ if is_first => refused,
+                // The closing handshake is under way, and severing would spoil it.
+                Some(ClosedBy::CloseFrame) => refused.unknown(),
+                _ => refused.in_the_middle(),
+            });
         }
         let mut taken = 0;
-        let result = self.send_frame(duplex, opcode, is_final, false, payload, deadline, &mut taken);
+        let result = self.send_frames(duplex, opcode, is_final, false, payload, deadline, &mut taken);
         let cut = match result {
             Ok(()) => {
                 self.sequence += u64::from(is_first);
+                self.is_in_the_middle = true;
                 return Ok(taken);
             }
             Err(cut) => cut,
@@ -124,15 +150,21 @@ impl Outlet {
             self.sequence += 1;
         }
         let severs = is_touched || cut.is_fatal;
-        self.is_closed |= severs;
+        self.close_if(severs);
         let failed = Failed { error: SendError::NotSent(reason(cut.why, deadline)), severs };
         Err(if is_first && !is_touched { failed } else { failed.in_the_middle() })
     }
 
     /// The fragmented message is over. Where it broke off nothing may follow.
     pub(crate) fn end_fragments(&mut self, broke_off: bool) {
-        self.is_fragmenting = false;
-        self.is_closed |= broke_off;
+        (self.is_fragmenting, self.is_in_the_middle) = (false, false);
+        self.close_if(broke_off);
+    }
+
+    fn close_if(&mut self, broke_off: bool) {
+        if broke_off {
+            self.closed.get_or_insert(ClosedBy::BreakingOff);
+        }
     }
 
     pub(crate) fn wire(&mut self) -> &mut Wire {
@@ -151,8 +183,8 @@ impl Outlet {
     pub(crate) fn send(&mut self, duplex: &Duplex, payload: Payload<'_>, deadline: Deadline) -> Result<Sent, Failed> {
         self.refuse_if_closed()?;
         let (opcode, bytes) = parts(payload);
-        let mut taken = 0;
-        let result = self.send_message(duplex, opcode, bytes, deadline, &mut taken);
+        let (mut taken, mut has_compressed) = (0, false);
+        let result = self.send_message(duplex, opcode, bytes, deadline, &mut taken, &mut has_compressed);
         let numbered = self.sequence + 1;
         match result {
             Ok(()) => {
@@ -165,9 +197,9 @@ impl Outlet {
                     // The peer may have it: it has a number, and `Disconnect::sent` counts it.
                     self.sequence = numbered;
                 }
-                // The compressor has seen a message that the peer has not: the next would not inflate.
-                let severs = is_touched || cut.is_fatal || self.deflater.is_some();
-                self.is_closed |= severs;
+                // A compressor that remembers has seen a message that the peer has not: the next would not inflate.
+                let severs = is_touched || cut.is_fatal || has_compressed && self.remembers();
+                self.close_if(severs);
                 let why = reason(cut.why, deadline);
                 let error = if is_touched { SendError::Unknown(why) } else { SendError::NotSent(why) };
                 Err(Failed { error, severs })
@@ -216,7 +248,7 @@ impl Outlet {
                 let why = reason(cut.why, deadline);
                 let next = if is_touched { SendError::Unknown(why) } else { SendError::NotSent(why) };
                 let severs = is_touched || cut.is_fatal;
-                self.is_closed |= severs;
+                self.close_if(severs);
                 return Err((BatchError { sent: sent + whole, next }, severs));
             }
             sent += ends.len();
@@ -234,7 +266,7 @@ impl Outlet {
         opcode: Control,
         payload: &[u8],
     ) -> std::io::Result<Attempt> {
-        if self.is_closed {
+        if self.is_closed() {
             return Ok(Attempt::Sent);
         }
         self.plain.clear();
@@ -242,19 +274,21 @@ impl Outlet {
         frames::put_frame(&mut self.plain, OpCode::Control(opcode), true, false, payload, key);
         let attempt = duplex.attempt(&mut self.wire, &self.plain)?;
         if opcode == Control::Close && attempt != Attempt::Later {
-            self.is_closed = true;
+            self.closed = Some(ClosedBy::CloseFrame);
         }
         Ok(attempt)
     }
 
     /// Sends a text message of the library's own (an application ping) without waiting.
     pub(crate) fn attempt_text(&mut self, duplex: &Duplex, text: &str) -> std::io::Result<Attempt> {
-        if self.is_closed {
+        if self.is_closed() {
             return Ok(Attempt::Sent);
         }
         self.plain.clear();
-        let key = self.keys.next();
-        frames::put_frame(&mut self.plain, OpCode::Data(Data::Text), true, false, text.as_bytes(), key);
+        for (piece, opcode, is_final) in pieces(text.as_bytes(), self.max_frame, OpCode::Data(Data::Text), true) {
+            let key = self.keys.next();
+            frames::put_frame(&mut self.plain, opcode, is_final, false, piece, key);
+        }
         let attempt = duplex.attempt(&mut self.wire, &self.plain)?;
         if attempt != Attempt::Later {
             self.sequence += 1;
@@ -263,13 +297,18 @@ impl Outlet {
     }
 
     fn refuse_if_closed(&self) -> Result<(), Failed> {
-        if self.is_closed {
+        if self.is_closed() {
             return Err(Failed::harmless(Error::new(ErrorKind::Closed, "the line is closing")));
         }
         Ok(())
     }
 
-    /// Sends a message whole: compressed if it pays, split into frames if they are limited. `taken` counts the bytes of chunks that went.
+    /// Whether what is compressed next refers to what was compressed before.
+    fn remembers(&self) -> bool {
+        self.deflater.as_ref().is_some_and(Deflater::takes_over)
+    }
+
+    /// Sends a message whole: compressed if it is long enough, split into frames if they are limited. `taken` counts the bytes of chunks that went.
     fn send_message(
         &mut self,
         duplex: &Duplex,
@@ -277,38 +316,46 @@ impl Outlet {
         payload: &[u8],
         deadline: Deadline,
         taken: &mut usize,
+        has_compressed: &mut bool,
     ) -> Result<(), Cut> {
+        if self.remembers() {
+            // What has been compressed cannot be taken back, so look for room first.
+            duplex.await_room_untouched(deadline)?;
+        }
         let mut compressed = std::mem::take(&mut self.compressed);
         compressed.clear();
         let is_compressed = match &mut self.deflater {
             Some(deflater) => deflater.compress(payload, &mut compressed),
             None => false,
         };
+        *has_compressed = is_compressed;
         let body = if is_compressed { &compressed[..] } else { payload };
-        let result = self.send_frames(duplex, opcode, is_compressed, body, deadline, taken);
+        let result = self.send_frames(duplex, opcode, true, is_compressed, body, deadline, taken);
         compressed.shrink_to(KEEP);
         self.compressed = compressed;
         result
     }
 
+    /// Sends a message or a fragment of one, split into frames if they are limited.
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "a frame has this many parts, and a struct for two calls hides none of them"
+    )]
     fn send_frames(
         &mut self,
         duplex: &Duplex,
         opcode: OpCode,
+        is_final: bool,
         is_compressed: bool,
         body: &[u8],
         deadline: Deadline,
         taken: &mut usize,
     ) -> Result<(), Cut> {
-        if body.len() <= self.max_frame {
-            return self.send_frame(duplex, opcode, true, is_compressed, body, deadline, taken);
-        }
-        let last = body.len().div_ceil(self.max_frame) - 1;
-        for (index, piece) in body.chunks(self.max_frame).enumerate() {
-            // RFC 6455 section 5.4 and RFC 7692 section 6.1: opcode and RSV1 stand on the first frame only.
-            let first = index == 0;
-            let opcode = if first { opcode } else { OpCode::Data(Data::Continue) };
-            self.send_frame(duplex, opcode, index == last, is_compressed && first, piece, deadline, taken)?;
+        let mut is_compressed = is_compressed;
+        for (piece, opcode, is_final) in pieces(body, self.max_frame, opcode, is_final) {
+            self.send_frame(duplex, opcode, is_final, is_compressed, piece, deadline, taken)?;
+            // RFC 7692 section 6.1: RSV1 stands on the first frame only.
+            is_compressed = false;
         }
         Ok(())
     }
@@ -343,6 +390,17 @@ impl Outlet {
         }
         Ok(())
     }
+}
+
+/// What is to go into frames of at most `max` bytes, at least one: the opcode stands on the first of a message, FIN on its last (RFC 6455
+/// section 5.4).
+fn pieces(body: &[u8], max: usize, opcode: OpCode, is_final: bool) -> impl Iterator<Item = (&[u8], OpCode, bool)> {
+    let count = body.len().div_ceil(max).max(1);
+    (0..count).map(move |index| {
+        let piece = &body[index * max..body.len().min((index + 1).saturating_mul(max))];
+        let opcode = if index == 0 { opcode } else { OpCode::Data(Data::Continue) };
+        (piece, opcode, is_final && index + 1 == count)
+    })
 }
 
 fn parts<'a>(payload: Payload<'a>) -> (OpCode, &'a [u8]) {
@@ -397,5 +455,22 @@ mod tests {
         assert!(matches!(batch.0, BatchError { sent: 0, next: SendError::NotSent(_) }));
         let nothing = theirs.read(&mut taken).expect_err("nothing came");
         assert_eq!(nothing.kind(), std::io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn a_message_that_finds_no_room_harms_no_compressed_line() {
+        use crate::line::deflate::Deflate;
+
+        let (ours, _theirs) = Socket::pair(Domain::UNIX, Type::STREAM, None).expect("a pair");
+        while ours.send_with_flags(&[0; 4096], rustix::net::SendFlags::DONTWAIT.bits() as i32).is_ok() {}
+        let duplex = Duplex::new(LineSocket::new(ours, Receiving::default()), None);
+        let agreed = Deflate::new().threshold(0).accept(&["permessage-deflate".to_owned()]);
+        let (_, deflater) = agreed.ok().flatten().expect("the plainest answer is acceptable").engines();
+        let mut outlet = Outlet::new(Some(deflater), None);
+        for text in ["short", "and another"] {
+            let deadline = Deadline::new("send_within", Duration::from_millis(10), Instant::now());
+            let failed = outlet.send(&duplex, Payload::Text(text), deadline).expect_err("there is no room");
+            assert!(!failed.severs && matches!(failed.error, SendError::NotSent(_)), "{failed:?}");
+        }
     }
 }

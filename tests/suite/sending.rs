@@ -1,7 +1,7 @@
 //! What becomes of a message that was sent.
 
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
 use tautline::testing::{Received, Venue};
@@ -424,4 +424,57 @@ fn a_batch_that_is_cut_says_of_no_message_that_arrived_that_it_was_not_sent() {
             assert!(error.sent <= arrived && arrived <= most, "{arrived} arrived: {error:?}");
         }
     });
+}
+
+#[test]
+fn fragments_keep_the_limit_of_frames() {
+    let (tell, told) = bounded(1);
+    let venue = Venue::start(move |peer| {
+        peer.upgrade()?;
+        let received = peer.receive_message()?;
+        tell.send(received).expect("the test waits");
+        peer.drain()
+    });
+    let client = builder(&venue).max_frame(10).without_pings().connect().expect("it opens");
+    let before = client.stats().bytes_sent;
+    let piece = "a".repeat(45);
+    client.sender().send_fragmented([piece.as_str(), &piece].map(Payload::Text)).expect("the line is open");
+    let Received::Text(text) = told.recv_timeout(SOON).expect("it comes") else { panic!("it was text") };
+    assert_eq!(text, piece.repeat(2));
+    // Twice four frames of ten and one of five, each with a head of six.
+    assert_eq!(client.stats().bytes_sent - before, 2 * (5 * 6 + 45));
+}
+
+#[test]
+fn a_message_whose_fragments_broke_off_is_confirmed_by_no_pong() {
+    let (ping, pinged) = bounded(1);
+    let venue = Venue::start(move |peer| {
+        peer.upgrade()?;
+        while !matches!(peer.receive()?, Received::Ping(payload) if peer.pong(&payload).is_ok()) {}
+        ping.send(()).expect("the test waits");
+        peer.drain()
+    });
+    let client = builder(&venue).without_pings().connect().expect("it opens");
+    let mut events = client.events();
+    opened(&mut events);
+    let (mut pieces, mut end) = (0, None);
+    let result = client.sender().send_fragmented(std::iter::from_fn(|| {
+        pieces += 1;
+        if pieces == 3 {
+            client.ping().expect("the line is open");
+            pinged.recv_timeout(SOON).expect("a ping passes between fragments");
+            let deadline = Instant::now() + SOON;
+            while client.stats().round_trip.count == 0 {
+                assert!(Instant::now() < deadline, "the pong comes");
+                thread::yield_now();
+            }
+            venue.sever_all();
+            assert!(venue.wait_until_empty(SOON));
+            end = Some(disconnected(&mut events));
+        }
+        (pieces < 9).then_some(Payload::Text("piece"))
+    }));
+    assert!(matches!(result, Err(SendError::Unknown(_))), "{result:?}");
+    let end = end.expect("the line was severed");
+    assert_eq!((end.sent, end.confirmed), (1, 0));
 }
