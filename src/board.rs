@@ -179,13 +179,25 @@ impl Board {
 
     /// Waits until a line is open; its epoch.
     pub(crate) fn wait_open(&self, within: Duration) -> Result<u64, Error> {
+        self.wait_for_opening(within, |public| match public.state {
+            State::Open { epoch } if !self.shutdown.is_requested() => Some(epoch),
+            _ => None,
+        })
+    }
+
+    /// Waits until a line has been open, however briefly.
+    pub(crate) fn wait_first_open(&self, within: Duration) -> Result<(), Error> {
+        self.wait_for_opening(within, |public| (public.epoch > 0).then_some(()))
+    }
+
+    fn wait_for_opening<T>(&self, within: Duration, is_there: impl Fn(&Public) -> Option<T>) -> Result<T, Error> {
         let deadline = Deadline::new("within", within, sync::now());
         let mut public = self.public.lock();
         loop {
-            match (public.state, &public.end) {
-                (State::Closed, end) => return Err(end.clone().unwrap_or_else(Error::stopped)),
-                _ if self.shutdown.is_requested() => return Err(Error::stopped()),
-                (State::Open { epoch }, _) => return Ok(epoch),
+            match (is_there(&public), public.state) {
+                (Some(there), _) => return Ok(there),
+                (None, State::Closed) => return Err(public.end.clone().unwrap_or_else(Error::stopped)),
+                (None, _) if self.shutdown.is_requested() => return Err(Error::stopped()),
                 _ => {}
             }
             let timed_out = self.changed.wait_until(&mut public, deadline.at()).timed_out();
@@ -230,7 +242,8 @@ impl Board {
             public.stop_by = Some(public.stop_by.map_or(by, |earlier| earlier.min(by)));
         }
         self.lifecycle.shutdown();
-        // Whoever waits for an opening has to hear of it, and the heart of an earlier deadline.
+        // Whoever waits for an opening has to hear of it, and the heart of an earlier deadline. The lock makes this wake whoever is about to wait.
+        drop(self.public.lock());
         self.changed.notify_all();
         self.ring();
     }

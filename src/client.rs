@@ -75,8 +75,8 @@ impl Builder {
         let dial_within = self.settings.dial_within;
         let client = self.pulled(true)?;
         // The dial keeps its own deadline; this one is for an endpoint closure that does not.
-        match client.wait_open(dial_within.saturating_add(Duration::from_millis(500))) {
-            Ok(_) => Ok(client),
+        match client.board.wait_first_open(dial_within.saturating_add(Duration::from_millis(500))) {
+            Ok(()) => Ok(client),
             Err(error) => {
                 client.stop(client.drop_within);
                 let is_closure_late = error.budget() == Some("within");

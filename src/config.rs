@@ -592,6 +592,8 @@ impl Settings {
             ("pong_within", Some(self.pong_within)),
             ("idle_limit", self.idle_limit),
             ("the interval of app_ping", self.app_ping.as_ref().map(|ping| ping.every)),
+            ("retry_min", Some(self.retry_min)),
+            ("retry_max", Some(self.retry_max)),
         ];
         if let Some((name, _)) = waits.iter().find(|(_, wait)| wait.is_some_and(|wait| wait.is_zero())) {
             return Err(Error::config(format!("{name} is zero: give it a while")));

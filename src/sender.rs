@@ -1,5 +1,6 @@
 //! What may be kept and moved to any thread: to send, and to stop.
 
+use std::any::Any;
 use std::borrow::Cow;
 use std::fmt;
 use std::io::Read;
@@ -42,6 +43,11 @@ pub struct Sender {
 impl Sender {
     pub(crate) fn new(board: Arc<Board>) -> Self {
         Sender { board, epoch: None }
+    }
+
+    /// Keeps what a closure of the program threw.
+    pub(crate) fn keep_panic(&self, panic: Box<dyn Any + Send>) {
+        self.board.keep_panic(panic);
     }
 
     /// A sender for the line of one epoch, that never sends on a later one: what was decided on one line's data must not leave by another.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tungstenite::protocol::frame::coding::CloseCode;
 
-use crate::config::{AppPing, Settings};
+use crate::config::{AppPing, ReplyMatcher, Settings};
 use crate::error::{CloseReason, Error, ErrorKind};
 use crate::event::{Arrival, MessageRef, Opened, Payload};
 use crate::handler::{Delivery, Full, Line};
@@ -141,7 +141,7 @@ impl Talk {
         received.map(|received| (received, now))
     }
 
-    /// Hands over every message that the buffer holds.
+    /// Hands over every message that the buffer holds. A program that has left the line hears no more of it.
     fn deliver(
         &mut self,
         delivery: &mut impl Delivery,
@@ -149,8 +149,9 @@ impl Talk {
         shutdown: &Shutdown,
         arrival: Arrival,
     ) -> Batch {
+        let has_left = self.line.is_halted();
         let Talk { line, opened, buffer, assembler, app_ping, .. } = self;
-        let is_reply = app_ping.as_ref().and_then(|ping| ping.is_reply.as_deref());
+        let is_reply = app_ping.as_ref().and_then(|ping| ping.is_reply.as_ref());
         let mut view = Line::new(line, opened, sender);
         let (mut messages, mut bytes) = (0u64, 0u64);
         let mut unread = buffer.unread();
@@ -173,11 +174,14 @@ impl Talk {
                     Err(breach) => break Batch::Breach(breach),
                 },
             };
+            if has_left {
+                continue;
+            }
             let message = MessageRef::new(payload, opened.epoch, arrival);
             messages += 1;
             bytes += message.bytes().len() as u64;
-            if is_reply.is_some_and(|is_reply| line.awaits_app_reply() && is_reply(message)) {
-                line.note_app_reply();
+            if let Some(is_reply) = is_reply {
+                match_reply(line, is_reply, message, sender);
             }
             delivery.message(&mut view, message);
             if shutdown.is_requested() || line.is_halted() {
@@ -186,9 +190,13 @@ impl Talk {
         };
         if messages > 0 {
             line.counters.received(messages, bytes);
-            line.note_data(arrival.at);
         }
-        match (delivery.batch_over(), batch) {
+        let over = delivery.batch_over();
+        if messages > 0 {
+            // Now, not when they came: a slow handler or a full queue is not an idle line.
+            line.note_data(sync::now());
+        }
+        match (over, batch) {
             (Err(Full), Batch::Done) => Batch::Full,
             (_, batch) => batch,
         }
@@ -276,6 +284,22 @@ impl Talk {
                 Ok((Received::End, _)) | Err(_) => return,
                 Ok(_) => {}
             }
+        }
+    }
+}
+
+/// Asks the program's matcher whether a message answers an application ping.
+#[cold]
+fn match_reply(line: &OpenLine, is_reply: &ReplyMatcher, message: MessageRef<'_>, sender: &Sender) {
+    if !line.awaits_app_reply() {
+        return;
+    }
+    match catch_unwind(AssertUnwindSafe(|| is_reply(message))) {
+        Ok(true) => line.note_app_reply(),
+        Ok(false) => {}
+        Err(panic) => {
+            sender.keep_panic(panic);
+            line.sever(Error::new(ErrorKind::HandlerPanicked, "the matcher of answers to application pings panicked"));
         }
     }
 }

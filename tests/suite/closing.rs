@@ -4,9 +4,9 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use tautline::testing::{Received, Venue};
-use tautline::{Deflate, Disconnect, ErrorKind, Handler, Line, MessageRef};
+use tautline::{Deflate, Disconnect, ErrorKind, Event, Handler, Line, MessageRef, Payload, SendError};
 
-use crate::support::{MS, SOON, builder, disconnected, message, opened, plain_and_tls};
+use crate::support::{MS, SOON, builder, disconnected, message, next, opened, plain_and_tls};
 
 /// How a line ends whose peer plays `script` after the opening, plain and over TLS; and what the peer saw last.
 fn ends(
@@ -247,4 +247,78 @@ fn a_reset_that_a_sender_meets_first_is_told_as_one() {
     drop(release);
     assert_eq!(ends.recv_timeout(SOON), Ok(ErrorKind::Io));
     assert!(client.stop(SOON).is_clean());
+}
+
+#[test]
+fn a_close_within_that_never_ends_ends_with_the_answer() {
+    let venue = Venue::start(|peer| {
+        peer.upgrade()?;
+        peer.close(1000, "")?;
+        peer.drain()
+    });
+    let client = builder(&venue).close_within(Duration::MAX).connect().expect("it opens");
+    let mut events = client.events();
+    opened(&mut events);
+    assert_eq!(disconnected(&mut events).error.kind(), ErrorKind::Closed);
+}
+
+#[test]
+fn nothing_of_a_line_is_delivered_once_the_program_has_left_it() {
+    let venue = Venue::start(|peer| {
+        peer.upgrade()?;
+        peer.send_text("ready")?;
+        loop {
+            match peer.receive()? {
+                Received::Close(..) => {
+                    peer.send_text("too late")?;
+                    peer.close(1000, "")?;
+                }
+                Received::End => return Ok(()),
+                _ => {}
+            }
+        }
+    });
+    let client = builder(&venue).connect().expect("it opens");
+    let mut events = client.events();
+    opened(&mut events);
+    message(&mut events);
+    client.reconnect().expect("a line is open");
+    match next(&mut events) {
+        Event::Disconnected(_) => {}
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_fragmented_send_leaves_the_closing_handshake_alone() {
+    plain_and_tls(|venue| {
+        let (closing, is_closing) = bounded(1);
+        let (answer, told) = bounded::<()>(1);
+        let venue = venue().start(move |peer| {
+            peer.upgrade()?;
+            if peer.number() > 0 {
+                return peer.drain();
+            }
+            while !matches!(peer.receive()?, Received::Close(..)) {}
+            closing.send(()).expect("the test waits");
+            told.recv().expect("the test says when");
+            peer.close(1000, "bye")?;
+            peer.drain()
+        });
+        let client = builder(&venue).close_within(SOON).connect().expect("it opens");
+        let mut events = client.events();
+        opened(&mut events);
+        let mut pieces = 0;
+        let result = client.sender().send_fragmented(std::iter::from_fn(|| {
+            pieces += 1;
+            if pieces == 3 {
+                client.reconnect().expect("a line is open");
+                is_closing.recv_timeout(SOON).expect("the close frame passes between fragments");
+            }
+            (pieces < 9).then_some(Payload::Text("piece"))
+        }));
+        assert!(matches!(result, Err(SendError::Unknown(_))), "{result:?}");
+        answer.send(()).expect("the venue waits");
+        assert_eq!(disconnected(&mut events).close.reason, "bye");
+    });
 }

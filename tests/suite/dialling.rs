@@ -10,7 +10,7 @@ use crossbeam_channel::bounded;
 use tautline::testing::Venue;
 use tautline::{Client, Error, ErrorKind};
 
-use crate::support::{MS, SOON, builder, echo, message, opened, plain_and_tls};
+use crate::support::{MS, SOON, builder, disconnected, echo, message, opened, plain_and_tls};
 
 fn refused(venue: &Venue) -> Error {
     builder(venue).dial_within(SOON).connect().expect_err("it is refused")
@@ -339,4 +339,51 @@ fn a_venue_that_trickles_every_byte_is_a_venue_like_any_other() {
         }
         assert_eq!(client.epoch(), 1);
     });
+}
+
+#[test]
+fn interim_answers_without_end_end_the_dial() {
+    let venue = Venue::start(|peer| {
+        peer.read_request()?;
+        let flood = "HTTP/1.1 100 Continue\r\n\r\n".repeat(4000);
+        loop {
+            peer.write(flood.as_bytes())?;
+        }
+    });
+    let error = builder(&venue).connect().expect_err("nobody has answered");
+    assert_eq!(error.kind(), ErrorKind::Upgrade, "{error}");
+    let client = builder(&venue).start_pulled().expect("it starts");
+    assert!(venue.wait_for_connections(2, SOON));
+    assert!(client.stop(SOON).is_clean());
+}
+
+#[test]
+fn an_opening_is_seen_however_short_it_is() {
+    for _ in 0..20 {
+        let venue = Venue::start(|peer| {
+            if peer.number() > 0 {
+                return peer.stall();
+            }
+            let request = peer.read_request()?;
+            let mut bytes = request.acceptance("").into_bytes();
+            bytes.extend_from_slice(&[0x88, 2, 0x03, 0xe8]);
+            peer.write(&bytes)
+        });
+        let client = builder(&venue).max_attempts(1).connect().expect("it has opened");
+        let mut events = client.events();
+        opened(&mut events);
+        disconnected(&mut events);
+    }
+}
+
+#[test]
+fn a_refusal_in_http_1_0_is_a_refusal() {
+    let venue = Venue::start(|peer| {
+        peer.read_request()?;
+        peer.write(b"HTTP/1.0 401 Unauthorized\r\nRetry-After: 7\r\nContent-Length: 2\r\n\r\nno")?;
+        peer.drain()
+    });
+    let error = builder(&venue).connect().expect_err("it is refused");
+    assert_eq!(error.kind(), ErrorKind::Http);
+    assert!(!error.is_retryable());
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
@@ -263,4 +264,50 @@ fn a_dead_line_is_noticed_within_interval_plus_limit() {
     opened(&mut events);
     let Event::Disconnected(disconnect) = next(&mut events) else { panic!("the line is dead") };
     assert!(disconnect.lasted >= 200 * MS, "{:?}", disconnect.lasted);
+}
+
+#[test]
+fn a_matcher_that_panics_ends_the_client_with_one_end_for_the_opening() {
+    let venue = Venue::start(|peer| {
+        peer.upgrade()?;
+        peer.receive_message()?;
+        peer.send_text("boom")?;
+        peer.drain()
+    });
+    let ping = AppPing::text("ping", 20 * MS).answered_by(|_| std::panic::resume_unwind(Box::new("on purpose")));
+    let client = builder(&venue).app_ping(ping).connect().expect("it opens");
+    let (mut ends, mut last) = (0, None);
+    for event in client.events() {
+        ends += usize::from(matches!(event, Event::Disconnected(_)));
+        last = Some(event);
+    }
+    assert_eq!(ends, 1);
+    assert!(matches!(last, Some(Event::Stopped(_))));
+    assert_eq!(client.end().map(|end| end.kind()), Some(ErrorKind::HandlerPanicked));
+    assert!(client.take_panic().is_some());
+}
+
+#[test]
+fn a_slow_handler_makes_no_line_idle() {
+    plain_and_tls(|venue| {
+        let venue = venue().start(|peer| {
+            peer.upgrade()?;
+            loop {
+                peer.send_binary(&vec![1; 300_000])?;
+            }
+        });
+        let (tell, told) = bounded(0);
+        let handler = move |_: &mut Line<'_>, _: MessageRef<'_>| {
+            // Longer than the limit each time, and the next message lies in the kernel.
+            thread::sleep(40 * MS);
+            tell.send(()).ok();
+        };
+        let client = builder(&venue).idle_limit(30 * MS).start(handler).expect("it starts");
+        for _ in 0..15 {
+            told.recv_timeout(SOON).expect("messages come");
+        }
+        assert!(client.stats().drops.is_empty(), "{:?}", client.stats().drops);
+        drop(told);
+        assert!(client.stop(SOON).is_clean());
+    });
 }
