@@ -90,9 +90,11 @@
 //!
 //! # Memory
 //! A quiet plain line holds a read buffer of 16 KiB and two thread stacks; a TLS line two buffers of 16 KiB more and the engine. Under load the
-//! read buffer grows to 256 KiB, and as far as `max_message` (rounded up to a power of two) for a frame that is longer and really
-//! comes; ten seconds after the last need it shrinks. A fragmented or compressed message takes up to `max_message` once more while it is put
-//! together. The events queue holds what its bounds say.
+//! read buffer grows to 256 KiB, those of TLS to 128 KiB, and the read buffer as far as a frame is long whose bytes really come. They shrink
+//! with the first bytes that come ten seconds or more after the last need. A fragmented or compressed message takes up to `max_message` once
+//! more while it is put together; up to 64 KiB of that are kept for the next. So the worst that a venue can make of a line, at the
+//! default limit of 16 MiB, is 32 MiB, and the engines of compression ([`Deflate`]) and TLS. A send takes 64 KiB, over TLS twice that, and a
+//! compressed one the length of what is compressed. The events queue holds what its bounds say.
 //!
 //! # Logs
 //! Through the [`log`] crate, target `tautline`:

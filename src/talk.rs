@@ -132,6 +132,7 @@ impl Talk {
         if self.inlet.owes_output() {
             self.line.ring();
         }
+        self.buffer.note_need(now);
         if now.saturating_duration_since(self.settled_at) >= SETTLE_EVERY {
             self.settled_at = now;
             if self.buffer.settle(now) {

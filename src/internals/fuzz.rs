@@ -65,7 +65,7 @@ pub fn messages(bytes: &[u8]) {
         }
         drop(unread);
         assert!(assembler.held() <= MAX_MESSAGE + SLACK);
-        assert!(buffer.size() <= 2 * (MAX_MESSAGE + 16).next_power_of_two().max(256 * 1024));
+        assert!(buffer.size() <= (MAX_MESSAGE + 16).max(256 * 1024));
     }
 }
 

@@ -201,6 +201,10 @@ impl Duplex {
         if inlet.cipher.len() > CIPHER_MIN {
             inlet.cipher = vec![0; CIPHER_MIN];
         }
+        if let Some(tls) = &self.tls {
+            // The other of the two that are in turn.
+            tls.engine.lock().stream.get_mut().shrink(CIPHER_MIN);
+        }
     }
 
     /// Sends all of `bytes`, waiting for room until `deadline`. What was left unsent goes first.

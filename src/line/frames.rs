@@ -22,6 +22,8 @@ pub(crate) struct ReadBuffer {
     bytes: Vec<u8>,
     start: usize,
     end: usize,
+    /// How long the frame at the front says it is, as far as that is known.
+    announced: usize,
     /// When the size was last needed.
     needed_at: Option<Instant>,
     was_needed: bool,
@@ -32,7 +34,7 @@ impl ReadBuffer {
     pub(crate) fn with_leftover(leftover: &[u8]) -> Self {
         let mut bytes = vec![0; SIZE_MIN.max(leftover.len())];
         bytes[..leftover.len()].copy_from_slice(leftover);
-        ReadBuffer { bytes, start: 0, end: leftover.len(), needed_at: None, was_needed: false }
+        ReadBuffer { bytes, start: 0, end: leftover.len(), announced: 0, needed_at: None, was_needed: false }
     }
 
     /// Where the next bytes go. Never empty.
@@ -53,8 +55,11 @@ impl ReadBuffer {
         }
         // Half of it free is enough to go on with; less, and a long frame would be moved again and again.
         if unread > self.bytes.len() / 2 {
-            // Doubling follows the bytes that have really come, whatever a header announces.
-            self.bytes.resize(self.bytes.len() * 2, 0);
+            // Doubling follows the bytes that have really come, and ends where the frame does.
+            let doubled = self.bytes.len() * 2;
+            let enough = self.announced.max(SIZE_BURST);
+            let size = if enough > unread { doubled.min(enough).max(self.bytes.len()) } else { doubled };
+            self.bytes.resize(size, 0);
             self.was_needed = true;
         }
     }
@@ -75,7 +80,12 @@ impl ReadBuffer {
     /// What has not been understood yet, to be taken off the front.
     #[inline]
     pub(crate) fn unread(&mut self) -> Unread<'_> {
-        Unread { rest: &self.bytes[self.start..self.end], start: &mut self.start, end: &mut self.end }
+        Unread {
+            rest: &self.bytes[self.start..self.end],
+            start: &mut self.start,
+            end: &mut self.end,
+            announced: &mut self.announced,
+        }
     }
 
     /// Drops everything.
@@ -83,12 +93,16 @@ impl ReadBuffer {
         (self.start, self.end) = (0, 0);
     }
 
-    /// Shrinks a buffer whose size was not needed for a while; whether it did.
-    pub(crate) fn settle(&mut self, now: Instant) -> bool {
+    /// Keeps when the size was needed. To be told soon after it was.
+    #[inline]
+    pub(crate) fn note_need(&mut self, now: Instant) {
         if std::mem::take(&mut self.was_needed) {
             self.needed_at = Some(now);
-            return false;
         }
+    }
+
+    /// Shrinks a buffer whose size was not needed for a while; whether it did.
+    pub(crate) fn settle(&mut self, now: Instant) -> bool {
         let is_quiet = self.needed_at.is_none_or(|at| now.saturating_duration_since(at) >= QUIET);
         let unread = self.end - self.start;
         if !is_quiet || self.bytes.len() == SIZE_MIN || unread > SIZE_MIN / 2 {
@@ -96,7 +110,14 @@ impl ReadBuffer {
         }
         let mut smaller = vec![0; SIZE_MIN];
         smaller[..unread].copy_from_slice(&self.bytes[self.start..self.end]);
-        *self = ReadBuffer { bytes: smaller, start: 0, end: unread, needed_at: None, was_needed: false };
+        *self = ReadBuffer {
+            bytes: smaller,
+            start: 0,
+            end: unread,
+            announced: self.announced,
+            needed_at: None,
+            was_needed: false,
+        };
         true
     }
 
@@ -111,6 +132,7 @@ pub(crate) struct Unread<'a> {
     rest: &'a [u8],
     start: &'a mut usize,
     end: &'a mut usize,
+    announced: &'a mut usize,
 }
 
 impl<'a> Unread<'a> {
@@ -125,6 +147,11 @@ impl<'a> Unread<'a> {
         let (taken, rest) = self.rest.split_at(count);
         self.rest = rest;
         taken
+    }
+
+    /// The frame at the front is `len` bytes long, and more of it is to come.
+    pub(crate) fn announce(&mut self, len: usize) {
+        *self.announced = len;
     }
 
     /// Takes everything off the front but `rest`, the end of [`bytes`](Unread::bytes).
@@ -487,11 +514,32 @@ mod tests {
         }
         assert_eq!(buffer.size(), SIZE_BURST);
         let now = Instant::now();
+        buffer.note_need(now);
         assert!(!buffer.settle(now));
         assert!(!buffer.settle(now + QUIET / 2));
         assert!(buffer.settle(now + QUIET));
         assert_eq!(buffer.size(), SIZE_MIN);
         assert!(!buffer.settle(now + 3 * QUIET));
+    }
+
+    #[test]
+    fn the_buffer_grows_no_further_than_the_frame_that_comes() {
+        let len = 16 * 1024 * 1024 + 10;
+        let mut buffer = ReadBuffer::with_leftover(&[0; 100]);
+        let mut received = 100;
+        while received < len {
+            buffer.unread().announce(len);
+            let room = buffer.room().len().min(len - received).min(100_000);
+            buffer.filled(room);
+            received += room;
+        }
+        assert_eq!(buffer.unread().bytes().len(), len);
+        assert_eq!(buffer.size(), len);
+        // The next frame begins in the middle of it, and announces less than there is.
+        buffer.unread().take(len - 1000);
+        buffer.unread().announce(2000);
+        assert!(!buffer.room().is_empty());
+        assert_eq!(buffer.size(), len);
     }
 
     #[test]

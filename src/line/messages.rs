@@ -105,6 +105,7 @@ impl Assembler {
                 let whole = head.head_len + head.payload_len as usize;
                 if unread.bytes().len() < whole {
                     self.check_early(&unread.bytes()[head.head_len..], data)?;
+                    unread.announce(whole);
                     return Ok(None);
                 }
                 self.checked = 0;

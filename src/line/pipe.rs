@@ -32,6 +32,14 @@ impl Pipe {
         }
     }
 
+    /// Gives back what a burst has made of an inbox that is empty now.
+    pub(crate) fn shrink(&mut self, size: usize) {
+        if self.start == self.end && self.inbox.len() > size {
+            self.inbox = vec![0; size];
+            (self.start, self.end) = (0, 0);
+        }
+    }
+
     /// How much output waits to be taken.
     pub(crate) fn output_len(&self) -> usize {
         self.outbox.len()
@@ -93,6 +101,17 @@ mod tests {
         assert_eq!(read(&mut pipe, 9), b"dxy");
         let end = pipe.read(&mut [0; 1]).expect_err("nothing is left");
         assert_eq!(end.kind(), ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn a_burst_leaves_nothing_behind() {
+        let mut pipe = Pipe::default();
+        pipe.feed(&mut vec![7; 1000], 100);
+        pipe.shrink(10);
+        assert_eq!(read(&mut pipe, 100), [7; 100]);
+        pipe.shrink(10);
+        assert_eq!(pipe.inbox.len(), 10);
+        assert_eq!(pipe.read(&mut [0; 1]).expect_err("nothing is left").kind(), ErrorKind::WouldBlock);
     }
 
     #[test]
