@@ -424,7 +424,8 @@ impl Builder {
         self
     }
 
-    /// The kernel's receive buffer (`SO_RCVBUF`). Defaults to the system's own choice, which grows by itself.
+    /// The kernel's receive buffer (`SO_RCVBUF`). Defaults to the system's own choice, which grows by itself: measured on a flooded line, more gains
+    /// nothing, and less than 64 KiB costs most of the messages.
     pub fn tcp_receive_buffer(mut self, bytes: usize) -> Self {
         self.settings.tcp.receive_buffer = Some(bytes);
         self
@@ -507,8 +508,8 @@ impl Builder {
         self
     }
 
-    /// Asks the kernel to note when it gets what comes, for [`kernel_received`](crate::MessageRef::kernel_received). Costs a few hundred
-    /// nanoseconds for each `recv`. Defaults to off.
+    /// Asks the kernel to note when it gets what comes, for [`kernel_received`](crate::MessageRef::kernel_received). Costs about half
+    /// a microsecond for each `recv`. Defaults to off.
     #[cfg(target_os = "linux")]
     pub fn kernel_timestamps(mut self) -> Self {
         self.settings.tcp.receiving.is_stamped = true;
