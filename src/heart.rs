@@ -52,6 +52,8 @@ struct Patient {
     pings: PingSchedule,
     app_pings: PingSchedule,
     owes_ping: bool,
+    /// Since when a ping, of either kind, has been owed that is to be answered.
+    owed_since: Option<Instant>,
     awake_since: Option<Instant>,
     /// An application ping that has been made and found no room.
     owed_app_ping: Option<String>,
@@ -113,6 +115,7 @@ impl Heart {
             pings: PingSchedule::new(self.ping_every, now),
             app_pings: PingSchedule::new(self.app_ping.as_ref().map(|ping| ping.every), now),
             owes_ping: false,
+            owed_since: None,
             awake_since: None,
             owed_app_ping: None,
             has_warned: false,
@@ -143,11 +146,25 @@ impl Heart {
             return earliest([until, retry]);
         }
         let look = self.judge(patient, now)?;
-        earliest([look, retry, patient.pings.next(), patient.app_pings.next()])
+        if !is_idle {
+            // What is due next waits for what could not be written.
+            return earliest([look, retry]);
+        }
+        earliest([look, patient.pings.next(), patient.app_pings.next()])
     }
 
     /// Writes what is owed and due. Whether nothing is left to write.
     fn write_due(&self, patient: &mut Patient, now: Instant) -> std::io::Result<bool> {
+        // Due is due, whatever is in its way: a peer that takes nothing must not hide behind what it does not take.
+        patient.owes_ping |= patient.pings.take_due(now);
+        let written = self.write_owed(patient, now);
+        let awaits_reply = self.app_ping.as_ref().is_some_and(|ping| ping.is_reply.is_some());
+        let is_owed = patient.owes_ping || awaits_reply && patient.owed_app_ping.is_some();
+        patient.owed_since = is_owed.then(|| patient.owed_since.unwrap_or(now));
+        written
+    }
+
+    fn write_owed(&self, patient: &mut Patient, now: Instant) -> std::io::Result<bool> {
         let line = Arc::clone(&patient.line);
         if !line.work_off(now)? {
             return Ok(false);
@@ -155,7 +172,6 @@ impl Heart {
         if line.farewell_until().is_some() {
             return Ok(true);
         }
-        patient.owes_ping |= patient.pings.take_due(now);
         if patient.owes_ping {
             if !line.write_ping(now)? {
                 return Ok(false);
@@ -196,7 +212,11 @@ impl Heart {
     /// Severs a line that is dead. Otherwise says when to look again; the outer `None` means that there is nothing more to look at.
     #[expect(clippy::option_option, reason = "severed, nothing due, due at a time: three different answers")]
     fn judge(&self, patient: &mut Patient, now: Instant) -> Option<Option<Instant>> {
-        let liveness = Liveness { awake_since: patient.awake_since, ..patient.line.liveness() };
+        let mut liveness = Liveness { awake_since: patient.awake_since, ..patient.line.liveness() };
+        // A ping that finds no room, or a sender in its way, waits like one that is out, for as long as the kernel takes nothing.
+        let owed =
+            patient.owed_since.map(|since| patient.line.duplex.last_progress().map_or(since, |at| at.max(since)));
+        liveness.oldest_unanswered = earliest([liveness.oldest_unanswered, owed]);
         let error = match liveness.verdict(self.pong_within, self.idle_limit, now) {
             Verdict::PongOverdue => {
                 let doing = format!("nothing came for {:?} after a ping: the line is dead", self.pong_within);

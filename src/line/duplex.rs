@@ -11,13 +11,13 @@
 //! A plain line has no engine: reader and writers share nothing but the socket.
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::line::frames::ReadBuffer;
 #[cfg(not(shuttle))]
 use crate::line::pipe::Pipe;
 use crate::line::socket::LineSocket;
-use crate::sync::atomic::{AtomicBool, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::thread::{self, ThreadId};
 use crate::sync::{self, Condvar, Mutex};
 use crate::timing::Deadline;
@@ -45,6 +45,10 @@ const CIPHER_MAX: usize = 128 * 1024;
 pub(crate) struct Duplex {
     /// The thread that reads: the one that opened the line.
     reader: ThreadId,
+    /// What the clock below counts nanoseconds from.
+    origin: Instant,
+    /// When the kernel last took bytes for which a writer had waited; 0 for never.
+    progress: AtomicU64,
     socket: LineSocket,
     tls: Option<Tls>,
     is_severed: AtomicBool,
@@ -150,7 +154,14 @@ impl Duplex {
     /// `tls` has finished its handshake.
     pub(crate) fn new(socket: LineSocket, tls: Option<TlsEngine>) -> Self {
         let tls = tls.map(|stream| Tls { engine: Mutex::new(Engine { stream, feedings: 0 }), fed: Condvar::new() });
-        Duplex { reader: thread::current().id(), socket, tls, is_severed: AtomicBool::new(false) }
+        Duplex {
+            reader: thread::current().id(),
+            origin: sync::now(),
+            progress: AtomicU64::new(0),
+            socket,
+            tls,
+            is_severed: AtomicBool::new(false),
+        }
     }
 
     /// The reader's half. The engine may hold plaintext from the handshake, so it is asked before the first `recv`.
@@ -384,11 +395,27 @@ impl Duplex {
         Ok(())
     }
 
+    /// When the kernel last took bytes for which a writer had waited: the peer reads, however slowly.
+    pub(crate) fn last_progress(&self) -> Option<Instant> {
+        let nanos = self.progress.load(Ordering::Acquire);
+        (nanos != 0).then(|| self.origin + Duration::from_nanos(nanos))
+    }
+
+    fn note_progress(&self) {
+        let nanos = sync::now().saturating_duration_since(self.origin).as_nanos() as u64;
+        self.progress.store(nanos.max(1), Ordering::Release);
+    }
+
     fn send_all(&self, was_full: &mut bool, bytes: &[u8], taken: &mut usize, deadline: Deadline) -> Result<(), CutBy> {
         *was_full = false;
         while *taken < bytes.len() {
             match self.socket.send_now(&bytes[*taken..]) {
-                Ok(sent) => *taken += sent,
+                Ok(sent) => {
+                    *taken += sent;
+                    if *was_full {
+                        self.note_progress();
+                    }
+                }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     *was_full = true;
                     self.await_room(deadline)?;

@@ -3,8 +3,9 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-/// Enough for two minutes of silence at the default interval; a pong to an older ping is harmless and tells nothing.
-const REMEMBERED: usize = 8;
+/// Enough for a program that pings behind each of its messages, a thousand a second over a quarter of a second's round trip; a pong to an older
+/// ping is harmless and tells nothing.
+const REMEMBERED: usize = 256;
 
 /// The pings of one line.
 #[derive(Default, Debug)]
@@ -110,12 +111,31 @@ mod tests {
     fn a_forgotten_ping_still_counts_as_unanswered() {
         let start = Instant::now();
         let mut book = PingBook::default();
-        for number in 0..20u8 {
-            book.wrote([number; 8], start + u32::from(number) * MS, 0);
+        let many = REMEMBERED as u32 + 12;
+        for number in 0..many {
+            book.wrote(nonce(number), start + number * MS, 0);
         }
         assert_eq!(book.oldest_unanswered(), Some(start));
-        assert_eq!(book.answered(&[0; 8], start + 30 * MS), None);
-        assert_eq!(book.answered(&[12; 8], start + 30 * MS), Some(18 * MS));
+        assert_eq!(book.answered(&nonce(0), start + many * MS), None);
+        assert_eq!(book.answered(&nonce(12), start + many * MS), Some((many - 12) * MS));
         assert_eq!(book.oldest_unanswered(), Some(start + 13 * MS));
+    }
+
+    #[test]
+    fn a_pong_confirms_however_many_pings_are_under_way() {
+        let start = Instant::now();
+        let mut book = PingBook::default();
+        // A ping behind each of a hundred orders a second, and a round trip of 100 ms: ten are under way all the time.
+        for number in 0..100 {
+            book.wrote(nonce(number), start + number * 10 * MS, number.into());
+            if let Some(back) = number.checked_sub(10) {
+                assert_eq!(book.answered(&nonce(back), start + number * 10 * MS), Some(100 * MS));
+            }
+        }
+        assert_eq!(book.confirmed(), 89);
+    }
+
+    fn nonce(number: u32) -> [u8; 8] {
+        u64::from(number).to_ne_bytes()
     }
 }

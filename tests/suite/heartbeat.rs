@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
 use tautline::testing::{Received, Venue};
-use tautline::{AppPing, ErrorKind, Event, Line, MessageRef};
+use tautline::{AppPing, ErrorKind, Event, Line, MessageRef, Payload, SendError};
 
 use crate::support::{MS, SOON, builder, disconnected, echo, message, next, opened, plain_and_tls};
 
@@ -310,4 +310,64 @@ fn a_slow_handler_makes_no_line_idle() {
         drop(told);
         assert!(client.stop(SOON).is_clean());
     });
+}
+
+#[test]
+fn a_blocked_sender_hides_no_dead_line() {
+    plain_and_tls(|venue| {
+        let venue = venue().start(|peer| {
+            peer.upgrade()?;
+            peer.stall()
+        });
+        let builder = builder(&venue).send_within(60 * SOON).ping_every(50 * MS).pong_within(200 * MS);
+        let client = builder.max_attempts(1).connect().expect("it opens");
+        let sender = client.sender();
+        // Much more than the kernel takes while nobody reads.
+        let blocked = thread::spawn(move || sender.send_binary(&vec![0; 64 << 20]));
+        let mut events = client.events();
+        opened(&mut events);
+        assert_eq!(disconnected(&mut events).error.kind(), ErrorKind::PongTimeout);
+        let sent = blocked.join().expect("it does not panic");
+        assert!(matches!(sent, Err(SendError::Unknown(_))), "{sent:?}");
+    });
+}
+
+#[test]
+fn pongs_that_find_no_room_hide_no_dead_line() {
+    let venue = Venue::start(|peer| {
+        peer.limit_receive_buffer(4096)?;
+        peer.upgrade()?;
+        // More pongs than the kernel takes while nobody reads, and then silence.
+        for round in 0u32..200 {
+            for number in 0u32..12 {
+                peer.ping(&[(round * 100 + number).to_be_bytes(); 31].concat())?;
+            }
+            peer.wait(2 * MS)?;
+        }
+        peer.stall()
+    });
+    let builder = builder(&venue).tcp_send_buffer(4096).ping_every(1000 * MS).pong_within(300 * MS);
+    let client = builder.connect().expect("it opens");
+    let mut events = client.events();
+    opened(&mut events);
+    assert_eq!(disconnected(&mut events).error.kind(), ErrorKind::PongTimeout);
+}
+
+#[test]
+fn a_peer_that_reads_slowly_and_says_nothing_is_alive() {
+    let venue = Venue::start(|peer| {
+        peer.limit_receive_buffer(64 * 1024)?;
+        peer.upgrade()?;
+        // Two seconds for all of it, and no pong.
+        loop {
+            peer.receive()?;
+            peer.wait(12 * MS)?;
+        }
+    });
+    let builder = builder(&venue).tcp_send_buffer(64 * 1024).ping_every(100 * MS).pong_within(700 * MS);
+    let client = builder.send_within(3 * SOON).connect().expect("it opens");
+    // One send as far as the line is concerned: no ping passes between its parts.
+    let piece = vec![0; 64 * 1024];
+    let receipt = client.send_batch(&[Payload::Binary(&piece); 160]).expect("it gets through");
+    assert_eq!((receipt.epoch, receipt.sequence), (1, 160));
 }
