@@ -123,6 +123,9 @@ impl Queue {
                     inner.is_blocked = true;
                     drop(inner);
                     if !self.await_room(shutdown) {
+                        // The client ends, and these have no room.
+                        let mut inner = self.inner.lock();
+                        inner.lose_newest(batch.len() as u64);
                         batch.clear();
                     }
                 }

@@ -126,7 +126,10 @@ impl Steps<'_> {
     }
 
     /// Whether to go on. Asked before each system call: a peer that always has something to say keeps no dial alive.
-    fn go_on(&self, doing: &dyn Fn() -> String) -> Result<(), Error> {
+    ///
+    /// # Errors
+    /// As [`wait`](Steps::wait).
+    pub(crate) fn go_on(&self, doing: &dyn Fn() -> String) -> Result<(), Error> {
         if self.shutdown.is_requested() {
             return Err(Error::stopped());
         }

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use native_tls::{Certificate, HandshakeError, Identity, MidHandshakeTlsStream, Protocol, TlsConnector, TlsStream};
 use parking_lot::Mutex;
@@ -116,6 +117,9 @@ struct Connector {
 /// ten milliseconds and most of a mebibyte: a thousand lines share one. Nothing is kept alive by this list.
 static SHARED: Mutex<Vec<Weak<Connector>>> = Mutex::new(Vec::new());
 
+/// How long a dial waits for the list before it looks whether it may go on.
+const PATIENCE: Duration = Duration::from_millis(10);
+
 /// The connector of a client, kept from dial to dial.
 pub(crate) struct Connectors {
     options: TlsOptions,
@@ -143,7 +147,7 @@ impl Connectors {
         let had_spare = self.has_failed && has_spare_descriptor();
         let connector = match self.connector.take() {
             Some(connector) => connector,
-            None => self.find_or_make()?,
+            None => self.find_or_make(steps, &|| format!("TLS handshake with {target}"))?,
         };
         match shake_hands(&connector.connector, target, socket, steps) {
             Ok(stream) => {
@@ -164,8 +168,14 @@ impl Connectors {
     }
 
     /// A connector that another client has made of the same options, or a new one. After a failed verification always a new one.
-    fn find_or_make(&self) -> Result<Arc<Connector>, Error> {
-        let mut shared = SHARED.lock();
+    fn find_or_make(&self, steps: &Steps<'_>, doing: &dyn Fn() -> String) -> Result<Arc<Connector>, Error> {
+        let mut shared = loop {
+            // Another client may be reading the roots.
+            match SHARED.try_lock_for(PATIENCE) {
+                Some(shared) => break shared,
+                None => steps.go_on(doing)?,
+            }
+        };
         shared.retain(|connector| connector.strong_count() > 0);
         if !self.has_failed {
             let known = shared.iter().filter_map(Weak::upgrade).find(|known| known.options == self.options);
