@@ -78,6 +78,21 @@ fn a_close_frame_without_a_code_is_1005() {
 }
 
 #[test]
+fn a_bad_gateway_is_a_close_code_like_any_other() {
+    ends(
+        |peer| {
+            peer.close(1014, "the feed behind us is gone")?;
+            peer.drain()
+        },
+        |disconnect| {
+            assert_eq!((disconnect.close.code, disconnect.error.kind()), (1014, ErrorKind::Closed));
+            assert_eq!(disconnect.close.reason, "the feed behind us is gone");
+        },
+    );
+    assert_eq!(answer_to(b"\x88\x02\x03\xf6"), (1014, ErrorKind::Closed));
+}
+
+#[test]
 fn an_end_without_a_close_frame_is_1006() {
     let abnormal = |disconnect: &Disconnect| {
         assert_eq!((disconnect.close.code, disconnect.is_clean()), (1006, false));
