@@ -458,14 +458,16 @@ impl OpenLine {
         self.end.lock().reset.clone()
     }
 
-    /// The close code and reason of RFC 6455 section 7.1.5, as far as they are known: the peer's, or ours, or 1006 for no close frame.
-    pub(crate) fn close_reason(&self) -> CloseReason {
+    /// The close code and reason of RFC 6455 section 7.1.5, as far as they are known: the peer's, or ours, or 1006 for no close frame. And
+    /// whether they are the peer's.
+    pub(crate) fn close_reason(&self) -> (CloseReason, bool) {
         let end = self.end.lock();
-        match (&end.peer_close, end.own_close) {
+        let close = match (&end.peer_close, end.own_close) {
             (Some(close), _) => close.clone(),
             (None, Some(own)) => CloseReason { code: own.code.unwrap_or(1005), reason: own.reason.to_owned() },
             (None, None) => CloseReason::abnormal(),
-        }
+        };
+        (close, end.peer_close.is_some())
     }
 
     /// The highest sequence that was sent or begun, and the highest that a pong covers.
