@@ -5,7 +5,7 @@
 use std::process::ExitCode;
 use std::time::Duration;
 
-use tautline::{Builder, Client, Deflate, Error, Event, Handler, Line, MessageRef, Payload};
+use tautline::{Builder, Client, Deflate, Event, Handler, Line, MessageRef, Payload};
 
 /// What a case may take: some send a quarter of a gigabyte.
 const CASE_WITHIN: Duration = Duration::from_secs(300);
@@ -27,7 +27,7 @@ fn main() -> ExitCode {
 }
 
 fn run(url: &str, agent: &str) -> Result<(), String> {
-    let count = case_count(url).map_err(|error| error.chain())?;
+    let count = case_count(url)?;
     for case in 1..=count {
         // Compression is offered to every case; only those about it accept.
         let builder = line(&format!("{url}/runCase?case={case}&agent={agent}")).compress(Deflate::new());
@@ -46,13 +46,16 @@ fn line(url: &str) -> Builder {
     Client::builder(url).max_attempts(1).send_within(Duration::from_secs(60))
 }
 
-fn case_count(url: &str) -> Result<usize, Error> {
-    let client = line(&format!("{url}/getCaseCount")).connect()?;
-    let number = client.events().find_map(|event| match event {
-        Event::Message(message) => message.text()?.trim().parse().ok(),
+/// Anything but a number is an error: a run of no cases would look like one in which all of them passed.
+fn case_count(url: &str) -> Result<usize, String> {
+    let client = line(&format!("{url}/getCaseCount")).connect().map_err(|error| error.chain())?;
+    let answer = client.events().find_map(|event| match event {
+        Event::Message(message) => Some(message),
         _ => None,
     });
-    Ok(number.unwrap_or(0))
+    let answer = answer.ok_or("the server ended the line without a count of its cases")?;
+    let text = answer.text().ok_or("the server gave its count of cases in a binary message")?;
+    text.trim().parse().map_err(|error| format!("the server's count of cases is {text:?}: {error}"))
 }
 
 /// Sends everything back.

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::dial::Waker;
 use crate::error::{Error, ErrorKind};
 use crate::lifecycle::{Lifecycle, Shutdown, StopReport};
-use crate::line::OpenLine;
+use crate::line::{OpenLine, OwnClose};
 use crate::state::{Life, Then};
 use crate::stats::Counters;
 use crate::sync::channel::{Receiver, Sender as Ringer, bounded};
@@ -72,6 +72,8 @@ struct Public {
     panic: Option<Box<dyn Any + Send>>,
     /// By when the earliest of all stops has to be over.
     stop_by: Option<Instant>,
+    /// What the close frame says, in the words of the first of all stops.
+    stop_close: Option<OwnClose>,
 }
 
 /// What a stop has to reach.
@@ -101,6 +103,7 @@ impl Board {
                 end: None,
                 panic: None,
                 stop_by: None,
+                stop_close: None,
             }),
             changed: Condvar::new(),
             bell: ringer,
@@ -234,12 +237,13 @@ impl Board {
         let _ = self.bell.try_send(());
     }
 
-    /// Tells the client to stop by `within` from now, and returns at once.
-    pub(crate) fn signal_stop(&self, within: Duration) {
+    /// Tells the client to stop by `within` from now, and returns at once. `close`: what the peer is told, if no earlier stop told it.
+    pub(crate) fn signal_stop(&self, close: OwnClose, within: Duration) {
         let by = after(sync::now(), within);
         {
             let mut public = self.public.lock();
             public.stop_by = Some(public.stop_by.map_or(by, |earlier| earlier.min(by)));
+            public.stop_close.get_or_insert(close);
         }
         self.lifecycle.shutdown();
         // Whoever waits for an opening has to hear of it, and the heart of an earlier deadline. The lock makes this wake whoever is about to wait.
@@ -249,14 +253,19 @@ impl Board {
     }
 
     /// Stops the client, and waits until its threads have ended, `within` at most.
-    pub(crate) fn stop(&self, within: Duration) -> StopReport {
+    pub(crate) fn stop(&self, close: OwnClose, within: Duration) -> StopReport {
         let began = sync::now();
-        self.signal_stop(within);
+        self.signal_stop(close, within);
         self.lifecycle.join_until(after(began, within)).measured_from(began)
     }
 
     /// By when the earliest of all stops has to be over.
     pub(crate) fn stop_by(&self) -> Option<Instant> {
         self.public.lock().stop_by
+    }
+
+    /// What the close frame of a stop says. A client that ends by itself has nothing to add to 1000.
+    pub(crate) fn stop_close(&self) -> OwnClose {
+        self.public.lock().stop_close.clone().unwrap_or_else(OwnClose::normal)
     }
 }

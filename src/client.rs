@@ -11,11 +11,12 @@ use crate::board::{Board, Slot, State};
 use crate::config::{Builder, DialContext};
 use crate::dial::{DialSettings, Dialler};
 use crate::endpoint::Endpoint;
-use crate::error::{BatchError, Error, SendError};
+use crate::error::{BatchError, CloseReason, Error, SendError};
 use crate::event::{Event, Payload};
 use crate::handler::{Delivery, Handler, Push};
 use crate::heart::Heart;
 use crate::lifecycle::{Lifecycle, Outcome, Patience, StopReport};
+use crate::line::OwnClose;
 use crate::queue::{Events, Pull, Queue};
 use crate::sender::{Receipt, Sender, Stopper};
 use crate::stats::Stats;
@@ -200,6 +201,14 @@ impl<D> Client<D> {
         self.sender.reconnect()
     }
 
+    /// Ends the line that is open now with a close code and reason of your own, and dials again. See [`Sender::reconnect_with`].
+    ///
+    /// # Errors
+    /// As [`Sender::reconnect_with`].
+    pub fn reconnect_with(&self, close: &CloseReason) -> Result<(), SendError> {
+        self.sender.reconnect_with(close)
+    }
+
     /// A sender that may be cloned, kept and moved to other threads.
     pub fn sender(&self) -> Sender {
         self.sender.clone()
@@ -265,7 +274,27 @@ impl<D> Client<D> {
     /// Idempotent, allowed from any thread and from several at once. From inside the handler it signals and returns at once: the reader is
     /// `Current` in the report then. A lookup that hangs in the system's resolver is given 20 ms, whatever the budget.
     pub fn stop(&self, within: Duration) -> StopReport {
-        self.board.stop(within)
+        self.board.stop(OwnClose::normal(), within)
+    }
+
+    /// As [`stop`](Client::stop), and the close frame says `close` instead of 1000 and no reason (RFC 6455 section 7.4).
+    ///
+    /// The first stop's words are sent, whichever kind it was, and those of a line that was ending before stay. No frame is sent where `stop`
+    /// sends none: when no line is open, or a sender is blocked.
+    ///
+    /// # Errors
+    /// `Config`, when the code is none that may be sent or the reason is too long: [`CloseReason::new`] says what is allowed. Nothing is
+    /// stopped then, and the line goes on as it was.
+    ///
+    /// # Examples
+    /// ```no_run
+    /// # fn f(client: tautline::Client) -> Result<(), tautline::Error> {
+    /// let handover = tautline::CloseReason::new(1001, "another instance takes over");
+    /// let report = client.stop_with(&handover, std::time::Duration::from_secs(5))?;
+    /// # Ok(()) }
+    /// ```
+    pub fn stop_with(&self, close: &CloseReason, within: Duration) -> Result<StopReport, Error> {
+        Ok(self.board.stop(OwnClose::said(close)?, within))
     }
 }
 
@@ -278,7 +307,7 @@ impl<D> Client<D> {
 
 impl<D> Drop for Client<D> {
     fn drop(&mut self) {
-        let report = self.board.stop(self.drop_within);
+        let report = self.board.stop(OwnClose::normal(), self.drop_within);
         let is_late = report.threads().iter().any(|thread| thread.outcome == Outcome::Late);
         // Quiet during a panic: the panic is the news.
         if is_late && !std::thread::panicking() {

@@ -34,7 +34,7 @@ enum Detail {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// A setting or a URL that can never work.
+    /// A setting or a URL that can never work, or a close code or reason that may not be sent.
     Config,
     /// The endpoint closure failed to say where to dial.
     Endpoint,
@@ -101,16 +101,30 @@ impl fmt::Display for ErrorKind {
     }
 }
 
-/// The close code and reason that ended a line (RFC 6455 section 7.1.5).
+/// The close code and reason that ended a line (RFC 6455 section 7.1.5), or that is to end one.
 #[derive(Clone, PartialEq, Eq)]
 pub struct CloseReason {
     /// The status code. 1005 when the close frame had none, 1006 when there was no close frame.
     pub code: u16,
-    /// What the peer wrote beside the code, at most 123 bytes. The peer chose it: treat it as payload.
+    /// What stands beside the code, at most 123 bytes. Where the peer chose it, treat it as payload.
     pub reason: String,
 }
 
 impl CloseReason {
+    /// A code and a reason to send, for [`Client::stop_with`](crate::Client::stop_with) and
+    /// [`Client::reconnect_with`](crate::Client::reconnect_with).
+    ///
+    /// Nothing is checked yet: those calls do that. A client may send the codes 1000, 1001, 1003, 1007 to 1014 and 3000 to 4999 (RFC 6455
+    /// section 7.4 and what IANA has registered since; 4000 to 4999 are for private use), and a reason of at most 123 bytes of UTF-8 (section 5.5).
+    ///
+    /// ```
+    /// let handover = tautline::CloseReason::new(1001, "another instance takes over");
+    /// assert_eq!(handover.code, 1001);
+    /// ```
+    pub fn new(code: u16, reason: impl Into<String>) -> Self {
+        CloseReason { code, reason: reason.into() }
+    }
+
     /// RFC 6455 section 7.1.5: the line ended without a close frame.
     pub(crate) fn abnormal() -> Self {
         CloseReason { code: 1006, reason: String::new() }

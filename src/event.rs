@@ -283,8 +283,8 @@ pub struct Disconnect {
     pub epoch: u64,
     /// Why.
     pub error: Error,
-    /// The close code and reason (RFC 6455 section 7.1.5): what the peer's close frame said, 1005 if it said nothing; what ours says if we
-    /// closed first; 1006 if there was no close frame at all.
+    /// The close code and reason (RFC 6455 section 7.1.5): what the peer's close frame said, 1005 if it said nothing; what ours says after
+    /// a stop, or if we closed first and no answer had come when this was told; 1006 if there was no close frame at all.
     pub close: CloseReason,
     /// How long the line was open.
     pub lasted: Duration,
@@ -294,12 +294,17 @@ pub struct Disconnect {
     pub confirmed: u64,
     /// When the next dial starts, from the end of this line. `None`: never, the client ends.
     pub retry_in: Option<Duration>,
+    /// The peer's close frame had come when this was told.
+    pub(crate) has_peer_closed: bool,
 }
 
 impl Disconnect {
     /// Whether a close frame of the peer ended the line, as opposed to a failure, a silence or a stop.
+    ///
+    /// After [`Sender::reconnect`](crate::Sender::reconnect) that frame is the answer to ours: `false` when the peer gave none, and also when
+    /// the line was told as ended before the answer came, which a message of the peer between the two brings about.
     pub fn is_clean(&self) -> bool {
-        self.error.kind() == ErrorKind::Closed && self.close.code != 1006
+        self.error.kind() == ErrorKind::Closed && self.has_peer_closed
     }
 }
 

@@ -4,7 +4,7 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-use crate::error::{BatchError, SendError};
+use crate::error::{BatchError, CloseReason, SendError};
 use crate::event::{DialFailure, Disconnect, MessageRef, Opened, Payload, Stopped};
 use crate::line::OpenLine;
 use crate::sender::{Receipt, Sender, Stopper};
@@ -135,6 +135,14 @@ impl<'a> Line<'a> {
     /// Ends this line politely and dials again. See [`Sender::reconnect`].
     pub fn reconnect(&mut self) {
         self.sender.reconnect_on(self.line);
+    }
+
+    /// Ends this line with a close code and reason of your own and dials again. See [`Sender::reconnect_with`].
+    ///
+    /// # Errors
+    /// `NotSent` and `Config`, when the code or the reason may not be sent; the line goes on as it was.
+    pub fn reconnect_with(&mut self, close: &CloseReason) -> Result<(), SendError> {
+        self.sender.reconnect_with_on(self.line, close)
     }
 }
 

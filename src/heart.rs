@@ -12,7 +12,7 @@ use crate::board::{Board, Slot};
 use crate::config::{AppPing, Settings};
 use crate::error::{Error, ErrorKind};
 use crate::lifecycle::{Woken, wait, wait_over};
-use crate::line::{OpenLine, OwnClose};
+use crate::line::OpenLine;
 use crate::sync;
 use crate::sync::channel::Receiver;
 use crate::timing::{Liveness, PingSchedule, Verdict, after, earliest};
@@ -262,8 +262,7 @@ impl Heart {
 
     /// Close frame, the peer's answer, FIN: as far as the time allows. Then severs, if the reader has not ended by then.
     fn close_politely(&self, line: &OpenLine, began: Instant) {
-        let close = OwnClose { code: Some(1000), reason: "" };
-        line.begin_farewell(close, after(began, self.close_within));
+        line.begin_farewell(self.board.stop_close(), after(began, self.close_within));
         loop {
             let now = sync::now();
             let until = self.polite_until(line, began);

@@ -10,10 +10,10 @@ use std::time::Duration;
 use tungstenite::protocol::frame::coding::Data;
 
 use crate::board::{Board, State};
-use crate::error::{BatchError, Error, ErrorKind, SendError};
+use crate::error::{BatchError, CloseReason, Error, ErrorKind, SendError};
 use crate::event::Payload;
 use crate::lifecycle::StopReport;
-use crate::line::OpenLine;
+use crate::line::{OpenLine, OwnClose};
 use crate::sync;
 use crate::timing::{Deadline, after};
 
@@ -140,13 +140,26 @@ impl Sender {
 
     /// Ends the line that is open now and dials again: for a gap in a sequence that only a new snapshot mends, or an announced shutdown.
     ///
-    /// Returns at once. No further message of that line is delivered, its close frame says 1000, and the reason in
+    /// Returns at once. No further message of that line is delivered, its close frame says 1000 (see [`reconnect_with`](Sender::reconnect_with)), and the reason in
     /// [`Disconnect`](crate::Disconnect) is a `Closed` with that code.
     ///
     /// # Errors
     /// `NotSent`, when no line is open.
     pub fn reconnect(&self) -> Result<(), SendError> {
         self.reconnect_on(self.line()?.as_ref());
+        Ok(())
+    }
+
+    /// As [`reconnect`](Sender::reconnect), and the close frame says `close` instead of 1000 and no reason (RFC 6455 section 7.4), unless
+    /// the line is ending already: the first words stay. The reason in [`Disconnect`](crate::Disconnect) is a `Closed` with these words;
+    /// [`Disconnect::close`](crate::Disconnect::close) is what the peer answered, if that came before a further message did.
+    ///
+    /// # Errors
+    /// `NotSent`: `Config` when the code is none that may be sent or the reason is too long ([`CloseReason::new`] says what is allowed),
+    /// and the line goes on as it was; otherwise as [`reconnect`](Sender::reconnect).
+    pub fn reconnect_with(&self, close: &CloseReason) -> Result<(), SendError> {
+        let close = OwnClose::said(close).map_err(SendError::NotSent)?;
+        self.leave(self.line()?.as_ref(), close);
         Ok(())
     }
 
@@ -191,7 +204,16 @@ impl Sender {
     }
 
     pub(crate) fn reconnect_on(&self, line: &OpenLine) {
-        line.leave(after(sync::now(), self.board.budgets.close_within));
+        self.leave(line, OwnClose::normal());
+    }
+
+    pub(crate) fn reconnect_with_on(&self, line: &OpenLine, close: &CloseReason) -> Result<(), SendError> {
+        self.leave(line, OwnClose::said(close).map_err(SendError::NotSent)?);
+        Ok(())
+    }
+
+    fn leave(&self, line: &OpenLine, close: OwnClose) {
+        line.leave(close, after(sync::now(), self.board.budgets.close_within));
     }
 
     fn send_on(&self, line: &OpenLine, payload: Payload<'_>) -> Result<Receipt, SendError> {
@@ -230,12 +252,20 @@ pub struct Stopper {
 impl Stopper {
     /// Stops the client and waits until its threads have ended, `within` at most. See [`Client::stop`](crate::Client::stop).
     pub fn stop(&self, within: Duration) -> StopReport {
-        self.board.stop(within)
+        self.board.stop(OwnClose::normal(), within)
+    }
+
+    /// Stops the client with a close code and reason of your own. See [`Client::stop_with`](crate::Client::stop_with).
+    ///
+    /// # Errors
+    /// As [`Client::stop_with`](crate::Client::stop_with).
+    pub fn stop_with(&self, close: &CloseReason, within: Duration) -> Result<StopReport, Error> {
+        Ok(self.board.stop(OwnClose::said(close)?, within))
     }
 
     /// Tells the client to stop and returns at once. Waiting is left to `stop` or to the drop of the client.
     pub fn signal(&self) {
-        self.board.signal_stop(Duration::MAX);
+        self.board.signal_stop(OwnClose::normal(), Duration::MAX);
     }
 
     /// Whether the client has been told to stop, or has ended by itself.

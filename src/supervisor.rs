@@ -198,11 +198,12 @@ impl<D: Delivery> Supervisor<D> {
                 panicked(&self.board, panic, "the handler")
             }
         };
+        let polite = farewell.is_some();
         match farewell {
             Some(close) => line.begin_farewell(close, after(sync::now(), self.config.settings.close_within)),
             None => line.sever(error.clone()),
         }
-        Input::Ended { setback: self.setback(error), polite: farewell.is_some() }
+        Input::Ended { setback: self.setback(error), polite }
     }
 
     fn setback(&mut self, error: Error) -> Setback {
@@ -247,13 +248,17 @@ impl<D: Delivery> Supervisor<D> {
         self.board.counters.dropped(error.kind());
         log::info!("{}: epoch {} ended: {}; {}", talk.peer(), line.epoch, error.chain(), Plan(retry_in));
         let (sent, confirmed) = line.sequences();
-        let close = match error.kind() {
+        let (close, has_peer_closed) = match error.kind() {
             // The close frame of a stop is about to be written by the heart, if it can be.
-            ErrorKind::Stopped => crate::error::CloseReason { code: 1000, reason: String::new() },
+            ErrorKind::Stopped => {
+                let own = line.own_close().unwrap_or_else(|| self.board.stop_close());
+                (own.to_close_reason(), false)
+            }
             _ => line.close_reason(),
         };
         let lasted = sync::now().saturating_duration_since(line.opened_at());
-        let disconnect = Disconnect { epoch: line.epoch, error, close, lasted, sent, confirmed, retry_in };
+        let epoch = line.epoch;
+        let disconnect = Disconnect { epoch, error, close, lasted, sent, confirmed, retry_in, has_peer_closed };
         self.deliver(|delivery| delivery.disconnected(&disconnect));
     }
 

@@ -49,8 +49,8 @@ impl TalkOver {
         TalkOver { error: Ok(error), farewell: None }
     }
 
-    fn politely(error: Error, code: u16, reason: &'static str) -> Self {
-        TalkOver { error: Ok(error), farewell: Some(OwnClose { code: Some(code), reason }) }
+    fn politely(error: Error, code: u16) -> Self {
+        TalkOver { error: Ok(error), farewell: Some(OwnClose::new(code)) }
     }
 }
 
@@ -209,8 +209,7 @@ impl Talk {
         let batch = match batch {
             Ok(batch) => batch,
             Err(panic) => {
-                let close = OwnClose { code: Some(1001), reason: "" };
-                return Some(Some(TalkOver { error: Err(panic), farewell: Some(close) }));
+                return Some(Some(TalkOver { error: Err(panic), farewell: Some(OwnClose::new(1001)) }));
             }
         };
         let over = match batch {
@@ -218,7 +217,7 @@ impl Talk {
             Batch::Halt if shutdown.is_requested() => return None,
             Batch::Halt if self.line.is_severed() => self.ended(None),
             // The program asked for another line; its close frame is on its way.
-            Batch::Halt => TalkOver { farewell: Some(OwnClose { code: Some(1000), reason: "" }), ..self.ended(None) },
+            Batch::Halt => TalkOver { farewell: Some(OwnClose::normal()), ..self.ended(None) },
             Batch::Closed(close) => {
                 let error =
                     Error::closed(close.clone(), format!("{} closed the line with code {}", self.peer, close.code));
@@ -227,19 +226,19 @@ impl Talk {
                 let code = Some(close.code).filter(|&code| code != 1005);
                 // If it answers a close frame of ours, the reason is ours.
                 let error = self.line.reason().unwrap_or(error);
-                TalkOver { error: Ok(error), farewell: Some(OwnClose { code, reason: "" }) }
+                TalkOver { error: Ok(error), farewell: Some(OwnClose::new(code)) }
             }
             Batch::Breach(breach) => {
                 let code = u16::from(breach.code);
                 let kind = if breach.code == CloseCode::Size { ErrorKind::TooBig } else { ErrorKind::Protocol };
                 let error =
                     Error::new(kind, format!("{} broke the protocol (code {code}): {}", self.peer, breach.what));
-                TalkOver::politely(error, code, "")
+                TalkOver::politely(error, code)
             }
             Batch::Full => {
                 let error =
                     Error::new(ErrorKind::Lagged, "the events queue was full: read faster, or choose another rule");
-                TalkOver::politely(error, 1001, "")
+                TalkOver::politely(error, 1001)
             }
         };
         Some(Some(over))

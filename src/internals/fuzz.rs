@@ -8,12 +8,12 @@ use socket2::{Domain, Socket, Type};
 
 use crate::board::Board;
 use crate::config::Settings;
-use crate::event::{DialFailure, Disconnect, MessageRef, Opened, Stopped};
+use crate::event::{DialFailure, Disconnect, MessageRef, Opened, Payload, Stopped};
 use crate::handler::{Delivery, Full, Line};
 use crate::lifecycle::{Lifecycle, ThreadOptions};
 use crate::line::OpenLine;
 use crate::line::Receiving;
-use crate::line::deflate::Deflate;
+use crate::line::deflate::{Agreed, Deflate};
 use crate::line::frames::{Head, ReadBuffer};
 use crate::line::messages::{Assembler, Incoming, Limits};
 use crate::line::outgoing::Outlet;
@@ -39,22 +39,47 @@ pub fn frames(bytes: &[u8]) {
     }
 }
 
-/// Assembles messages of frames that come in pieces: the first byte says in which, and whether compression was agreed on.
+/// What was agreed on about compression, by the low bits of the first byte: whether at all, and who starts each message anew.
+fn agreed(shape: u8) -> Option<Agreed> {
+    let mut answer = "permessage-deflate".to_owned();
+    for (bit, parameter) in [(2, "; server_no_context_takeover"), (4, "; client_no_context_takeover")] {
+        if shape & bit != 0 {
+            answer.push_str(parameter);
+        }
+    }
+    let agreed = Deflate::new().accept(&[answer]).expect("any server may answer that");
+    agreed.filter(|_| shape & 1 != 0)
+}
+
+/// Assembles messages of frames that come in pieces: the first byte says in which, and what was agreed on about compression.
 pub fn messages(bytes: &[u8]) {
     let Some((&shape, bytes)) = bytes.split_first() else { return };
-    let agreed = Deflate::new().accept(&["permessage-deflate".to_owned()]).ok().flatten();
-    let inflater = agreed.filter(|_| shape & 1 == 1).map(|agreed| agreed.engines().0);
+    let inflater = agreed(shape).map(|agreed| agreed.engines().0);
+    // Five bits, squared: byte by byte, and up to several frames at once.
+    let piece = usize::from(shape >> 3).pow(2) + 1;
     let mut assembler = Assembler::new(Limits { max_message: MAX_MESSAGE }, inflater);
     let mut buffer = ReadBuffer::with_leftover(&[]);
     let mut rest = bytes;
     while !rest.is_empty() {
         let room = buffer.room();
-        let count = rest.len().min(usize::from(shape >> 1) + 1).min(room.len());
+        let count = rest.len().min(piece).min(room.len());
         room[..count].copy_from_slice(&rest[..count]);
         buffer.filled(count);
         rest = &rest[count..];
         let mut unread = buffer.unread();
         loop {
+            // As the reader asks for it.
+            match assembler.next_simple(&mut unread) {
+                Some(Payload::Text(text)) => {
+                    assert!(text.len() <= MAX_MESSAGE);
+                    continue;
+                }
+                Some(Payload::Binary(bytes)) => {
+                    assert!(bytes.len() <= MAX_MESSAGE);
+                    continue;
+                }
+                None => {}
+            }
             match assembler.next(&mut unread) {
                 Ok(Some(Incoming::Text(text))) => assert!(text.len() <= MAX_MESSAGE),
                 Ok(Some(Incoming::Binary(bytes))) => assert!(bytes.len() <= MAX_MESSAGE),
@@ -86,8 +111,7 @@ pub fn line(bytes: &[u8]) {
     let settings = Settings { max_message: MAX_MESSAGE, ..Settings::default() };
     let (board, _bell) = Board::new(Lifecycle::new(ThreadOptions::default()), settings.budgets());
     let (bell, _heart) = bounded(1);
-    let agreed = Deflate::new().accept(&["permessage-deflate".to_owned()]).ok().flatten().filter(|_| shape & 1 == 1);
-    let (inflater, deflater) = agreed.map(|agreed| agreed.engines()).unzip();
+    let (inflater, deflater) = agreed(shape).map(|agreed| agreed.engines()).unzip();
     let outlet = Outlet::new(deflater, None);
     let line = Arc::new(OpenLine::new(
         1,

@@ -83,7 +83,7 @@ impl Deflate {
         self
     }
 
-    /// How hard to compress, 1 (fast) to 9. Defaults to 6.
+    /// How hard to compress: 0 (not at all) and 1 (fast) to 9. Defaults to 6.
     ///
     /// # Panics
     /// If `level` is above 9.

@@ -262,13 +262,17 @@ fn control_frame(control: Control, payload: &[u8]) -> Result<Incoming<'_>, Breac
     }
 }
 
+/// The close code of a gateway that got an invalid answer from the server behind it.
+const BAD_GATEWAY: u16 = 1014;
+
 fn close_frame(payload: &[u8]) -> Result<Incoming<'_>, Breach> {
     match payload {
         [] => Ok(Incoming::Close(None)),
         [_] => Err(Breach::protocol("a close frame with half a code")),
         [high, low, reason @ ..] => {
             let code = u16::from_be_bytes([*high, *low]);
-            if !CloseCode::from(code).is_allowed() {
+            // 1014 was registered at IANA after the list that tungstenite knows.
+            if code != BAD_GATEWAY && !CloseCode::from(code).is_allowed() {
                 return Err(Breach::protocol("a close code that may not be sent"));
             }
             let reason = simdutf8::basic::from_utf8(reason).map_err(|_| Breach::invalid_text())?;
@@ -413,6 +417,14 @@ mod tests {
         }
         at_every_step(&frame(0x88, &[0x03, 0xe8, 0xff]), &["1007"]);
         at_every_step(&frame(0x88, &[]), &["close:None"]);
+    }
+
+    #[test]
+    fn close_codes_are_taken_that_may_be_sent_and_no_others() {
+        let is_taken = |code: &u16| assemble(&frame(0x88, &code.to_be_bytes()), 1000) != ["1002"];
+        let taken: Vec<u16> = (0..=u16::MAX).filter(is_taken).collect();
+        let may_be_sent: Vec<u16> = (1000..=1003).chain(1007..=1014).chain(3000..=4999).collect();
+        assert_eq!(taken, may_be_sent);
     }
 
     #[test]

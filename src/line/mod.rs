@@ -14,6 +14,7 @@ pub(crate) use crate::model::socket;
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
+use std::fmt;
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -94,7 +95,7 @@ struct Duties {
 }
 
 /// How far the polite end of a line has come.
-#[derive(Default, Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Default, Clone, PartialEq, Eq, Debug)]
 pub(crate) enum Farewell {
     /// None is needed.
     #[default]
@@ -108,11 +109,51 @@ pub(crate) enum Farewell {
 }
 
 /// What our close frame says.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq)]
 pub(crate) struct OwnClose {
     /// `None`: an empty close frame, the answer to an empty one.
-    pub(crate) code: Option<u16>,
-    pub(crate) reason: &'static str,
+    code: Option<u16>,
+    reason: Arc<str>,
+}
+
+/// What a close frame holds beside its code: a control frame has 125 bytes (RFC 6455 section 5.5).
+const REASON_MAX: usize = 123;
+
+impl OwnClose {
+    /// A code of the library's own choice, and no reason.
+    pub(crate) fn new(code: impl Into<Option<u16>>) -> Self {
+        OwnClose { code: code.into(), reason: Arc::default() }
+    }
+
+    /// The end that needs no words: 1000.
+    pub(crate) fn normal() -> Self {
+        Self::new(1000)
+    }
+
+    /// What a user wants to say, if it may be said (RFC 6455 section 7.4): 1002 is ours to tell, 1004 to 1006 and 1015 never travel.
+    pub(crate) fn said(close: &CloseReason) -> Result<Self, Error> {
+        let CloseReason { code, reason } = close;
+        if !matches!(code, 1000 | 1001 | 1003 | 1007..=1014 | 3000..=4999) {
+            let what = format!("close code {code}: 1000, 1001, 1003, 1007 to 1014 and 3000 to 4999 may be sent");
+            return Err(Error::config(what));
+        }
+        if reason.len() > REASON_MAX {
+            let what = format!("a close reason of {} bytes: at most {REASON_MAX} may be sent", reason.len());
+            return Err(Error::config(what));
+        }
+        Ok(OwnClose { code: Some(*code), reason: reason.as_str().into() })
+    }
+
+    pub(crate) fn to_close_reason(&self) -> CloseReason {
+        CloseReason::new(self.code.unwrap_or(1005), &*self.reason)
+    }
+}
+
+impl fmt::Debug for OwnClose {
+    /// The reason stays out, as everywhere.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OwnClose").field("code", &self.code).finish_non_exhaustive()
+    }
 }
 
 /// Why a line ends, as far as it is known.
@@ -395,14 +436,14 @@ impl OpenLine {
         self.app_ping_written.store(0, Ordering::Release);
     }
 
-    /// The peer's close frame came, or the line has to end politely for a reason of ours: a close frame is owed.
+    /// The peer's close frame came, or the line has to end politely for a reason of ours: a close frame is owed. The first one's words are sent.
     pub(crate) fn begin_farewell(&self, close: OwnClose, until: Instant) {
         self.is_ending.store(true, Ordering::Release);
-        {
+        let close = {
             let mut end = self.end.lock();
             end.until = Some(end.until.map_or(until, |earlier| earlier.min(until)));
-            end.own_close.get_or_insert(close);
-        }
+            end.own_close.get_or_insert(close).clone()
+        };
         let mut duties = self.duties.lock();
         if duties.farewell == Farewell::None {
             duties.farewell = Farewell::Owed(close);
@@ -427,11 +468,17 @@ impl OpenLine {
     // ---- Ending ----
 
     /// A user wants another line: this one ends politely, and no further message of it is delivered.
-    pub(crate) fn leave(&self, until: Instant) {
-        let close = CloseReason { code: 1000, reason: String::new() };
-        self.end.lock().reason.get_or_insert_with(|| Error::closed(close, "the program asked for a new line"));
+    pub(crate) fn leave(&self, close: OwnClose, until: Instant) {
+        let close = {
+            let mut end = self.end.lock();
+            // Before the reader is halted: it owes a close frame too, when it comes to see that, and finds these words.
+            let close = end.own_close.get_or_insert(close).clone();
+            let told = || Error::closed(close.to_close_reason(), "the program asked for a new line");
+            end.reason.get_or_insert_with(told);
+            close
+        };
         self.is_halted.store(true, Ordering::Release);
-        self.begin_farewell(OwnClose { code: Some(1000), reason: "" }, until);
+        self.begin_farewell(close, until);
     }
 
     /// Whether the reader has to stop delivering: somebody has severed or left the line.
@@ -458,14 +505,21 @@ impl OpenLine {
         self.end.lock().reset.clone()
     }
 
-    /// The close code and reason of RFC 6455 section 7.1.5, as far as they are known: the peer's, or ours, or 1006 for no close frame.
-    pub(crate) fn close_reason(&self) -> CloseReason {
+    /// What our close frame says, once one is owed.
+    pub(crate) fn own_close(&self) -> Option<OwnClose> {
+        self.end.lock().own_close.clone()
+    }
+
+    /// The close code and reason of RFC 6455 section 7.1.5, as far as they are known: the peer's, or ours, or 1006 for no close frame. And
+    /// whether they are the peer's.
+    pub(crate) fn close_reason(&self) -> (CloseReason, bool) {
         let end = self.end.lock();
-        match (&end.peer_close, end.own_close) {
+        let close = match (&end.peer_close, &end.own_close) {
             (Some(close), _) => close.clone(),
-            (None, Some(own)) => CloseReason { code: own.code.unwrap_or(1005), reason: own.reason.to_owned() },
+            (None, Some(own)) => own.to_close_reason(),
             (None, None) => CloseReason::abnormal(),
-        }
+        };
+        (close, end.peer_close.is_some())
     }
 
     /// The highest sequence that was sent or begun, and the highest that a pong covers.
@@ -584,7 +638,7 @@ impl OpenLine {
     }
 
     fn work_off_farewell(&self, outlet: &mut Outlet) -> io::Result<bool> {
-        let farewell = self.duties.lock().farewell;
+        let farewell = self.duties.lock().farewell.clone();
         let next = match farewell {
             Farewell::None | Farewell::Over => return Ok(true),
             Farewell::Owed(close) => {

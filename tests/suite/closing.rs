@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
-use tautline::testing::{Received, Venue};
-use tautline::{Deflate, Disconnect, ErrorKind, Event, Handler, Line, MessageRef, Payload, SendError};
+use tautline::testing::{Received, Venue, VenueBuilder};
+use tautline::{CloseReason, Deflate, Disconnect, ErrorKind, Event, Handler, Line, MessageRef, Payload, SendError};
 
 use crate::support::{MS, SOON, builder, disconnected, message, next, opened, plain_and_tls};
 
@@ -78,6 +78,21 @@ fn a_close_frame_without_a_code_is_1005() {
 }
 
 #[test]
+fn a_bad_gateway_is_a_close_code_like_any_other() {
+    ends(
+        |peer| {
+            peer.close(1014, "the feed behind us is gone")?;
+            peer.drain()
+        },
+        |disconnect| {
+            assert_eq!((disconnect.close.code, disconnect.error.kind()), (1014, ErrorKind::Closed));
+            assert_eq!(disconnect.close.reason, "the feed behind us is gone");
+        },
+    );
+    assert_eq!(answer_to(b"\x88\x02\x03\xf6"), (1014, ErrorKind::Closed));
+}
+
+#[test]
 fn an_end_without_a_close_frame_is_1006() {
     let abnormal = |disconnect: &Disconnect| {
         assert_eq!((disconnect.close.code, disconnect.is_clean()), (1006, false));
@@ -124,6 +139,141 @@ fn a_peer_that_closes_and_keeps_tcp_open_is_severed_at_the_close_deadline() {
     let client = builder(&venue).close_within(30 * MS).connect().expect("it opens");
     assert!(venue.wait_for_openings(2, SOON), "it goes on after the deadline");
     assert!(client.stop(SOON).is_clean());
+}
+
+/// A venue that tells of every close frame that comes, and answers it with 4001 and a reason of its own.
+fn telling(builder: VenueBuilder) -> (Venue, Receiver<Received>) {
+    let (tell, told) = bounded(10);
+    let venue = builder.start(move |peer| {
+        peer.upgrade()?;
+        loop {
+            match peer.receive()? {
+                close @ Received::Close(..) => {
+                    tell.send(close).expect("the test waits");
+                    peer.close(4001, "as you wish")?;
+                    return peer.drain();
+                }
+                Received::Text(text) => peer.send_text(&text)?,
+                _ => {}
+            }
+        }
+    });
+    (venue, told)
+}
+
+#[test]
+fn a_stop_says_what_it_is_told_to_say() {
+    plain_and_tls(|builder_of_venue| {
+        for reason in ["", "grüße", &"x".repeat(123)] {
+            let (venue, told) = telling(builder_of_venue());
+            let client = builder(&venue).connect().expect("it opens");
+            let report = client.stop_with(&CloseReason::new(4000, reason), SOON).expect("it may be said");
+            assert!(report.is_clean(), "{report}");
+            assert_eq!(told.recv_timeout(SOON), Ok(Received::Close(Some(4000), reason.to_owned())));
+            let mut events = client.events();
+            opened(&mut events);
+            let disconnect = disconnected(&mut events);
+            assert_eq!((disconnect.error.kind(), disconnect.is_clean()), (ErrorKind::Stopped, false));
+            assert_eq!(disconnect.close, CloseReason::new(4000, reason), "ours, whatever the peer answers");
+        }
+    });
+}
+
+#[test]
+fn the_words_of_the_first_stop_are_sent() {
+    let (venue, told) = telling(Venue::builder());
+    let client = builder(&venue).connect().expect("it opens");
+    let stopper = client.stopper();
+    stopper.signal();
+    stopper.stop_with(&CloseReason::new(4000, "too late"), SOON).expect("it may be said");
+    assert_eq!(told.recv_timeout(SOON), Ok(Received::Close(Some(1000), String::new())));
+
+    let (venue, told) = telling(Venue::builder());
+    let client = builder(&venue).connect().expect("it opens");
+    client.stop_with(&CloseReason::new(1001, "first"), SOON).expect("it may be said");
+    client.stop_with(&CloseReason::new(4000, "too late"), SOON).expect("it may be said");
+    assert!(client.stop(SOON).is_clean());
+    assert_eq!(told.recv_timeout(SOON), Ok(Received::Close(Some(1001), "first".to_owned())));
+    assert!(told.try_recv().is_err());
+}
+
+#[test]
+fn a_reconnect_says_what_it_is_told_to_say_and_the_end_what_the_peer_answered() {
+    plain_and_tls(|builder_of_venue| {
+        let (venue, told) = telling(builder_of_venue());
+        let client = builder(&venue).connect().expect("it opens");
+        let mut events = client.events();
+        opened(&mut events);
+        client.reconnect_with(&CloseReason::new(3000, "a gap")).expect("a line is open");
+        assert_eq!(told.recv_timeout(SOON), Ok(Received::Close(Some(3000), "a gap".to_owned())));
+        let disconnect = disconnected(&mut events);
+        assert_eq!(disconnect.close, CloseReason::new(4001, "as you wish"));
+        assert_eq!(disconnect.error.close_reason(), Some(&CloseReason::new(3000, "a gap")));
+        assert!(disconnect.is_clean());
+        assert_eq!(opened(&mut events).epoch, 2);
+    });
+}
+
+#[test]
+fn a_handler_that_asks_for_a_new_line_says_why() {
+    let (venue, told) = telling(Venue::builder());
+    let (tell, ends) = bounded(1);
+    struct Picky(Sender<CloseReason>);
+    impl Handler for Picky {
+        fn opened(&mut self, line: &mut Line<'_>) {
+            line.send_text("a gap").expect("the line is open");
+        }
+
+        fn message(&mut self, line: &mut Line<'_>, message: MessageRef<'_>) {
+            let refused = line.reconnect_with(&CloseReason::new(1005, "")).expect_err("it never travels");
+            assert_eq!(refused.reason().kind(), ErrorKind::Config);
+            let text = message.text().expect("it is text");
+            line.reconnect_with(&CloseReason::new(4002, text)).expect("it may be said");
+            line.reconnect();
+        }
+
+        fn disconnected(&mut self, disconnect: &Disconnect) {
+            // The test looks at the first.
+            let _ = self.0.try_send(disconnect.close.clone());
+        }
+    }
+    let client = builder(&venue).start(Picky(tell)).expect("it starts");
+    assert_eq!(told.recv_timeout(SOON), Ok(Received::Close(Some(4002), "a gap".to_owned())));
+    // Told when the call of the handler returned, before an answer could come.
+    assert_eq!(ends.recv_timeout(SOON), Ok(CloseReason::new(4002, "a gap")));
+    drop(client);
+}
+
+#[test]
+fn what_may_not_be_said_is_refused_and_leaves_the_line_alone() {
+    let (venue, told) = telling(Venue::builder());
+    let client = builder(&venue).connect().expect("it opens");
+    let mut events = client.events();
+    opened(&mut events);
+    let codes = [0, 999, 1002, 1004, 1005, 1006, 1015, 1016, 2999, 5000, u16::MAX];
+    let bad_codes = codes.map(|code| (CloseReason::new(code, ""), "1000, 1001, 1003, 1007 to 1014 and 3000 to 4999"));
+    let too_long = ["x".repeat(124), "ü".repeat(62)].map(|reason| (CloseReason::new(1000, reason), "at most 123"));
+    for (close, allowed) in bad_codes.into_iter().chain(too_long) {
+        let errors = [
+            client.stop_with(&close, SOON).expect_err("it may not be said"),
+            client.stopper().stop_with(&close, SOON).expect_err("it may not be said"),
+            client.reconnect_with(&close).expect_err("it may not be said").reason().clone(),
+        ];
+        for error in errors {
+            assert_eq!(error.kind(), ErrorKind::Config, "{close:?}");
+            assert!(error.to_string().contains(allowed), "{error}");
+        }
+    }
+    client.send_text("still here").expect("the line is open");
+    assert_eq!(message(&mut events).text(), Some("still here"));
+    assert!(told.try_recv().is_err());
+    for code in [1000, 1001, 1003, 1007, 1014, 3000, 4999] {
+        client.wait_open(SOON).expect("it opens");
+        client.reconnect_with(&CloseReason::new(code, "")).expect("it may be said");
+        assert_eq!(told.recv_timeout(SOON), Ok(Received::Close(Some(code), String::new())));
+        disconnected(&mut events);
+        opened(&mut events);
+    }
 }
 
 #[test]

@@ -299,11 +299,11 @@ fn a_slow_handler_makes_no_line_idle() {
         let (tell, told) = bounded(0);
         let handler = move |_: &mut Line<'_>, _: MessageRef<'_>| {
             // Longer than the limit each time, and the next message lies in the kernel.
-            thread::sleep(40 * MS);
+            thread::sleep(400 * MS);
             tell.send(()).ok();
         };
-        let client = builder(&venue).idle_limit(30 * MS).start(handler).expect("it starts");
-        for _ in 0..15 {
+        let client = builder(&venue).idle_limit(300 * MS).start(handler).expect("it starts");
+        for _ in 0..5 {
             told.recv_timeout(SOON).expect("messages come");
         }
         assert!(client.stats().drops.is_empty(), "{:?}", client.stats().drops);

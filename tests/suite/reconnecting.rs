@@ -234,6 +234,7 @@ fn a_program_that_pulls_can_ask_for_a_new_line() {
         client.reconnect().expect("a line is open");
         let disconnect = disconnected(&mut events);
         assert_eq!(disconnect.error.close_reason().map(|close| close.code), Some(1000));
+        assert_eq!(disconnect.is_clean(), epoch == 3, "the first peer never answers, the second does");
         assert!(disconnect.retry_in.is_some());
         assert_eq!(opened(&mut events).epoch, epoch);
     }
