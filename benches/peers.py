@@ -72,36 +72,52 @@ def summary(rows):
         ours, floor = figures["tautline"], figures["raw-tcp"]
         peers = {name: figure for name, figure in figures.items() if not name.startswith(("raw", "tautline")) and name not in UNCHECKED}
         best = (max if more_is_better else min)(peers, key=peers.get)
-        lines.append(f"| {title} | {ours:.3g} | {floor:.3g} | {ours / floor:.2f} | {best} {peers[best]:.3g} | {ours / peers[best]:.2f} |")
+        lines.append(f"| {title} | {shown(ours)} | {shown(floor)} | {ours / floor:.2f} | {best} {shown(peers[best])} | {ours / peers[best]:.2f} |")
     return "\n".join(lines)
 
 
+def shown(figure):
+    return f"{figure:,.0f}" if figure >= 1000 else f"{figure:.3g}"
+
+
+def panel(figures, title, more_is_better, x, y):
+    """Bars, ours in colour and the bare socket in grey, the best on top; and how high they are together."""
+    width, bar, left = WIDTH, 16, 130
+    figures = sorted(figures.items(), key=lambda pair: pair[1], reverse=more_is_better)
+    # Whoever is ten times off would leave nothing of the others to be seen.
+    longest = min(max(figure for _, figure in figures), 4 * statistics.median(figure for _, figure in figures))
+    out = [f'<text x="{x + 10}" y="{y + 14}" class="title">{title}</text>']
+    for place, (peer, figure) in enumerate(figures):
+        top = y + 24 + place * bar
+        kind = "ours" if peer.startswith("tautline") else "floor" if peer.startswith("raw") else "peer"
+        length = (width - left - 60) * min(figure / longest, 1)
+        out.append(f'<text x="{x + left - 6}" y="{top + 12}" text-anchor="end">{peer}</text>')
+        out.append(f'<rect x="{x + left}" y="{top + 1}" width="{length:.1f}" height="{bar - 3}" class="{kind}"/>')
+        out.append(f'<text x="{x + left + length + 5:.1f}" y="{top + 12}">{shown(figure)}</text>')
+    return "".join(out), 24 + bar * len(figures) + 16
+
+
+WIDTH = 440
+
+
 def draw(rows):
-    """Bars, ours in colour and the bare socket in grey, the best on top."""
-    width, bar, left = 760, 18, 190
-    body, y = [], 10
-    for work, tls, value, title, more_is_better in PANELS:
-        figures = sorted(medians(rows, work, tls, value).items(), key=lambda pair: pair[1], reverse=more_is_better)
-        if not figures:
-            continue
-        body.append(f'<text x="10" y="{y + 14}" class="title">{title}</text>')
-        y += 24
-        longest = max(figure for _, figure in figures)
-        for peer, figure in figures:
-            kind = "ours" if peer.startswith("tautline") else "floor" if peer.startswith("raw") else "peer"
-            length = (width - left - 80) * figure / longest
-            body.append(f'<text x="{left - 8}" y="{y + 13}" text-anchor="end">{peer}</text>')
-            body.append(f'<rect x="{left}" y="{y + 1}" width="{length:.1f}" height="{bar - 3}" class="{kind}"/>')
-            body.append(f'<text x="{left + length + 6:.1f}" y="{y + 13}">{figure:.3g}</text>')
-            y += bar
-        y += 14
+    """All panels, three beside each other."""
+    body, y, high = [], 10, 0
+    shown = [(medians(rows, work, tls, value), title, more) for work, tls, value, title, more in PANELS]
+    for place, (figures, title, more_is_better) in enumerate(one for one in shown if one[0]):
+        column = place % 3
+        y, high = (y + high, 0) if column == 0 else (y, high)
+        drawn, height = panel(figures, title, more_is_better, column * WIDTH, y)
+        body.append(drawn)
+        high = max(high, height)
     style = (
-        "text{font:12px sans-serif;fill:#444}.title{font-weight:bold;fill:#222}"
+        "text{font:11px sans-serif;fill:#444}.title{font-weight:bold;fill:#222}"
         ".ours{fill:#c7522a}.peer{fill:#7a9cc6}.floor{fill:#bbb}.back{fill:#fff}"
     )
+    size = f'viewBox="0 0 {3 * WIDTH} {y + high}" width="{3 * WIDTH}" height="{y + high}"'
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {y}" width="{width}" height="{y}">'
-        f'<style>{style}</style><rect class="back" width="{width}" height="{y}"/>' + "".join(body) + "</svg>\n"
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size}><style>{style}</style>'
+        f'<rect class="back" width="{3 * WIDTH}" height="{y + high}"/>' + "".join(body) + "</svg>\n"
     )
 
 
