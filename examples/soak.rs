@@ -80,11 +80,13 @@ struct Send {
     outcome: Outcome,
     /// How often the server has read it.
     arrivals: u8,
+    /// Which message of its connection it was then, from 1.
+    place: u64,
 }
 
 impl Sends {
     fn begin(&mut self) -> usize {
-        self.unsettled.push_back(Send { began: Instant::now(), outcome: Outcome::Begun, arrivals: 0 });
+        self.unsettled.push_back(Send { began: Instant::now(), outcome: Outcome::Begun, arrivals: 0, place: 0 });
         self.first + self.unsettled.len() - 1
     }
 
@@ -119,11 +121,17 @@ impl Record {
         let mut sends = self.sends.lock();
         let confirmed = self.confirmed.lock();
         while sends.unsettled.front().is_some_and(|send| send.began < before) {
-            let Some(Send { outcome, arrivals, .. }) = sends.unsettled.pop_front() else { break };
+            let Some(Send { outcome, arrivals, place, .. }) = sends.unsettled.pop_front() else { break };
             let id = sends.first;
             sends.first += 1;
             let is_confirmed = matches!(outcome, Outcome::Taken { epoch, sequence }
                 if confirmed.get(&epoch).is_some_and(|confirmed| sequence <= *confirmed));
+            // What the server reads n-th on a connection is what was sent n-th on it: nothing is lost, repeated or overtaken in between.
+            if let (Outcome::Taken { sequence, .. }, 1) = (outcome, arrivals) {
+                if place != sequence {
+                    self.fault(format!("send {id} was sent as number {sequence} and read as number {place}"));
+                }
+            }
             let kind = match (outcome, arrivals) {
                 (Outcome::Taken { .. }, 1) => "taken by the kernel, read by the server",
                 (Outcome::Taken { .. }, 0) if !is_confirmed => "taken by the kernel, lost with the line",
@@ -295,7 +303,7 @@ fn misbehave(peer: &mut Peer, seed: u64, records: &[Arc<Record>]) -> io::Result<
     let record = records.get(index).ok_or(io::ErrorKind::NotFound)?;
     let life = Duration::from_millis(dice.random_range(0..1500));
     let began = Instant::now();
-    let mut number = 0u64;
+    let (mut number, mut read) = (0u64, 0u64);
     while began.elapsed() < life {
         for _ in 0..dice.random_range(0..20) {
             let text = format!("{} {number} {}", peer.number(), "y".repeat(dice.random_range(0..300)));
@@ -304,7 +312,10 @@ fn misbehave(peer: &mut Peer, seed: u64, records: &[Arc<Record>]) -> io::Result<
         }
         while let Some(received) = peer.receive_within(Duration::from_millis(1))? {
             match received {
-                Received::Text(text) => arrived(record, &text),
+                Received::Text(text) => {
+                    read += 1;
+                    arrived(record, &text, read);
+                }
                 Received::Ping(payload) => peer.pong(&payload)?,
                 Received::Close(code, _) => return peer.close(code.unwrap_or(1000), ""),
                 Received::End => return Ok(()),
@@ -339,13 +350,13 @@ fn misbehave(peer: &mut Peer, seed: u64, records: &[Arc<Record>]) -> io::Result<
     }
 }
 
-fn arrived(record: &Record, text: &str) {
+fn arrived(record: &Record, text: &str, place: u64) {
     let Some(id) = text.split(' ').next().and_then(|word| word.parse::<usize>().ok()) else {
         record.fault("the server read what nobody has sent".to_owned());
         return;
     };
     match record.sends.lock().find(id) {
-        Some(send) => send.arrivals = send.arrivals.saturating_add(1),
+        Some(send) => (send.arrivals, send.place) = (send.arrivals.saturating_add(1), place),
         None => record.fault(format!("send {id} was read later than {SETTLED_AFTER:?} after it had begun")),
     }
 }

@@ -1,17 +1,20 @@
 //! A hundred clients connect to one loopback server, exchange messages and stop, ten rounds in a row: threads, descriptors, live heap
-//! bytes and resident memory stay flat. The same with `Drop`, with the server gone first, over TLS, and over a thousand failed dials.
+//! bytes and resident memory stay flat. The same with `Drop`, with the server gone first, over TLS, and over a thousand dials that fail, at
+//! every step of a dial.
 //!
 //! A program of its own, because it counts the threads, descriptors and bytes of the whole process.
 
 use std::alloc::System;
+use std::fs::File;
+use std::io;
 use std::net::TcpListener;
 use std::process::Command;
 use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
-use tautline::testing::{Census, Venue};
-use tautline::{Client, Event};
+use tautline::testing::{Census, Peer, Venue, VenueBuilder, assert_no_leaks};
+use tautline::{Client, Event, Verdict};
 
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
@@ -37,6 +40,7 @@ fn main() {
     if std::env::var_os(TUNED).is_none() {
         std::process::exit(run_tuned());
     }
+    a_leak_behind_what_has_gone_is_found();
     park_many_threads();
     let echo = || {
         Venue::start(|peer| {
@@ -61,7 +65,28 @@ fn main() {
     });
     check("TLS", || round(&venue, |clients, _| clients.iter().for_each(stop)));
     drop(venue);
-    check("a hundred failed dials", failed_dials);
+    check("dials that nobody answers", dials_that_nobody_answers);
+    let fails = |name: &str, builder: VenueBuilder, script: fn(&mut Peer) -> io::Result<()>| {
+        let venue = builder.start(script);
+        check(name, || dials_that_fail(&venue, SOON));
+    };
+    fails("refusals", Venue::builder(), |peer| peer.refuse(503, "", "busy"));
+    fails("refusals over TLS", Venue::builder().tls(), |peer| peer.refuse(503, "", "busy"));
+    fails("ends in the upgrade", Venue::builder().tls(), |peer| peer.read_request().map(drop));
+    fails("certificates of strangers", Venue::builder().tls_for_a_stranger(), |_| Ok(()));
+    let venue = Venue::start(|peer| peer.drain());
+    check("silence in the upgrade", || dials_that_fail(&venue, Duration::from_millis(2)));
+}
+
+/// Each thread and each descriptor counts for itself: that others have gone meanwhile makes up for nothing.
+fn a_leak_behind_what_has_gone_is_found() {
+    let early = File::open("/dev/null").expect("it is there");
+    let before = Census::take();
+    drop(early);
+    let leaked = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let more = Census::settles_to(&before).expect_err("a socket is left behind");
+    assert!(more.contains("socket:["), "{more}");
+    drop(leaked);
 }
 
 /// Runs this program again with a C library that gives back what it does not need: what it keeps for later (arenas, stacks of ended threads)
@@ -97,22 +122,19 @@ fn park_many_threads() {
 
 /// Runs a warm-up round and ten more, and checks that nothing grows.
 fn check(name: &str, mut round: impl FnMut()) {
+    println!("{name}");
     round();
-    let before = Census::take();
     let heap_before = live_heap();
     let mut resident_after_first = 0;
     for number in 1..=ROUNDS {
-        round();
-        if let Err(difference) = Census::settles_to(&before) {
-            panic!("{name}, round {number}: {difference}");
-        }
+        assert_no_leaks(&mut round);
         if number == 1 {
             resident_after_first = resident();
         }
     }
     let grown = live_heap() - heap_before;
     let resident_grown = resident().saturating_sub(resident_after_first);
-    println!("{name}: heap {grown:+} bytes, resident +{} KiB, {} threads", resident_grown / 1024, before.threads.len());
+    println!("    heap {grown:+} bytes, resident +{} KiB", resident_grown / 1024);
     assert!(grown <= HEAP_SLACK, "{name}: the heap has grown by {grown} bytes");
     assert!(resident_grown <= RESIDENT_SLACK, "{name}: resident memory has grown by {resident_grown} bytes");
 }
@@ -154,15 +176,28 @@ fn stop(client: &Client) {
     assert!(report.is_clean(), "{report}");
 }
 
-/// A hundred dials that nobody answers: a thousand in ten rounds.
-fn failed_dials() {
+/// A hundred dials where nobody listens: a thousand in ten rounds.
+fn dials_that_nobody_answers() {
     let address = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port");
-    let client = Client::builder(format!("ws://localhost:{}/", address.port()))
-        .retry_min(Duration::from_nanos(1))
-        .retry_max(Duration::from_nanos(1))
-        .max_attempts(100)
-        .start_pulled()
-        .expect("it starts");
+    hundred_dials(&format!("ws://localhost:{}/", address.port()), SOON);
+}
+
+/// A hundred dials that fail at the step where the venue makes them fail.
+fn dials_that_fail(venue: &Venue, within: Duration) {
+    hundred_dials(&venue.url(), within);
+    assert!(venue.wait_until_empty(SOON));
+    venue.forget();
+}
+
+fn hundred_dials(url: &str, within: Duration) {
+    let builder = Client::builder(url)
+        .tls_root(Venue::root_pem())
+        .tls_only_given_roots()
+        // Whatever it is that fails, and be it that a busy machine is late.
+        .retry_policy(|_, _| Verdict::Retry)
+        .dial_within(within);
+    let builder = builder.retry_min(Duration::from_nanos(1)).retry_max(Duration::from_nanos(1)).max_attempts(100);
+    let client = builder.start_pulled().expect("it starts");
     assert_eq!(client.events().filter(|event| matches!(event, Event::DialFailed(_))).count(), 100);
     stop(&client);
 }

@@ -4,10 +4,10 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::{bounded, select, unbounded};
-use tautline::testing::Venue;
+use tautline::testing::{Received, Venue};
 use tautline::{Event, Line, MessageRef, NoEvent, WhenFull};
 
-use crate::support::{MS, SOON, builder, disconnected, echo, message, next, opened, plain_and_tls};
+use crate::support::{MS, SOON, builder, disconnected, echo, message, next, opened, plain_and_tls, until};
 
 /// Sends `count` numbered messages, then a last one that says so when the test lets it.
 fn burst(count: usize, finish: crossbeam_channel::Receiver<()>) -> Venue {
@@ -47,17 +47,11 @@ fn dropping_the_oldest_keeps_the_newest_and_counts_the_rest() {
     let (go, finish) = bounded::<()>(1);
     let venue = burst(1000, finish);
     let client = builder(&venue).queue_messages(10).when_full(WhenFull::DropOldest).connect().expect("it opens");
-    while client.stats().messages_received < 1000 {
-        thread::yield_now();
-    }
+    until("the burst arrives", || client.stats().messages_received >= 1000);
     go.send(()).expect("the venue waits");
-    while client.stats().messages_received < 1001 {
-        thread::yield_now();
-    }
+    until("the last message arrives", || client.stats().messages_received >= 1001);
     // The last batch may still be on its way into the queue.
-    while client.stats().messages_lost < 991 {
-        thread::yield_now();
-    }
+    until("the oldest make room", || client.stats().messages_lost >= 991);
     let mut events = client.events();
     opened(&mut events);
     let Event::Lag(lag) = next(&mut events) else { panic!("something was lost") };
@@ -72,9 +66,7 @@ fn dropping_the_newest_keeps_the_oldest_and_counts_the_rest() {
     let (go, finish) = bounded::<()>(1);
     let venue = burst(1000, finish);
     let client = builder(&venue).queue_messages(10).when_full(WhenFull::DropNewest).connect().expect("it opens");
-    while client.stats().messages_lost < 990 {
-        thread::yield_now();
-    }
+    until("the newest find no room", || client.stats().messages_lost >= 990);
     let mut events = client.events();
     opened(&mut events);
     for number in 0..10 {
@@ -110,12 +102,36 @@ fn a_blocked_reader_stops_at_once() {
         .close_within(20 * MS)
         .connect()
         .expect("it opens");
-    while client.stats().queue_depth < 11 {
-        thread::yield_now();
-    }
+    until("the queue is full", || client.stats().queue_depth >= 11);
     let report = client.stop(SOON);
     assert!(report.is_clean(), "{report}");
     drop(go);
+}
+
+#[test]
+fn where_nobody_pulls_pings_are_answered_all_the_same() {
+    for rule in [WhenFull::DropOldest, WhenFull::DropNewest] {
+        let (tell, told) = bounded(1);
+        let venue = Venue::start(move |peer| {
+            peer.upgrade()?;
+            for number in 0..1000 {
+                peer.send_text(&number.to_string())?;
+            }
+            peer.ping(b"and now?")?;
+            loop {
+                match peer.receive()? {
+                    Received::Pong(payload) if payload == b"and now?" => tell.send(()).expect("the test waits"),
+                    Received::Ping(payload) => peer.pong(&payload)?,
+                    Received::End => return Ok(()),
+                    _ => {}
+                }
+            }
+        });
+        let client =
+            builder(&venue).queue_messages(10).when_full(rule).ping_every(10 * MS).connect().expect("it opens");
+        assert_eq!(told.recv_timeout(SOON), Ok(()));
+        assert_eq!(client.epoch(), 1);
+    }
 }
 
 #[test]
@@ -128,9 +144,7 @@ fn the_queue_is_bounded_in_bytes() {
         peer.echo()
     });
     let client = builder(&venue).queue_bytes(10_000).when_full(WhenFull::DropNewest).connect().expect("it opens");
-    while client.stats().messages_lost < 90 {
-        thread::yield_now();
-    }
+    until("the rest find no room", || client.stats().messages_lost >= 90);
     // The opening, ten messages, the lag.
     assert_eq!(client.stats().queue_depth, 12);
 }
@@ -207,9 +221,7 @@ fn several_may_pull_and_each_event_goes_to_one() {
         let pullers: Vec<_> = (0..4)
             .map(|_| scope.spawn(|| client.events().filter(|event| matches!(event, Event::Message(_))).count()))
             .collect();
-        while client.stats().queue_depth > 0 || client.stats().messages_received < 1000 {
-            thread::yield_now();
-        }
+        until("all are pulled", || client.stats().queue_depth == 0 && client.stats().messages_received >= 1000);
         client.stop(Duration::from_secs(5));
         pullers.into_iter().map(|puller| puller.join().expect("it does not panic")).sum()
     });

@@ -8,7 +8,7 @@ use tautline::testing::Venue;
 use tautline::{Client, Event, Line, MessageRef, SendError};
 use tungstenite::handshake::derive_accept_key;
 
-use crate::support::{MS, SOON, message, opened};
+use crate::support::{MS, SOON, message, opened, skipped};
 
 struct Server {
     process: Child,
@@ -109,7 +109,7 @@ const ROUNDS: usize = 5;
 /// Opens a line, has the server do `command` several times, and checks that messages go both ways between them.
 fn converse(version: &str, command: &[u8]) {
     let Some((mut server, port)) = Server::start(version) else {
-        eprintln!("SKIPPED: there is no openssl command");
+        skipped("there is no openssl command");
         return;
     };
     let builder = Client::builder(format!("wss://localhost:{port}/")).tls_root(Venue::root_pem()).close_within(50 * MS);

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use tautline::testing::Venue;
-use tautline::{Client, Endpoint, ErrorKind, Event, State, Verdict};
+use tautline::{Client, Endpoint, ErrorKind, Event, Payload, SendError, State, Verdict};
 
 use crate::support::{MS, SOON, builder, disconnected, message, next, opened, plain_and_tls};
 
@@ -76,6 +76,65 @@ fn other_statuses_are_retried_and_retry_after_is_a_floor() {
     }
     assert_eq!(opened(&mut events).epoch, 1);
     assert!(began.elapsed() >= Duration::from_secs(1));
+}
+
+#[test]
+fn retry_after_is_capped_in_both_its_forms() {
+    let cap = 50 * MS;
+    let venue = Venue::start(|peer| match peer.number() {
+        0 => peer.refuse(418, "Retry-After: 86400\r\n", ""),
+        1 => peer.refuse(503, "Retry-After: Fri, 31 Dec 9999 23:59:59 GMT\r\n", ""),
+        _ => {
+            peer.upgrade()?;
+            peer.echo()
+        }
+    });
+    let client = builder(&venue).retry_after_max(cap).start_pulled().expect("it starts");
+    let mut events = client.events();
+    for _ in 0..2 {
+        let Event::DialFailed(failure) = next(&mut events) else { panic!("the dial fails") };
+        // Capped, and then a little jitter of the backoff.
+        assert!(failure.retry_in.is_some_and(|wait| wait >= cap && wait < 2 * cap), "{failure:?}");
+    }
+    opened(&mut events);
+}
+
+#[test]
+fn half_a_message_does_not_outlive_its_line_in_either_direction() {
+    plain_and_tls(|builder_of_venue| {
+        let venue = builder_of_venue().start(|peer| {
+            peer.upgrade()?;
+            if peer.number() == 0 {
+                // The first fragment of two.
+                peer.send_frame(0x01, b"old ")?;
+                return peer.half_close();
+            }
+            peer.send_text("new")?;
+            peer.echo()
+        });
+        let client = builder(&venue).connect().expect("it opens");
+        let mut events = client.events();
+        opened(&mut events);
+        disconnected(&mut events);
+        opened(&mut events);
+        let first = message(&mut events);
+        assert_eq!((first.text(), first.epoch()), (Some("new"), 2));
+        // The line ends between two fragments, and another opens meanwhile.
+        let fragments = ["one ", "two ", "three"].into_iter().map(|text| {
+            // Each is asked for before the one ahead of it goes out: by now "one " has gone.
+            if text == "three" {
+                venue.sever_all();
+                disconnected(&mut events);
+                assert_eq!(opened(&mut events).epoch, 3);
+            }
+            Payload::Text(text)
+        });
+        let error = client.sender().send_fragmented(fragments).expect_err("its line has ended");
+        assert!(matches!(error, SendError::Unknown(_)), "{error:?}");
+        client.send_text("whole").expect("the new line is open");
+        assert!(venue.wait_for_messages(1, SOON));
+        assert_eq!(venue.messages(), [b"whole".to_vec()]);
+    });
 }
 
 #[test]

@@ -7,9 +7,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::bounded;
-use tautline::testing::Venue;
-use tautline::{Client, ErrorKind, Event, Handler, Line, MessageRef, Outcome, State, StopReport};
+use crossbeam_channel::{Receiver, Sender, bounded};
+use parking_lot::Mutex;
+use tautline::testing::{Received, Venue};
+use tautline::{Client, ErrorKind, Event, Handler, Line, MessageRef, Outcome, Pushed, State, StopReport};
 
 use crate::support::{MS, SOON, builder, disconnected, echo, next, opened, plain_and_tls};
 
@@ -145,6 +146,22 @@ fn stop_waits_for_a_close_that_never_comes_no_longer_than_close_within() {
         assert!(report.is_clean(), "{report}");
         assert!(report.took() >= 40 * MS, "the close frame was not waited for: {report}");
         assert!(venue.wait_for_close(SOON));
+    });
+}
+
+#[test]
+fn stop_ends_at_the_close_deadline_where_the_close_is_answered_and_tcp_stays_open() {
+    plain_and_tls(|builder_of_venue| {
+        let venue = builder_of_venue().start(|peer| {
+            peer.upgrade()?;
+            while !matches!(peer.receive()?, Received::Close(..) | Received::End) {}
+            peer.close(1000, "")?;
+            peer.stall()
+        });
+        let client = builder(&venue).close_within(50 * MS).connect().expect("it opens");
+        let report = client.stop(SOON);
+        assert!(report.is_clean(), "{report}");
+        assert!(report.took() < SOON, "{report}");
     });
 }
 
@@ -340,6 +357,81 @@ fn a_panic_in_the_handler_ends_the_client_once_and_reaches_the_user() {
     let panic = client.take_panic().expect("the panic is kept");
     assert_eq!(panic.downcast_ref::<&str>(), Some(&"on purpose"));
     assert!(!called_again.load(Ordering::SeqCst), "a handler that has panicked is not called again");
+    assert_eq!(venue.openings(), 1);
+}
+
+#[test]
+fn a_panic_in_any_call_of_the_handler_is_its_last_call() {
+    struct Panics(&'static str, Arc<Mutex<Vec<&'static str>>>);
+    impl Panics {
+        fn called(&self, what: &'static str) {
+            self.1.lock().push(what);
+            if self.0 == what {
+                std::panic::resume_unwind(Box::new("on purpose"));
+            }
+        }
+    }
+    impl Handler for Panics {
+        fn opened(&mut self, _: &mut Line<'_>) {
+            self.called("opened");
+        }
+        fn message(&mut self, _: &mut Line<'_>, _: MessageRef<'_>) {
+            self.called("message");
+        }
+        fn disconnected(&mut self, _: &tautline::Disconnect) {
+            self.called("disconnected");
+        }
+        fn dial_failed(&mut self, _: &tautline::DialFailure) {
+            self.called("dial_failed");
+        }
+        fn stopped(&mut self, _: &tautline::Stopped) {
+            self.called("stopped");
+        }
+    }
+    let venue = Venue::start(|peer| match peer.number() % 2 {
+        0 => peer.refuse(503, "", ""),
+        _ => {
+            peer.upgrade()?;
+            peer.send_text("tick")?;
+            peer.close(1001, "")?;
+            peer.drain()
+        }
+    });
+    for what in ["dial_failed", "opened", "message", "disconnected"] {
+        let calls = Arc::new(Mutex::new(Vec::new()));
+        let client = builder(&venue).start(Panics(what, Arc::clone(&calls))).expect("it starts");
+        let end = client.wait_closed(SOON).expect("the panic ends it");
+        assert_eq!(end.kind(), ErrorKind::HandlerPanicked, "{what}");
+        assert!(client.stop(SOON).is_clean(), "{what}");
+        assert!(client.take_panic().is_some() && client.take_panic().is_none(), "{what}");
+        assert_eq!(calls.lock().last(), Some(&what));
+    }
+    // In the last call of all there is nothing left to end.
+    let client = builder(&venue).start(Panics("stopped", Arc::default())).expect("it starts");
+    assert!(client.stop(SOON).is_clean());
+    assert!(client.take_panic().is_some());
+}
+
+#[test]
+fn a_client_that_its_own_handler_drops_does_not_wait_for_itself() {
+    struct Owns(Receiver<Client<Pushed>>, Sender<()>);
+    impl Handler for Owns {
+        fn message(&mut self, _: &mut Line<'_>, _: MessageRef<'_>) {
+            drop(self.0.recv().expect("the test sends it"));
+            self.1.send(()).expect("the test waits");
+        }
+    }
+    let venue = Venue::start(|peer| {
+        peer.upgrade()?;
+        peer.send_text("go")?;
+        peer.echo()
+    });
+    let (give, given) = bounded(1);
+    let (tell, told) = bounded(1);
+    let client = builder(&venue).start(Owns(given, tell)).expect("it starts");
+    give.send(client).map_err(drop).expect("the handler waits");
+    assert_eq!(told.recv_timeout(SOON), Ok(()));
+    assert!(venue.wait_until_empty(SOON));
     assert_eq!(venue.openings(), 1);
 }
 

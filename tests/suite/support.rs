@@ -1,6 +1,7 @@
 //! What every test would write.
 
-use std::time::Duration;
+use std::io::Write;
+use std::time::{Duration, Instant};
 
 use tautline::testing::{Venue, VenueBuilder};
 use tautline::{Builder, Client, Disconnect, Event, Events, Message, Opened};
@@ -21,6 +22,20 @@ pub(crate) fn echo(builder: VenueBuilder) -> Venue {
         peer.upgrade()?;
         peer.echo()
     })
+}
+
+/// Waits for what no event tells.
+pub(crate) fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + SOON;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "{what}: not within {SOON:?}");
+        std::thread::yield_now();
+    }
+}
+
+/// Says loudly that a test cannot be run here. Not by `eprintln!`, which the harness keeps to itself where a test passes.
+pub(crate) fn skipped(why: &str) {
+    writeln!(std::io::stderr(), "SKIPPED: {why}").expect("there is a standard error");
 }
 
 /// The next event.

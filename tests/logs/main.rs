@@ -1,0 +1,169 @@
+//! What reaches the log and what does not, and that a line that is down wakes nobody.
+//!
+//! A program of its own: a logger belongs to the whole process, and so do the threads that are counted.
+
+use std::io;
+use std::time::Duration;
+
+use log::{Level, LevelFilter, Log, Metadata, Record};
+use parking_lot::Mutex;
+use tautline::testing::{Peer, Venue};
+use tautline::{Client, Event, Line, MessageRef};
+
+const SOON: Duration = Duration::from_secs(20);
+const SECRET: &str = "hunter2";
+
+struct Kept(Mutex<Vec<(Level, String)>>);
+
+impl Log for Kept {
+    fn enabled(&self, _: &Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &Record<'_>) {
+        self.0.lock().push((record.level(), format!("{} {}", record.target(), record.args())));
+    }
+
+    fn flush(&self) {}
+}
+
+static KEPT: Kept = Kept(Mutex::new(Vec::new()));
+
+fn taken() -> Vec<(Level, String)> {
+    std::mem::take(&mut KEPT.0.lock())
+}
+
+fn main() {
+    log::set_logger(&KEPT).expect("it is the first logger");
+    log::set_max_level(LevelFilter::Trace);
+    secrets_stay_out_at_every_level();
+    a_loop_logs_a_line_for_each_dial();
+    a_slow_handler_is_warned_of_once();
+    #[cfg(target_os = "linux")]
+    a_line_that_is_down_wakes_nobody();
+}
+
+/// Path, query, headers, payloads, body of a refusal, reason of a close, whoever sends them.
+fn secrets_stay_out_at_every_level() {
+    let script = |peer: &mut Peer| {
+        if peer.number() == 0 {
+            return peer.refuse(503, &format!("X-Secret: {SECRET}\r\n"), SECRET);
+        }
+        peer.upgrade_with(&format!("X-Session: {SECRET}\r\n"))?;
+        peer.ping(SECRET.as_bytes())?;
+        peer.send_text(SECRET)?;
+        peer.receive_message()?;
+        peer.close(4000, SECRET)?;
+        peer.drain()
+    };
+    for builder in [Venue::builder(), Venue::builder().tls()] {
+        let venue = builder.start(script);
+        let client = Client::builder(format!("{}{SECRET}?key={SECRET}", venue.url()))
+            .tls_root(Venue::root_pem())
+            .header("Authorization", SECRET)
+            .retry_min(Duration::from_millis(1))
+            .start_pulled()
+            .expect("it starts");
+        let mut events = client.events();
+        let (mut refusals, mut ends) = (0, 0);
+        while ends < 2 {
+            match events.next_within(SOON).expect("an event comes") {
+                Event::DialFailed(_) => refusals += 1,
+                Event::Message(_) => drop(client.send_text(SECRET).expect("the line is open")),
+                Event::Disconnected(_) => ends += 1,
+                _ => {}
+            }
+        }
+        assert_eq!(refusals, 1);
+        drop(events);
+        drop(client);
+        let kept = taken();
+        for level in [Level::Info, Level::Debug] {
+            assert!(kept.iter().any(|(of, _)| *of == level), "nothing at {level}: {kept:?}");
+        }
+        let told: Vec<_> = kept.iter().filter(|(_, text)| text.contains(SECRET)).collect();
+        assert!(told.is_empty(), "{told:?}");
+    }
+}
+
+fn a_loop_logs_a_line_for_each_dial() {
+    const DIALS: usize = 100;
+    let venue = Venue::start(|peer| peer.refuse(503, "", ""));
+    let client = Client::builder(venue.url())
+        .retry_min(Duration::from_millis(1))
+        .retry_max(Duration::from_millis(1))
+        .max_attempts(DIALS as u32)
+        .start_pulled()
+        .expect("it starts");
+    let failed = client.events().filter(|event| matches!(event, Event::DialFailed(_))).count();
+    assert_eq!(failed, DIALS);
+    drop(client);
+    let loud = taken().into_iter().filter(|(level, _)| *level <= Level::Info).count();
+    // The last word is that it gives up.
+    assert!((1..=DIALS + 5).contains(&loud), "{loud} lines for {DIALS} dials");
+}
+
+fn a_slow_handler_is_warned_of_once() {
+    let venue = Venue::start(|peer| {
+        peer.upgrade()?;
+        peer.send_text("work")?;
+        peer.drain()
+    });
+    let is_warning = |(level, text): &(Level, String)| *level == Level::Warn && text.contains("handler has been busy");
+    let handler = move |line: &mut Line<'_>, _: MessageRef<'_>| {
+        // Busy until it has been warned of, and then for some pings more.
+        let wait = Duration::from_millis(5);
+        let began = std::time::Instant::now();
+        while !KEPT.0.lock().iter().any(is_warning) && began.elapsed() < SOON {
+            std::thread::sleep(wait);
+        }
+        std::thread::sleep(60 * wait);
+        line.send_text("done").expect("the line is open");
+    };
+    let client = Client::builder(venue.url())
+        .ping_every(Duration::from_millis(20))
+        .pong_within(Duration::from_millis(100))
+        .start(handler)
+        .expect("it starts");
+    assert!(venue.wait_for_messages(1, 2 * SOON));
+    assert!(client.stop(SOON).is_clean());
+    assert_eq!(taken().iter().filter(|entry| is_warning(entry)).count(), 1);
+}
+
+#[cfg(target_os = "linux")]
+fn a_line_that_is_down_wakes_nobody() {
+    let refuse = |peer: &mut Peer| -> io::Result<()> { peer.refuse(503, "Retry-After: 3600\r\n", "") };
+    let venue = Venue::start(refuse);
+    let client = Client::builder(venue.url()).retry_after_max(180 * SOON).start_pulled().expect("it starts");
+    let failure = client.events().next_within(SOON).expect("the dial fails");
+    assert!(matches!(failure, Event::DialFailed(_)), "{failure:?}");
+    // It may take a moment until all have fallen asleep: what counts is that there is half a second in which nobody wakes.
+    let deadline = std::time::Instant::now() + SOON;
+    loop {
+        let before = sleeps();
+        assert!(before.len() >= 2, "{before:?}");
+        std::thread::sleep(Duration::from_millis(500));
+        if sleeps() == before {
+            break;
+        }
+        assert!(std::time::Instant::now() < deadline, "they keep waking: {before:?}, {:?}", sleeps());
+    }
+    drop(client);
+}
+
+/// How often each thread of the library has gone to sleep.
+#[cfg(target_os = "linux")]
+fn sleeps() -> Vec<(String, String)> {
+    let tasks = std::fs::read_dir("/proc/self/task").expect("/proc is mounted");
+    let mut found: Vec<_> = tasks
+        .filter_map(|task| {
+            let path = task.ok()?.path();
+            let name = std::fs::read_to_string(path.join("comm")).ok()?;
+            let status = std::fs::read_to_string(path.join("status")).ok()?;
+            let line = status.lines().find(|line| line.starts_with("voluntary_ctxt_switches"))?;
+            name.starts_with("tautline").then(|| (name.trim().to_owned(), line.to_owned()))
+        })
+        .collect();
+    found.sort();
+    found
+}
