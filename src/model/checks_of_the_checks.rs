@@ -1,4 +1,5 @@
-//! Faults put in on purpose: the model has to find every one of them.
+//! Faults put in on purpose: the model has to find every one of them. Without the fault the same scenario has to hold, or what was found was
+//! something else.
 
 use std::time::Duration;
 
@@ -20,55 +21,72 @@ fn stop_at_once<D>(client: &Client<D>) {
     assert_eq!(elapsed(), began);
 }
 
+/// Runs a scenario without its fault, and then with it: `break_it` says when it is to break.
+fn is_found(schedules: usize, by: Sabotage, scenario: impl Fn(&dyn Fn()) + Send + Sync + Clone + 'static) {
+    let whole = scenario.clone();
+    assert!(!fails_within(schedules, move || whole(&|| ())), "it fails without {by:?} too");
+    assert!(fails_within(schedules, move || scenario(&|| sabotage(by))), "{by:?} is not found");
+}
+
+fn echoes() -> Dial {
+    Dial::Opens(Box::new(|peer| peer.serve(|peer, text| peer.send(TEXT, text))))
+}
+
 #[test]
 fn a_lost_shutdown_is_found() {
-    assert!(fails_within(100, || {
+    is_found(100, Sabotage::LoseShutdown, |break_it| {
         venue(|_| Dial::Fails);
         let client = builder("ws").start_pulled().expect("it starts");
-        sabotage(Sabotage::LoseShutdown);
+        break_it();
         stop_at_once(&client);
-    }));
+    });
 }
 
 #[test]
 fn a_lost_ring_is_found() {
-    assert!(fails_within(100, || {
-        venue(|_| Dial::Opens(Box::new(|peer| peer.serve(|peer, text| peer.send(TEXT, text)))));
+    is_found(100, Sabotage::LoseRings, |break_it| {
+        venue(|_| echoes());
         let client = builder("ws").connect().expect("it opens");
         // The peer's close frame has to wake the heart, which otherwise waits until the time of the polite end is over.
-        sabotage(Sabotage::LoseRings);
+        break_it();
         stop_at_once(&client);
-    }));
+    });
 }
 
 #[test]
 fn a_lost_notification_is_found() {
-    assert!(fails_within(100, || {
-        sabotage(Sabotage::LoseNotifications);
-        venue(|_| Dial::Opens(Box::new(|peer| peer.serve(|peer, text| peer.send(TEXT, text)))));
+    is_found(100, Sabotage::LoseNotifications, |break_it| {
+        break_it();
+        venue(|_| echoes());
         let client = builder("ws").start_pulled().expect("it starts");
         assert!(client.wait_open(SECOND).is_ok());
         stop_at_once(&client);
-    }));
+    });
 }
 
 #[test]
 fn locks_taken_in_the_wrong_order_are_found() {
-    assert!(fails_within(1000, || {
-        venue(|_| Dial::Opens(Box::new(|peer| peer.serve(|peer, text| peer.send(TEXT, text)))));
+    let scenario = |is_wrong: bool| {
+        venue(|_| echoes());
         let client = builder("wss").send_within(3600 * SECOND).connect().expect("it opens");
         let line = client.open_line_for_checks();
-        let other = shuttle::thread::spawn(move || line.lock_in_the_wrong_order());
+        let other = shuttle::thread::spawn(move || {
+            if is_wrong {
+                line.lock_in_the_wrong_order();
+            }
+        });
         assert!(client.send_text("as ever").is_ok());
         other.join().expect("it does not panic");
         stop_at_once(&client);
-    }));
+    };
+    assert!(!fails_within(300, move || scenario(false)));
+    assert!(fails_within(1000, move || scenario(true)));
 }
 
 #[test]
 fn a_thread_that_joins_itself_is_found() {
-    assert!(fails_within(100, || {
-        sabotage(Sabotage::JoinItself);
+    is_found(100, Sabotage::JoinItself, |break_it| {
+        break_it();
         venue(|_| {
             Dial::Opens(Box::new(|peer| {
                 peer.send(TEXT, b"stop");
@@ -81,5 +99,13 @@ fn a_thread_that_joins_itself_is_found() {
         let client = builder("ws").start(handler).expect("it starts");
         assert!(client.wait_closed(3600 * SECOND).is_some());
         assert_eq!(elapsed(), Duration::ZERO);
+    });
+}
+
+#[test]
+fn a_client_that_is_left_behind_is_found() {
+    assert!(fails_within(10, || {
+        venue(|_| echoes());
+        std::mem::forget(builder("ws").connect().expect("it opens"));
     }));
 }

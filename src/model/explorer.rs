@@ -41,9 +41,12 @@ pub(crate) struct Explored {
 /// 200 by default.
 ///
 /// # Panics
-/// When the scenario panics, when nobody can run any more, or when somebody is left behind at its end. The failing schedule's seed is printed.
+/// When `MODEL_SCHEDULES` is no number, when the scenario panics, when nobody can run any more, or when somebody is left behind at its end. The failing schedule's seed is printed.
 pub(crate) fn explore(scenario: impl Fn() + Send + Sync + Clone + 'static) -> Explored {
-    let schedules = std::env::var("MODEL_SCHEDULES").ok().and_then(|text| text.parse().ok()).unwrap_or(200);
+    let schedules = std::env::var("MODEL_SCHEDULES").map_or(200, |text| {
+        // A slip of the pen must not pass for a thorough run.
+        text.parse().unwrap_or_else(|_| panic!("MODEL_SCHEDULES is no number: {text}"))
+    });
     let mut explored = Explored::default();
     for pace in [Pace::WhenIdle, Pace::AnyTime] {
         explored.at_random += run(RandomScheduler::new(schedules), pace, scenario.clone());
