@@ -79,6 +79,10 @@ def senders():
     return [(number, statistics.median(float(one[at][1]) for one in found)) for at, number in enumerate(threads)]
 
 
+def shown(value):
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+
+
 def panel(title, points, x0, log_y):
     """One curve: the horizontal axis is logarithmic."""
     width, height, left, top = 330, 190, 46, 30
@@ -96,7 +100,7 @@ def panel(title, points, x0, log_y):
     for (x, y), (value_x, value_y) in zip(spots, points):
         name = f"{value_x >> 20} MiB" if value_x >= 1 << 20 else f"{value_x >> 10} KiB" if value_x > 4000 else value_x
         out.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3"/>')
-        out.append(f'<text x="{x:.1f}" y="{y - 7:.1f}" text-anchor="middle" class="value">{value_y:.3g}</text>')
+        out.append(f'<text x="{x:.1f}" y="{y - 7:.1f}" text-anchor="middle" class="value">{shown(value_y)}</text>')
         out.append(f'<text x="{x:.1f}" y="{height - 8}" text-anchor="middle" class="value">{name}</text>')
     return "".join(out)
 

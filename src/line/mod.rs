@@ -566,6 +566,7 @@ impl OpenLine {
         }
         while self.take_asked_ping() {
             if !self.write_ping_with(&mut outlet, now)? {
+                self.duties.lock().pings += 1;
                 return Ok(false);
             }
         }

@@ -14,6 +14,9 @@ use crate::{Builder, Client, ErrorKind, Event, Handler, Line, MessageRef, Outcom
 
 const SECOND: Duration = Duration::from_secs(1);
 
+/// So short that the heart does not try again too often meanwhile.
+const MOMENT: Duration = Duration::from_millis(30);
+
 /// What a stop may take where everybody does what it should: nothing waits for a time.
 const AT_ONCE: Duration = Duration::ZERO;
 
@@ -250,6 +253,50 @@ fn a_line_that_answers_no_ping_is_dialled_again_and_one_that_answers_is_left_alo
         drop(events);
         stop(client, AT_ONCE);
     });
+}
+
+#[test]
+fn a_line_is_dead_in_time_though_pongs_are_owed_that_find_no_room() {
+    for scheme in ["ws", "wss"] {
+        explore(move || {
+            venue(|_| {
+                opens(|peer| {
+                    for number in 0..8 {
+                        peer.send(PING, &[number; 8]);
+                    }
+                    peer.flood(b"tick")
+                })
+            });
+            let client = builder(scheme).max_attempts(1).ping_every(MOMENT).pong_within(MOMENT);
+            let client = client.start_pulled().expect("it starts");
+            for event in client.events() {
+                if let Event::Disconnected(end) = event {
+                    assert_eq!(end.error.kind(), ErrorKind::PongTimeout);
+                    assert!(!is_exact() || end.lasted == 2 * MOMENT, "{:?}", end.lasted);
+                }
+            }
+            stop(client, AT_ONCE);
+        });
+    }
+}
+
+#[test]
+fn a_line_is_dead_in_time_though_a_sender_waits_for_room() {
+    for scheme in ["ws", "wss"] {
+        explore(move || {
+            venue(|_| opens(|peer| peer.flood(b"tick")));
+            let client = builder(scheme).max_attempts(1).ping_every(MOMENT).pong_within(MOMENT);
+            let client =
+                client.send_within(3600 * SECOND).start(|_: &mut Line<'_>, _: MessageRef<'_>| ()).expect("it starts");
+            if client.wait_open(3600 * SECOND).is_ok() {
+                let began = elapsed();
+                while client.send_text("of a length that fills the buffer").is_ok() {}
+                // The heart has waited for the lock meanwhile, 10 ms at a time.
+                assert!(!is_exact() || elapsed() - began <= 3 * MOMENT);
+            }
+            stop(client, AT_ONCE);
+        });
+    }
 }
 
 #[test]
