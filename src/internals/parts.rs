@@ -2,6 +2,7 @@
 
 use tungstenite::protocol::frame::coding::{Data, OpCode};
 
+use crate::event::Payload;
 use crate::line::deflate::Deflate;
 use crate::line::frames::{self, Head, MaskingKeys, ReadBuffer, mask};
 use crate::line::messages::{Assembler, Incoming, Limits};
@@ -77,11 +78,18 @@ impl Reading {
     pub fn read(&mut self) -> usize {
         let mut payload = 0;
         let mut unread = self.buffer.unread();
-        while let Ok(Some(message)) = self.assembler.next(&mut unread) {
-            payload += match message {
-                Incoming::Text(text) => text.len(),
-                Incoming::Binary(bytes) => bytes.len(),
-                _ => 0,
+        loop {
+            payload += match self.assembler.next_simple(&mut unread) {
+                Some(message) => match message {
+                    Payload::Text(text) => text.len(),
+                    Payload::Binary(bytes) => bytes.len(),
+                },
+                None => match self.assembler.next(&mut unread) {
+                    Ok(Some(Incoming::Text(text))) => text.len(),
+                    Ok(Some(Incoming::Binary(bytes))) => bytes.len(),
+                    Ok(Some(_)) => 0,
+                    Ok(None) | Err(_) => break,
+                },
             };
         }
         payload
