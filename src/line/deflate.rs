@@ -336,6 +336,11 @@ impl Deflater {
         Deflater { engine, takes_over: agreed.client_takes_over, threshold: agreed.threshold }
     }
 
+    /// Whether a message is long enough to be compressed.
+    pub(crate) fn compresses(&self, payload: &[u8]) -> bool {
+        payload.len() >= self.threshold
+    }
+
     /// Whether a message may refer to those before it.
     pub(crate) fn takes_over(&self) -> bool {
         self.takes_over && self.engine.is_some()
@@ -343,10 +348,10 @@ impl Deflater {
 
     /// Compresses a message into the empty `out`; `false` when it is to go as it is.
     pub(crate) fn compress(&mut self, payload: &[u8], out: &mut Vec<u8>) -> bool {
-        let Some(engine) = &mut self.engine else { return false };
-        if payload.len() < self.threshold {
+        if !self.compresses(payload) {
             return false;
         }
+        let Some(engine) = &mut self.engine else { return false };
         if payload.is_empty() {
             // RFC 7692 section 7.2.3.6: the head of an empty block. zlib flushes nothing at all when it has nothing new, and the tail that
             // the peer puts behind nothing is no block.

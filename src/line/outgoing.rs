@@ -318,7 +318,8 @@ impl Outlet {
         taken: &mut usize,
         has_compressed: &mut bool,
     ) -> Result<(), Cut> {
-        if self.remembers() {
+        let compresses = self.deflater.as_ref().is_some_and(|deflater| deflater.compresses(payload));
+        if compresses && self.remembers() {
             // What has been compressed cannot be taken back, so look for room first.
             duplex.await_room_untouched(deadline)?;
         }
