@@ -102,6 +102,7 @@
 //! - warn: the client gave up, or the handler is slower than `pong_within`
 //! - info: opened, disconnected, dial failed, and what follows
 //! - debug: the steps of a dial, changes of state
+//! - trace: kinds and sizes of what is sent and received
 //!
 //! Hosts and ports are as far as it goes: paths, query strings, header values and payloads are in no log, `Debug` or `Display`.
 //!

@@ -173,6 +173,7 @@ impl<D: Delivery> Supervisor<D> {
         let outlet = Outlet::new(deflater, settings.max_frame);
         let line = OpenLine::new(
             opened.epoch,
+            target.to_string(),
             dialled.socket,
             dialled.tls,
             outlet,
@@ -180,7 +181,7 @@ impl<D: Delivery> Supervisor<D> {
             Arc::clone(&self.board.counters),
         );
         log::info!("{target}: open, epoch {}, after {:.1?}", opened.epoch, opened.took);
-        Ok(Talk::new(Arc::new(line), opened, target.to_string(), dialled.leftover, settings, inflater))
+        Ok(Talk::new(Arc::new(line), opened, dialled.leftover, settings, inflater))
     }
 
     /// Reads and delivers until the line ends.
@@ -246,7 +247,7 @@ impl<D: Delivery> Supervisor<D> {
         let Some(talk) = &self.talk else { return };
         let line = Arc::clone(talk.line());
         self.board.counters.dropped(error.kind());
-        log::info!("{}: epoch {} ended: {}; {}", talk.peer(), line.epoch, error.chain(), Plan(retry_in));
+        log::info!("{}: epoch {} ended: {}; {}", line.peer, line.epoch, error.chain(), Plan(retry_in));
         let (sent, confirmed) = line.sequences();
         let (close, has_peer_closed) = match error.kind() {
             // The close frame of a stop is about to be written by the heart, if it can be.

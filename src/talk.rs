@@ -27,8 +27,6 @@ const SETTLE_EVERY: Duration = Duration::from_secs(1);
 pub(crate) struct Talk {
     line: Arc<OpenLine>,
     opened: Opened,
-    /// `host:port`, for errors and logs.
-    peer: String,
     inlet: Inlet,
     buffer: ReadBuffer,
     assembler: Assembler,
@@ -70,7 +68,6 @@ impl Talk {
     pub(crate) fn new(
         line: Arc<OpenLine>,
         opened: Opened,
-        peer: String,
         leftover: Vec<u8>,
         settings: &Settings,
         inflater: Option<Inflater>,
@@ -80,7 +77,6 @@ impl Talk {
             inlet: line.duplex.inlet(),
             line,
             opened,
-            peer,
             buffer: ReadBuffer::with_leftover(&leftover),
             assembler: Assembler::new(limits, inflater),
             app_ping: settings.app_ping.clone(),
@@ -94,10 +90,6 @@ impl Talk {
 
     pub(crate) fn opened(&self) -> &Opened {
         &self.opened
-    }
-
-    pub(crate) fn peer(&self) -> &str {
-        &self.peer
     }
 
     /// Delivers what comes until the line ends; `None` when a stop ends it.
@@ -155,13 +147,15 @@ impl Talk {
         let is_reply = app_ping.as_ref().and_then(|ping| ping.is_reply.as_ref());
         let mut view = Line::new(line, opened, sender);
         let (mut messages, mut bytes) = (0u64, 0u64);
+        // Asked once per batch, as a message costs less than asking. Who listens pays for it: all messages take the long way then.
+        assembler.lend_simply(!log::log_enabled!(log::Level::Trace));
         let mut unread = buffer.unread();
         let batch = loop {
             let payload = match assembler.next_simple(&mut unread) {
                 Some(payload) => payload,
                 None => match assembler.next(&mut unread) {
-                    Ok(Some(Incoming::Text(text))) => Payload::Text(text),
-                    Ok(Some(Incoming::Binary(bytes))) => Payload::Binary(bytes),
+                    Ok(Some(Incoming::Text(text))) => traced(line, Payload::Text(text)),
+                    Ok(Some(Incoming::Binary(bytes))) => traced(line, Payload::Binary(bytes)),
                     Ok(Some(Incoming::Ping(payload))) => {
                         line.owe_pong(payload);
                         continue;
@@ -219,8 +213,11 @@ impl Talk {
             // The program asked for another line; its close frame is on its way.
             Batch::Halt => TalkOver { farewell: Some(OwnClose::normal()), ..self.ended(None) },
             Batch::Closed(close) => {
-                let error =
-                    Error::closed(close.clone(), format!("{} closed the line with code {}", self.peer, close.code));
+                log::trace!("{}: received Close({})", self.line.peer, close.code);
+                let error = Error::closed(
+                    close.clone(),
+                    format!("{} closed the line with code {}", self.line.peer, close.code),
+                );
                 self.line.note_peer_close(close.clone());
                 // RFC 6455 section 5.5.1: the answer repeats the code. 1005 stands for none.
                 let code = Some(close.code).filter(|&code| code != 1005);
@@ -232,7 +229,7 @@ impl Talk {
                 let code = u16::from(breach.code);
                 let kind = if breach.code == CloseCode::Size { ErrorKind::TooBig } else { ErrorKind::Protocol };
                 let error =
-                    Error::new(kind, format!("{} broke the protocol (code {code}): {}", self.peer, breach.what));
+                    Error::new(kind, format!("{} broke the protocol (code {code}): {}", self.line.peer, breach.what));
                 TalkOver::politely(error, code)
             }
             Batch::Full => {
@@ -248,9 +245,9 @@ impl Talk {
     fn ended(&self, failure: Option<std::io::Error>) -> TalkOver {
         let error = match (self.line.reason(), failure) {
             (Some(reason), _) => reason,
-            (None, Some(error)) => Error::caused(ErrorKind::Io, format!("reading from {}", self.peer), error),
+            (None, Some(error)) => Error::caused(ErrorKind::Io, format!("reading from {}", self.line.peer), error),
             (None, None) => self.line.reset().unwrap_or_else(|| {
-                let doing = format!("{} ended the connection without a close frame", self.peer);
+                let doing = format!("{} ended the connection without a close frame", self.line.peer);
                 Error::closed(CloseReason::abnormal(), doing)
             }),
         };
@@ -286,6 +283,12 @@ impl Talk {
             }
         }
     }
+}
+
+#[cold]
+fn traced<'a>(line: &OpenLine, payload: Payload<'a>) -> Payload<'a> {
+    log::trace!("{}: received {payload:?}", line.peer);
+    payload
 }
 
 /// Asks the program's matcher whether a message answers an application ping.

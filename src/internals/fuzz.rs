@@ -115,6 +115,7 @@ pub fn line(bytes: &[u8]) {
     let outlet = Outlet::new(deflater, None);
     let line = Arc::new(OpenLine::new(
         1,
+        "fuzz:1".to_owned(),
         LineSocket::new(ours, Receiving::default()),
         None,
         outlet,
@@ -129,7 +130,7 @@ pub fn line(bytes: &[u8]) {
         headers: http::HeaderMap::new(),
         is_compressed: inflater.is_some(),
     };
-    let mut talk = Talk::new(Arc::clone(&line), opened, "fuzz:1".to_owned(), Vec::new(), &settings, inflater);
+    let mut talk = Talk::new(Arc::clone(&line), opened, Vec::new(), &settings, inflater);
     let sender = Sender::new(Arc::clone(&board));
     let over = talk.run(&mut Sink, &sender, &board.shutdown);
     // Nobody stops it, so it has to end by itself, with an error and not with a panic.

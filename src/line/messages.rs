@@ -31,6 +31,8 @@ pub(crate) struct Limits {
 /// bytes come.
 pub(crate) struct Assembler {
     limits: Limits,
+    /// Payloads below this length may be lent by [`next_simple`](Assembler::next_simple).
+    simple_below: usize,
     inflater: Option<Inflater>,
     gathering: Gathering,
     gathered: Vec<u8>,
@@ -61,7 +63,22 @@ struct Kind {
 
 impl Assembler {
     pub(crate) fn new(limits: Limits, inflater: Option<Inflater>) -> Self {
-        Assembler { limits, inflater, gathering: Gathering::Nothing, gathered: Vec::new(), valid_to: 0, checked: 0 }
+        let mut assembler = Assembler {
+            limits,
+            simple_below: 0,
+            inflater,
+            gathering: Gathering::Nothing,
+            gathered: Vec::new(),
+            valid_to: 0,
+            checked: 0,
+        };
+        assembler.lend_simply(true);
+        assembler
+    }
+
+    /// Whether [`next_simple`](Assembler::next_simple) lends anything. A bound, because that is looked at in any case.
+    pub(crate) fn lend_simply(&mut self, lends: bool) {
+        self.simple_below = if lends { self.limits.max_message.saturating_add(1) } else { 0 };
     }
 
     /// The memory that it holds for a message under construction.
@@ -77,7 +94,7 @@ impl Assembler {
             return None;
         }
         let frame = SimpleFrame::parse(unread.bytes())?;
-        if frame.payload.len() > self.limits.max_message {
+        if frame.payload.len() >= self.simple_below {
             return None;
         }
         let payload = match frame.is_text {

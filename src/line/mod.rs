@@ -58,6 +58,8 @@ pub(crate) type NextFragment<'f, 'a> = dyn FnMut() -> Result<Option<Cow<'a, [u8]
 /// `end`.
 pub(crate) struct OpenLine {
     pub(crate) epoch: u64,
+    /// `host:port`, for errors and logs.
+    pub(crate) peer: String,
     /// When the line was opened; the clocks below count nanoseconds from it.
     origin: Instant,
     pub(crate) duplex: Duplex,
@@ -190,6 +192,7 @@ impl Drop for Fragments<'_> {
 impl OpenLine {
     pub(crate) fn new(
         epoch: u64,
+        peer: String,
         socket: LineSocket,
         tls: Option<TlsEngine>,
         outlet: Outlet,
@@ -198,6 +201,7 @@ impl OpenLine {
     ) -> Self {
         OpenLine {
             epoch,
+            peer,
             origin: sync::now(),
             duplex: Duplex::new(socket, tls),
             outlet: Mutex::new(outlet),
@@ -234,6 +238,7 @@ impl OpenLine {
         drop(outlet);
         match result {
             Ok(sent) => {
+                log::trace!("{}: sent {payload:?}", self.peer);
                 self.counters.sent(1, sent.bytes);
                 Ok(sent)
             }
@@ -255,6 +260,7 @@ impl OpenLine {
         drop(outlet);
         match result {
             Ok(sent) => {
+                log::trace!("{}: sent {payloads:?}", self.peer);
                 self.counters.sent(payloads.len() as u64, sent.bytes);
                 Ok(sent)
             }
@@ -338,6 +344,7 @@ impl OpenLine {
             self.announce(&outlet, usize::from(is_first));
             let opcode = OpCode::Data(if is_first { kind } else { Data::Continue });
             bytes += outlet.send_fragment(&self.duplex, opcode, &current, following.is_none(), deadline)?;
+            log::trace!("{}: sent {opcode:?}({} bytes)", self.peer, current.len());
             self.sequence.store(outlet.sequence(), Ordering::Release);
             match following {
                 Some(fragment) => (current, is_first) = (fragment, false),
@@ -408,6 +415,7 @@ impl OpenLine {
 
     /// A ping came: a pong is owed (RFC 6455 section 5.5.2). The same payload is owed once.
     pub(crate) fn owe_pong(&self, payload: &[u8]) {
+        log::trace!("{}: received Ping({} bytes)", self.peer, payload.len());
         let mut duties = self.duties.lock();
         if duties.pongs.iter().any(|owed| owed == payload) {
             return;
@@ -423,6 +431,7 @@ impl OpenLine {
 
     /// A pong came.
     pub(crate) fn note_pong(&self, payload: &[u8], now: Instant) {
+        log::trace!("{}: received Pong({} bytes)", self.peer, payload.len());
         if let Some(round_trip) = self.pings.lock().answered(payload, now) {
             self.counters.round_trip(round_trip);
         }
@@ -585,11 +594,11 @@ impl OpenLine {
         // The peer neither reads nor sends: from its side that is silence like any other, so the clock runs for the frame in our hands too.
         // Written down before it is sent: the pong may be here before `attempt_control` returns.
         self.pings.lock().wrote(nonce, sync::now().max(now), covers);
-        let attempt = outlet.attempt_control(&self.duplex, Control::Ping, &nonce)?;
-        if attempt == Attempt::Later {
+        let is_out = self.write_control(outlet, Control::Ping, &nonce)?;
+        if !is_out {
             self.pings.lock().withdraw();
         }
-        Ok(attempt != Attempt::Later)
+        Ok(is_out)
     }
 
     /// Writes an application ping; `false` when there is no room for it now.
@@ -608,12 +617,28 @@ impl OpenLine {
         self.announce(&outlet, 1);
         let attempt = outlet.attempt_text(&self.duplex, text)?;
         self.sequence.store(outlet.sequence(), Ordering::Release);
-        Ok(attempt != Attempt::Later)
+        if attempt == Attempt::Later {
+            return Ok(false);
+        }
+        log::trace!("{}: sent {:?}, an application ping", self.peer, Payload::Text(text));
+        Ok(true)
+    }
+
+    /// Writes a control frame, unless there is no room for it: `false` then. Where nothing may be written any more, nothing is owed.
+    fn write_control(&self, outlet: &mut Outlet, opcode: Control, payload: &[u8]) -> io::Result<bool> {
+        if outlet.is_closed() {
+            return Ok(true);
+        }
+        if outlet.attempt_control(&self.duplex, opcode, payload)? == Attempt::Later {
+            return Ok(false);
+        }
+        log::trace!("{}: sent {opcode:?}({} bytes)", self.peer, payload.len());
+        Ok(true)
     }
 
     fn work_off_pongs(&self, outlet: &mut Outlet) -> io::Result<bool> {
         while let Some(pong) = self.next_pong() {
-            if outlet.attempt_control(&self.duplex, Control::Pong, &pong)? == Attempt::Later {
+            if !self.write_control(outlet, Control::Pong, &pong)? {
                 let mut duties = self.duties.lock();
                 duties.pongs.push_front(pong);
                 self.owes_pongs.store(true, Ordering::Release);
@@ -648,7 +673,7 @@ impl OpenLine {
                     payload.extend_from_slice(&code.to_be_bytes());
                     payload.extend_from_slice(close.reason.as_bytes());
                 }
-                if outlet.attempt_control(&self.duplex, Control::Close, &payload)? == Attempt::Later {
+                if !self.write_control(outlet, Control::Close, &payload)? {
                     return Ok(false);
                 }
                 Farewell::Sent

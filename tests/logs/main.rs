@@ -81,6 +81,10 @@ fn secrets_stay_out_at_every_level() {
         for level in [Level::Info, Level::Debug] {
             assert!(kept.iter().any(|(of, _)| *of == level), "nothing at {level}: {kept:?}");
         }
+        let traced = ["received Ping(7 bytes)", "sent Pong(7 bytes)", "received Text(7 bytes)", "sent Text(7 bytes)"];
+        for what in traced.into_iter().chain(["received Close(4000)", "sent Close(2 bytes)"]) {
+            assert!(kept.iter().any(|(of, text)| *of == Level::Trace && text.ends_with(what)), "{what}: {kept:?}");
+        }
         let told: Vec<_> = kept.iter().filter(|(_, text)| text.contains(SECRET)).collect();
         assert!(told.is_empty(), "{told:?}");
     }
