@@ -30,8 +30,9 @@ const LOOK_MAX: Duration = Duration::from_millis(100);
 const OVERSLEPT_PARTS: u32 = 4;
 const OVERSLEPT_MIN: Duration = Duration::from_millis(20);
 
-/// What a stop keeps back of its budget, so that the threads have the time to end after the line has been severed.
-const STOP_MARGIN: Duration = Duration::from_millis(50);
+/// What a stop keeps back of its budget, a quarter of it at most, so that the threads have the time to end after the line has been severed,
+/// on a busy machine too.
+const STOP_MARGIN: Duration = Duration::from_millis(200);
 
 /// What the thread runs on.
 pub(crate) struct Heart {

@@ -1,4 +1,4 @@
-//! Stop in every state, from everywhere.
+//! Stop and drop in every state, from everywhere.
 
 use std::io::Read;
 use std::net::TcpListener;
@@ -12,23 +12,42 @@ use parking_lot::Mutex;
 use tautline::testing::{Received, Venue};
 use tautline::{Client, ErrorKind, Event, Handler, Line, MessageRef, Outcome, Pushed, State, StopReport};
 
-use crate::support::{MS, SOON, builder, disconnected, echo, next, opened, plain_and_tls};
+use crate::support::{MS, SOON, builder, disconnected, echo, next, opened, plain_and_tls, until};
 
 /// What a stop may take in any state: far above what it takes, and far below any timeout that could be in its way.
 const AT_ONCE: Duration = Duration::from_millis(100);
 
-/// A shared machine may stall a test for a while: what counts is that one of several stops is at once, and that all of them are clean.
-fn assert_stops_at_once(mut stop: impl FnMut() -> StopReport) {
-    let mut took = Vec::new();
-    for _ in 0..5 {
-        let report = stop();
-        assert!(report.is_clean(), "{report}");
-        if report.took() <= AT_ONCE {
-            return;
+/// How a client ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum By {
+    Stop,
+    Drop,
+}
+
+/// Ends the client; how long that took, and what became of its threads.
+fn end<D>(client: Client<D>, by: By) -> (Duration, StopReport) {
+    let stopper = client.stopper();
+    let began = Instant::now();
+    let report = (by == By::Stop).then(|| client.stop(SOON));
+    drop(client);
+    let took = began.elapsed();
+    (took, report.unwrap_or_else(|| stopper.stop(Duration::ZERO)))
+}
+
+/// Ends clients that `start` has brought into some state, beside whatever has to live longer than them, by stop and by drop.
+///
+/// A shared machine may stall a test for a while: what counts is that one of several ends is at once, and that all of them are clean.
+fn assert_ends_at_once<D, K>(mut start: impl FnMut() -> (Client<D>, K)) {
+    for by in [By::Stop, By::Drop] {
+        let mut all = Vec::new();
+        while all.iter().all(|&took| took > AT_ONCE) {
+            assert!(all.len() < 5, "by {by:?} none was at once: {all:?}");
+            let (client, _kept) = start();
+            let (took, report) = end(client, by);
+            assert!(report.is_clean(), "by {by:?}: {report}");
+            all.push(took);
         }
-        took.push(report.took());
     }
-    panic!("none of the stops was at once: {took:?}");
 }
 
 fn silent() -> impl Handler {
@@ -36,23 +55,23 @@ fn silent() -> impl Handler {
 }
 
 #[test]
-fn stop_while_connecting_returns_at_once() {
+fn an_end_while_connecting_is_at_once() {
     // A listener whose queue is full: the next connect gets no answer.
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let socket = socket2::SockRef::from(&listener);
     socket.listen(0).expect("it listens");
     let address = listener.local_addr().expect("an address");
     let filler = std::net::TcpStream::connect(address).expect("the first has room");
-    assert_stops_at_once(|| {
+    assert_ends_at_once(|| {
         let client = Client::builder(format!("ws://{address}/")).start(silent()).expect("it starts");
         assert!(matches!(client.state(), State::Connecting { attempt: 1 }));
-        client.stop(SOON)
+        (client, ())
     });
     drop(filler);
 }
 
 #[test]
-fn stop_in_the_tls_handshake_returns_at_once() {
+fn an_end_in_the_tls_handshake_is_at_once() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let port = listener.local_addr().expect("an address").port();
     let start = || {
@@ -64,26 +83,25 @@ fn stop_in_the_tls_handshake_returns_at_once() {
     };
     // Reading the system's roots is work and not a wait, some ten milliseconds of it: this one has read them for all.
     let _first = start();
-    assert_stops_at_once(|| {
-        let (client, _socket) = start();
-        client.stop(SOON)
-    });
+    assert_ends_at_once(start);
 }
 
 #[test]
-fn stop_in_the_middle_of_a_tls_handshake_returns_at_once() {
+fn an_end_in_the_middle_of_a_tls_handshake_is_at_once() {
     for bytes in [1, 100, 700] {
         let venue = Venue::builder().tls().tls_stalls_after(bytes).start(|peer| peer.upgrade().map(drop));
-        assert_stops_at_once(|| {
+        let mut dials = 0;
+        assert_ends_at_once(|| {
             let client = builder(&venue).start(silent()).expect("it starts");
-            assert!(venue.wait_for_connections(1, SOON));
-            client.stop(SOON)
+            dials += 1;
+            assert!(venue.wait_for_connections(dials, SOON));
+            (client, ())
         });
     }
 }
 
 #[test]
-fn stop_in_the_upgrade_returns_at_once() {
+fn an_end_in_the_upgrade_is_at_once() {
     plain_and_tls(|builder_of_venue| {
         let (tell, told) = bounded(100);
         let venue = builder_of_venue().start(move |peer| {
@@ -92,36 +110,34 @@ fn stop_in_the_upgrade_returns_at_once() {
             tell.send(()).expect("the test waits");
             peer.stall()
         });
-        assert_stops_at_once(|| {
+        assert_ends_at_once(|| {
             let client = builder(&venue).start(silent()).expect("it starts");
             told.recv_timeout(SOON).expect("it asks for the upgrade");
-            client.stop(SOON)
+            (client, ())
         });
     });
 }
 
 #[test]
-fn stop_of_an_open_and_idle_line_is_polite_and_at_once() {
+fn the_end_of_an_open_and_idle_line_is_polite_and_at_once() {
     plain_and_tls(|builder_of_venue| {
         let venue = echo(builder_of_venue());
-        assert_stops_at_once(|| {
-            let client = builder(&venue).connect().expect("it opens");
-            client.stop(SOON)
-        });
-        assert!(venue.wait_for_close(SOON));
-        assert_eq!(venue.closes()[0], Some(1000));
+        assert_ends_at_once(|| (builder(&venue).connect().expect("it opens"), ()));
+        assert!(venue.wait_until_empty(SOON));
+        let closes = venue.closes();
+        assert!(closes.len() == venue.openings() && closes.iter().all(|&code| code == Some(1000)), "{closes:?}");
     });
 }
 
 #[test]
-fn stop_of_a_flooded_line_returns_at_once() {
+fn the_end_of_a_flooded_line_is_at_once() {
     plain_and_tls(|builder_of_venue| {
         let venue = builder_of_venue().start(|peer| {
             peer.upgrade()?;
             peer.flood(200)
         });
         // The flood does not read, so it never answers the close frame.
-        assert_stops_at_once(|| {
+        assert_ends_at_once(|| {
             let (tell, told) = bounded(1);
             let handler = move |_: &mut Line<'_>, _: MessageRef<'_>| {
                 // Full after the first message: one is enough.
@@ -129,28 +145,30 @@ fn stop_of_a_flooded_line_returns_at_once() {
             };
             let client = builder(&venue).close_within(20 * MS).start(handler).expect("it starts");
             told.recv_timeout(SOON).expect("the flood comes");
-            client.stop(SOON)
+            (client, ())
         });
     });
 }
 
 #[test]
-fn stop_waits_for_a_close_that_never_comes_no_longer_than_close_within() {
+fn an_end_waits_for_a_close_that_never_comes_no_longer_than_close_within() {
     plain_and_tls(|builder_of_venue| {
         let venue = builder_of_venue().start(|peer| {
             peer.upgrade()?;
             peer.drain()
         });
-        let client = builder(&venue).close_within(50 * MS).connect().expect("it opens");
-        let report = client.stop(SOON);
-        assert!(report.is_clean(), "{report}");
-        assert!(report.took() >= 40 * MS, "the close frame was not waited for: {report}");
-        assert!(venue.wait_for_close(SOON));
+        for (nth, by) in [By::Stop, By::Drop].into_iter().enumerate() {
+            let client = builder(&venue).close_within(50 * MS).connect().expect("it opens");
+            let (took, report) = end(client, by);
+            assert!(report.is_clean(), "by {by:?}: {report}");
+            assert!((40 * MS..SOON).contains(&took), "by {by:?}, after {took:?}");
+            until("a close frame", || venue.closes().len() > nth);
+        }
     });
 }
 
 #[test]
-fn stop_ends_at_the_close_deadline_where_the_close_is_answered_and_tcp_stays_open() {
+fn an_end_is_over_at_the_close_deadline_where_the_close_is_answered_and_tcp_stays_open() {
     plain_and_tls(|builder_of_venue| {
         let venue = builder_of_venue().start(|peer| {
             peer.upgrade()?;
@@ -158,10 +176,12 @@ fn stop_ends_at_the_close_deadline_where_the_close_is_answered_and_tcp_stays_ope
             peer.close(1000, "")?;
             peer.stall()
         });
-        let client = builder(&venue).close_within(50 * MS).connect().expect("it opens");
-        let report = client.stop(SOON);
-        assert!(report.is_clean(), "{report}");
-        assert!(report.took() < SOON, "{report}");
+        for by in [By::Stop, By::Drop] {
+            let client = builder(&venue).close_within(50 * MS).connect().expect("it opens");
+            let (took, report) = end(client, by);
+            assert!(report.is_clean(), "by {by:?}: {report}");
+            assert!((40 * MS..SOON).contains(&took), "by {by:?}, after {took:?}");
+        }
     });
 }
 
@@ -172,7 +192,7 @@ fn a_short_stop_cuts_the_polite_end_short() {
         peer.drain()
     });
     let client = builder(&venue).close_within(Duration::from_secs(60)).connect().expect("it opens");
-    let report = client.stop(300 * MS);
+    let report = client.stop(1000 * MS);
     assert!(report.is_clean(), "{report}");
 }
 
@@ -186,15 +206,15 @@ fn a_second_stop_with_less_time_overtakes_the_first() {
     thread::scope(|scope| {
         let patient = scope.spawn(|| client.stop(Duration::from_secs(3600)));
         assert!(venue.wait_for_close(SOON));
-        assert!(client.stop(300 * MS).is_clean());
+        assert!(client.stop(1000 * MS).is_clean());
         assert!(patient.join().expect("it does not panic").is_clean());
     });
 }
 
 #[test]
-fn stop_during_backoff_returns_before_the_delay() {
+fn an_end_during_backoff_comes_before_the_delay() {
     let venue = Venue::start(|_| Ok(()));
-    assert_stops_at_once(|| {
+    assert_ends_at_once(|| {
         let client = Client::builder(venue.url())
             .retry_min(Duration::from_secs(3600))
             .retry_max(Duration::from_secs(3600))
@@ -202,28 +222,36 @@ fn stop_during_backoff_returns_before_the_delay() {
             .expect("it starts");
         assert!(matches!(next(&mut client.events()), Event::DialFailed(_)));
         assert!(matches!(client.state(), State::Waiting { attempt: 2, .. }));
-        client.stop(SOON)
+        (client, ())
     });
 }
 
 #[test]
 fn a_lookup_that_hangs_is_reported_and_not_waited_for() {
-    let (release, held) = bounded::<()>(0);
-    let (tell, told) = bounded(1);
-    let resolver = move |_: &str, _: u16| {
-        tell.send(()).expect("the test waits");
-        assert!(held.recv().is_err());
-        Err(std::io::Error::other("too late"))
-    };
-    let client = Client::builder("ws://venue.example/").resolver(resolver).start(silent()).expect("it starts");
-    told.recv_timeout(SOON).expect("it resolves");
-    assert_eq!(client.live_threads(), 3);
-    let report = client.stop(Duration::from_secs(3600));
-    let late: Vec<_> = report.threads().iter().filter(|thread| thread.outcome == Outcome::Late).collect();
-    assert_eq!(late.len(), 1, "{report}");
-    assert_eq!(late[0].name, "tautline-resolve");
-    drop(release);
-    assert!(client.stop(SOON).is_clean());
+    for by in [By::Stop, By::Drop] {
+        let (release, held) = bounded::<()>(0);
+        let (tell, told) = bounded(1);
+        let resolver = move |_: &str, _: u16| {
+            tell.send(()).expect("the test waits");
+            assert!(held.recv().is_err());
+            Err(std::io::Error::other("too late"))
+        };
+        let client = Client::builder("ws://venue.example/")
+            .drop_within(Duration::from_secs(3600))
+            .resolver(resolver)
+            .start(silent())
+            .expect("it starts");
+        told.recv_timeout(SOON).expect("it resolves");
+        assert_eq!(client.live_threads(), 3);
+        let stopper = client.stopper();
+        let (took, report) = end(client, by);
+        assert!(took < SOON, "by {by:?}, after {took:?}");
+        let late: Vec<_> = report.threads().iter().filter(|thread| thread.outcome == Outcome::Late).collect();
+        assert_eq!(late.len(), 1, "by {by:?}: {report}");
+        assert_eq!(late[0].name, "tautline-resolve");
+        drop(release);
+        assert!(stopper.stop(SOON).is_clean());
+    }
 }
 
 #[test]
@@ -274,61 +302,94 @@ fn stop_from_eight_threads_at_once_gives_eight_clean_reports() {
 }
 
 #[test]
-fn stop_while_a_sender_is_blocked_ends_the_send_and_skips_the_close_frame() {
+fn an_end_while_a_sender_is_blocked_ends_the_send_and_skips_the_close_frame() {
     plain_and_tls(|builder_of_venue| {
-        let venue = builder_of_venue().start(|peer| {
-            peer.upgrade()?;
-            peer.stall()
-        });
-        let client = builder(&venue).send_within(Duration::from_secs(3600)).connect().expect("it opens");
-        let sender = client.sender();
-        let (tell, told) = bounded(1);
-        thread::scope(|scope| {
-            let blocked = scope.spawn(move || {
+        for by in [By::Stop, By::Drop] {
+            let venue = builder_of_venue().start(|peer| {
+                peer.upgrade()?;
+                peer.stall()
+            });
+            let client = builder(&venue).send_within(Duration::from_secs(3600)).connect().expect("it opens");
+            let sender = client.sender();
+            let (tell, told) = bounded(1);
+            let blocked = thread::spawn(move || {
                 let large = vec![0; 1 << 20];
                 loop {
-                    let _ = tell.try_send(());
+                    // Until the line is gone the test hears of each send.
+                    let _ = tell.send(());
                     if let Err(error) = sender.send_binary(&large) {
                         return error;
                     }
                 }
             });
-            told.recv_timeout(SOON).expect("it sends");
-            // Only a probe of the state that the test wants: two sends that do not return.
-            while client.stats().messages_sent < 1 && !blocked.is_finished() && told.recv_timeout(50 * MS).is_ok() {}
-            let report = client.stop(SOON);
-            assert!(report.is_clean(), "{report}");
+            // Blocked, or so slow that it makes no difference: no further send begins.
+            while told.recv_timeout(100 * MS).is_ok() {}
+            let (took, report) = end(client, by);
+            assert!(report.is_clean(), "by {by:?}: {report}");
+            assert!(took < SOON, "by {by:?}, after {took:?}");
+            drop(told);
             let error = blocked.join().expect("it does not panic");
             assert!(
                 matches!(error.reason().kind(), ErrorKind::Io | ErrorKind::Stopped | ErrorKind::Closed),
                 "{error:?}"
             );
+            assert!(venue.closes().is_empty(), "there was no room for a close frame");
+        }
+    });
+}
+
+#[test]
+fn an_end_while_the_line_is_on_its_way_to_its_end_is_bounded_by_the_same_close_deadline() {
+    plain_and_tls(|builder_of_venue| {
+        let venue = builder_of_venue().start(|peer| {
+            peer.upgrade()?;
+            peer.close(1001, "")?;
+            // Our answer is read, and TCP stays open.
+            while !matches!(peer.receive()?, Received::Close(..) | Received::End) {}
+            peer.stall()
         });
+        for by in [By::Stop, By::Drop] {
+            let client = builder(&venue).close_within(100 * MS).retry_min(SOON).retry_max(SOON).start_pulled();
+            let client = client.expect("it starts");
+            until("the line is on its way to its end", || {
+                matches!(client.state(), State::Ending | State::Waiting { .. })
+            });
+            let (took, report) = end(client, by);
+            assert!(report.is_clean(), "by {by:?}: {report}");
+            assert!(took < SOON, "by {by:?}, after {took:?}");
+        }
     });
 }
 
 #[test]
 fn a_busy_handler_is_reported_late_and_the_heart_is_not() {
-    let (release, held) = bounded::<()>(0);
-    let (tell, told) = bounded(1);
-    let venue = Venue::start(|peer| {
-        peer.upgrade()?;
-        peer.send_text("work")?;
-        peer.drain()
-    });
-    let handler = move |_: &mut Line<'_>, _: MessageRef<'_>| {
-        tell.send(()).expect("the test waits");
-        assert!(held.recv().is_err());
-    };
-    let client = builder(&venue).close_within(20 * MS).start(handler).expect("it starts");
-    told.recv_timeout(SOON).expect("the handler is called");
-    let report = client.stop(300 * MS);
-    for thread in report.threads() {
-        let expected = if thread.name == "tautline-reader" { Outcome::Late } else { Outcome::Ended };
-        assert_eq!(thread.outcome, expected, "{report}");
+    for by in [By::Stop, By::Drop] {
+        let (release, held) = bounded::<()>(0);
+        let (tell, told) = bounded(1);
+        let venue = Venue::start(|peer| {
+            peer.upgrade()?;
+            peer.send_text("work")?;
+            peer.drain()
+        });
+        let handler = move |_: &mut Line<'_>, _: MessageRef<'_>| {
+            tell.send(()).expect("the test waits");
+            assert!(held.recv().is_err());
+        };
+        let settings = builder(&venue).close_within(20 * MS).drop_within(500 * MS);
+        let client = settings.start(handler).expect("it starts");
+        let stopper = client.stopper();
+        told.recv_timeout(SOON).expect("the handler is called");
+        let report = match by {
+            By::Stop => client.stop(500 * MS),
+            By::Drop => end(client, by).1,
+        };
+        for thread in report.threads() {
+            let expected = if thread.name == "tautline-reader" { Outcome::Late } else { Outcome::Ended };
+            assert_eq!(thread.outcome, expected, "by {by:?}: {report}");
+        }
+        drop(release);
+        assert!(stopper.stop(SOON).is_clean());
     }
-    drop(release);
-    assert!(client.stop(SOON).is_clean());
 }
 
 #[test]
