@@ -72,41 +72,59 @@ fn no_thread_is_born_behind_a_shutdown_and_every_joiner_sees_the_end() {
     });
 }
 
+/// Drops the client, and checks that everything has ended, `within` at most.
+fn let_go<D>(client: Client<D>, within: Duration) {
+    let stopper = client.stopper();
+    let began = elapsed();
+    drop(client);
+    let took = elapsed() - began;
+    let report = stopper.stop(Duration::ZERO);
+    assert!(report.is_clean(), "{report}, after {took:?}, exact: {}", is_exact());
+    assert!(!is_exact() || took <= within, "it took {took:?}");
+}
+
+/// Ends clients of a venue by stop and by drop, under every schedule that is tried.
+fn ends<D: 'static>(
+    within: Duration,
+    dial: impl Fn() -> Dial + Send + Sync + Clone + 'static,
+    make: impl Fn() -> Client<D> + Send + Sync + Clone + 'static,
+) {
+    for end in [stop, let_go] {
+        let (dial, make) = (dial.clone(), make.clone());
+        explore(move || {
+            let dial = dial.clone();
+            venue(move |_| dial());
+            end(make(), within);
+        });
+    }
+}
+
 #[test]
-fn a_stop_in_every_state_ends_everything_at_once() {
-    // Nobody answers.
-    explore(|| {
-        venue(|_| Dial::Hangs);
-        stop(builder("ws").start_pulled().expect("it starts"), AT_ONCE);
-    });
-    // Waiting to retry.
-    explore(|| {
-        venue(|_| Dial::Fails);
-        stop(builder("ws").start_pulled().expect("it starts"), AT_ONCE);
-    });
+fn stop_and_drop_in_every_state_end_everything_at_once() {
+    let start = |scheme| move || builder(scheme).drop_within(60 * SECOND).start_pulled().expect("it starts");
+    let connect = |scheme| move || builder(scheme).drop_within(60 * SECOND).connect().expect("it opens");
+    // Nobody answers; waiting to retry.
+    ends(AT_ONCE, || Dial::Hangs, start("ws"));
+    ends(AT_ONCE, || Dial::Fails, start("ws"));
     for scheme in ["ws", "wss"] {
         // Open, the opening under way, and idle.
-        explore(move || {
-            venue(|_| echoes());
-            let client = builder(scheme).start_pulled().expect("it starts");
-            stop(client, AT_ONCE);
-        });
-        explore(move || {
-            venue(|_| echoes());
-            let client = builder(scheme).connect().expect("it opens");
-            stop(client, AT_ONCE);
-        });
+        ends(AT_ONCE, echoes, start(scheme));
+        ends(AT_ONCE, echoes, connect(scheme));
         // Open and flooded, by a venue that reads nothing: the polite end is over when its time is.
-        explore(move || {
-            venue(|_| opens(|peer| peer.flood(b"tick")));
-            let client = builder(scheme).start(|_: &mut Line<'_>, _: MessageRef<'_>| ()).expect("it starts");
-            stop(client, SECOND);
-        });
-        // A venue that never answers the close.
-        explore(move || {
-            venue(|_| opens(|peer| peer.ignore()));
-            stop(builder(scheme).connect().expect("it opens"), SECOND);
-        });
+        let flooded = move || {
+            let handler = |_: &mut Line<'_>, _: MessageRef<'_>| ();
+            builder(scheme).drop_within(60 * SECOND).start(handler).expect("it starts")
+        };
+        ends(SECOND, || opens(|peer| peer.flood(b"tick")), flooded);
+        // A venue that never answers the close, and one whose own is on its way.
+        ends(SECOND, || opens(|peer| peer.ignore()), connect(scheme));
+        let closes = || {
+            opens(|peer| {
+                peer.send(CLOSE, &[0x03, 0xe9]);
+                peer.ignore()
+            })
+        };
+        ends(SECOND, closes, start(scheme));
     }
 }
 
