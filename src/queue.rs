@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::event::{DialFailure, Disconnect, Event, Lag, MessageRef, Opened, Stopped};
@@ -234,6 +235,14 @@ impl Queue {
         self.tell(&mut inner);
     }
 
+    /// Makes the lent receiver ready again, if events are left here or with the one who asks.
+    fn keep_ready(&self, are_left: bool) {
+        let mut inner = self.inner.lock();
+        if are_left || !inner.events.is_empty() {
+            inner.ring();
+        }
+    }
+
     /// The receiver for `select!`: see [`Events::ready`].
     fn lend(&self) -> Receiver<()> {
         let mut inner = self.inner.lock();
@@ -363,6 +372,8 @@ pub struct Events<'a> {
     queue: &'a Queue,
     /// Taken out and not yet handed on; put back on drop.
     taken: VecDeque<Event>,
+    /// A receiver for `select!` has been lent: it has to be ready for what is in `taken` too.
+    has_lent: AtomicBool,
 }
 
 /// Why [`Events::try_next`] or [`Events::next_within`] has no event.
@@ -377,7 +388,7 @@ pub enum NoEvent {
 
 impl<'a> Events<'a> {
     pub(crate) fn new(queue: &'a Queue) -> Self {
-        Events { queue, taken: VecDeque::new() }
+        Events { queue, taken: VecDeque::new(), has_lent: AtomicBool::new(false) }
     }
 
     /// The next event, waiting for it `within` at most.
@@ -396,24 +407,52 @@ impl<'a> Events<'a> {
         self.next_within(Duration::ZERO)
     }
 
-    /// A receiver for crossbeam's `select!`, that is ready whenever an event is: then call [`try_next`](Events::try_next) until it has none.
+    /// A receiver for the `select!` of crossbeam-channel 0.5, that is ready whenever an event is, and now and then when none is: ask
+    /// [`try_next`](Events::try_next).
     ///
     /// It disconnects, which makes it ready too, when the client has ended and everything has been read. The events themselves stay in the
     /// queue until they are taken, so that its bounds hold.
+    ///
+    /// ```no_run
+    /// # use std::time::Duration;
+    /// use crossbeam_channel::{select, tick};
+    /// use tautline::{Client, NoEvent};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let client = Client::builder("wss://stream.example.com/ws").start_pulled()?;
+    /// let mut events = client.events();
+    /// let (ready, seconds) = (events.ready(), tick(Duration::from_secs(1)));
+    /// loop {
+    ///     select! {
+    ///         recv(ready) -> _ => match events.try_next() {
+    ///             Ok(event) => println!("{event:?}"),
+    ///             Err(NoEvent::Ended) => break,
+    ///             Err(_) => {}
+    ///         },
+    ///         recv(seconds) -> _ => println!("{} events wait", client.stats().queue_depth),
+    ///     }
+    /// }
+    /// # Ok(()) }
+    /// ```
     pub fn ready(&self) -> Receiver<()> {
+        self.has_lent.store(true, Ordering::Relaxed);
         self.queue.lend()
     }
 
     #[inline]
     fn next_until(&mut self, until: impl FnOnce() -> Option<Instant>) -> Result<Event, NoEvent> {
-        if let Some(event) = self.taken.pop_front() {
-            return Ok(event);
+        if self.taken.is_empty() {
+            match self.queue.take(&mut self.taken, until()) {
+                Taken::Some => {}
+                Taken::Nothing => return Err(NoEvent::Yet),
+                Taken::Ended => return Err(NoEvent::Ended),
+            }
         }
-        match self.queue.take(&mut self.taken, until()) {
-            Taken::Some => self.taken.pop_front().ok_or(NoEvent::Yet),
-            Taken::Nothing => Err(NoEvent::Yet),
-            Taken::Ended => Err(NoEvent::Ended),
+        let event = self.taken.pop_front().ok_or(NoEvent::Yet)?;
+        if *self.has_lent.get_mut() {
+            self.queue.keep_ready(!self.taken.is_empty());
         }
+        Ok(event)
     }
 }
 
@@ -647,6 +686,12 @@ mod tests {
             }
         }
         assert_eq!(seen, 150);
+        // One at a time is as good.
+        assert!(push(&queue, &texts).is_ok());
+        while ready.try_recv().is_ok() {
+            seen += usize::from(events.try_next().is_ok());
+        }
+        assert_eq!(seen, 300);
         queue.end();
         assert_eq!(ready.recv(), Err(crossbeam_channel::RecvError));
         assert_eq!(events.try_next().expect_err("nothing is left"), NoEvent::Ended);
