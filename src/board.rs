@@ -68,6 +68,8 @@ struct Public {
     slot: Slot,
     /// Why the client ended.
     end: Option<Error>,
+    /// Why the last dial failed, until one succeeds.
+    failure: Option<Error>,
     /// What a panicking handler threw.
     panic: Option<Box<dyn Any + Send>>,
     /// By when the earliest of all stops has to be over.
@@ -75,6 +77,9 @@ struct Public {
     /// What the close frame says, in the words of the first of all stops.
     stop_close: Option<OwnClose>,
 }
+
+/// The budget of a wait for an opening, as errors name it.
+pub(crate) const WAIT_OPEN: &str = "wait_open";
 
 /// What a stop has to reach.
 #[derive(Clone)]
@@ -101,6 +106,7 @@ impl Board {
                 epoch: 0,
                 slot: Slot::Empty,
                 end: None,
+                failure: None,
                 panic: None,
                 stop_by: None,
                 stop_close: None,
@@ -154,6 +160,11 @@ impl Board {
         self.lifecycle.shutdown();
     }
 
+    /// Why the last dial failed; `None` when it did not.
+    pub(crate) fn note_failure(&self, failure: Option<Error>) {
+        self.public.lock().failure = failure;
+    }
+
     pub(crate) fn keep_panic(&self, panic: Box<dyn Any + Send>) {
         self.public.lock().panic.get_or_insert(panic);
     }
@@ -194,7 +205,7 @@ impl Board {
     }
 
     fn wait_for_opening<T>(&self, within: Duration, is_there: impl Fn(&Public) -> Option<T>) -> Result<T, Error> {
-        let deadline = Deadline::new("within", within, sync::now());
+        let deadline = Deadline::new(WAIT_OPEN, within, sync::now());
         let mut public = self.public.lock();
         loop {
             match (is_there(&public), public.state) {
@@ -205,7 +216,11 @@ impl Board {
             }
             let timed_out = self.changed.wait_until(&mut public, deadline.at()).timed_out();
             if timed_out && deadline.has_passed(sync::now()) {
-                return Err(deadline.error("waiting for the line to open"));
+                let late = deadline.error("waiting for the line to open");
+                return Err(match public.failure.clone() {
+                    Some(failure) => late.because(failure),
+                    None => late,
+                });
             }
         }
     }

@@ -7,7 +7,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::board::{Board, Slot, State};
+use crate::board::{Board, Slot, State, WAIT_OPEN};
 use crate::config::{Builder, DialContext};
 use crate::dial::{DialSettings, Dialler};
 use crate::endpoint::Endpoint;
@@ -80,7 +80,7 @@ impl Builder {
             Ok(()) => Ok(client),
             Err(error) => {
                 client.stop(client.drop_within);
-                let is_closure_late = error.budget() == Some("within");
+                let is_closure_late = error.budget() == Some(WAIT_OPEN);
                 let late = || Error::timeout("dial_within", dial_within, "asking where to dial");
                 Err(if is_closure_late { late() } else { error })
             }

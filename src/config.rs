@@ -86,6 +86,9 @@ impl Default for Settings {
     }
 }
 
+/// On less than this a thread runs over the end of its stack, which takes the whole process with it.
+const STACK_MIN: usize = 64 * 1024;
+
 /// Decides what follows a failure; gets the error and what the client would do by itself.
 pub(crate) type RetryPolicy = Arc<dyn Fn(&Error, Verdict) -> Verdict + Send + Sync>;
 
@@ -208,10 +211,18 @@ pub(crate) enum Targets {
 }
 
 impl Targets {
-    /// The target of the `dial`-th dial of a client's life, from 0.
-    pub(crate) fn target(&self, dial: usize, context: &DialContext) -> Result<Target, Error> {
+    /// How many take turns.
+    pub(crate) fn count(&self) -> usize {
         match self {
-            Targets::List(targets) => Ok(targets[dial % targets.len()].clone()),
+            Targets::List(targets) => targets.len(),
+            Targets::Ask { .. } => 1,
+        }
+    }
+
+    /// The target whose turn it is, below [`count`](Targets::count).
+    pub(crate) fn target(&self, turn: usize, context: &DialContext) -> Result<Target, Error> {
+        match self {
+            Targets::List(targets) => Ok(targets[turn].clone()),
             Targets::Ask { asker, headers, subprotocols } => {
                 let endpoint = asker(context).map_err(as_endpoint_error)?;
                 with_common(endpoint, headers, subprotocols).target()
@@ -252,7 +263,9 @@ impl Builder {
         }
     }
 
-    /// Adds an endpoint: several are dialled in turn, the next after each dial, whether it failed or its line ended.
+    /// Adds an endpoint: several are dialled in turn, the next after each dial, whether it failed or its line ended. What no retry mends at one of
+    /// them (401, 403, 404, a refused certificate) ends the client when all have answered so in a row; a `Retry-After` holds for the
+    /// endpoint that sent it. [`connect`](Builder::connect), which makes one dial, makes it to the first.
     /// Without effect on a builder that asks a closure.
     pub fn or_endpoint(mut self, endpoint: impl Into<Endpoint>) -> Self {
         if let Source::List(list) = &mut self.source {
@@ -333,13 +346,13 @@ impl Builder {
         self
     }
 
-    /// The ceiling of every retry's delay. Defaults to 30 s.
+    /// The ceiling of every retry's delay, of the first one's too. Defaults to 30 s.
     pub fn retry_max(mut self, delay: Duration) -> Self {
         self.settings.retry_max = delay;
         self
     }
 
-    /// The longest `Retry-After` that is obeyed. Defaults to 5 min.
+    /// The longest `Retry-After` that is obeyed; a longer one counts as this long. Defaults to 5 min.
     pub fn retry_after_max(mut self, delay: Duration) -> Self {
         self.settings.retry_after_max = delay;
         self
@@ -418,7 +431,7 @@ impl Builder {
         self
     }
 
-    /// TCP keepalive after this idle time. Defaults to off: pings do more.
+    /// TCP keepalive after this idle time, a second at least. Defaults to off: pings do more.
     pub fn tcp_keepalive(mut self, idle: Duration) -> Self {
         self.settings.tcp.keepalive = Some(idle);
         self
@@ -485,8 +498,8 @@ impl Builder {
         self
     }
 
-    /// The stack of each thread. Defaults to Rust's own, 2 MiB of address space; for programs with many lines, 128 KiB will do unless the
-    /// handler needs more.
+    /// The stack of each thread, 64 KiB at least. Defaults to Rust's own, 2 MiB of address space; for programs with many lines, 128 KiB will do
+    /// unless the handler needs more.
     pub fn thread_stack_size(mut self, bytes: usize) -> Self {
         self.settings.threads.stack_size = Some(bytes);
         self
@@ -563,25 +576,14 @@ impl Settings {
         }
     }
 
-    /// What follows `error`: the client's own answer, unless a policy knows better.
-    pub(crate) fn verdict(&self, error: &Error) -> Verdict {
-        let default = self.own_verdict(error);
+    /// What follows `error`: what the client would do by itself, unless a policy knows better.
+    pub(crate) fn verdict(&self, error: &Error, default: Verdict) -> Verdict {
         match &self.retry_policy {
             // A panic of the handler and a stop are not for a policy to overrule.
             Some(policy) if !matches!(error.kind(), ErrorKind::HandlerPanicked | ErrorKind::Stopped) => {
                 policy(error, default)
             }
             _ => default,
-        }
-    }
-
-    fn own_verdict(&self, error: &Error) -> Verdict {
-        if !error.is_retryable() {
-            return Verdict::GiveUp;
-        }
-        match error.refusal().and_then(|refusal| refusal.retry_after) {
-            Some(floor) => Verdict::RetryAfter(floor.min(self.retry_after_max)),
-            None => Verdict::Retry,
         }
     }
 
@@ -604,12 +606,23 @@ impl Settings {
             ("max_frame", self.max_frame),
             ("queue_messages", Some(self.queue.messages)),
             ("queue_bytes", Some(self.queue.bytes)),
+            ("tcp_receive_buffer", self.tcp.receive_buffer),
+            ("tcp_send_buffer", self.tcp.send_buffer),
         ];
         if let Some((name, _)) = bounds.iter().find(|(_, bound)| *bound == Some(0)) {
             return Err(Error::config(format!("{name} is zero: nothing could pass")));
         }
         if self.max_attempts == Some(0) {
             return Err(Error::config("max_attempts is zero: 1 means a single dial and no retry"));
+        }
+        // Systems count it in whole seconds, and 0 is an error there.
+        if self.tcp.keepalive.is_some_and(|idle| idle < Duration::from_secs(1)) {
+            return Err(Error::config("tcp_keepalive is below a second: give it one at least"));
+        }
+        if self.threads.stack_size.is_some_and(|bytes| bytes < STACK_MIN) {
+            return Err(Error::config(format!(
+                "thread_stack_size is below {STACK_MIN} bytes: a thread could not run on it"
+            )));
         }
         self.tls.validate()
     }

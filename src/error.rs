@@ -193,6 +193,13 @@ impl Error {
         Self::build(ErrorKind::Timeout, doing.into(), Some(Detail::Budget(name)), None)
     }
 
+    /// The same error, and what it came of.
+    pub(crate) fn because(self, cause: Error) -> Self {
+        let doing = self.0.doing.clone();
+        let budget = self.budget().map(Detail::Budget);
+        Self::build(self.kind(), doing, budget, Some(cause.into()))
+    }
+
     pub(crate) fn refused(host: &str, refusal: Refusal) -> Self {
         let doing = format!("{host} answered the upgrade with status {}", refusal.status.as_u16());
         Self::build(ErrorKind::Http, doing.into(), Some(Detail::Refusal(refusal)), None)
@@ -241,7 +248,7 @@ impl Error {
         }
     }
 
-    /// The name of the setting whose budget ran out, for [`ErrorKind::Timeout`]: `"dial_within"`, for example.
+    /// The name of the setting or call whose budget ran out, for [`ErrorKind::Timeout`]: `"dial_within"` or `"wait_open"`, for example.
     pub fn budget(&self) -> Option<&'static str> {
         match self.0.detail {
             Some(Detail::Budget(name)) => Some(name),
@@ -252,7 +259,8 @@ impl Error {
     /// Whether dialling again may help. The client asks this same question before it retries, and a
     /// [`retry_policy`](crate::Builder::retry_policy) may overrule the answer.
     ///
-    /// `false` for a setting or URL that cannot work, for 401, 403 and 404, for a panic of the handler and for a stop.
+    /// `false` for a setting or URL that cannot work, for 401, 403 and 404, for a certificate that is refused at two dials in a row, for a panic
+    /// of the handler and for a stop. Every other status is retried, redirects included, which are not followed.
     pub fn is_retryable(&self) -> bool {
         if matches!(self.0.detail, Some(Detail::Final)) {
             return false;
@@ -343,7 +351,7 @@ impl StdError for Error {
 /// What became of a message that was not sent whole.
 ///
 /// The reason is an [`Error`] whose kind says why: `Timeout` (the budget `send_within` ran out), `Stopped`, `Closed`, `Io`,
-/// `Connect` (no line is open), `TooBig`, `Config` (a control payload too long).
+/// `Connect` (no line is open), `Config` (an empty batch, fragments that are none or of both kinds, a close code that may not be sent).
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum SendError {
@@ -393,7 +401,16 @@ pub struct BatchError {
 
 impl fmt::Display for BatchError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} messages of the batch were sent", self.sent)
+        let messages = if self.sent == 1 { "message was" } else { "messages were" };
+        write!(
+            f,
+            "{} {messages} sent whole; of the next, {}",
+            self.sent,
+            match self.next {
+                SendError::NotSent(_) => "nothing was sent",
+                SendError::Unknown(_) => "a part was sent, and its fate is unknown",
+            }
+        )
     }
 }
 

@@ -13,7 +13,8 @@ use crate::sender::{Receipt, Sender, Stopper};
 ///
 /// Called with `&mut self` by the thread `tautline-reader` alone, so nothing in it needs a lock, and dropped there before that thread counts
 /// as ended. While a call runs nothing is read: a handler that takes longer than the pong limit gets a warning in the log, and the line is
-/// not taken for dead meanwhile. A panic ends the client once, with the kind `HandlerPanicked`, and is handed on to whoever waits.
+/// not taken for dead meanwhile. A panic ends the client once, with the kind `HandlerPanicked`; what was thrown is kept for
+/// [`Client::take_panic`](crate::Client::take_panic).
 ///
 /// What a handler may keep: a [`Sender`] and a [`Stopper`]. An `Arc<Client>` inside its own handler is a cycle: such a client is never
 /// dropped, and so never stopped.

@@ -130,6 +130,7 @@ mod line;
 #[cfg(shuttle)]
 mod model;
 mod queue;
+mod rota;
 mod sender;
 mod state;
 mod stats;

@@ -19,6 +19,7 @@ use crate::handler::{Delivery, Line};
 use crate::lifecycle::{Woken, wait};
 use crate::line::OpenLine;
 use crate::line::outgoing::Outlet;
+use crate::rota::Rota;
 use crate::sender::Sender;
 use crate::state::{Action, Input, Life, Setback, Verdict};
 use crate::sync;
@@ -35,8 +36,7 @@ pub(crate) struct Supervisor<D> {
     sender: Sender,
     dice: StdRng,
     epoch: u64,
-    /// How many dials have been started.
-    dials: usize,
+    rota: Rota,
     /// The open line, while there is one.
     talk: Option<Talk>,
     /// The first dial decides, and is not retried: for `connect`, whose caller waits.
@@ -47,6 +47,7 @@ pub(crate) struct Supervisor<D> {
 
 impl<D: Delivery> Supervisor<D> {
     pub(crate) fn new(board: Arc<Board>, config: Config, dialler: Dialler, delivery: D, first_decides: bool) -> Self {
+        let rota = Rota::new(config.source.count());
         Supervisor {
             sender: Sender::new(Arc::clone(&board)),
             board,
@@ -55,7 +56,7 @@ impl<D: Delivery> Supervisor<D> {
             delivery,
             dice: make_rng(),
             epoch: 0,
-            dials: 0,
+            rota,
             talk: None,
             first_decides,
             has_panicked: false,
@@ -129,11 +130,13 @@ impl<D: Delivery> Supervisor<D> {
                 }
                 self.epoch += 1;
                 self.board.counters.opened();
+                self.board.note_failure(None);
                 self.talk = Some(talk);
                 Input::Dialled
             }
             Err(error) => {
                 self.board.counters.dial_failed();
+                self.board.note_failure(Some(error.clone()));
                 Input::Failed(self.setback(error))
             }
         }
@@ -145,12 +148,11 @@ impl<D: Delivery> Supervisor<D> {
         let deadline = Deadline::new("dial_within", settings.dial_within, began);
         let pair = WakePair::new()?;
         self.board.publish(Slot::Dialling(pair.waker()));
-        let dial = self.dials;
-        self.dials += 1;
+        let turn = self.rota.begin();
 
         let shutdown = self.board.shutdown.clone();
         let context = DialContext::new(attempt, settings.dial_within, Arc::new(move || shutdown.is_requested()));
-        let target = catch_unwind(AssertUnwindSafe(|| self.config.source.target(dial, &context)))
+        let target = catch_unwind(AssertUnwindSafe(|| self.config.source.target(turn, &context)))
             .unwrap_or_else(|panic| Err(panicked(&self.board, panic, "the endpoint closure")))?;
 
         let offer = settings.deflate.as_ref().map(|deflate| deflate.offer());
@@ -209,7 +211,8 @@ impl<D: Delivery> Supervisor<D> {
 
     fn setback(&mut self, error: Error) -> Setback {
         let settings = &self.config.settings;
-        let verdict = match catch_unwind(AssertUnwindSafe(|| settings.verdict(&error))) {
+        let default = self.rota.verdict(&error, settings.retry_after_max, sync::now());
+        let verdict = match catch_unwind(AssertUnwindSafe(|| settings.verdict(&error, default))) {
             _ if self.first_decides && self.epoch == 0 => Verdict::GiveUp,
             Ok(verdict) => verdict,
             Err(panic) => {

@@ -227,9 +227,19 @@ impl Talk {
             }
             Batch::Breach(breach) => {
                 let code = u16::from(breach.code);
-                let kind = if breach.code == CloseCode::Size { ErrorKind::TooBig } else { ErrorKind::Protocol };
-                let error =
-                    Error::new(kind, format!("{} broke the protocol (code {code}): {}", self.line.peer, breach.what));
+                let peer = &self.line.peer;
+                let error = match breach.code {
+                    // Nothing is broken: the limit is ours.
+                    CloseCode::Size => {
+                        let what =
+                            format!("reading from {peer}: {}, {} bytes", breach.what, self.assembler.max_message());
+                        Error::new(ErrorKind::TooBig, what)
+                    }
+                    _ => {
+                        let what = format!("{peer} broke the protocol (code {code}): {}", breach.what);
+                        Error::new(ErrorKind::Protocol, what)
+                    }
+                };
                 TalkOver::politely(error, code)
             }
             Batch::Full => {

@@ -190,7 +190,7 @@ impl Breach {
     }
 
     pub(crate) fn too_long() -> Self {
-        Breach { code: CloseCode::Size, what: "a message longer than max_message" }
+        Breach { code: CloseCode::Size, what: "a message is longer than max_message allows" }
     }
 }
 

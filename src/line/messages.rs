@@ -81,6 +81,10 @@ impl Assembler {
         self.simple_below = if lends { self.limits.max_message.saturating_add(1) } else { 0 };
     }
 
+    pub(crate) fn max_message(&self) -> usize {
+        self.limits.max_message
+    }
+
     /// The memory that it holds for a message under construction.
     #[cfg(any(test, all(feature = "internals", unix)))]
     pub(crate) fn held(&self) -> usize {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tautline::testing::Venue;
 use tautline::{Client, Endpoint, ErrorKind, Event, Payload, SendError, State, Verdict};
 
-use crate::support::{MS, SOON, builder, disconnected, message, next, opened, plain_and_tls};
+use crate::support::{MS, SOON, builder, disconnected, echo, message, next, opened, plain_and_tls};
 
 #[test]
 fn after_a_drop_the_line_comes_back_with_a_new_epoch() {
@@ -257,6 +257,50 @@ fn several_endpoints_are_taken_in_turn() {
         assert!(venue.wait_for_openings(3, SOON));
     }
     assert!(client.stop(SOON).is_clean());
+}
+
+#[test]
+fn what_one_endpoint_refuses_for_good_another_may_grant() {
+    let [gone, good] = [404, 0].map(|status| {
+        Venue::start(move |peer| match status {
+            0 => peer.upgrade().map(drop),
+            _ => peer.refuse(status, "", ""),
+        })
+    });
+    let client = builder(&gone).or_endpoint(good.url()).start_pulled().expect("it starts");
+    assert!(good.wait_for_openings(3, SOON), "{:?}", client.end());
+    assert!(client.stop(SOON).is_clean());
+
+    let also_gone = Venue::start(|peer| peer.refuse(401, "", ""));
+    let client = builder(&gone).or_endpoint(also_gone.url()).start_pulled().expect("it starts");
+    let end = client.wait_closed(SOON).expect("both have refused");
+    assert_eq!(end.status().map(|status| status.as_u16()), Some(401));
+}
+
+#[test]
+fn retry_after_of_one_endpoint_does_not_delay_the_dial_to_another() {
+    let busy = Venue::start(|peer| peer.refuse(503, "Retry-After: 3600\r\n", ""));
+    let good = echo(Venue::builder());
+    let client = builder(&busy).or_endpoint(good.url()).retry_after_max(360 * SOON).start_pulled().expect("it starts");
+    assert!(client.wait_open(SOON).is_ok());
+    // The next turn is that of the first, which has asked for an hour.
+    client.reconnect().expect("the line is open");
+    let mut events = client.events();
+    let Event::DialFailed(failure) = next(&mut events) else { panic!("the first is busy") };
+    assert!(failure.retry_in.is_some_and(|wait| wait < SOON), "{failure:?}");
+    opened(&mut events);
+    let wait = disconnected(&mut events).retry_in.expect("it dials again");
+    assert!(wait > 300 * SOON, "{wait:?}");
+}
+
+#[test]
+fn a_wait_for_an_opening_that_is_too_long_tells_why_the_last_dial_failed() {
+    let venue = Venue::start(|peer| peer.refuse(503, "Retry-After: 3600\r\n", ""));
+    let client = builder(&venue).retry_after_max(360 * SOON).start_pulled().expect("it starts");
+    assert!(matches!(next(&mut client.events()), Event::DialFailed(_)));
+    let error = client.wait_open(MS).expect_err("it is refused");
+    assert_eq!((error.kind(), error.budget()), (ErrorKind::Timeout, Some("wait_open")));
+    assert!(error.chain().contains("status 503"), "{}", error.chain());
 }
 
 #[test]

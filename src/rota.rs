@@ -1,0 +1,136 @@
+//! Endpoints that take turns, and what each has said about being dialled again. Pure: `now` is an argument.
+
+use std::time::{Duration, Instant};
+
+use crate::error::{Error, ErrorKind};
+use crate::state::Verdict;
+use crate::timing::after;
+
+/// Whose turn it is. Owned by the reader thread.
+pub(crate) struct Rota {
+    /// Before when each endpoint does not want to be dialled. One entry for each, one at least.
+    not_before: Vec<Option<Instant>>,
+    /// How many dials have been started.
+    dials: usize,
+    /// How many endpoints in a row have answered what no retry mends.
+    refusals: usize,
+}
+
+impl Rota {
+    pub(crate) fn new(endpoints: usize) -> Self {
+        Rota { not_before: vec![None; endpoints.max(1)], dials: 0, refusals: 0 }
+    }
+
+    /// Begins the next dial; which of the endpoints it goes to.
+    pub(crate) fn begin(&mut self) -> usize {
+        let turn = self.turn();
+        self.dials += 1;
+        turn
+    }
+
+    /// What follows the failure of the last dial or of its line, as far as the endpoints have a say. What one of them refuses for good another may
+    /// grant: the client gives up when all have refused in a row. A `Retry-After` binds the endpoint that asked for it.
+    pub(crate) fn verdict(&mut self, error: &Error, retry_after_max: Duration, now: Instant) -> Verdict {
+        let last = self.dials.saturating_sub(1) % self.not_before.len();
+        let is_final = !error.is_retryable();
+        if is_final && !matches!(error.kind(), ErrorKind::Http | ErrorKind::Tls) {
+            return Verdict::GiveUp;
+        }
+        self.refusals = if is_final { self.refusals + 1 } else { 0 };
+        if self.refusals >= self.not_before.len() {
+            return Verdict::GiveUp;
+        }
+        let asked = error.refusal().and_then(|refusal| refusal.retry_after);
+        self.not_before[last] = asked.map(|wait| after(now, wait.min(retry_after_max)));
+        let left = self.not_before[self.turn()].map(|until| until.saturating_duration_since(now));
+        left.filter(|left| !left.is_zero()).map_or(Verdict::Retry, Verdict::RetryAfter)
+    }
+
+    fn turn(&self) -> usize {
+        self.dials % self.not_before.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderMap, StatusCode};
+
+    use super::*;
+    use crate::error::Refusal;
+
+    const MAX: Duration = Duration::from_secs(300);
+
+    fn refused(status: u16, retry_after: Option<Duration>) -> Error {
+        let status = StatusCode::from_u16(status).expect("a status");
+        Error::refused("a:1", Refusal { status, headers: HeaderMap::new(), body: Vec::new(), retry_after })
+    }
+
+    fn dropped() -> Error {
+        Error::new(ErrorKind::Io, "reading from a:1")
+    }
+
+    #[test]
+    fn endpoints_take_turns_whatever_happens() {
+        let mut rota = Rota::new(3);
+        assert_eq!([(); 7].map(|()| rota.begin()), [0, 1, 2, 0, 1, 2, 0]);
+    }
+
+    #[test]
+    fn a_single_endpoint_that_refuses_for_good_ends_it() {
+        let mut rota = Rota::new(1);
+        rota.begin();
+        assert_eq!(rota.verdict(&dropped(), MAX, Instant::now()), Verdict::Retry);
+        rota.begin();
+        assert_eq!(rota.verdict(&refused(404, None), MAX, Instant::now()), Verdict::GiveUp);
+    }
+
+    #[test]
+    fn of_several_all_have_to_refuse_in_a_row() {
+        let mut rota = Rota::new(2);
+        let now = Instant::now();
+        let mut meets = |error: Error| {
+            rota.begin();
+            rota.verdict(&error, MAX, now)
+        };
+        assert_eq!(meets(refused(404, None)), Verdict::Retry);
+        // The second one is only down: it may come back.
+        assert_eq!(meets(dropped()), Verdict::Retry);
+        assert_eq!(meets(refused(404, None)), Verdict::Retry);
+        assert_eq!(meets(refused(401, None)), Verdict::GiveUp);
+    }
+
+    #[test]
+    fn what_no_other_endpoint_can_mend_ends_it_at_once() {
+        for error in
+            [Error::config("a bad URL"), Error::new(ErrorKind::HandlerPanicked, "it panicked"), Error::stopped()]
+        {
+            let mut rota = Rota::new(2);
+            rota.begin();
+            assert_eq!(rota.verdict(&error, MAX, Instant::now()), Verdict::GiveUp);
+        }
+    }
+
+    #[test]
+    fn retry_after_binds_the_endpoint_that_asked_for_it() {
+        let minute = Duration::from_secs(60);
+        let now = Instant::now();
+        let mut one = Rota::new(1);
+        one.begin();
+        assert_eq!(one.verdict(&refused(503, Some(minute)), MAX, now), Verdict::RetryAfter(minute));
+        one.begin();
+        assert_eq!(one.verdict(&refused(503, Some(2 * MAX)), MAX, now), Verdict::RetryAfter(MAX));
+
+        let mut two = Rota::new(2);
+        two.begin();
+        // The other one is free.
+        assert_eq!(two.verdict(&refused(503, Some(minute)), MAX, now), Verdict::Retry);
+        two.begin();
+        // Ten seconds later it is the turn of the first again.
+        let later = now + Duration::from_secs(10);
+        assert_eq!(two.verdict(&dropped(), MAX, later), Verdict::RetryAfter(Duration::from_secs(50)));
+        two.begin();
+        assert_eq!(two.verdict(&dropped(), MAX, now + minute), Verdict::Retry);
+        two.begin();
+        assert_eq!(two.verdict(&dropped(), MAX, now + minute), Verdict::Retry);
+    }
+}
