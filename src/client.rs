@@ -67,24 +67,29 @@ impl Client {
     }
 }
 
+/// How much later than the dial's own deadline a dial that is not over must be in an endpoint closure.
+const CLOSURE_GRACE: Duration = Duration::from_millis(500);
+
 impl Builder {
     /// Makes one dial within `dial_within`, and a client to pull from when it succeeds. Later drops are retried as usual.
     ///
     /// # Errors
-    /// Why that dial failed, or `Config`. Nothing is left running then, save a lookup that hangs in the system's resolver.
+    /// Why that dial failed, or `Config`. Nothing is left running then, save a lookup or an endpoint closure that hangs, which nothing can
+    /// interrupt: it ends when it returns, and takes its threads along.
     pub fn connect(self) -> Result<Client<Pulled>, Error> {
         let dial_within = self.settings.dial_within;
-        let client = self.pulled(true)?;
+        let mut client = self.pulled(true)?;
         // The dial keeps its own deadline; this one is for an endpoint closure that does not.
-        match client.board.wait_first_open(dial_within.saturating_add(Duration::from_millis(500))) {
-            Ok(()) => Ok(client),
-            Err(error) => {
-                client.stop(client.drop_within);
-                let is_closure_late = error.budget() == Some(WAIT_OPEN);
-                let late = || Error::timeout("dial_within", dial_within, "asking where to dial");
-                Err(if is_closure_late { late() } else { error })
-            }
-        }
+        let Err(error) = client.board.wait_first_open(dial_within.saturating_add(CLOSURE_GRACE)) else {
+            return Ok(client);
+        };
+        let is_closure_late = error.budget() == Some(WAIT_OPEN);
+        // Like a lookup that hangs, a closure that hangs is told to stop, and not waited for.
+        let patience = if is_closure_late { Duration::ZERO } else { client.drop_within };
+        client.stop(patience);
+        client.drop_within = Duration::ZERO;
+        let late = || Error::timeout("dial_within", dial_within, "asking where to dial");
+        Err(if is_closure_late { late() } else { error })
     }
 
     /// Returns at once with a client to pull from, which dials in the background, and retries.
