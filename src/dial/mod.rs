@@ -84,6 +84,7 @@ impl Dialler {
         deadline: Deadline,
     ) -> Result<Dialled, Error> {
         let steps = Steps { pair, shutdown: &self.shutdown, deadline };
+        self.connectors.begin_dial();
         log::debug!("{target}: resolving");
         let addresses = self.lookups.addresses(target, &self.shutdown, deadline)?;
         let (socket, peer) = connect::connect(target, addresses, &self.tcp, &steps)?;

@@ -124,18 +124,25 @@ const PATIENCE: Duration = Duration::from_millis(10);
 pub(crate) struct Connectors {
     options: TlsOptions,
     connector: Option<Arc<Connector>>,
-    /// The last dial failed verification, and its connector was thrown away.
+    /// This dial has failed verification, and its connector was thrown away.
     has_failed: bool,
+    /// The one before it has.
+    had_failed: bool,
 }
 
 impl Connectors {
     pub(crate) fn new(options: TlsOptions) -> Self {
-        Connectors { options, connector: None, has_failed: false }
+        Connectors { options, connector: None, has_failed: false, had_failed: false }
+    }
+
+    /// A dial begins, which may or may not come as far as TLS.
+    pub(crate) fn begin_dial(&mut self) {
+        self.had_failed = std::mem::take(&mut self.has_failed);
     }
 
     /// Shakes hands over a non-blocking socket.
     ///
-    /// A certificate that fails verification throws the connector away. Only when the next dial, with a connector made afresh while there
+    /// A certificate that fails verification throws the connector away. Only when the very next dial, with a connector made afresh while there
     /// were descriptors to spare, fails too is the error one that no retry mends: a connector made while the process had no descriptors has no
     /// roots, and would fail for ever.
     pub(crate) fn handshake(
@@ -144,7 +151,7 @@ impl Connectors {
         socket: &Socket,
         steps: &Steps<'_>,
     ) -> Result<TlsStream<Pipe>, Error> {
-        let had_spare = self.has_failed && has_spare_descriptor();
+        let had_spare = self.had_failed && has_spare_descriptor();
         let connector = match self.connector.take() {
             Some(connector) => connector,
             None => self.find_or_make(steps, &|| format!("TLS handshake with {target}"))?,
@@ -152,13 +159,11 @@ impl Connectors {
         match shake_hands(&connector.connector, target, socket, steps) {
             Ok(stream) => {
                 self.connector = Some(connector);
-                self.has_failed = false;
                 Ok(stream)
             }
             Err(error) if error.is_verification_failure() => {
-                let is_final = self.has_failed && had_spare;
                 self.has_failed = true;
-                Err(if is_final { error.for_good() } else { error })
+                Err(if had_spare { error.for_good() } else { error })
             }
             Err(error) => {
                 self.connector = Some(connector);
@@ -177,7 +182,7 @@ impl Connectors {
             }
         };
         shared.retain(|connector| connector.strong_count() > 0);
-        if !self.has_failed {
+        if !self.had_failed {
             let known = shared.iter().filter_map(Weak::upgrade).find(|known| known.options == self.options);
             if let Some(known) = known {
                 return Ok(known);

@@ -256,6 +256,41 @@ fn a_certificate_that_is_refused_now_and_then_ends_nobody() {
 }
 
 #[test]
+fn refused_certificates_with_another_failure_between_them_are_not_in_a_row() {
+    let stranger = echo(Venue::builder().tls_for_a_stranger());
+    let urls = [stranger.url(), "ws://127.0.0.1:1/".to_owned()];
+    let dials = AtomicUsize::new(0);
+    let client = Client::builder_asking(move |_| Ok(urls[dials.fetch_add(1, Ordering::Relaxed) % 2].as_str().into()))
+        .tls_root(Venue::root_pem())
+        .retry_min(MS)
+        .retry_max(5 * MS)
+        .start_pulled()
+        .expect("it starts");
+    assert!(stranger.wait_for_connections(4, SOON), "{:?}", client.end());
+    assert!(client.stop(SOON).is_clean());
+}
+
+#[test]
+fn connect_does_not_wait_for_an_endpoint_closure_that_hangs() {
+    let (release, held) = bounded::<()>(0);
+    let dial_within = 50 * MS;
+    let began = Instant::now();
+    let error = Client::builder_asking(move |context| {
+        assert!(context.remaining() <= dial_within);
+        assert!(held.recv().is_err());
+        assert_eq!(context.remaining(), Duration::ZERO);
+        Err("too late".into())
+    })
+    .dial_within(dial_within)
+    .drop_within(360 * SOON)
+    .connect()
+    .expect_err("the closure hangs");
+    assert!(began.elapsed() < SOON, "it was waited for");
+    assert_eq!((error.kind(), error.budget()), (ErrorKind::Timeout, Some("dial_within")));
+    drop(release);
+}
+
+#[test]
 fn a_certificate_for_another_host_is_refused_unless_told_otherwise() {
     let venue = echo(Venue::builder().tls_for_a_stranger());
     let error = refused(&venue);
