@@ -4,7 +4,7 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::board::Budgets;
 use crate::dial::{Resolver, TcpOptions, TlsOptions};
@@ -15,6 +15,7 @@ use crate::lifecycle::ThreadOptions;
 use crate::line::deflate::Deflate;
 use crate::queue::{Bounds, WhenFull};
 use crate::state::{Rules, Verdict};
+use crate::sync;
 use crate::timing::Backoff;
 
 /// Everything there is to set. Start with [`Client::builder`](crate::Client::builder), end with [`connect`](Builder::connect) or
@@ -107,7 +108,7 @@ pub(crate) type Asker = Arc<dyn Fn(&DialContext) -> Result<Endpoint, Box<dyn Std
 #[derive(Clone, Debug)]
 pub struct DialContext {
     attempt: u32,
-    remaining: Duration,
+    deadline: Instant,
     is_stopping: StopLook,
 }
 
@@ -121,8 +122,8 @@ impl fmt::Debug for StopLook {
 }
 
 impl DialContext {
-    pub(crate) fn new(attempt: u32, remaining: Duration, is_stopping: Arc<dyn Fn() -> bool + Send + Sync>) -> Self {
-        DialContext { attempt, remaining, is_stopping: StopLook(is_stopping) }
+    pub(crate) fn new(attempt: u32, deadline: Instant, is_stopping: Arc<dyn Fn() -> bool + Send + Sync>) -> Self {
+        DialContext { attempt, deadline, is_stopping: StopLook(is_stopping) }
     }
 
     /// The how-manieth dial in a row without a stable line this is, from 1.
@@ -130,9 +131,9 @@ impl DialContext {
         self.attempt
     }
 
-    /// What `dial_within` leaves for the closure and the dial together.
+    /// What is left of `dial_within` for the closure and the dial together.
     pub fn remaining(&self) -> Duration {
-        self.remaining
+        self.deadline.saturating_duration_since(sync::now())
     }
 
     /// Whether the client has been told to stop: a closure that makes calls of its own should look now and then, for nothing can interrupt it.
@@ -235,7 +236,7 @@ impl Targets {
 fn as_endpoint_error(error: Box<dyn StdError + Send + Sync>) -> Error {
     match error.downcast::<Error>() {
         Ok(error) => *error,
-        Err(error) => Error::caused(ErrorKind::Endpoint, "asking where to dial", error),
+        Err(error) => Error::caused_by_closure(ErrorKind::Endpoint, "asking where to dial", error),
     }
 }
 

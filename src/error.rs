@@ -11,7 +11,8 @@ use http::{HeaderMap, StatusCode};
 /// Why a dial or a line failed.
 ///
 /// It says what was being done, keeps its cause in [`source`](StdError::source) and is cheap to clone. It never shows a query
-/// string, a header value or a payload, neither by `Display` nor by `Debug`: hosts and ports are as far as it goes.
+/// string, a header value or a payload, neither by `Display` nor by `Debug`: hosts and ports are as far as it goes. What a closure of the program's
+/// own has returned (an endpoint closure, a resolver) may hold any of these, so it stands in `source` alone.
 #[derive(Clone)]
 pub struct Error(Arc<Repr>);
 
@@ -28,6 +29,8 @@ enum Detail {
     Close(CloseReason),
     /// Retrying has been tried and did not help.
     Final,
+    /// The cause comes from a closure of the program's: it may say anything.
+    ForeignCause,
 }
 
 /// What an [`Error`] is about.
@@ -173,6 +176,15 @@ impl Error {
         Self::build(kind, doing.into(), None, Some(source.into()))
     }
 
+    /// As [`caused`](Error::caused), by what a closure of the program's returned: it is kept, and shown to nobody who does not ask for it.
+    pub(crate) fn caused_by_closure(
+        kind: ErrorKind,
+        doing: impl Into<Cow<'static, str>>,
+        source: impl Into<Box<dyn StdError + Send + Sync>>,
+    ) -> Self {
+        Self::build(kind, doing.into(), Some(Detail::ForeignCause), Some(source.into()))
+    }
+
     /// The same error, which a retry has been shown not to mend: a certificate refused twice in a row, for example.
     pub(crate) fn for_good(self) -> Self {
         let doing = self.0.doing.clone();
@@ -282,10 +294,10 @@ impl Error {
         self.0.source.as_ref()?.downcast_ref::<std::io::Error>().map(std::io::Error::kind)
     }
 
-    /// The error and all its causes on one line: what a log wants.
+    /// The error and its causes on one line: what a log wants. What a closure of the program's own returned is left out.
     pub fn chain(&self) -> String {
         let mut text = self.to_string();
-        let mut cause = self.source();
+        let mut cause = self.shown_cause();
         while let Some(error) = cause {
             let next = error.to_string();
             // Errors of other crates often repeat their causes.
@@ -293,9 +305,16 @@ impl Error {
                 text.push_str(": ");
                 text.push_str(&next);
             }
-            cause = error.source();
+            cause = match error.downcast_ref::<Error>() {
+                Some(ours) => ours.shown_cause(),
+                None => error.source(),
+            };
         }
         text
+    }
+
+    fn shown_cause(&self) -> Option<&(dyn StdError + 'static)> {
+        self.source().filter(|_| !matches!(self.0.detail, Some(Detail::ForeignCause)))
     }
 }
 
@@ -335,7 +354,7 @@ impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut shown = f.debug_struct("Error");
         shown.field("kind", &self.0.kind).field("doing", &self.0.doing);
-        if let Some(source) = &self.0.source {
+        if let Some(source) = self.shown_cause() {
             shown.field("source", &source.to_string());
         }
         shown.finish()
@@ -441,6 +460,16 @@ mod tests {
         let error = Error::refused("example.com:443", refusal);
         assert!(!error.is_retryable());
         assert!(!format!("{error:?} {error} {:?}", error.refusal()).contains("secret"));
+    }
+
+    #[test]
+    fn what_a_closure_returned_is_in_source_and_nowhere_else() {
+        let error =
+            Error::caused_by_closure(ErrorKind::Endpoint, "asking where to dial", "GET /token?key=hunter2 failed");
+        let late = Error::timeout("wait_open", Duration::from_secs(1), "waiting").because(error.clone());
+        assert!(error.source().is_some_and(|source| source.to_string().contains("hunter2")));
+        assert!(!format!("{error} {error:?} {} {late:?} {}", error.chain(), late.chain()).contains("hunter2"));
+        assert!(late.chain().ends_with("asking where to dial"), "{}", late.chain());
     }
 
     #[test]

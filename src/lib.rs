@@ -97,8 +97,8 @@
 //! compressed one the length of what is compressed. The events queue holds what its bounds say.
 //!
 //! # Logs
-//! Through the [`log`] crate, target `tautline`:
-//! - error: a thread did not stop in time, or a bug of ours
+//! Through the [`log`] crate, targets that begin with `tautline`:
+//! - error: a client was dropped and a thread of it did not end in time (what [`Client::stop`] returns says so by itself), or a bug of ours
 //! - warn: the client gave up, or the handler is slower than `pong_within`
 //! - info: opened, disconnected, dial failed, and what follows
 //! - debug: the steps of a dial, changes of state

@@ -151,7 +151,7 @@ impl<D: Delivery> Supervisor<D> {
         let turn = self.rota.begin();
 
         let shutdown = self.board.shutdown.clone();
-        let context = DialContext::new(attempt, settings.dial_within, Arc::new(move || shutdown.is_requested()));
+        let context = DialContext::new(attempt, deadline.at(), Arc::new(move || shutdown.is_requested()));
         let target = catch_unwind(AssertUnwindSafe(|| self.config.source.target(turn, &context)))
             .unwrap_or_else(|panic| Err(panicked(&self.board, panic, "the endpoint closure")))?;
 

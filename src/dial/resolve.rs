@@ -46,7 +46,8 @@ impl Resolver for System {
 
 /// The lookups of one client, one after the other.
 pub(crate) struct Lookups {
-    resolver: Arc<dyn Resolver>,
+    /// `None`: the system's.
+    resolver: Option<Arc<dyn Resolver>>,
     lifecycle: Arc<Lifecycle>,
     /// The one that is under way: what was asked, and where the answer will come.
     pending: Option<Pending>,
@@ -60,7 +61,7 @@ struct Pending {
 
 impl Lookups {
     pub(crate) fn new(resolver: Option<Arc<dyn Resolver>>, lifecycle: Arc<Lifecycle>) -> Self {
-        Lookups { resolver: resolver.unwrap_or_else(|| Arc::new(System)), lifecycle, pending: None }
+        Lookups { resolver, lifecycle, pending: None }
     }
 
     /// The addresses of the target: at once if it is an address itself.
@@ -92,8 +93,9 @@ impl Lookups {
             if !is_for_this {
                 continue;
             }
-            let addresses = result
-                .map_err(|error| Error::caused(ErrorKind::Resolve, format!("resolving {}", target.host), error))?;
+            let caused = if self.resolver.is_some() { Error::caused_by_closure } else { Error::caused };
+            let addresses =
+                result.map_err(|error| caused(ErrorKind::Resolve, format!("resolving {}", target.host), error))?;
             if addresses.is_empty() {
                 return Err(Error::new(ErrorKind::Resolve, format!("{} has no addresses", target.host)));
             }
@@ -103,7 +105,7 @@ impl Lookups {
 
     fn ask(&self, target: &Target) -> Result<Pending, Error> {
         let (host, port) = (target.host.clone(), target.port);
-        let resolver = Arc::clone(&self.resolver);
+        let resolver = self.resolver.clone().unwrap_or_else(|| Arc::new(System));
         let (tell, answer) = bounded(1);
         let asked = host.clone();
         self.lifecycle.spawn("tautline-resolve", Patience::AtMost(PATIENCE), move || {

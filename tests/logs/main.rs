@@ -5,6 +5,7 @@
 use std::io;
 use std::time::Duration;
 
+use crossbeam_channel::bounded;
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use parking_lot::Mutex;
 use tautline::testing::{Peer, Venue};
@@ -39,6 +40,8 @@ fn main() {
     secrets_stay_out_at_every_level();
     a_loop_logs_a_line_for_each_dial();
     a_slow_handler_is_warned_of_once();
+    what_closures_return_is_not_logged();
+    a_drop_that_leaves_a_thread_behind_is_an_error_and_others_are_not();
     #[cfg(target_os = "linux")]
     a_line_that_is_down_wakes_nobody();
 }
@@ -132,6 +135,48 @@ fn a_slow_handler_is_warned_of_once() {
     assert!(venue.wait_for_messages(1, 2 * SOON));
     assert!(client.stop(SOON).is_clean());
     assert_eq!(taken().iter().filter(|entry| is_warning(entry)).count(), 1);
+}
+
+/// HTTP clients put whole URLs into their errors.
+fn what_closures_return_is_not_logged() {
+    let asking = Client::builder_asking(|_| Err(format!("GET https://a.example/token?key={SECRET} failed").into()));
+    let resolving = Client::builder("ws://venue.example/")
+        .resolver(|_: &str, _: u16| Err(io::Error::other(format!("GET https://a.example/dns?key={SECRET} failed"))));
+    for builder in [asking, resolving] {
+        let error = builder.max_attempts(1).start_pulled().expect("it starts").wait_closed(SOON).expect("it gives up");
+        assert!(!format!("{error:?} {}", error.chain()).contains(SECRET));
+        assert!(std::error::Error::source(&error).is_some_and(|source| source.to_string().contains(SECRET)));
+        let kept = taken();
+        assert!(kept.iter().any(|(level, _)| *level == Level::Warn), "{kept:?}");
+        assert!(!kept.iter().any(|(_, text)| text.contains(SECRET)), "{kept:?}");
+    }
+}
+
+fn a_drop_that_leaves_a_thread_behind_is_an_error_and_others_are_not() {
+    let venue = Venue::start(|peer| {
+        peer.upgrade()?;
+        peer.send_text("work")?;
+        peer.drain()
+    });
+    for is_late in [false, true] {
+        let (release, held) = bounded::<()>(0);
+        let (tell, told) = bounded(1);
+        let handler = move |_: &mut Line<'_>, _: MessageRef<'_>| {
+            tell.send(()).expect("the test waits");
+            assert!(!is_late || held.recv().is_err());
+        };
+        let settings = Client::builder(venue.url()).close_within(Duration::from_millis(20));
+        let drop_within = if is_late { Duration::from_millis(200) } else { SOON };
+        let client = settings.drop_within(drop_within).start(handler).expect("it starts");
+        told.recv_timeout(SOON).expect("the handler is called");
+        let stopper = client.stopper();
+        drop(client);
+        let errors: Vec<_> = taken().into_iter().filter(|(level, _)| *level == Level::Error).collect();
+        assert_eq!(errors.len(), usize::from(is_late), "{errors:?}");
+        assert!(errors.iter().all(|(_, text)| text.contains("tautline-reader LATE")), "{errors:?}");
+        drop(release);
+        assert!(stopper.stop(SOON).is_clean());
+    }
 }
 
 #[cfg(target_os = "linux")]
