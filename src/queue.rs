@@ -14,7 +14,8 @@ use crate::timing::after;
 
 /// What happens to a message that finds the events queue full.
 ///
-/// Rules touch messages only: openings, ends and lags always have room.
+/// Rules touch messages only: openings, ends and failed dials have room of their own, for 1,024 of them, and the oldest make room then; a
+/// [`Lag`] says so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum WhenFull {

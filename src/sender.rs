@@ -76,7 +76,8 @@ impl Sender {
         self.send_on(self.line()?.as_ref(), Payload::Binary(bytes))
     }
 
-    /// Sends several messages in order, by one system call for every 64 KiB of them, under one budget. The receipt is the last one's.
+    /// Sends several messages in order, by one system call for every 64 KiB of them, under one budget. What is long
+    /// enough to be compressed on a compressed line goes by calls of its own. The receipt is the last one's.
     ///
     /// # Errors
     /// [`BatchError`]: how many went whole, and what became of the next. An empty batch is refused with `Config`.
@@ -133,7 +134,7 @@ impl Sender {
     /// Returns before the ping is written.
     ///
     /// # Errors
-    /// `NotSent`, when no line is open.
+    /// `NotSent`, when no line is open or the line is ending.
     pub fn ping(&self) -> Result<(), SendError> {
         self.ping_on(self.line()?.as_ref())
     }
@@ -199,8 +200,7 @@ impl Sender {
     }
 
     pub(crate) fn ping_on(&self, line: &OpenLine) -> Result<(), SendError> {
-        line.ask_for_ping();
-        Ok(())
+        line.ask_for_ping()
     }
 
     pub(crate) fn reconnect_on(&self, line: &OpenLine) {

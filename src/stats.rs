@@ -15,7 +15,7 @@ pub struct Stats {
     pub messages_received: u64,
     /// Payload bytes of data messages received, after inflating.
     pub bytes_received: u64,
-    /// Data messages that the kernel took whole.
+    /// Data messages that the kernel took whole, application pings among them.
     pub messages_sent: u64,
     /// Bytes of their frames.
     pub bytes_sent: u64,

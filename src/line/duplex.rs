@@ -297,11 +297,14 @@ impl Duplex {
                 Err(error) => Err(error),
             },
             Some(tls) => {
-                // Control frames fit in one record, so it is all or nothing.
                 let encrypted = tls.encrypt(bytes, &mut wire.unsent, &mut wire.records)?;
                 wire.records.clear();
                 let sent = self.flush(wire)?;
                 Ok(match encrypted {
+                    // Control frames fit in one record, so it is all or nothing. A longer text may not, and cannot be begun anew.
+                    Encrypted::Some { advanced, .. } if advanced > 0 => {
+                        return Err(io::Error::other("the peer renegotiates TLS in the middle of an application ping"));
+                    }
                     Encrypted::Some { .. } => Attempt::Later,
                     Encrypted::All if sent => Attempt::Sent,
                     Encrypted::All => Attempt::Kept,

@@ -29,7 +29,7 @@ use crate::sync::channel::Sender as Ringer;
 use crate::sync::{self, Condvar, Mutex, MutexGuard};
 use crate::timing::{Deadline, Liveness};
 use duplex::{Attempt, Duplex, TlsEngine};
-use outgoing::{Failed, Outlet, Sent};
+use outgoing::{Failed, FailedBatch, Outlet, Sent};
 use pings::PingBook;
 use socket::LineSocket;
 
@@ -264,8 +264,8 @@ impl OpenLine {
                 self.counters.sent(payloads.len() as u64, sent.bytes);
                 Ok(sent)
             }
-            Err((error, severs)) => {
-                self.counters.sent(error.sent as u64, 0);
+            Err(FailedBatch { error, severs, bytes }) => {
+                self.counters.sent(error.sent as u64, bytes);
                 self.sever_if(severs, error.next.reason());
                 Err(error)
             }
@@ -274,9 +274,7 @@ impl OpenLine {
 
     /// The outlet, once whoever holds it lets go.
     fn outlet_until(&self, deadline: Deadline) -> Result<MutexGuard<'_, Outlet>, Error> {
-        if self.is_ending.load(Ordering::Acquire) {
-            return Err(Error::new(ErrorKind::Closed, "the line is on its way to its end"));
-        }
+        self.refuse_if_ending()?;
         let late = || deadline.error("waiting for another sender on this line");
         // Uncontended, this reads no clock.
         let mut outlet = match self.outlet.try_lock() {
@@ -388,9 +386,18 @@ impl OpenLine {
     }
 
     /// Asks the heart for a ping.
-    pub(crate) fn ask_for_ping(&self) {
+    pub(crate) fn ask_for_ping(&self) -> Result<(), SendError> {
+        self.refuse_if_ending().map_err(SendError::NotSent)?;
         self.duties.lock().pings += 1;
         self.ring();
+        Ok(())
+    }
+
+    fn refuse_if_ending(&self) -> Result<(), Error> {
+        if self.is_ending.load(Ordering::Acquire) {
+            return Err(Error::new(ErrorKind::Closed, "the line is on its way to its end"));
+        }
+        Ok(())
     }
 
     // ---- Reading, from the reader thread ----
@@ -615,11 +622,12 @@ impl OpenLine {
             let _ = self.app_ping_written.compare_exchange(0, self.nanos(now), Ordering::AcqRel, Ordering::Acquire);
         }
         self.announce(&outlet, 1);
-        let attempt = outlet.attempt_text(&self.duplex, text)?;
+        let (attempt, bytes) = outlet.attempt_text(&self.duplex, text)?;
         self.sequence.store(outlet.sequence(), Ordering::Release);
         if attempt == Attempt::Later {
             return Ok(false);
         }
+        self.counters.sent(1, bytes);
         log::trace!("{}: sent {:?}, an application ping", self.peer, Payload::Text(text));
         Ok(true)
     }

@@ -59,6 +59,15 @@ pub(crate) struct Failed {
     pub(crate) severs: bool,
 }
 
+/// A batch that ended early.
+#[derive(Debug)]
+pub(crate) struct FailedBatch {
+    pub(crate) error: BatchError,
+    pub(crate) severs: bool,
+    /// Bytes of the frames of those messages that went whole.
+    pub(crate) bytes: usize,
+}
+
 impl Failed {
     /// A part of the message is out, and the rest will not follow.
     pub(crate) fn in_the_middle(self) -> Self {
@@ -213,16 +222,20 @@ impl Outlet {
         duplex: &Duplex,
         payloads: &[Payload<'_>],
         deadline: Deadline,
-    ) -> Result<Sent, (BatchError, bool)> {
+    ) -> Result<Sent, FailedBatch> {
         let mut sent = 0;
         let mut bytes = 0;
-        let fail = |sent: usize, failed: Failed| (BatchError { sent, next: failed.error }, failed.severs);
-        self.refuse_if_closed().map_err(|failed| fail(0, failed))?;
+        let fail = |sent: usize, failed: Failed, bytes: usize| FailedBatch {
+            error: BatchError { sent, next: failed.error },
+            severs: failed.severs,
+            bytes,
+        };
+        self.refuse_if_closed().map_err(|failed| fail(0, failed, 0))?;
         while sent < payloads.len() {
             let (opcode, first) = parts(payloads[sent]);
-            // A large message goes by itself, in chunks of its own.
-            if first.len() > CHUNK || first.len() > self.max_frame || self.deflater.is_some() {
-                let one = self.send(duplex, payloads[sent], deadline).map_err(|failed| fail(sent, failed))?;
+            // A large message goes by itself, in chunks of its own, and so does one that is to be compressed.
+            if self.goes_alone(first) {
+                let one = self.send(duplex, payloads[sent], deadline).map_err(|failed| fail(sent, failed, bytes))?;
                 bytes += one.bytes;
                 sent += 1;
                 continue;
@@ -236,7 +249,7 @@ impl Outlet {
                 ends.push(self.plain.len());
                 let Some(&payload) = payloads.get(sent + ends.len()) else { break };
                 next = parts(payload);
-                if self.plain.len() + next.1.len() > CHUNK || next.1.len() > self.max_frame {
+                if self.plain.len() + next.1.len() > CHUNK || self.goes_alone(next.1) {
                     break;
                 }
             }
@@ -249,7 +262,11 @@ impl Outlet {
                 let next = if is_touched { SendError::Unknown(why) } else { SendError::NotSent(why) };
                 let severs = is_touched || cut.is_fatal;
                 self.close_if(severs);
-                return Err((BatchError { sent: sent + whole, next }, severs));
+                return Err(FailedBatch {
+                    error: BatchError { sent: sent + whole, next },
+                    severs,
+                    bytes: bytes + begun,
+                });
             }
             sent += ends.len();
             bytes += self.plain.len();
@@ -257,6 +274,12 @@ impl Outlet {
         }
         self.plain.shrink_to(KEEP);
         Ok(Sent { sequence: self.sequence, bytes })
+    }
+
+    fn goes_alone(&self, payload: &[u8]) -> bool {
+        payload.len() > CHUNK
+            || payload.len() > self.max_frame
+            || self.deflater.as_ref().is_some_and(|deflater| deflater.compresses(payload))
     }
 
     /// Sends a control frame without waiting. The caller knows that its payload fits (RFC 6455 section 5.5).
@@ -279,10 +302,10 @@ impl Outlet {
         Ok(attempt)
     }
 
-    /// Sends a text message of the library's own (an application ping) without waiting.
-    pub(crate) fn attempt_text(&mut self, duplex: &Duplex, text: &str) -> std::io::Result<Attempt> {
+    /// Sends a text message of the library's own (an application ping) without waiting; and how many bytes its frames have.
+    pub(crate) fn attempt_text(&mut self, duplex: &Duplex, text: &str) -> std::io::Result<(Attempt, usize)> {
         if self.is_closed() {
-            return Ok(Attempt::Sent);
+            return Ok((Attempt::Sent, 0));
         }
         self.plain.clear();
         for (piece, opcode, is_final) in pieces(text.as_bytes(), self.max_frame, OpCode::Data(Data::Text), true) {
@@ -293,7 +316,7 @@ impl Outlet {
         if attempt != Attempt::Later {
             self.sequence += 1;
         }
-        Ok(attempt)
+        Ok((attempt, self.plain.len()))
     }
 
     fn refuse_if_closed(&self) -> Result<(), Failed> {
@@ -453,7 +476,7 @@ mod tests {
         let next = outlet.send(&duplex, Payload::Text("next"), deadline(10)).expect_err("nothing may follow");
         assert!(matches!(next.error, SendError::NotSent(_)));
         let batch = outlet.send_batch(&duplex, &[Payload::Text("next")], deadline(10)).expect_err("nothing may follow");
-        assert!(matches!(batch.0, BatchError { sent: 0, next: SendError::NotSent(_) }));
+        assert!(matches!(batch.error, BatchError { sent: 0, next: SendError::NotSent(_) }));
         let nothing = theirs.read(&mut taken).expect_err("nothing came");
         assert_eq!(nothing.kind(), std::io::ErrorKind::WouldBlock);
     }

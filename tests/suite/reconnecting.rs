@@ -315,6 +315,7 @@ fn a_program_can_ask_for_a_new_line() {
     let handler = move |line: &mut tautline::Line<'_>, _: tautline::MessageRef<'_>| {
         if counted.fetch_add(1, Ordering::SeqCst) < 3 {
             line.reconnect();
+            assert!(line.ping().is_err_and(|error| error.is_not_sent()), "no ping leaves on a line that is ending");
         }
     };
     let client = builder(&venue).start(handler).expect("it starts");
