@@ -73,6 +73,7 @@ pub(crate) struct Arrival {
 }
 
 /// What a message carries.
+// Exhaustive, unlike other enums here: RFC 6455 section 5.6 knows no third kind, and who matches both should need no arm for it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Payload<'a> {
     /// A text message: valid UTF-8 (RFC 6455 section 5.6).

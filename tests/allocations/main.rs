@@ -70,5 +70,6 @@ impl Handler for Count {
 }
 
 fn allocations() -> usize {
-    ALLOCATOR.stats().allocations
+    let stats = ALLOCATOR.stats();
+    stats.allocations + stats.reallocations
 }
