@@ -18,14 +18,14 @@ use serde_json::{Value, json};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 use tautline::{
-    Builder, Client, Disconnect, Error, ErrorKind, Event, Message, NoEvent, Opened, Outcome, SendError, Sender, State,
-    StopReport,
+    Builder, Client, Disconnect, Error, ErrorKind, Event, Message, NoEvent, Opened, Outcome, Sender, State, StopReport,
 };
 
 /// Prints what a WebSocket sends, like `tail -f`, and keeps the line up. Messages go to standard output; with --json everything does,
 /// one object a line. Logs go to standard error (RUST_LOG=tautline=debug).
 ///
-/// Exit status: 0 when it stopped as asked, 1 when the client gave up, 2 for wrong usage.
+/// SIGINT and SIGTERM stop it politely, and when they come a second time at once. Exit status: 0 when it stopped as asked, 1 when the client gave up
+/// or the output could not be written, 2 for wrong usage.
 #[derive(Parser)]
 #[command(name = "tail", version, verbatim_doc_comment)]
 struct Options {
@@ -67,8 +67,8 @@ struct Options {
     /// The budget of the closing handshake [default: 1s]
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     close_within: Option<Duration>,
-    /// The budget of stopping
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "5s")]
+    /// The budget of stopping [default: 5s]
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "5s", hide_default_value = true)]
     stop_within: Duration,
     /// The ceiling of the first retry's delay [default: 250ms]
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
@@ -85,8 +85,8 @@ struct Options {
     /// The longest message that is taken [default: 16777216]
     #[arg(long, value_name = "BYTES")]
     max_message: Option<usize>,
-    /// Stop after N messages
-    #[arg(long, value_name = "N")]
+    /// Stop after N messages, at least 1
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
     /// Stop after this long
     #[arg(long = "for", value_name = "DURATION", value_parser = humantime::parse_duration)]
@@ -104,14 +104,16 @@ fn parse_header(text: &str) -> Result<(String, String), String> {
     Ok((name.trim().to_owned(), value.trim().to_owned()))
 }
 
-fn main() -> ExitCode {
+// `tests/tail` runs it too.
+pub(crate) fn main() -> ExitCode {
     env_logger::init();
     let options = Options::parse();
     match run(&options) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),
         Err(usage) => {
-            eprintln!("tail: {usage}");
+            // Nobody may be listening.
+            let _ = writeln!(io::stderr(), "tail: {usage}");
             ExitCode::from(2)
         }
     }
@@ -121,20 +123,26 @@ fn main() -> ExitCode {
 fn run(options: &Options) -> Result<bool, String> {
     // Before the first thread is started, so that no signal finds the default handler.
     let signalled = watch_signals().map_err(|error| format!("cannot watch for signals: {error}"))?;
-    let client = builder(options)?.start_pulled().map_err(|error| error.chain())?;
+    let client = builder(options)?.start_pulled().map_err(|error| match &options.ca {
+        Some(path) if error.to_string().contains("root certificate") => format!("--ca {}: {error}", path.display()),
+        _ => error.chain(),
+    })?;
     let printer = Arc::new(Printer::new(options.json));
     if options.stdin {
         let (sender, printer) = (client.sender(), Arc::clone(&printer));
         // Nobody can interrupt a read of standard input: this thread is not joined, and falls silent when the printer does.
         thread::spawn(move || send_lines(&sender, &printer));
     }
-    let mut tail = Tail { options, client: &client, printer: &printer, messages: 0, is_open: false, gave_up: false };
+    let mut tail = Tail { options, client: &client, printer: &printer, messages: 0, gave_up: false };
     tail.follow(&signalled);
     let report = client.stop(options.stop_within);
     tail.drain();
+    if options.quiet {
+        tail.show_count();
+    }
     let gave_up = tail.gave_up;
     printer.last(&stopped(&report));
-    Ok(!gave_up)
+    Ok(!gave_up && !printer.has_failed())
 }
 
 fn builder(options: &Options) -> Result<Builder, String> {
@@ -194,7 +202,6 @@ struct Tail<'a> {
     client: &'a Client,
     printer: &'a Printer,
     messages: u64,
-    is_open: bool,
     gave_up: bool,
 }
 
@@ -203,7 +210,8 @@ impl Tail<'_> {
     fn follow(&mut self, signalled: &Receiver<()>) {
         let mut events = self.client.events();
         let ready = events.ready();
-        let end = self.options.for_duration.map_or_else(never, |wait| at(Instant::now() + wait));
+        // Beyond what the clock can tell is for ever.
+        let end = self.options.for_duration.and_then(|wait| Instant::now().checked_add(wait)).map_or_else(never, at);
         let counting = if self.options.quiet { tick(Duration::from_secs(1)) } else { never() };
         loop {
             select! {
@@ -231,15 +239,15 @@ impl Tail<'_> {
         }
     }
 
-    /// What is left after the stop: the end of the line, and why the client ended. Messages are not printed any more.
+    /// What is left after the stop: openings and ends of lines, each of the one having the other, and why the client ended.
     fn drain(&mut self) {
         let mut events = self.client.events();
-        while let Ok(event) = events.try_next() {
+        // Nothing is waited for but the last word of a client whose stop had no time.
+        while let Ok(event) = events.next_within(Duration::from_millis(100)) {
             match event {
-                Event::Message(_) => {}
-                Event::Disconnected(_) if !self.is_open => {}
-                Event::Opened(_) => {}
-                event => self.print(event),
+                Event::Opened(opened) => self.print_opened(&opened),
+                Event::Disconnected(_) | Event::Stopped(_) => self.print(event),
+                _ => {}
             }
         }
     }
@@ -247,10 +255,7 @@ impl Tail<'_> {
     fn print(&mut self, event: Event) {
         match event {
             Event::Opened(opened) => {
-                self.is_open = true;
-                self.printer.notice(&opened_json(&opened), || {
-                    format!("open, epoch {}, after {:.1?}", opened.epoch, opened.took)
-                });
+                self.print_opened(&opened);
                 self.send_greetings(opened.epoch);
             }
             Event::Message(message) => {
@@ -260,17 +265,22 @@ impl Tail<'_> {
                 }
             }
             Event::Disconnected(disconnect) => {
-                self.is_open = false;
-                self.printer.notice(&disconnected_json(&disconnect), || disconnect.to_string());
+                self.printer.notice(&disconnected_json(&disconnect), || disconnected_text(&disconnect));
             }
             // The last failed dial is told as `gave_up`, and only so.
             Event::DialFailed(failure) => {
                 if let Some(retry_in) = failure.retry_in {
-                    let json = json!({
+                    let mut json = json!({
                         "event": "dial_failed", "attempt": failure.attempt, "kind": failure.error.kind().as_str(),
                         "detail": failure.error.chain(), "retry_in_ms": millis(retry_in),
                     });
-                    self.printer.notice(&json, || format!("{failure}; dialling again in {retry_in:.1?}"));
+                    let body = refusal_body(&failure.error);
+                    if let Some(body) = &body {
+                        json["body"] = body.as_str().into();
+                    }
+                    self.printer.notice(&json, || {
+                        format!("{failure}{}; dialling again in {retry_in:.1?}", Quoted(body.as_deref()))
+                    });
                 }
             }
             Event::Lag(lag) => {
@@ -287,11 +297,23 @@ impl Tail<'_> {
             return;
         }
         self.gave_up = true;
-        let mut json = json!({"event": "gave_up", "kind": reason.kind().as_str(), "detail": reason.chain()});
+        let mut json = json!({"event": "gave_up", "kind": reason.kind().as_str()});
         if let Some(status) = reason.status() {
             json["status"] = status.as_u16().into();
         }
-        self.printer.notice(&json, || format!("gave up: {}", reason.chain()));
+        json["detail"] = reason.chain().into();
+        let body = refusal_body(reason);
+        if let Some(body) = &body {
+            json["body"] = body.as_str().into();
+        }
+        self.printer.notice(&json, || format!("gave up: {}{}", reason.chain(), Quoted(body.as_deref())));
+    }
+
+    fn print_opened(&self, opened: &Opened) {
+        self.printer.notice(&opened_json(opened), || {
+            let chosen = opened.subprotocol.as_ref().map(|name| format!(", subprotocol {name}")).unwrap_or_default();
+            format!("open, epoch {}, after {:.1?}{chosen}", opened.epoch, opened.took)
+        });
     }
 
     fn send_greetings(&self, epoch: u64) {
@@ -299,19 +321,21 @@ impl Tail<'_> {
         let sender = self.client.sender().pinned_to(epoch);
         for text in &self.options.send {
             if let Err(error) = sender.send_text(text) {
-                self.printer.send_failed(&error);
+                self.printer.send_failed(error.is_not_sent(), &error.reason().chain());
             }
         }
     }
 
     fn show_count(&self) {
         let stats = self.client.stats();
-        let line =
-            format!("{} messages, epoch {}, round trip {:.1?}", self.messages, stats.epochs, stats.round_trip.last);
-        if io::stderr().is_terminal() {
-            eprint!("\r\x1b[K{line}");
-        } else {
-            eprintln!("{line}");
+        let trip = match stats.round_trip.count {
+            0 => "not measured".to_owned(),
+            _ => format!("{:.1?}", stats.round_trip.last),
+        };
+        let line = format!("{} messages, epoch {}, round trip {trip}", self.messages, stats.epochs);
+        match io::stderr().is_terminal() {
+            true => self.printer.complain(format_args!("\r\x1b[K{line}")),
+            false => self.printer.complain(format_args!("{line}\n")),
         }
     }
 }
@@ -324,17 +348,20 @@ fn send_lines(sender: &Sender, printer: &Printer) {
             break;
         }
     }
-    for line in io::stdin().lock().lines() {
-        match line {
-            Ok(line) => {
-                if let Err(error) = sender.send_text(&line) {
-                    printer.send_failed(&error);
-                }
-            }
-            Err(error) => {
-                eprintln!("tail: standard input: {error}");
-                return;
-            }
+    for line in io::stdin().lock().split(b'\n') {
+        let line = match line {
+            Ok(line) => line,
+            Err(error) => return printer.complain(format_args!("tail: standard input: {error}\n")),
+        };
+        let sent = match std::str::from_utf8(line.strip_suffix(b"\r").unwrap_or(&line)) {
+            Ok(text) => sender.send_text(text).map_err(|error| (error.is_not_sent(), error.reason().chain())),
+            Err(_) => Err((true, "a line that is not UTF-8, as a text message has to be".to_owned())),
+        };
+        match sent {
+            Ok(_) => {}
+            // Nothing can be sent any more, and a stop is told of by itself.
+            Err(_) if sender.stopper().is_stopping() => return,
+            Err((is_not_sent, detail)) => printer.send_failed(is_not_sent, &detail),
         }
     }
 }
@@ -344,12 +371,19 @@ struct Printer {
     json: bool,
     /// Nothing is printed once `true`. Its lock also keeps lines whole.
     is_done: Mutex<bool>,
+    /// Whoever read us is gone, or what is written has no room.
     is_broken: AtomicBool,
+    has_failed: AtomicBool,
 }
 
 impl Printer {
     fn new(json: bool) -> Self {
-        Printer { json, is_done: Mutex::new(false), is_broken: AtomicBool::new(false) }
+        Printer {
+            json,
+            is_done: Mutex::new(false),
+            is_broken: AtomicBool::new(false),
+            has_failed: AtomicBool::new(false),
+        }
     }
 
     fn message(&self, message: &Message) {
@@ -375,15 +409,22 @@ impl Printer {
         if self.json {
             self.write(format!("{json}\n").as_bytes(), false);
         } else if !*self.is_done.lock() {
-            eprintln!("tail: {}", text());
+            self.complain(format_args!("tail: {}\n", text()));
         }
     }
 
-    fn send_failed(&self, error: &SendError) {
-        let outcome = if error.is_not_sent() { "not_sent" } else { "unknown" };
-        let detail = error.reason().chain();
+    fn send_failed(&self, is_not_sent: bool, detail: &str) {
+        let outcome = if is_not_sent { "not_sent" } else { "unknown" };
         let json = json!({"event": "send_failed", "outcome": outcome, "detail": detail});
-        self.notice(&json, || format!("{error}: {detail}"));
+        let text = if is_not_sent { "not sent" } else { "perhaps sent" };
+        self.notice(&json, || format!("{text}: {detail}"));
+    }
+
+    /// Standard error, as far as somebody reads it.
+    fn complain(&self, text: std::fmt::Arguments<'_>) {
+        if io::stderr().write_fmt(text).is_err() {
+            self.is_broken.store(true, Ordering::Relaxed);
+        }
     }
 
     /// The last line of all.
@@ -392,7 +433,7 @@ impl Printer {
             self.write(format!("{}\n", stopped.json).as_bytes(), true);
         } else {
             *self.is_done.lock() = true;
-            eprintln!("tail: stopped, {}", stopped.text);
+            self.complain(format_args!("tail: stopped, {}\n", stopped.text));
         }
     }
 
@@ -403,10 +444,17 @@ impl Printer {
         }
         *is_done = is_last;
         let mut out = io::stdout().lock();
-        if out.write_all(line).and_then(|()| out.flush()).is_err() {
-            // Whoever read us is gone, as in `tail | head`: stop, and stop politely.
+        if let Err(error) = out.write_all(line).and_then(|()| out.flush()) {
+            // Stop, and stop politely. In `tail | head` whoever read us is gone, which is as it should be; a full disk is not.
             self.is_broken.store(true, Ordering::Relaxed);
+            if error.kind() != io::ErrorKind::BrokenPipe && !self.has_failed.swap(true, Ordering::Relaxed) {
+                self.complain(format_args!("tail: cannot write to standard output: {error}\n"));
+            }
         }
+    }
+
+    fn has_failed(&self) -> bool {
+        self.has_failed.load(Ordering::Relaxed)
     }
 
     fn is_broken(&self) -> bool {
@@ -415,7 +463,37 @@ impl Printer {
 }
 
 fn opened_json(opened: &Opened) -> Value {
-    json!({"event": "opened", "epoch": opened.epoch, "ms": millis(opened.took)})
+    let mut json = json!({"event": "opened", "epoch": opened.epoch, "ms": millis(opened.took)});
+    if let Some(subprotocol) = &opened.subprotocol {
+        json["subprotocol"] = subprotocol.as_str().into();
+    }
+    json
+}
+
+/// What a venue says beside a status that refuses the dial.
+fn refusal_body(error: &Error) -> Option<String> {
+    let body = &error.refusal()?.body;
+    (!body.is_empty()).then(|| String::from_utf8_lossy(body).into_owned())
+}
+
+/// What a venue said, on one line and not endlessly, behind what is told of it.
+struct Quoted<'a>(Option<&'a str>);
+
+impl std::fmt::Display for Quoted<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0.map(|text| text.chars().take(200).collect::<String>()) {
+            Some(text) if !text.is_empty() => write!(f, ": {text:?}"),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn disconnected_text(disconnect: &Disconnect) -> String {
+    let follows = match disconnect.retry_in {
+        Some(wait) => format!("dialling again in {wait:.1?}"),
+        None => "not dialling again".to_owned(),
+    };
+    format!("{disconnect}{}; {follows}", Quoted(Some(&disconnect.close.reason)))
 }
 
 fn disconnected_json(disconnect: &Disconnect) -> Value {

@@ -1,0 +1,285 @@
+//! `examples/tail.rs` as whoever scripts it sees it: what it prints, what it exits with, how signals end it. Unix only.
+//!
+//! A program of its own, which is `tail` itself when it is told to be.
+
+#[cfg(unix)]
+#[path = "../../examples/tail.rs"]
+mod tail;
+
+#[cfg(not(unix))]
+fn main() {
+    println!("SKIPPED: signals end tail on Unix");
+}
+
+#[cfg(unix)]
+fn main() -> std::process::ExitCode {
+    if std::env::var_os(conversation::ROLE).is_some() {
+        return tail::main();
+    }
+    conversation::run();
+    std::process::ExitCode::SUCCESS
+}
+
+#[cfg(unix)]
+mod conversation {
+    use std::io::{BufRead, BufReader, Read, Write};
+    use std::process::{Child, ChildStdout, Command, Stdio};
+    use std::time::Duration;
+
+    use serde_json::{Value, json};
+    use tautline::testing::{Received, Venue};
+
+    /// Set for a child that is to be `tail`.
+    pub(crate) const ROLE: &str = "TAUTLINE_IS_TAIL";
+
+    const SOON: Duration = Duration::from_secs(20);
+
+    pub(crate) fn run() {
+        let scenarios: [(&str, fn()); 9] = [
+            ("every_event_is_an_object_and_the_end_comes_last", every_event_is_an_object_and_the_end_comes_last),
+            ("a_refusal_that_no_retry_mends_gives_up_at_once", a_refusal_that_no_retry_mends_gives_up_at_once),
+            ("the_last_failed_dial_is_told_as_giving_up", the_last_failed_dial_is_told_as_giving_up),
+            ("a_signal_ends_the_line_politely", a_signal_ends_the_line_politely),
+            ("wrong_usage_exits_2_and_says_what_is_wrong", wrong_usage_exits_2_and_says_what_is_wrong),
+            ("lines_of_standard_input_are_sent_or_told_of", lines_of_standard_input_are_sent_or_told_of),
+            ("a_reader_that_goes_away_ends_it_politely", a_reader_that_goes_away_ends_it_politely),
+            ("it_trusts_what_it_is_told_to", it_trusts_what_it_is_told_to),
+            ("messages_alone_go_to_standard_output_without_json", messages_alone_go_to_standard_output_without_json),
+        ];
+        std::thread::scope(|scope| {
+            for (name, scenario) in scenarios {
+                scope.spawn(move || {
+                    scenario();
+                    println!("{name}: ok");
+                });
+            }
+        });
+    }
+
+    /// `tail` with these arguments, before it has started.
+    fn tail(arguments: &[&str]) -> Command {
+        let mut command = Command::new(std::env::current_exe().expect("this program has a path"));
+        command.args(arguments).env(ROLE, "1").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    /// Runs it to its end; its exit status, the objects it printed, and what it said on standard error.
+    fn run_to_end(arguments: &[&str]) -> (i32, Vec<Value>, String) {
+        let output = tail(arguments).output().expect("it starts");
+        let printed = String::from_utf8(output.stdout).expect("it prints UTF-8");
+        let objects = printed.lines().map(object).collect();
+        (output.status.code().expect("it exits"), objects, String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+
+    fn object(line: &str) -> Value {
+        serde_json::from_str(line).expect("an object a line")
+    }
+
+    /// Without what differs from run to run, and with a look at whether that is there.
+    fn stripped(mut object: Value) -> Value {
+        let fields = object.as_object_mut().expect("an object");
+        let is_number = |fields: &mut serde_json::Map<String, Value>, name: &str| {
+            fields.remove(name).is_none_or(|value| value.is_u64())
+        };
+        assert!(is_number(fields, "ms") && is_number(fields, "retry_in_ms") || fields["event"] == "disconnected");
+        if fields["event"] != "stopped" {
+            fields.remove("detail");
+        }
+        object
+    }
+
+    fn kinds(objects: &[Value]) -> Vec<&str> {
+        objects.iter().map(|object| object["event"].as_str().expect("each says what it is")).collect()
+    }
+
+    fn assert_ends_clean(objects: &[Value]) {
+        let last = objects.last().expect("it says how it ended");
+        assert_eq!((&last["event"], &last["clean"]), (&json!("stopped"), &json!(true)), "{objects:?}");
+        let threads = last["threads"].as_array().expect("the threads");
+        assert!(threads.iter().any(|thread| thread["name"] == "tautline-reader" && thread["ended"] == true), "{last}");
+    }
+
+    fn every_event_is_an_object_and_the_end_comes_last() {
+        let venue = Venue::start(|peer| {
+            peer.upgrade_with("Sec-WebSocket-Protocol: v2\r\n")?;
+            assert_eq!(peer.receive_message()?, Received::Text("hello".into()));
+            peer.send_text("a \"quoted\" text")?;
+            peer.send_binary(&[0, 1, 255])?;
+            peer.close(4000, "bye")?;
+            peer.drain()
+        });
+        let (status, objects, _) =
+            run_to_end(&[&venue.url(), "--json", "--send", "hello", "--subprotocol", "v2", "--max-attempts", "1"]);
+        assert_ends_clean(&objects);
+        let told: Vec<_> = objects[..objects.len() - 1].iter().cloned().map(stripped).collect();
+        let expected = [
+            json!({"event": "opened", "epoch": 1, "subprotocol": "v2"}),
+            json!({"event": "message", "epoch": 1, "text": "a \"quoted\" text"}),
+            json!({"event": "message", "epoch": 1, "binary": "AAH/"}),
+            json!({"event": "disconnected", "epoch": 1, "kind": "closed", "code": 4000, "reason": "bye"}),
+            json!({"event": "gave_up", "kind": "closed"}),
+        ];
+        assert_eq!(told, expected);
+        assert_eq!(status, 1);
+    }
+
+    fn a_refusal_that_no_retry_mends_gives_up_at_once() {
+        let venue = Venue::start(|peer| peer.refuse(401, "", "no such key"));
+        let (status, objects, _) = run_to_end(&[&venue.url(), "--json"]);
+        assert_eq!(kinds(&objects), ["gave_up", "stopped"]);
+        let gave_up = json!({"event": "gave_up", "kind": "http", "status": 401, "body": "no such key"});
+        assert_eq!(stripped(objects[0].clone()), gave_up);
+        assert_ends_clean(&objects);
+        assert_eq!(status, 1);
+    }
+
+    fn the_last_failed_dial_is_told_as_giving_up() {
+        let venue = Venue::start(|peer| peer.refuse(503, "", ""));
+        let arguments = ["--json", "--max-attempts", "3", "--retry-min", "1ms", "--retry-max", "1ms"];
+        let (status, objects, _) = run_to_end(&[&[venue.url().as_str()], &arguments[..]].concat());
+        assert_eq!(kinds(&objects), ["dial_failed", "dial_failed", "gave_up", "stopped"]);
+        assert_eq!(stripped(objects[1].clone()), json!({"event": "dial_failed", "attempt": 2, "kind": "http"}));
+        assert!(objects[1]["retry_in_ms"].is_u64() && objects[1]["detail"].is_string());
+        assert_eq!(status, 1);
+    }
+
+    /// Reads objects until one is of that kind.
+    fn read_until(kind: &str, lines: &mut std::io::Lines<BufReader<ChildStdout>>) -> Value {
+        loop {
+            let line = lines.next().expect("more comes").expect("it can be read");
+            let object = object(&line);
+            if object["event"] == kind {
+                return object;
+            }
+        }
+    }
+
+    fn lines_of(child: &mut Child) -> std::io::Lines<BufReader<ChildStdout>> {
+        BufReader::new(child.stdout.take().expect("it is piped")).lines()
+    }
+
+    fn signal(child: &Child, signal: rustix::process::Signal) {
+        let pid =
+            i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw).expect("a process has a number");
+        rustix::process::kill_process(pid, signal).expect("it is there");
+    }
+
+    fn a_signal_ends_the_line_politely() {
+        for which in [rustix::process::Signal::INT, rustix::process::Signal::TERM] {
+            let venue = Venue::start(|peer| {
+                peer.upgrade()?;
+                peer.send_text("tick")?;
+                peer.echo()
+            });
+            let mut child = tail(&[&venue.url(), "--json"]).spawn().expect("it starts");
+            let mut lines = lines_of(&mut child);
+            read_until("message", &mut lines);
+            signal(&child, which);
+            let rest: Vec<Value> = lines.map(|line| object(&line.expect("a line"))).collect();
+            assert_eq!(kinds(&rest), ["disconnected", "stopped"]);
+            assert_eq!((&rest[0]["kind"], &rest[0]["retry_in_ms"]), (&json!("stopped"), &Value::Null));
+            assert_ends_clean(&rest);
+            assert_eq!(child.wait().expect("it ends").code(), Some(0));
+            assert!(venue.wait_until_empty(SOON));
+            assert_eq!(venue.closes(), [Some(1000)]);
+        }
+    }
+
+    fn wrong_usage_exits_2_and_says_what_is_wrong() {
+        let not_a_root = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
+        for (arguments, word) in [
+            (&[][..], "URL"),
+            (&["http://127.0.0.1/"], "ws://"),
+            (&["ws://127.0.0.1:1/", "--ca", "/does/not/exist"], "--ca /does/not/exist"),
+            (&["wss://127.0.0.1:1/", "--ca", not_a_root], "--ca"),
+            (&["ws://127.0.0.1:1/", "--for", "soon"], "--for"),
+            (&["ws://127.0.0.1:1/", "--count", "0"], "--count"),
+            (&["ws://127.0.0.1:1/", "--ping-every", "0s"], "ping_every"),
+            (&["ws://127.0.0.1:1/", "--header", "X"], "NAME: VALUE"),
+            (&["ws://127.0.0.1:1/", "--no-such-flag"], "--no-such-flag"),
+        ] {
+            let (status, objects, complaint) = run_to_end(arguments);
+            assert_eq!((status, objects.len()), (2, 0), "{arguments:?}: {complaint}");
+            assert!(complaint.contains(word), "{arguments:?}: {complaint}");
+        }
+    }
+
+    fn lines_of_standard_input_are_sent_or_told_of() {
+        let venue = Venue::start(|peer| {
+            peer.upgrade()?;
+            peer.echo()
+        });
+        // For ever, as far as a clock can tell.
+        let for_ever = "18446744073709551615s";
+        let mut child = tail(&[&venue.url(), "--json", "--stdin", "--count", "2", "--for", for_ever])
+            .stdin(Stdio::piped())
+            .spawn()
+            .expect("it starts");
+        let mut stdin = child.stdin.take().expect("it is piped");
+        stdin.write_all(b"first\n\xe9\nsecond\n").expect("it reads");
+        // Its end ends nothing.
+        drop(stdin);
+        let objects: Vec<Value> = lines_of(&mut child).map(|line| object(&line.expect("a line"))).collect();
+        let texts: Vec<_> = objects.iter().filter_map(|object| object["text"].as_str()).collect();
+        assert_eq!(texts, ["first", "second"]);
+        let failed: Vec<_> = objects.iter().filter(|object| object["event"] == "send_failed").collect();
+        assert!(failed.len() == 1 && failed[0]["outcome"] == "not_sent", "{failed:?}");
+        assert_eq!(child.wait().expect("it ends").code(), Some(0));
+    }
+
+    fn a_reader_that_goes_away_ends_it_politely() {
+        let venue = Venue::start(|peer| {
+            peer.upgrade()?;
+            while peer.send_text("tick").is_ok() {}
+            Ok(())
+        });
+        let mut child = tail(&[&venue.url(), "--close-within", "50ms"]).spawn().expect("it starts");
+        let mut first = [0; 5];
+        let mut stdout = child.stdout.take().expect("it is piped");
+        stdout.read_exact(&mut first).expect("a message comes");
+        drop(stdout);
+        assert_eq!(child.wait().expect("it ends").code(), Some(0));
+    }
+
+    fn it_trusts_what_it_is_told_to() {
+        let venue = Venue::builder().tls().start(|peer| {
+            peer.upgrade()?;
+            peer.send_text("tick")?;
+            peer.drain()
+        });
+        let roots = std::env::temp_dir().join(format!("tautline-tail-{}.pem", std::process::id()));
+        std::fs::write(&roots, Venue::root_pem()).expect("there is room for a file");
+        let path = roots.to_str().expect("it is UTF-8");
+        let url = venue.url();
+        for trust in [&["--ca", path][..], &["--insecure"]] {
+            let arguments = [&[url.as_str(), "--json", "--count", "1", "--close-within", "50ms"], trust].concat();
+            let (status, objects, _) = run_to_end(&arguments);
+            assert_eq!(kinds(&objects), ["opened", "message", "disconnected", "stopped"]);
+            assert_eq!(status, 0);
+        }
+        std::fs::remove_file(&roots).expect("it is still there");
+        let (status, objects, _) = run_to_end(&[&venue.url(), "--json", "--retry-max", "1ms"]);
+        assert_eq!((status, kinds(&objects)), (1, vec!["dial_failed", "gave_up", "stopped"]));
+        assert_eq!(objects[1]["kind"], "tls");
+    }
+
+    fn messages_alone_go_to_standard_output_without_json() {
+        let venue = Venue::start(|peer| {
+            peer.upgrade()?;
+            peer.send_text("one")?;
+            peer.send_text("two")?;
+            peer.drain()
+        });
+        for (quiet, expected) in [(None, "one\ntwo\n"), (Some("--quiet"), "")] {
+            let url = venue.url();
+            let arguments: Vec<&str> =
+                [url.as_str(), "--count", "2", "--close-within", "50ms"].into_iter().chain(quiet).collect();
+            let output = tail(&arguments).output().expect("it starts");
+            assert_eq!(String::from_utf8_lossy(&output.stdout), expected);
+            let told = String::from_utf8_lossy(&output.stderr);
+            assert!(told.contains("open, epoch 1") && told.contains("stopped, clean"), "{told}");
+            assert_eq!(told.contains("2 messages, epoch 1, round trip not measured"), quiet.is_some(), "{told}");
+            assert_eq!(output.status.code(), Some(0));
+        }
+    }
+}
