@@ -12,6 +12,12 @@ use crate::lifecycle::Shutdown;
 use crate::sync;
 use crate::timing::Deadline;
 
+/// Without it a peer that is gone kills a program that has not asked to ignore SIGPIPE. Apple has a socket option for it, which socket2 sets.
+#[cfg(all(unix, not(target_vendor = "apple")))]
+const QUIETLY: i32 = rustix::net::SendFlags::NOSIGNAL.bits() as i32;
+#[cfg(not(all(unix, not(target_vendor = "apple"))))]
+const QUIETLY: i32 = 0;
+
 /// Both ends of what wakes a dial. Made for one dial and dropped with it.
 pub(crate) struct WakePair {
     #[cfg(unix)]
@@ -158,11 +164,11 @@ impl Steps<'_> {
         }
     }
 
-    /// Sends all of `bytes`, waiting for room.
+    /// Sends all of `bytes`, waiting for room. No signal tells of a peer that is gone: the error does.
     pub(crate) fn send(&self, socket: &Socket, mut bytes: &[u8], doing: &dyn Fn() -> String) -> Result<(), Error> {
         while !bytes.is_empty() {
             self.go_on(doing)?;
-            match socket.send(bytes) {
+            match socket.send_with_flags(bytes, QUIETLY) {
                 Ok(count) => bytes = &bytes[count..],
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.wait(&[socket], For::Writing, None, doing)?;
