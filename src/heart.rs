@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::board::{Board, Slot};
+use crate::board::{Board, Slot, stop_margin};
 use crate::config::{AppPing, Settings};
 use crate::error::{Error, ErrorKind};
 use crate::lifecycle::{Woken, wait, wait_over};
@@ -29,10 +29,6 @@ const LOOK_MAX: Duration = Duration::from_millis(100);
 /// a laptop lid, a stopped container, a debugger. What the peer said meanwhile has not been read, so nothing can be held against it.
 const OVERSLEPT_PARTS: u32 = 4;
 const OVERSLEPT_MIN: Duration = Duration::from_millis(20);
-
-/// What a stop keeps back of its budget, a quarter of it at most, so that the threads have the time to end after the line has been severed,
-/// on a busy machine too.
-const STOP_MARGIN: Duration = Duration::from_millis(200);
 
 /// What the thread runs on.
 pub(crate) struct Heart {
@@ -86,19 +82,23 @@ impl Heart {
         let alarm = Alarm { board: Arc::clone(&self.board) };
         let mut patient: Option<Patient> = None;
         let mut due = None;
+        let mut waits_since = sync::now();
         while wait(&self.board.shutdown, &self.bell, due) != Woken::Shutdown {
             let now = sync::now();
+            // What came due while this thread was at work, in a maker of pings for example, has not been slept over.
+            let missed = due.map(|due| due.max(waits_since));
             patient = match (self.board.slot(), patient) {
                 (Slot::Open(line), Some(patient)) if Arc::ptr_eq(&line, &patient.line) => Some(patient),
                 (Slot::Open(line), _) => Some(self.admit(line, now)),
                 _ => None,
             };
-            if let Some(patient) = patient.as_mut().filter(|_| self.has_overslept(due, now)) {
+            if let Some(patient) = patient.as_mut().filter(|_| self.has_overslept(missed, now)) {
                 log::info!("the process has been asleep: asking whether the line is still there");
                 patient.awake_since = Some(now);
                 patient.owes_ping = self.ping_every.is_some();
             }
             due = patient.as_mut().and_then(|patient| self.tend(patient, now));
+            waits_since = sync::now();
         }
         drop(patient);
         self.see_off();
@@ -134,24 +134,20 @@ impl Heart {
             line.sever(Error::timeout("close_within", self.close_within, "waiting for the peer to end the connection"));
             return None;
         }
-        let written = self.write_due(patient, now);
-        let is_idle = match written {
-            Ok(is_idle) => is_idle,
+        // What is due next waits for what could not be written.
+        let [next, next_app] = match self.write_due(patient, now) {
+            Ok(true) => [patient.pings.next(), patient.app_pings.next()],
+            Ok(false) => [Some(after(now, RETRY)), None],
             Err(error) => {
+                // Nothing is written on this line any more. It is the reader's to end, once it is back from the handler.
                 line.end_writing(Error::caused(ErrorKind::Io, "writing to the line", error));
-                true
+                [None, None]
             }
         };
-        let retry = (!is_idle).then(|| after(now, RETRY));
         if until.is_some() || line.is_severed() {
-            return earliest([until, retry]);
+            return earliest([until, next]);
         }
-        let look = self.judge(patient, now)?;
-        if !is_idle {
-            // What is due next waits for what could not be written.
-            return earliest([look, retry]);
-        }
-        earliest([look, patient.pings.next(), patient.app_pings.next()])
+        earliest([self.judge(patient, now)?, next, next_app])
     }
 
     /// Writes what is owed and due. Whether nothing is left to write.
@@ -214,9 +210,10 @@ impl Heart {
     #[expect(clippy::option_option, reason = "severed, nothing due, due at a time: three different answers")]
     fn judge(&self, patient: &mut Patient, now: Instant) -> Option<Option<Instant>> {
         let mut liveness = Liveness { awake_since: patient.awake_since, ..patient.line.liveness() };
-        // A ping that finds no room, or a sender in its way, waits like one that is out, for as long as the kernel takes nothing.
-        let owed =
-            patient.owed_since.map(|since| patient.line.duplex.last_progress().map_or(since, |at| at.max(since)));
+        // A ping that finds no room waits like one that is out, for as long as nothing gets on. One that waits for a sender of ours is no fault
+        // of the peer's.
+        let stuck = patient.line.duplex.stuck_since();
+        let owed = patient.owed_since.zip(stuck).map(|(owed, stuck)| owed.max(stuck));
         liveness.oldest_unanswered = earliest([liveness.oldest_unanswered, owed]);
         let error = match liveness.verdict(self.pong_within, self.idle_limit, now) {
             Verdict::PongOverdue => {
@@ -285,7 +282,7 @@ impl Heart {
         let earlier = line.farewell_until().map_or(own, |until| until.min(own));
         match self.board.stop_by() {
             Some(by) => {
-                let margin = STOP_MARGIN.min(by.saturating_duration_since(began) / 4);
+                let margin = stop_margin(by.saturating_duration_since(began));
                 earlier.min(by.checked_sub(margin).unwrap_or(by))
             }
             None => earlier,

@@ -22,6 +22,9 @@ use crate::sync::thread::{self, ThreadId};
 use crate::sync::{self, Condvar, Mutex};
 use crate::timing::Deadline;
 
+/// How much the engine may have to say, or the heart to send, that the peer has not taken. Far more than any handshake of an honest one.
+const OUTPUT_MAX: usize = 1024 * 1024;
+
 /// How much plaintext is encrypted under one hold of the engine, so that the reader never waits longer than that takes.
 const ENCRYPT_AT_ONCE: usize = 64 * 1024;
 
@@ -47,8 +50,8 @@ pub(crate) struct Duplex {
     reader: ThreadId,
     /// What the clock below counts nanoseconds from.
     origin: Instant,
-    /// When the kernel last took bytes for which a writer had waited; 0 for never.
-    progress: AtomicU64,
+    /// Since when writers get nowhere, in nanoseconds from `origin`; 0 while they do.
+    stuck_since: AtomicU64,
     socket: LineSocket,
     tls: Option<Tls>,
     is_severed: AtomicBool,
@@ -157,7 +160,7 @@ impl Duplex {
         Duplex {
             reader: thread::current().id(),
             origin: sync::now(),
-            progress: AtomicU64::new(0),
+            stuck_since: AtomicU64::new(0),
             socket,
             tls,
             is_severed: AtomicBool::new(false),
@@ -284,14 +287,19 @@ impl Duplex {
         }
         match &self.tls {
             None => match self.socket.send_now(bytes) {
-                Ok(sent) if sent == bytes.len() => Ok(Attempt::Sent),
+                Ok(sent) if sent == bytes.len() => {
+                    self.note_progress();
+                    Ok(Attempt::Sent)
+                }
                 Ok(sent) => {
+                    self.note_progress();
                     wire.unsent.extend_from_slice(&bytes[sent..]);
                     wire.was_full = true;
                     Ok(Attempt::Kept)
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     wire.was_full = true;
+                    self.note_stuck();
                     Ok(Attempt::Later)
                 }
                 Err(error) => Err(error),
@@ -318,7 +326,9 @@ impl Duplex {
         if let Some(tls) = &self.tls {
             tls.engine.lock().stream.get_mut().take_output(&mut wire.unsent);
         }
-        self.flush(wire)
+        let is_flushed = self.flush(wire)?;
+        refuse_more_than(OUTPUT_MAX, wire.unsent.len() - wire.unsent_start)?;
+        Ok(is_flushed)
     }
 
     /// Says goodbye below WebSocket: TLS close_notify where there is TLS, and FIN. Only what the kernel takes at once.
@@ -357,9 +367,13 @@ impl Duplex {
     fn flush(&self, wire: &mut Wire) -> io::Result<bool> {
         while wire.unsent_start < wire.unsent.len() {
             match self.socket.send_now(&wire.unsent[wire.unsent_start..]) {
-                Ok(sent) => wire.unsent_start += sent,
+                Ok(sent) => {
+                    wire.unsent_start += sent;
+                    self.note_progress();
+                }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     wire.was_full = true;
+                    self.note_stuck();
                     return Ok(false);
                 }
                 Err(error) => return Err(error),
@@ -378,6 +392,7 @@ impl Duplex {
                 "the peer renegotiates TLS, for which this thread has to read: send when the handler has returned";
             return Err(CutBy::System(io::Error::new(ErrorKind::WouldBlock, doing)));
         }
+        self.note_stuck();
         let mut engine = tls.engine.lock();
         while engine.feedings == feedings {
             if self.is_severed() {
@@ -388,6 +403,7 @@ impl Duplex {
             }
             tls.fed.wait_until(&mut engine, deadline.at());
         }
+        self.note_progress();
         Ok(())
     }
 
@@ -398,15 +414,24 @@ impl Duplex {
         Ok(())
     }
 
-    /// When the kernel last took bytes for which a writer had waited: the peer reads, however slowly.
-    pub(crate) fn last_progress(&self) -> Option<Instant> {
-        let nanos = self.progress.load(Ordering::Acquire);
+    /// Since when nothing that is to be written gets on: the peer reads nothing, or takes no part in a renegotiation. `None` while nobody has
+    /// met with that, or since bytes have gone: it reads, however slowly.
+    pub(crate) fn stuck_since(&self) -> Option<Instant> {
+        let nanos = self.stuck_since.load(Ordering::Acquire);
         (nanos != 0).then(|| self.origin + Duration::from_nanos(nanos))
     }
 
-    fn note_progress(&self) {
+    fn note_stuck(&self) {
         let nanos = sync::now().saturating_duration_since(self.origin).as_nanos() as u64;
-        self.progress.store(nanos.max(1), Ordering::Release);
+        // The first of those who meet with it says since when.
+        let _ = self.stuck_since.compare_exchange(0, nanos.max(1), Ordering::AcqRel, Ordering::Acquire);
+    }
+
+    fn note_progress(&self) {
+        // It is 0 nearly always, and reading is cheaper than writing.
+        if self.stuck_since.load(Ordering::Relaxed) != 0 {
+            self.stuck_since.store(0, Ordering::Release);
+        }
     }
 
     fn send_all(&self, was_full: &mut bool, bytes: &[u8], taken: &mut usize, deadline: Deadline) -> Result<(), CutBy> {
@@ -415,9 +440,7 @@ impl Duplex {
             match self.socket.send_now(&bytes[*taken..]) {
                 Ok(sent) => {
                     *taken += sent;
-                    if *was_full {
-                        self.note_progress();
-                    }
+                    self.note_progress();
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     *was_full = true;
@@ -431,13 +454,24 @@ impl Duplex {
 
     /// Waits until the kernel has room, or the line is severed: the send that follows says which.
     fn await_room(&self, deadline: Deadline) -> Result<(), CutBy> {
-        loop {
+        // Mostly there is none, for the kernel has just said so.
+        while !self.socket.has_room_within(Duration::ZERO).map_err(CutBy::System)? {
+            self.note_stuck();
             let left = deadline.left(sync::now()).ok_or(CutBy::Deadline)?;
             if self.socket.has_room_within(left).map_err(CutBy::System)? {
-                return Ok(());
+                break;
             }
         }
+        Ok(())
     }
+}
+
+/// A peer may ask for any number of answers (TLS 1.3 key updates, RFC 8446 section 4.6.3) and read none of them.
+fn refuse_more_than(bound: usize, output: usize) -> io::Result<()> {
+    if output > bound {
+        return Err(io::Error::other("the peer has TLS answer more than it reads"));
+    }
+    Ok(())
 }
 
 /// What an encryption got through.
@@ -513,7 +547,9 @@ impl Tls {
                 Err(error) => return Err(error),
             }
         }
-        inlet.owes_output = engine.stream.get_ref().output_len() > 0;
+        let output = engine.stream.get_ref().output_len();
+        refuse_more_than(OUTPUT_MAX, output)?;
+        inlet.owes_output = output > 0;
         Ok(if taken > 0 { Received::Bytes } else { Received::Partial })
     }
 }

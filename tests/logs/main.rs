@@ -9,7 +9,7 @@ use crossbeam_channel::bounded;
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use parking_lot::Mutex;
 use tautline::testing::{Peer, Venue};
-use tautline::{Client, Event, Line, MessageRef};
+use tautline::{AppPing, Client, Event, Line, MessageRef};
 
 const SOON: Duration = Duration::from_secs(20);
 const SECRET: &str = "hunter2";
@@ -44,6 +44,8 @@ fn main() {
     a_drop_that_leaves_a_thread_behind_is_an_error_and_others_are_not();
     #[cfg(target_os = "linux")]
     a_line_that_is_down_wakes_nobody();
+    #[cfg(target_os = "linux")]
+    a_reset_behind_a_busy_handler_keeps_nobody_busy();
 }
 
 /// Path, query, headers, payloads, body of a refusal, reason of a close, whoever sends them.
@@ -197,6 +199,61 @@ fn a_line_that_is_down_wakes_nobody() {
         assert!(std::time::Instant::now() < deadline, "they keep waking: {before:?}, {:?}", sleeps());
     }
     drop(client);
+}
+
+/// The reader hears of a reset when the handler returns. Until then pings fail, and what is due behind them stays due.
+#[cfg(target_os = "linux")]
+fn a_reset_behind_a_busy_handler_keeps_nobody_busy() {
+    let (go, gone) = bounded::<()>(0);
+    let venue = Venue::start(move |peer| {
+        peer.upgrade()?;
+        peer.send_text("work")?;
+        assert!(gone.recv().is_err());
+        peer.reset()
+    });
+    let (release, held) = bounded::<()>(0);
+    let (tell, told) = bounded(1);
+    let handler = move |_: &mut Line<'_>, _: MessageRef<'_>| {
+        tell.send(()).expect("the test waits");
+        assert!(held.recv().is_err());
+    };
+    let interval = Duration::from_millis(20);
+    let client = Client::builder(venue.url())
+        .ping_every(interval)
+        .app_ping(AppPing::text("ping", interval))
+        .start(handler)
+        .expect("it starts");
+    told.recv_timeout(SOON).expect("the handler is called");
+    drop(go);
+    assert!(venue.wait_until_empty(SOON));
+    // Some pings later all that could fail has failed. What counts is that there is half a second of little work.
+    std::thread::sleep(5 * interval);
+    let deadline = std::time::Instant::now() + SOON;
+    loop {
+        let before = ticks_of_the_heart();
+        std::thread::sleep(Duration::from_millis(500));
+        if ticks_of_the_heart() - before < 15 {
+            break;
+        }
+        assert!(std::time::Instant::now() < deadline, "the heart spins");
+    }
+    drop(release);
+    drop(client);
+}
+
+/// The time that the heart has spent on a processor, in hundredths of a second.
+#[cfg(target_os = "linux")]
+fn ticks_of_the_heart() -> u64 {
+    let tasks = std::fs::read_dir("/proc/self/task").expect("/proc is mounted");
+    tasks
+        .filter_map(|task| {
+            let stat = std::fs::read_to_string(task.ok()?.path().join("stat")).ok()?;
+            let (name, fields) = stat.rsplit_once(')')?;
+            let fields: Vec<u64> =
+                fields.split_whitespace().skip(11).take(2).filter_map(|field| field.parse().ok()).collect();
+            name.ends_with("tautline-heart").then(|| fields.iter().sum::<u64>())
+        })
+        .sum()
 }
 
 /// How often each thread of the library has gone to sleep.
