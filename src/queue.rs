@@ -60,6 +60,8 @@ pub(crate) struct Queue {
     readable: Condvar,
     /// Rung when room appears while the reader is blocked. One ring is remembered, so none is lost.
     room: (Ringer<()>, Receiver<()>),
+    /// A receiver has been lent, which has to be ready for what consumers have taken out and not handed on, too.
+    has_lent: AtomicBool,
 }
 
 #[derive(Default)]
@@ -77,14 +79,20 @@ struct Inner {
     is_ended: bool,
     lost: u64,
     lost_notices: u64,
-    /// Lent to `select!`; holds a ring whenever the queue is not empty. Dropped when the queue has ended and is empty.
+    /// Lent to `select!`; holds a ring whenever the queue is not empty. Dropped when somebody has been told that it has ended.
     bell: Option<Ringer<()>>,
     lent: Option<Receiver<()>>,
 }
 
 impl Queue {
     pub(crate) fn new(bounds: Bounds) -> Self {
-        Queue { bounds, inner: Mutex::default(), readable: Condvar::new(), room: bounded(1) }
+        Queue {
+            bounds,
+            inner: Mutex::default(),
+            readable: Condvar::new(),
+            room: bounded(1),
+            has_lent: AtomicBool::new(false),
+        }
     }
 
     /// How many events wait.
@@ -108,7 +116,7 @@ impl Queue {
     fn end(&self) {
         let mut inner = self.inner.lock();
         inner.is_ended = true;
-        inner.hush_if_over();
+        inner.ring_if_over();
         self.readable.notify_all();
     }
 
@@ -187,6 +195,7 @@ impl Queue {
         let mut inner = self.inner.lock();
         while inner.events.is_empty() {
             if inner.is_ended {
+                inner.bell = None;
                 return Taken::Ended;
             }
             inner.waiting += 1;
@@ -198,8 +207,8 @@ impl Queue {
                 }
             };
             inner.waiting -= 1;
-            if timed_out && inner.events.is_empty() {
-                return if inner.is_ended { Taken::Ended } else { Taken::Nothing };
+            if timed_out && inner.events.is_empty() && !inner.is_ended {
+                return Taken::Nothing;
             }
         }
         let mut bytes = 0;
@@ -213,7 +222,7 @@ impl Queue {
         }
         // Several may pull: what is left is for the next.
         self.tell(&mut inner);
-        inner.hush_if_over();
+        inner.ring_if_over();
         if inner.is_blocked {
             // Full means that the ring of an earlier moment is still there.
             let _ = self.room.0.try_send(());
@@ -236,10 +245,10 @@ impl Queue {
         self.tell(&mut inner);
     }
 
-    /// Makes the lent receiver ready again, if events are left here or with the one who asks.
+    /// Makes the lent receiver ready again, if events are left here or with the one who asks, or the end is.
     fn keep_ready(&self, are_left: bool) {
         let mut inner = self.inner.lock();
-        if are_left || !inner.events.is_empty() {
+        if are_left || !inner.events.is_empty() || inner.is_ended {
             inner.ring();
         }
     }
@@ -251,12 +260,13 @@ impl Queue {
             return lent.clone();
         }
         let (bell, lent) = bounded(1);
+        self.has_lent.store(true, Ordering::Relaxed);
         inner.bell = Some(bell);
         inner.lent = Some(lent.clone());
         if !inner.events.is_empty() {
             inner.ring();
         }
-        inner.hush_if_over();
+        inner.ring_if_over();
         lent
     }
 }
@@ -343,10 +353,11 @@ impl Inner {
         }
     }
 
-    /// Lets the lent receiver disconnect once nothing can come any more.
-    fn hush_if_over(&mut self) {
+    /// Nothing can come any more: whoever waits with `select!` has to ask once more to hear it, and the lent receiver disconnects when one has.
+    /// Not before: another may hold events that it will put back.
+    fn ring_if_over(&mut self) {
         if self.is_ended && self.events.is_empty() {
-            self.bell = None;
+            self.ring();
         }
     }
 }
@@ -373,8 +384,6 @@ pub struct Events<'a> {
     queue: &'a Queue,
     /// Taken out and not yet handed on; put back on drop.
     taken: VecDeque<Event>,
-    /// A receiver for `select!` has been lent: it has to be ready for what is in `taken` too.
-    has_lent: AtomicBool,
 }
 
 /// Why [`Events::try_next`] or [`Events::next_within`] has no event.
@@ -389,7 +398,7 @@ pub enum NoEvent {
 
 impl<'a> Events<'a> {
     pub(crate) fn new(queue: &'a Queue) -> Self {
-        Events { queue, taken: VecDeque::new(), has_lent: AtomicBool::new(false) }
+        Events { queue, taken: VecDeque::new() }
     }
 
     /// The next event, waiting for it `within` at most.
@@ -411,7 +420,7 @@ impl<'a> Events<'a> {
     /// A receiver for the `select!` of crossbeam-channel 0.5, that is ready whenever an event is, and now and then when none is: ask
     /// [`try_next`](Events::try_next).
     ///
-    /// It disconnects, which makes it ready too, when the client has ended and everything has been read. The events themselves stay in the
+    /// It disconnects, which makes it ready too, once `try_next` has said [`NoEvent::Ended`]. The events themselves stay in the
     /// queue until they are taken, so that its bounds hold.
     ///
     /// ```no_run
@@ -436,7 +445,6 @@ impl<'a> Events<'a> {
     /// # Ok(()) }
     /// ```
     pub fn ready(&self) -> Receiver<()> {
-        self.has_lent.store(true, Ordering::Relaxed);
         self.queue.lend()
     }
 
@@ -450,7 +458,7 @@ impl<'a> Events<'a> {
             }
         }
         let event = self.taken.pop_front().ok_or(NoEvent::Yet)?;
-        if *self.has_lent.get_mut() {
+        if self.queue.has_lent.load(Ordering::Relaxed) {
             self.queue.keep_ready(!self.taken.is_empty());
         }
         Ok(event)
@@ -694,9 +702,27 @@ mod tests {
         }
         assert_eq!(seen, 300);
         queue.end();
-        assert_eq!(ready.recv(), Err(crossbeam_channel::RecvError));
+        assert_eq!(ready.recv(), Ok(()), "whoever waits has to ask");
         assert_eq!(events.try_next().expect_err("nothing is left"), NoEvent::Ended);
+        assert_eq!(ready.recv(), Err(crossbeam_channel::RecvError));
         assert_eq!(events.ready().recv(), Err(crossbeam_channel::RecvError));
+    }
+
+    #[test]
+    fn the_lent_receiver_does_not_disconnect_while_events_may_be_put_back() {
+        let queue = queue(200, WhenFull::Disconnect);
+        assert!(push(&queue, &["a", "b", "c"]).is_ok());
+        queue.end();
+        let mut events = Events::new(&queue);
+        let ready = events.ready();
+        assert!(events.next().is_some());
+        drop(events);
+        let mut events = Events::new(&queue);
+        let mut seen = 0;
+        while ready.recv().is_ok() {
+            seen += usize::from(events.try_next().is_ok());
+        }
+        assert_eq!(seen, 2);
     }
 
     #[test]
