@@ -96,8 +96,8 @@ impl Lifecycle {
         let on_start = self.options.on_start.clone();
         let handle = builder
             .spawn(move || {
-                // Named, so that it lives until the thread's last line: dropping it is what "done" means.
-                let _running = running;
+                // Dropping it is what "done" means.
+                let _running = last_of_all(running);
                 if let Some(on_start) = on_start {
                     // The hook is the user's. A line is worth more than a pinned thread.
                     if catch_unwind(AssertUnwindSafe(|| on_start(name))).is_err() {
@@ -139,11 +139,36 @@ impl Lifecycle {
         StopReport { threads: reports, took: sync::now().saturating_duration_since(began) }
     }
 
+    /// Whether the caller runs on one of the threads.
+    pub(crate) fn is_own_thread(&self) -> bool {
+        let current = thread::current().id();
+        self.threads.lock().iter().any(|thread| thread.id == current)
+    }
+
     /// How many threads have been started and have not ended.
     pub(crate) fn live_threads(&self) -> usize {
         let mut threads = self.threads.lock();
         threads.iter_mut().filter(|thread| !thread.is_done()).count()
     }
+}
+
+/// Keeps a thread's `done` sender until the thread's end, behind whatever else it drops.
+///
+/// The program may keep things in the thread that take a while to drop, a log's guard for example, in its thread-locals: a join waits for those too,
+/// so they have to be gone when the thread counts as done. Rust drops thread-locals from the last to the first, and this is the first. Should a
+/// platform do otherwise, that part of the end is waited for and not seen.
+#[cfg(not(shuttle))]
+fn last_of_all(running: Sender<Infallible>) -> Option<Sender<Infallible>> {
+    thread_local! {
+        static RUNNING: std::cell::RefCell<Option<Sender<Infallible>>> = const { std::cell::RefCell::new(None) };
+    }
+    RUNNING.replace(Some(running))
+}
+
+/// In the model it lives until the thread's last line.
+#[cfg(shuttle)]
+fn last_of_all(running: Sender<Infallible>) -> Option<Sender<Infallible>> {
+    Some(running)
 }
 
 impl Tracked {

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,7 +23,7 @@ pub trait Resolver: Send + Sync {
     /// The addresses of `host`, preferred ones first, each with `port`.
     ///
     /// # Errors
-    /// Any: the dial fails with the kind `Resolve`, and is retried.
+    /// Any: the dial fails with the kind `Resolve`, and is retried. A panic counts as an error.
     fn resolve(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>>;
 }
 
@@ -82,7 +83,7 @@ impl Lookups {
             let is_for_this = pending.host == target.host && pending.port == target.port;
             let result = match wait(shutdown, &pending.answer, Some(deadline.at())) {
                 Woken::Rung(result) => result,
-                Woken::Hung => Err(io::Error::other("the resolver panicked")),
+                Woken::Hung => Err(io::Error::other("the lookup's thread ended without an answer")),
                 Woken::Shutdown => return Err(Error::stopped()),
                 Woken::Due => {
                     // It hangs. The next dial waits for this same lookup: one thread at most hangs for each client.
@@ -109,8 +110,9 @@ impl Lookups {
         let (tell, answer) = bounded(1);
         let asked = host.clone();
         self.lifecycle.spawn("tautline-resolve", Patience::AtMost(PATIENCE), move || {
+            let answer = catch_unwind(AssertUnwindSafe(|| resolver.resolve(&asked, port)));
             // Nobody may be waiting any more.
-            let _ = tell.send(resolver.resolve(&asked, port));
+            let _ = tell.send(answer.unwrap_or_else(|_| Err(io::Error::other("the resolver panicked"))));
         })?;
         Ok(Pending { host, port, answer })
     }

@@ -280,8 +280,11 @@ impl Accepting {
             if self.shared.stop.is_requested() {
                 return;
             }
-            // A connection that was reset in the queue, or no descriptor left for it.
-            let Ok(socket) = socket else { continue };
+            // A connection that was reset in the queue, or no descriptor left for it, which may last.
+            let Ok(socket) = socket else {
+                std::thread::sleep(Duration::from_millis(10));
+                continue;
+            };
             if !self.shared.admit(number, &socket) {
                 continue;
             }

@@ -1,16 +1,17 @@
 //! Stop and drop in every state, from everywhere.
 
+use std::cell::RefCell;
 use std::io::Read;
 use std::net::TcpListener;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
 use tautline::testing::{Received, Venue};
-use tautline::{Client, ErrorKind, Event, Handler, Line, MessageRef, Outcome, Pushed, State, StopReport};
+use tautline::{AppPing, Client, ErrorKind, Event, Handler, Line, MessageRef, Outcome, Pushed, State, StopReport};
 
 use crate::support::{MS, SOON, builder, disconnected, echo, next, opened, plain_and_tls, until};
 
@@ -24,11 +25,14 @@ enum By {
     Drop,
 }
 
+/// So much more than any end takes that no end is due to it.
+const HOUR: Duration = Duration::from_secs(3600);
+
 /// Ends the client; how long that took, and what became of its threads.
 fn end<D>(client: Client<D>, by: By) -> (Duration, StopReport) {
     let stopper = client.stopper();
     let began = Instant::now();
-    let report = (by == By::Stop).then(|| client.stop(SOON));
+    let report = (by == By::Stop).then(|| client.stop(HOUR));
     drop(client);
     let took = began.elapsed();
     (took, report.unwrap_or_else(|| stopper.stop(Duration::ZERO)))
@@ -158,7 +162,7 @@ fn an_end_waits_for_a_close_that_never_comes_no_longer_than_close_within() {
             peer.drain()
         });
         for (nth, by) in [By::Stop, By::Drop].into_iter().enumerate() {
-            let client = builder(&venue).close_within(50 * MS).connect().expect("it opens");
+            let client = builder(&venue).close_within(50 * MS).drop_within(HOUR).connect().expect("it opens");
             let (took, report) = end(client, by);
             assert!(report.is_clean(), "by {by:?}: {report}");
             assert!((40 * MS..SOON).contains(&took), "by {by:?}, after {took:?}");
@@ -177,7 +181,7 @@ fn an_end_is_over_at_the_close_deadline_where_the_close_is_answered_and_tcp_stay
             peer.stall()
         });
         for by in [By::Stop, By::Drop] {
-            let client = builder(&venue).close_within(50 * MS).connect().expect("it opens");
+            let client = builder(&venue).close_within(50 * MS).drop_within(HOUR).connect().expect("it opens");
             let (took, report) = end(client, by);
             assert!(report.is_clean(), "by {by:?}: {report}");
             assert!((40 * MS..SOON).contains(&took), "by {by:?}, after {took:?}");
@@ -349,8 +353,8 @@ fn an_end_while_the_line_is_on_its_way_to_its_end_is_bounded_by_the_same_close_d
             peer.stall()
         });
         for by in [By::Stop, By::Drop] {
-            let client = builder(&venue).close_within(100 * MS).retry_min(SOON).retry_max(SOON).start_pulled();
-            let client = client.expect("it starts");
+            let client = builder(&venue).close_within(100 * MS).drop_within(HOUR).retry_min(HOUR).retry_max(HOUR);
+            let client = client.start_pulled().expect("it starts");
             until("the line is on its way to its end", || {
                 matches!(client.state(), State::Ending | State::Waiting { .. })
             });
@@ -466,6 +470,8 @@ fn a_panic_in_any_call_of_the_handler_is_its_last_call() {
         assert!(client.stop(SOON).is_clean(), "{what}");
         assert!(client.take_panic().is_some() && client.take_panic().is_none(), "{what}");
         assert_eq!(calls.lock().last(), Some(&what));
+        let ended_a_line = matches!(what, "opened" | "message");
+        assert_eq!(client.stats().drops.contains_key("handler_panicked"), ended_a_line, "{what}");
     }
     // In the last call of all there is nothing left to end.
     let client = builder(&venue).start(Panics("stopped", Arc::default())).expect("it starts");
@@ -523,6 +529,107 @@ fn a_client_dropped_during_a_panic_stops_quietly() {
     });
     assert!(panicking.join().is_err());
     assert!(venue.wait_until_empty(SOON));
+}
+
+/// Something of the program's in a thread-local of one of the threads, that takes a while to drop: a log's guard, a pool's connection.
+struct SlowToDrop(Receiver<()>);
+
+impl Drop for SlowToDrop {
+    fn drop(&mut self) {
+        // Until the test lets go of its end.
+        assert!(self.0.recv().is_err());
+    }
+}
+
+thread_local! {
+    static KEPT: RefCell<Option<SlowToDrop>> = const { RefCell::new(None) };
+}
+
+#[test]
+fn a_stop_is_not_late_because_of_what_a_thread_drops_last() {
+    let (release, held) = bounded(0);
+    let venue = echo(Venue::builder());
+    let client =
+        builder(&venue).on_thread_start(move |_| KEPT.set(Some(SlowToDrop(held.clone())))).connect().expect("it opens");
+    let began = Instant::now();
+    let report = client.stop(300 * MS);
+    assert!(began.elapsed() < SOON, "it was waited for: {report}");
+    assert!(report.threads().iter().all(|thread| thread.outcome == Outcome::Late), "{report}");
+    assert_eq!(client.live_threads(), 2);
+    drop(release);
+    assert!(client.stop(SOON).is_clean());
+    assert_eq!(client.live_threads(), 0);
+}
+
+#[test]
+fn dials_do_not_wait_for_what_the_thread_of_an_earlier_lookup_drops_last() {
+    let (release, held) = bounded(0);
+    let lookups = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&lookups);
+    let client = Client::builder("ws://venue.example:1/")
+        .resolver(move |_: &str, port| {
+            counted.fetch_add(1, Ordering::SeqCst);
+            KEPT.set(Some(SlowToDrop(held.clone())));
+            Ok(vec![([127, 0, 0, 1], port).into()])
+        })
+        .retry_min(MS)
+        .retry_max(MS)
+        .start(silent())
+        .expect("it starts");
+    until("it dials again", || lookups.load(Ordering::SeqCst) >= 3);
+    let began = Instant::now();
+    client.stop(HOUR);
+    assert!(began.elapsed() < SOON, "it was waited for");
+    drop(release);
+    assert!(client.stop(SOON).is_clean());
+}
+
+#[test]
+fn a_maker_of_pings_that_hangs_keeps_no_line_open() {
+    for by in [By::Stop, By::Drop] {
+        let venue = Venue::start(|peer| {
+            peer.upgrade()?;
+            peer.drain()
+        });
+        let (release, held) = bounded::<()>(0);
+        let (tell, told) = bounded(1);
+        let make = move || {
+            let _ = tell.try_send(());
+            assert!(held.recv().is_err());
+            "ping".to_owned()
+        };
+        let settings = builder(&venue).app_ping(AppPing::made_by(make, MS)).drop_within(300 * MS);
+        let client = settings.connect().expect("it opens");
+        told.recv_timeout(SOON).expect("a ping is made");
+        let stopper = client.stopper();
+        let report = match by {
+            By::Stop => client.stop(300 * MS),
+            By::Drop => end(client, by).1,
+        };
+        // It still hangs, and the line is over all the same.
+        assert!(venue.wait_until_empty(SOON), "by {by:?}: {report}");
+        drop(release);
+        assert!(stopper.stop(SOON).is_clean());
+    }
+}
+
+#[test]
+fn a_handler_that_waits_for_the_end_keeps_nothing_from_it() {
+    let venue = Venue::start(|peer| {
+        peer.upgrade()?;
+        peer.send_text("go")?;
+        peer.drain()
+    });
+    let (give, given) = bounded::<std::sync::Weak<Client<Pushed>>>(1);
+    let (tell, told) = bounded(1);
+    let handler = move |_: &mut Line<'_>, _: MessageRef<'_>| {
+        let client = given.recv().expect("the test sends it").upgrade().expect("the test keeps it");
+        tell.send(client.wait_closed(HOUR).map(|end| end.kind())).expect("the test waits");
+    };
+    let client = Arc::new(builder(&venue).close_within(20 * MS).start(handler).expect("it starts"));
+    give.send(Arc::downgrade(&client)).expect("the handler waits");
+    assert_eq!(told.recv_timeout(SOON), Ok(None), "it has not ended");
+    assert!(client.stop(SOON).is_clean());
 }
 
 #[test]
