@@ -293,7 +293,8 @@ impl Builder {
         self
     }
 
-    /// The budget of one send. Defaults to 5 s. A budget that ends inside a frame severs the line.
+    /// The budget of one send. Defaults to 5 s. A budget that ends inside a frame severs the line. The time that it takes to compress a message
+    /// counts, and is not cut short.
     pub fn send_within(mut self, budget: Duration) -> Self {
         self.settings.send_within = budget;
         self
@@ -372,7 +373,7 @@ impl Builder {
     }
 
     /// Decides what follows a failed dial or an ended line: gets the error, and what the client would do by itself. It runs on the
-    /// reader thread.
+    /// reader thread. It is not asked after a stop, a panic, or [`reconnect`](crate::Client::reconnect).
     ///
     /// ```
     /// # use std::time::Duration;
@@ -432,7 +433,7 @@ impl Builder {
         self
     }
 
-    /// TCP keepalive after this idle time, a second at least. Defaults to off: pings do more.
+    /// TCP keepalive after this idle time, from a second to nine hours. Defaults to off: pings do more.
     pub fn tcp_keepalive(mut self, idle: Duration) -> Self {
         self.settings.tcp.keepalive = Some(idle);
         self
@@ -580,10 +581,9 @@ impl Settings {
     /// What follows `error`: what the client would do by itself, unless a policy knows better.
     pub(crate) fn verdict(&self, error: &Error, default: Verdict) -> Verdict {
         match &self.retry_policy {
-            // A panic of the handler and a stop are not for a policy to overrule.
-            Some(policy) if !matches!(error.kind(), ErrorKind::HandlerPanicked | ErrorKind::Stopped) => {
-                policy(error, default)
-            }
+            // A panic of the handler, a stop and a wish for a new line are not for a policy to overrule.
+            Some(_) if matches!(error.kind(), ErrorKind::HandlerPanicked | ErrorKind::Stopped) => default,
+            Some(policy) if !error.is_own_wish() => policy(error, default),
             _ => default,
         }
     }
@@ -616,9 +616,10 @@ impl Settings {
         if self.max_attempts == Some(0) {
             return Err(Error::config("max_attempts is zero: 1 means a single dial and no retry"));
         }
-        // Systems count it in whole seconds, and 0 is an error there.
-        if self.tcp.keepalive.is_some_and(|idle| idle < Duration::from_secs(1)) {
-            return Err(Error::config("tcp_keepalive is below a second: give it one at least"));
+        // Systems count it in whole seconds; Linux takes no more than these.
+        let keepalives = Duration::from_secs(1)..=Duration::from_secs(32_767);
+        if self.tcp.keepalive.is_some_and(|idle| !keepalives.contains(&idle)) {
+            return Err(Error::config("tcp_keepalive has to be from a second to nine hours"));
         }
         if self.threads.stack_size.is_some_and(|bytes| bytes < STACK_MIN) {
             return Err(Error::config(format!(
@@ -626,5 +627,30 @@ impl Settings {
             )));
         }
         self.tls.validate()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the front page promises.
+    #[test]
+    fn the_defaults_are_those_of_the_front_page() {
+        let seconds = Duration::from_secs;
+        let settings = Settings::default();
+        assert_eq!(settings.dial_within, seconds(10));
+        assert_eq!(settings.send_within, seconds(5));
+        assert_eq!(settings.close_within, seconds(1));
+        assert_eq!(settings.drop_within, seconds(5));
+        assert_eq!((settings.ping_every, settings.pong_within), (Some(seconds(15)), seconds(10)));
+        assert_eq!((settings.retry_min, settings.retry_max), (Duration::from_millis(250), seconds(30)));
+        assert_eq!((settings.retry_after_max, settings.stable_after), (seconds(300), seconds(30)));
+        assert_eq!((settings.max_attempts, settings.idle_limit), (None, None));
+        assert_eq!((settings.max_message, settings.max_frame), (16 * 1024 * 1024, None));
+        let bounds = Bounds { messages: 65_536, bytes: 64 * 1024 * 1024, when_full: WhenFull::Disconnect };
+        assert_eq!(settings.queue, bounds);
+        assert!(settings.deflate.is_none() && settings.app_ping.is_none());
+        assert!(settings.check().is_ok());
     }
 }

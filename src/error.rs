@@ -27,6 +27,8 @@ enum Detail {
     Budget(&'static str),
     Refusal(Refusal),
     Close(CloseReason),
+    /// The program asked for a new line, and said this to the peer.
+    Left(CloseReason),
     /// Retrying has been tried and did not help.
     Final,
     /// The cause comes from a closure of the program's: it may say anything.
@@ -221,6 +223,16 @@ impl Error {
         Self::build(ErrorKind::Closed, doing.into(), Some(Detail::Close(close)), None)
     }
 
+    /// The program asked for a new line.
+    pub(crate) fn left(close: CloseReason) -> Self {
+        Self::build(ErrorKind::Closed, "the program asked for a new line".into(), Some(Detail::Left(close)), None)
+    }
+
+    /// Whether the line ended because the program asked for a new one.
+    pub(crate) fn is_own_wish(&self) -> bool {
+        matches!(self.0.detail, Some(Detail::Left(_)))
+    }
+
     pub(crate) fn stopped() -> Self {
         Self::new(ErrorKind::Stopped, "the client was told to stop")
     }
@@ -255,7 +267,7 @@ impl Error {
     /// The close code and reason, for [`ErrorKind::Closed`].
     pub fn close_reason(&self) -> Option<&CloseReason> {
         match &self.0.detail {
-            Some(Detail::Close(close)) => Some(close),
+            Some(Detail::Close(close) | Detail::Left(close)) => Some(close),
             _ => None,
         }
     }

@@ -284,8 +284,9 @@ pub struct Disconnect {
     pub epoch: u64,
     /// Why.
     pub error: Error,
-    /// The close code and reason (RFC 6455 section 7.1.5): what the peer's close frame said, 1005 if it said nothing; what ours says after
-    /// a stop, or if we closed first and no answer had come when this was told; 1006 if there was no close frame at all.
+    /// The close code and reason (RFC 6455 section 7.1.5): what the peer's close frame said, 1005 if it said nothing; what ours says if we closed
+    /// first and no answer had come when this was told; after a stop, which is told before its close frame is written, what that says if there
+    /// is room for it; 1006 if there was no close frame at all.
     pub close: CloseReason,
     /// How long the line was open.
     pub lasted: Duration,

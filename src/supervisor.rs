@@ -84,7 +84,9 @@ impl<D: Delivery> Supervisor<D> {
         };
         self.tell_stopped(reason);
         // The handler is dropped on this thread, before it counts as ended.
-        drop(self);
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(self))) {
+            finale.board.keep_panic(panic);
+        }
         drop(finale);
     }
 
@@ -249,9 +251,11 @@ impl<D: Delivery> Supervisor<D> {
     fn tell_ended(&mut self, error: Error, retry_in: Option<std::time::Duration>) {
         let Some(talk) = &self.talk else { return };
         let line = Arc::clone(talk.line());
-        self.board.counters.dropped(error.kind());
+        // A panic in `opened` stops the client; what ended the line is the panic.
+        let kind = if self.has_panicked { ErrorKind::HandlerPanicked } else { error.kind() };
+        self.board.counters.dropped(kind);
         log::info!("{}: epoch {} ended: {}; {}", line.peer, line.epoch, error.chain(), Plan(retry_in));
-        let (sent, confirmed) = line.sequences();
+        let (sent, confirmed) = line.final_sequences();
         let (close, has_peer_closed) = match error.kind() {
             // The close frame of a stop is about to be written by the heart, if it can be.
             ErrorKind::Stopped => {

@@ -232,7 +232,7 @@ impl OpenLine {
     pub(crate) fn send(&self, payload: Payload<'_>, deadline: Deadline) -> Result<Sent, SendError> {
         let mut outlet = self.outlet_until(deadline).map_err(SendError::NotSent)?;
         self.pay_pongs(&mut outlet);
-        self.announce(&outlet, 1);
+        self.begin(outlet.sequence(), 1).map_err(SendError::NotSent)?;
         let result = outlet.send(&self.duplex, payload, deadline);
         self.sequence.store(outlet.sequence(), Ordering::Release);
         drop(outlet);
@@ -254,8 +254,8 @@ impl OpenLine {
         let not_sent = |error| BatchError { sent: 0, next: SendError::NotSent(error) };
         let mut outlet = self.outlet_until(deadline).map_err(not_sent)?;
         self.pay_pongs(&mut outlet);
-        self.announce(&outlet, payloads.len());
-        let result = outlet.send_batch(&self.duplex, payloads, deadline);
+        let begin = |sequence, messages| self.begin(sequence, messages);
+        let result = outlet.send_batch(&self.duplex, payloads, deadline, &begin);
         self.sequence.store(outlet.sequence(), Ordering::Release);
         drop(outlet);
         match result {
@@ -339,7 +339,9 @@ impl OpenLine {
                 return Err(in_place(deadline.error("waiting for the next fragment")));
             }
             self.pay_pongs(&mut outlet);
-            self.announce(&outlet, usize::from(is_first));
+            if is_first {
+                self.begin(outlet.sequence(), 1).map_err(Failed::harmless)?;
+            }
             let opcode = OpCode::Data(if is_first { kind } else { Data::Continue });
             bytes += outlet.send_fragment(&self.duplex, opcode, &current, following.is_none(), deadline)?;
             log::trace!("{}: sent {opcode:?}({} bytes)", self.peer, current.len());
@@ -351,9 +353,15 @@ impl OpenLine {
         }
     }
 
-    /// Counts messages as begun before their first byte leaves: the line may end, and its end be told, before the send returns.
-    fn announce(&self, outlet: &Outlet, messages: usize) {
-        self.sequence.store(outlet.sequence() + messages as u64, Ordering::Release);
+    /// Counts messages beyond `sequence` as begun before their first byte leaves: the line may end, and its end be told, before the send returns.
+    /// None begins once that is being told: either who tells it sees the number, or who sends sees the end.
+    fn begin(&self, sequence: u64, messages: u64) -> Result<(), Error> {
+        self.sequence.store(sequence + messages, Ordering::SeqCst);
+        let ending = self.refuse_if_ending();
+        if ending.is_err() {
+            self.sequence.store(sequence, Ordering::SeqCst);
+        }
+        ending
     }
 
     /// Writes the pongs that are owed, as far as there is room. What goes wrong here goes wrong again for the frame that follows.
@@ -394,7 +402,7 @@ impl OpenLine {
     }
 
     fn refuse_if_ending(&self) -> Result<(), Error> {
-        if self.is_ending.load(Ordering::Acquire) {
+        if self.is_ending.load(Ordering::SeqCst) {
             return Err(Error::new(ErrorKind::Closed, "the line is on its way to its end"));
         }
         Ok(())
@@ -489,7 +497,7 @@ impl OpenLine {
             let mut end = self.end.lock();
             // Before the reader is halted: it owes a close frame too, when it comes to see that, and finds these words.
             let close = end.own_close.get_or_insert(close).clone();
-            let told = || Error::closed(close.to_close_reason(), "the program asked for a new line");
+            let told = || Error::left(close.to_close_reason());
             end.reason.get_or_insert_with(told);
             close
         };
@@ -538,9 +546,10 @@ impl OpenLine {
         (close, end.peer_close.is_some())
     }
 
-    /// The highest sequence that was sent or begun, and the highest that a pong covers.
-    pub(crate) fn sequences(&self) -> (u64, u64) {
-        (self.sequence.load(Ordering::Acquire), self.pings.lock().confirmed())
+    /// The highest sequence that was sent or begun, and the highest that a pong covers, when all is over: no send begins any more.
+    pub(crate) fn final_sequences(&self) -> (u64, u64) {
+        self.is_ending.store(true, Ordering::SeqCst);
+        (self.sequence.load(Ordering::SeqCst), self.pings.lock().confirmed())
     }
 
     // ---- The heart's work: nothing here waits longer than HEART_PATIENCE ----
@@ -621,7 +630,9 @@ impl OpenLine {
             // The oldest unanswered one stands.
             let _ = self.app_ping_written.compare_exchange(0, self.nanos(now), Ordering::AcqRel, Ordering::Acquire);
         }
-        self.announce(&outlet, 1);
+        if self.begin(outlet.sequence(), 1).is_err() {
+            return Ok(true);
+        }
         let (attempt, bytes) = outlet.attempt_text(&self.duplex, text)?;
         self.sequence.store(outlet.sequence(), Ordering::Release);
         if attempt == Attempt::Later {

@@ -216,12 +216,14 @@ impl Outlet {
         }
     }
 
-    /// Sends several messages, as many as fit in a chunk by one system call.
+    /// Sends several messages, as many as fit in a chunk by one system call. `begin` is told of them, by the sequence before them and their
+    /// number, and may be against it.
     pub(crate) fn send_batch(
         &mut self,
         duplex: &Duplex,
         payloads: &[Payload<'_>],
         deadline: Deadline,
+        begin: &dyn Fn(u64, u64) -> Result<(), Error>,
     ) -> Result<Sent, FailedBatch> {
         let mut sent = 0;
         let mut bytes = 0;
@@ -235,6 +237,7 @@ impl Outlet {
             let (opcode, first) = parts(payloads[sent]);
             // A large message goes by itself, in chunks of its own, and so does one that is to be compressed.
             if self.goes_alone(first) {
+                begin(self.sequence, 1).map_err(|error| fail(sent, Failed::harmless(error), bytes))?;
                 let one = self.send(duplex, payloads[sent], deadline).map_err(|failed| fail(sent, failed, bytes))?;
                 bytes += one.bytes;
                 sent += 1;
@@ -253,6 +256,7 @@ impl Outlet {
                     break;
                 }
             }
+            begin(self.sequence, ends.len() as u64).map_err(|error| fail(sent, Failed::harmless(error), bytes))?;
             if let Err(cut) = duplex.transmit(&mut self.wire, &self.plain, deadline) {
                 let whole = ends.iter().take_while(|&&end| end <= cut.taken).count();
                 let begun = if whole == 0 { 0 } else { ends[whole - 1] };
@@ -450,6 +454,7 @@ mod tests {
 
     use super::*;
     use crate::line::Receiving;
+    use crate::line::deflate::Deflate;
     use crate::line::socket::LineSocket;
 
     #[test]
@@ -475,16 +480,34 @@ mod tests {
         assert!(outlet.attempt_text(&duplex, "ping").is_ok());
         let next = outlet.send(&duplex, Payload::Text("next"), deadline(10)).expect_err("nothing may follow");
         assert!(matches!(next.error, SendError::NotSent(_)));
-        let batch = outlet.send_batch(&duplex, &[Payload::Text("next")], deadline(10)).expect_err("nothing may follow");
+        let batch = outlet.send_batch(&duplex, &[Payload::Text("next")], deadline(10), &|_, _| Ok(()));
+        let batch = batch.expect_err("nothing may follow");
         assert!(matches!(batch.error, BatchError { sent: 0, next: SendError::NotSent(_) }));
         let nothing = theirs.read(&mut taken).expect_err("nothing came");
         assert_eq!(nothing.kind(), std::io::ErrorKind::WouldBlock);
     }
 
+    fn deflater() -> Deflater {
+        let agreed = Deflate::new().accept(&["permessage-deflate".to_owned()]);
+        agreed.ok().flatten().expect("the plainest answer is acceptable").engines().1
+    }
+
+    #[test]
+    fn short_messages_of_a_batch_go_by_one_system_call_compressed_line_or_not() {
+        // Of datagrams each is what one system call sent.
+        let (ours, mut theirs) = Socket::pair(Domain::UNIX, Type::DGRAM, None).expect("a pair");
+        let duplex = Duplex::new(LineSocket::new(ours, Receiving::default()), None);
+        for deflater in [None, Some(deflater())] {
+            let mut outlet = Outlet::new(deflater, None);
+            let deadline = Deadline::new("send_within", Duration::from_secs(10), Instant::now());
+            let batch = [Payload::Text("short"); 100];
+            let sent = outlet.send_batch(&duplex, &batch, deadline, &|_, _| Ok(())).expect("there is room");
+            assert_eq!(theirs.read(&mut vec![0; 64 * 1024]).expect("it came"), sent.bytes);
+        }
+    }
+
     #[test]
     fn a_message_that_finds_no_room_harms_no_compressed_line() {
-        use crate::line::deflate::Deflate;
-
         let (ours, _theirs) = Socket::pair(Domain::UNIX, Type::STREAM, None).expect("a pair");
         while ours.send_with_flags(&[0; 4096], rustix::net::SendFlags::DONTWAIT.bits() as i32).is_ok() {}
         let duplex = Duplex::new(LineSocket::new(ours, Receiving::default()), None);

@@ -360,6 +360,11 @@ fn what_became_of_each_send_is_told_as_it_was() {
                 .collect();
             let sent: Vec<_> =
                 senders.into_iter().flat_map(|sender| sender.join().expect("it does not panic")).collect();
+            assert!(client.stop(60 * SECOND).is_clean());
+            let told = client.events().find_map(|event| match event {
+                Event::Disconnected(disconnect) => Some(disconnect.sent),
+                _ => None,
+            });
             stop(client, SECOND);
             let mut arrived = Vec::new();
             while let Ok(text) = hears.recv_timeout(Duration::ZERO) {
@@ -369,7 +374,13 @@ fn what_became_of_each_send_is_told_as_it_was() {
                 let times = arrived.iter().filter(|heard| **heard == text).count();
                 assert!(times <= 1, "{text} arrived twice");
                 match outcome {
-                    Ok(receipt) => assert_eq!(receipt.epoch, epoch),
+                    Ok(receipt) => {
+                        assert_eq!(receipt.epoch, epoch);
+                        assert!(
+                            told.is_some_and(|told| receipt.sequence <= told),
+                            "{receipt:?}, and the end told {told:?}"
+                        );
+                    }
                     Err(SendError::NotSent(_)) => assert_eq!(times, 0, "{text} was not sent, and arrived"),
                     Err(SendError::Unknown(_)) => {}
                 }

@@ -304,6 +304,35 @@ fn a_wait_for_an_opening_that_is_too_long_tells_why_the_last_dial_failed() {
 }
 
 #[test]
+fn delays_are_jittered_over_the_whole_range_and_the_first_one_too() {
+    let venue = Venue::start(|peer| peer.refuse(503, "", ""));
+    let first_delays: Vec<Duration> = (0..40)
+        .map(|_| {
+            let client =
+                Client::builder(venue.url()).retry_min(SOON).retry_max(SOON).start_pulled().expect("it starts");
+            let Event::DialFailed(failure) = next(&mut client.events()) else { panic!("it is refused") };
+            failure.retry_in.expect("it retries")
+        })
+        .collect();
+    // Uniform: that all of forty miss a quarter of the range happens once in a hundred thousand runs.
+    let has_some =
+        |from: u32, to: u32| first_delays.iter().any(|delay| (SOON * from / 4..SOON * to / 4).contains(delay));
+    assert!((0..4).all(|quarter| has_some(quarter, quarter + 1)), "{first_delays:?}");
+}
+
+#[test]
+fn a_wish_for_a_new_line_is_not_for_a_policy_to_refuse() {
+    let venue = echo(Venue::builder());
+    let obeys_the_venue = |error: &tautline::Error, default| match error.close_reason().map(|close| close.code) {
+        Some(1000) => Verdict::GiveUp,
+        _ => default,
+    };
+    let client = builder(&venue).retry_policy(obeys_the_venue).connect().expect("it opens");
+    client.reconnect().expect("the line is open");
+    assert!(venue.wait_for_openings(2, SOON), "{:?}", client.end());
+}
+
+#[test]
 fn a_program_can_ask_for_a_new_line() {
     let venue = Venue::start(|peer| {
         peer.upgrade()?;

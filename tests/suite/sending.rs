@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
 use tautline::testing::{Received, Venue};
-use tautline::{Client, ErrorKind, Event, Handler, Line, MessageRef, Payload, SendError};
+use tautline::{Client, Disconnect, ErrorKind, Event, Handler, Line, MessageRef, Payload, Receipt, SendError, Sender};
 
 use crate::support::{MS, SOON, builder, disconnected, echo, message, next, opened, plain_and_tls};
 
@@ -477,4 +477,63 @@ fn a_message_whose_fragments_broke_off_is_confirmed_by_no_pong() {
     assert!(matches!(result, Err(SendError::Unknown(_))), "{result:?}");
     let end = end.expect("the line was severed");
     assert_eq!((end.sent, end.confirmed), (1, 0));
+}
+
+#[test]
+fn no_message_of_a_batch_that_was_never_begun_counts_as_sent() {
+    let (go, gone) = bounded::<()>(0);
+    let venue = Venue::start(move |peer| {
+        peer.upgrade()?;
+        assert!(gone.recv().is_err());
+        peer.close(1001, "")?;
+        peer.stall()
+    });
+    let client = builder(&venue).max_attempts(1).close_within(50 * MS).connect().expect("it opens");
+    let large = vec![0; 50_000];
+    let batch = vec![Payload::Binary(&large); 2000];
+    let error = thread::scope(|scope| {
+        let sending = scope.spawn(|| client.sender().send_batch(&batch));
+        // Nobody reads: it has got somewhere and is stuck when the venue closes.
+        thread::sleep(50 * MS);
+        drop(go);
+        sending.join().expect("it does not panic").expect_err("nobody reads")
+    });
+    let mut events = client.events();
+    opened(&mut events);
+    let disconnect = disconnected(&mut events);
+    // What goes by one system call counts as begun together: one message, of this size.
+    assert!((error.sent as u64..=error.sent as u64 + 1).contains(&disconnect.sent), "{disconnect:?}, {error:?}");
+    let stats = client.stats();
+    assert_eq!(stats.messages_sent, error.sent as u64);
+    assert!(stats.bytes_sent > error.sent as u64 * 50_000);
+}
+
+#[test]
+fn whoever_sends_while_the_end_is_told_gets_no_receipt() {
+    struct Sends(Option<Sender>, crossbeam_channel::Sender<Result<Receipt, SendError>>);
+    impl Handler for Sends {
+        fn opened(&mut self, line: &mut Line<'_>) {
+            self.0 = Some(line.sender());
+        }
+        fn message(&mut self, line: &mut Line<'_>, _: MessageRef<'_>) {
+            line.stop();
+        }
+        fn disconnected(&mut self, _: &Disconnect) {
+            let sender = self.0.as_ref().expect("it was opened");
+            self.1.send(sender.send_text("cancel all")).expect("the test waits");
+        }
+    }
+    let venue = Venue::start(|peer| {
+        peer.upgrade()?;
+        peer.send_text("go")?;
+        peer.drain()
+    });
+    let (tell, told) = bounded(1);
+    for _ in 0..20 {
+        let handler = Sends(None, tell.clone());
+        let client = builder(&venue).close_within(5 * MS).start(handler).expect("it starts");
+        let result = told.recv_timeout(SOON).expect("it ends");
+        assert!(result.as_ref().is_err_and(SendError::is_not_sent), "{result:?}");
+        assert!(client.stop(SOON).is_clean());
+    }
 }
