@@ -1,108 +1,11 @@
-//! TLS that changes its keys in the middle of a line: `openssl s_server` can be told to, and speaks no WebSocket, so this test does that for it.
-
-use std::io::{Read, Write};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+//! TLS that changes its keys in the middle of a line.
 
 use crossbeam_channel::bounded;
 use tautline::testing::Venue;
 use tautline::{Client, Event, Line, MessageRef, SendError};
-use tungstenite::handshake::derive_accept_key;
 
+use crate::openssl::Server;
 use crate::support::{MS, SOON, message, opened, skipped};
-
-struct Server {
-    process: Child,
-    input: ChildStdin,
-    output: ChildStdout,
-    seen: Vec<u8>,
-    /// Everything that it has printed.
-    printed: Vec<u8>,
-}
-
-impl Server {
-    fn start(version: &str) -> Option<(Server, u16)> {
-        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/src/testing/certificates");
-        let mut command = Command::new("openssl");
-        command.args(["s_server", "-accept", "127.0.0.1:0", "-naccept", "1", version]);
-        command.args(["-cert", &format!("{folder}/localhost.pem"), "-key", &format!("{folder}/localhost.key")]);
-        let process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
-        let mut process = process.ok()?;
-        let input = process.stdin.take()?;
-        let output = process.stdout.take()?;
-        let mut server = Server { process, input, output, seen: Vec::new(), printed: Vec::new() };
-        // `ACCEPT 127.0.0.1:40000`
-        let told = server.read_until("ACCEPT ", "\n");
-        let port = told.rsplit(':').next().and_then(|port| port.trim().parse().ok());
-        Some((server, port.unwrap_or_else(|| panic!("no port in {told:?}"))))
-    }
-
-    /// What comes between the first `from` and the next `to`; all of it is used up.
-    fn read_until(&mut self, from: &str, to: &str) -> String {
-        loop {
-            let find = |what: &str, start: usize| {
-                let rest = &self.seen[start..];
-                rest.windows(what.len()).position(|window| window == what.as_bytes()).map(|at| start + at)
-            };
-            if let Some(start) = find(from, 0).map(|at| at + from.len()) {
-                if let Some(end) = find(to, start) {
-                    let text = String::from_utf8_lossy(&self.seen[start..end]).into_owned();
-                    self.seen.drain(..end + to.len());
-                    return text;
-                }
-            }
-            self.read_more();
-        }
-    }
-
-    fn read_more(&mut self) {
-        let mut bytes = [0; 4096];
-        let count = self.output.read(&mut bytes).expect("the server prints what it gets");
-        assert!(count > 0, "the server has ended: {:?}", String::from_utf8_lossy(&self.seen));
-        self.seen.extend_from_slice(&bytes[..count]);
-        self.printed.extend_from_slice(&bytes[..count]);
-    }
-
-    fn say(&mut self, bytes: &[u8]) {
-        self.input.write_all(bytes).and_then(|()| self.input.flush()).expect("the server reads");
-    }
-
-    /// Answers the opening handshake.
-    fn accept(&mut self) {
-        let key = self.read_until("Sec-WebSocket-Key: ", "\r\n");
-        self.read_until("Sec-WebSocket-Version", "\r\n\r\n");
-        let accept = derive_accept_key(key.as_bytes());
-        let answer = format!(
-            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {accept}\r\n\r\n"
-        );
-        self.say(answer.as_bytes());
-    }
-
-    /// The next text of the client, among what the server prints of its own.
-    fn expect_text(&mut self, text: &str) {
-        loop {
-            let found = (0..self.seen.len().saturating_sub(6)).rfind(|&at| {
-                let frame = &self.seen[at..];
-                let len = usize::from(frame[1] & 0x7f);
-                let key = &frame[2..6];
-                let payload = frame[6..].iter().zip(key.iter().cycle()).map(|(byte, key)| byte ^ key);
-                frame[0] == 0x81 && len == text.len() && payload.take(len).eq(text.bytes())
-            });
-            if let Some(at) = found {
-                self.seen.drain(..at);
-                return;
-            }
-            self.read_more();
-        }
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
 
 const ROUNDS: usize = 5;
 

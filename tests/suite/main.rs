@@ -5,6 +5,7 @@ mod delivery;
 mod dialling;
 mod heartbeat;
 mod keys;
+mod openssl;
 mod reconnecting;
 mod sending;
 mod stopping;
