@@ -2,28 +2,36 @@
 
 use std::io::{Read, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::thread;
 
+use crossbeam_channel::{Receiver, unbounded};
 use tungstenite::handshake::derive_accept_key;
+
+use crate::support::{SOON, skipped};
 
 pub(crate) struct Server {
     process: Child,
     input: ChildStdin,
-    output: ChildStdout,
+    output: Receiver<Vec<u8>>,
     seen: Vec<u8>,
     /// Everything that it has printed.
     pub(crate) printed: Vec<u8>,
 }
 
 impl Server {
-    pub(crate) fn start(version: &str) -> Option<(Server, u16)> {
-        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/src/testing/certificates");
+    /// For one connection, with the venue's certificate for localhost unless the arguments name another. `None`, and said loudly, where there is
+    /// no `openssl`.
+    pub(crate) fn start(arguments: &[&str]) -> Option<(Server, u16)> {
         let mut command = Command::new("openssl");
-        command.args(["s_server", "-accept", "127.0.0.1:0", "-naccept", "1", version]);
-        command.args(["-cert", &format!("{folder}/localhost.pem"), "-key", &format!("{folder}/localhost.key")]);
+        command.args(["s_server", "-accept", "127.0.0.1:0", "-naccept", "1"]);
+        command.args(["-cert", &certificate("localhost.pem"), "-key", &certificate("localhost.key")]).args(arguments);
         let process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
-        let mut process = process.ok()?;
+        let Ok(mut process) = process else {
+            skipped("there is no openssl command");
+            return None;
+        };
         let input = process.stdin.take()?;
-        let output = process.stdout.take()?;
+        let output = told_by(process.stdout.take()?);
         let mut server = Server { process, input, output, seen: Vec::new(), printed: Vec::new() };
         // `ACCEPT 127.0.0.1:40000`
         let told = server.read_until("ACCEPT ", "\n");
@@ -50,11 +58,10 @@ impl Server {
     }
 
     fn read_more(&mut self) {
-        let mut bytes = [0; 4096];
-        let count = self.output.read(&mut bytes).expect("the server prints what it gets");
-        assert!(count > 0, "the server has ended: {:?}", String::from_utf8_lossy(&self.seen));
-        self.seen.extend_from_slice(&bytes[..count]);
-        self.printed.extend_from_slice(&bytes[..count]);
+        let bytes = self.output.recv_timeout(SOON);
+        let bytes = bytes.unwrap_or_else(|error| panic!("{error}: {:?}", String::from_utf8_lossy(&self.seen)));
+        self.seen.extend_from_slice(&bytes);
+        self.printed.extend_from_slice(&bytes);
     }
 
     pub(crate) fn say(&mut self, bytes: &[u8]) {
@@ -89,6 +96,26 @@ impl Server {
             self.read_more();
         }
     }
+}
+
+/// The file of a certificate or a key of the scripted venue.
+pub(crate) fn certificate(name: &str) -> String {
+    format!("{}/src/testing/certificates/{name}", env!("CARGO_MANIFEST_DIR"))
+}
+
+/// What a process prints, so that it can be waited for with a deadline.
+fn told_by(mut output: ChildStdout) -> Receiver<Vec<u8>> {
+    let (tell, told) = unbounded();
+    // Ends with the process, whose output it reads.
+    thread::spawn(move || {
+        let mut bytes = [0; 4096];
+        while let Ok(count @ 1..) = output.read(&mut bytes) {
+            if tell.send(bytes[..count].to_vec()).is_err() {
+                return;
+            }
+        }
+    });
+    told
 }
 
 impl Drop for Server {
