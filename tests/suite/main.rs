@@ -10,3 +10,4 @@ mod reconnecting;
 mod sending;
 mod stopping;
 mod support;
+mod trust;

@@ -1,0 +1,58 @@
+//! Who is trusted, and what is shown: what a TLS handshake says of the client. What hangs on the environment of a process is tested in `hardship`.
+
+use std::process::Command;
+
+use tautline::testing::Venue;
+use tautline::{Builder, Client};
+
+use crate::openssl::{Server, certificate};
+use crate::support::{MS, opened};
+
+/// A client of a server that answers no close frame.
+fn builder(port: u16) -> Builder {
+    Client::builder(format!("wss://localhost:{port}/")).tls_root(Venue::root_pem()).close_within(50 * MS)
+}
+
+fn opens(builder: &Builder, server: &mut Server) {
+    let client = builder.clone().start_pulled().expect("it starts");
+    server.accept();
+    opened(&mut client.events());
+}
+
+const CERTIFICATE: &str = include_str!("../../src/testing/certificates/stranger.pem");
+const KEY: &str = include_str!("../../src/testing/certificates/stranger.key");
+
+/// The two in an archive, as `openssl` makes it. The bytes are those of the day, so there is no file of it.
+fn archive(password: &str) -> Vec<u8> {
+    let mut command = Command::new("openssl");
+    command.args(["pkcs12", "-export", "-in", &certificate("stranger.pem"), "-inkey", &certificate("stranger.key")]);
+    let made = command.args(["-passout", &format!("pass:{password}")]).output().expect("openssl has just been run");
+    assert!(made.status.success(), "{made:?}");
+    made.stdout
+}
+
+#[test]
+fn the_client_certificate_is_shown_to_a_server_that_asks_for_it() {
+    let show: [fn(Builder) -> Builder; 2] = [
+        |builder| builder.tls_identity_pem(CERTIFICATE, KEY),
+        |builder| builder.tls_identity_pkcs12(archive("hunter2"), "hunter2"),
+    ];
+    for show in show {
+        // It asks for a certificate, refuses who has none, and takes any.
+        let Some((mut server, port)) = Server::start(&["-Verify", "1"]) else { return };
+        opens(&show(builder(port)), &mut server);
+        let printed = String::from_utf8_lossy(&server.printed);
+        assert!(printed.contains(&format!("Client certificate\n{CERTIFICATE}")), "{printed}");
+    }
+}
+
+#[test]
+fn the_name_of_the_host_is_in_the_handshake() {
+    // A server of several hosts: it shows the certificate of localhost to who asks for that, and a stranger's to everybody else.
+    let stranger = [certificate("stranger.pem"), certificate("stranger.key")];
+    let localhost = [certificate("localhost.pem"), certificate("localhost.key")];
+    let others = ["-cert", &stranger[0], "-key", &stranger[1]];
+    let named = ["-servername", "localhost", "-cert2", &localhost[0], "-key2", &localhost[1]];
+    let Some((mut server, port)) = Server::start(&[&others[..], &named].concat()) else { return };
+    opens(&builder(port), &mut server);
+}
