@@ -157,7 +157,43 @@ fn outcome(socket: &Socket) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpListener;
+
     use super::*;
+
+    #[test]
+    fn every_option_is_set_on_the_socket() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let dial = |options: TcpOptions| begin(address, &options).expect("it begins");
+
+        let socket = dial(TcpOptions::default());
+        assert!(socket.tcp_nodelay().expect("an option"));
+        assert!(!socket.keepalive().expect("an option"));
+
+        let idle = Duration::from_secs(123);
+        let socket = dial(TcpOptions { keepalive: Some(idle), ..TcpOptions::default() });
+        assert!(socket.keepalive().expect("an option"));
+        #[cfg(target_os = "linux")]
+        assert_eq!(socket.tcp_keepalive_time().expect("an option"), idle);
+
+        // Linux doubles what it is given, to have room for its own records.
+        let bytes = 30_000;
+        let is_as_asked = |size: io::Result<usize>| [bytes, 2 * bytes].contains(&size.expect("an option"));
+        let socket = dial(TcpOptions { receive_buffer: Some(bytes), ..TcpOptions::default() });
+        assert!(is_as_asked(socket.recv_buffer_size()) && !is_as_asked(socket.send_buffer_size()));
+        let socket = dial(TcpOptions { send_buffer: Some(bytes), ..TcpOptions::default() });
+        assert!(is_as_asked(socket.send_buffer_size()) && !is_as_asked(socket.recv_buffer_size()));
+
+        // Linux has all of 127.0.0.0/8.
+        #[cfg(target_os = "linux")]
+        {
+            let bind = "127.0.0.2".parse().expect("an address");
+            let socket = dial(TcpOptions { bind: Some(bind), ..TcpOptions::default() });
+            let own = socket.local_addr().expect("it is bound").as_socket();
+            assert_eq!(own.map(|own| own.ip()), Some(bind));
+        }
+    }
 
     #[test]
     fn families_take_turns_and_the_first_keeps_its_place() {
