@@ -76,6 +76,32 @@ fn any_byte_counts_as_life() {
 }
 
 #[test]
+fn bytes_that_end_in_the_middle_of_a_tls_record_count_as_life() {
+    const BYTES: usize = 1300;
+    // Never a pong, but a single TLS record byte by byte, for more than three times the pong limit.
+    let venue = Venue::builder().tls().trickles_every(MS).start(|peer| {
+        peer.upgrade()?;
+        peer.send_binary(&[7; BYTES])?;
+        peer.drain()
+    });
+    let builder = builder(&venue).dial_within(6 * SOON).ping_every(10 * MS).pong_within(400 * MS);
+    let client = builder.connect().expect("it opens");
+    let mut events = client.events();
+    opened(&mut events);
+    // Each byte that counts takes the age back to nothing. The message would do so too, once.
+    let (mut last, mut falls) = (Duration::ZERO, 0);
+    until("bytes of the record count", || {
+        let age = client.stats().last_byte_age.unwrap_or(last);
+        falls += usize::from(age < last);
+        last = age;
+        falls >= 20
+    });
+    // On a busy machine every byte may be late, though none by the limit.
+    let event = events.next_within(6 * SOON).expect("an event comes");
+    assert!(matches!(&event, Event::Message(message) if message.bytes() == [7; BYTES]), "{event:?}");
+}
+
+#[test]
 fn pings_are_answered_with_their_payload() {
     plain_and_tls(|builder_of_venue| {
         let (tell, told) = bounded(10);
