@@ -25,7 +25,8 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
 /// The process, from outside.
 pub(crate) struct Bot {
     child: Child,
-    orders: ChildStdin,
+    /// `None` when it has had its last.
+    orders: Option<ChildStdin>,
     told: Receiver<String>,
 }
 
@@ -50,8 +51,13 @@ impl Bot {
         words.push(own.as_os_str());
         let mut command = Command::new(words[0]);
         command.args(&words[1..]).env(ROLE, role).envs(variables.iter().copied());
+        Bot::spawn_program(&mut command)
+    }
+
+    /// Another program, that may be talked with in the same way.
+    pub(crate) fn spawn_program(command: &mut Command) -> Bot {
         let mut child =
-            command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("the bot's process can be started");
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("the program can be started");
         let output = child.stdout.take().expect("it is piped");
         let orders = child.stdin.take().expect("it is piped");
         let (teller, told) = channel();
@@ -63,11 +69,11 @@ impl Bot {
                 }
             }
         });
-        Bot { child, orders, told }
+        Bot { child, orders: Some(orders), told }
     }
 
     pub(crate) fn order(&mut self, order: &str) {
-        writeln!(self.orders, "{order}").expect("the bot lives");
+        writeln!(self.orders.as_mut().expect("it is open until the end"), "{order}").expect("the bot lives");
     }
 
     /// Has it dial a venue.
@@ -75,9 +81,9 @@ impl Bot {
         self.order(&format!("start {url}"));
     }
 
-    /// Has it dial a venue, and wait [`PATIENCE`] for its pongs.
-    pub(crate) fn start_patiently(&mut self, url: &str) {
-        self.order(&format!("start_patiently {url}"));
+    /// Has it dial a venue with a setting by its name, as `builder` knows them.
+    pub(crate) fn start_with(&mut self, setting: &str, url: &str) {
+        self.order(&format!("start_with {setting} {url}"));
     }
 
     /// The next line that begins like this; others are passed over.
@@ -110,9 +116,17 @@ impl Bot {
         self.order("stop");
         let report = self.expect("report ");
         assert!(report.starts_with("report clean"), "{report}");
-        drop(self.orders);
+        drop(self.orders.take());
         let status = self.child.wait().expect("it is a child of ours");
         assert!(status.success(), "{status}");
+    }
+}
+
+impl Drop for Bot {
+    fn drop(&mut self) {
+        // It has ended by itself where all went well.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
@@ -134,10 +148,14 @@ pub(crate) fn run() {
     let threads = getrlimit(Resource::Nproc);
     for order in std::io::stdin().lock().lines().map_while(Result::ok) {
         match order.split_once(' ').unwrap_or((order.as_str(), "")) {
-            ("start" | "start_patiently", url) => match builder(url, order.starts_with("start_p")).start(Tells) {
-                Ok(started) => client = Some(started),
-                Err(error) => println!("not_started {} {}", error.kind().as_str(), error.chain()),
-            },
+            (what @ ("start" | "start_with"), rest) => {
+                let (setting, url) =
+                    if what == "start" { ("", rest) } else { rest.split_once(' ').unwrap_or_default() };
+                match builder(url, setting).start(Tells) {
+                    Ok(started) => client = Some(started),
+                    Err(error) => println!("not_started {} {}", error.kind().as_str(), error.chain()),
+                }
+            }
             // All descriptors but those that are in use.
             ("hoard", _) => {
                 while let Ok(file) = File::open("/dev/null") {
@@ -172,14 +190,18 @@ fn limit_threads(limit: Rlimit) {
     }
 }
 
-fn builder(url: &str, is_patient: bool) -> tautline::Builder {
-    Client::builder(url)
-        .tls_root(Venue::root_pem())
+fn builder(url: &str, setting: &str) -> tautline::Builder {
+    let builder = Client::builder(url)
         .ping_every(PING_EVERY)
-        .pong_within(if is_patient { PATIENCE } else { PONG_WITHIN })
+        .pong_within(PONG_WITHIN)
         .dial_within(Duration::from_secs(1))
         .retry_min(Duration::from_millis(20))
-        .retry_max(Duration::from_millis(100))
+        .retry_max(Duration::from_millis(100));
+    match setting {
+        "patience" => builder.tls_root(Venue::root_pem()).pong_within(PATIENCE),
+        "" => builder.tls_root(Venue::root_pem()),
+        _ => panic!("no such setting: {setting}"),
+    }
 }
 
 struct Tells;

@@ -90,7 +90,7 @@ fn black_hole(is_tls: bool) {
 fn healed_in_time(is_tls: bool) {
     let venue = echo(is_tls);
     let mut bot = Bot::spawn();
-    bot.start_patiently(&venue.url());
+    bot.start_with("patience", &venue.url());
     bot.expect("opened 1");
     assert!(venue.wait_for_pings(2, SOON));
     swallow(&venue);

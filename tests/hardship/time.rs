@@ -27,7 +27,7 @@ fn sleep() {
         peer.echo()
     });
     let mut bot = Bot::spawn();
-    bot.start_patiently(&venue.url());
+    bot.start_with("patience", &venue.url());
     bot.expect("opened 1");
     assert!(venue.wait_for_pings(3, SOON));
     for _ in 0..2 {
@@ -52,7 +52,7 @@ fn machine_sleeps() {
     let venue = Bot::spawn_venue();
     let address = venue.expect("listening ");
     let mut bot = Bot::spawn();
-    bot.start_patiently(address.trim_start_matches("listening "));
+    bot.start_with("patience", address.trim_start_matches("listening "));
     bot.expect("opened 1");
     venue.signal(Signal::STOP);
     // Long enough for a ping to go out, and not to be overdue.
