@@ -198,11 +198,17 @@ fn builder(url: &str, setting: &str) -> tautline::Builder {
         .retry_min(Duration::from_millis(20))
         .retry_max(Duration::from_millis(100));
     match setting {
+        "roots_of_the_system" => builder,
+        "only_the_root_of_others" => builder.tls_root(OTHERS).tls_only_given_roots(),
+        "old_tls" => builder.tls_root(Venue::root_pem()).danger_allow_old_tls(),
         "patience" => builder.tls_root(Venue::root_pem()).pong_within(PATIENCE),
         "" => builder.tls_root(Venue::root_pem()),
         _ => panic!("no such setting: {setting}"),
     }
 }
+
+/// A certificate that vouches for none of the venue's.
+const OTHERS: &[u8] = include_bytes!("../../src/testing/certificates/stranger.pem");
 
 struct Tells;
 

@@ -1,5 +1,5 @@
 //! What happens to lines when the machine is against them: a network that swallows packets, no descriptors, no threads, signals, clocks that
-//! jump, processes that sleep. Linux only.
+//! jump, processes that sleep, an environment that says what TLS trusts. Linux only.
 //!
 //! A program of its own. Every scenario has its client in a child process ([`bot`]), which can be starved, stopped and traced alone; those of
 //! `network` run in a network namespace of their own besides. What the machine lacks for a scenario is told, and the scenario skipped.
@@ -12,6 +12,8 @@ mod network;
 mod scarcity;
 #[cfg(target_os = "linux")]
 mod time;
+#[cfg(target_os = "linux")]
+mod trust;
 
 /// What this process is, when it is not the test itself.
 #[cfg(target_os = "linux")]
@@ -29,6 +31,7 @@ fn main() {
         Ok("venue") => bot::run_venue(),
         Ok("namespace") => network::run(),
         _ => {
+            trust::run();
             scarcity::run();
             time::run();
             network::run_in_namespace();

@@ -12,7 +12,7 @@ pub(crate) fn run() {
     interruptions();
 }
 
-fn echo() -> Venue {
+pub(crate) fn echo() -> Venue {
     Venue::builder().tls().start(|peer: &mut Peer| {
         peer.upgrade()?;
         peer.echo()
