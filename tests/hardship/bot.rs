@@ -163,7 +163,8 @@ pub(crate) fn run() {
                 }
                 println!("hoarded {}", hoard.len());
             }
-            ("release", _) => hoard.clear(),
+            // So many of them, or all.
+            ("release", count) => hoard.truncate(count.parse().map_or(0, |count: usize| hoard.len() - count)),
             ("no_threads", _) => limit_threads(Rlimit { current: Some(1), ..threads }),
             ("threads", _) => limit_threads(threads),
             ("clock", _) => {

@@ -3,11 +3,13 @@
 use tautline::testing::{Peer, Venue};
 
 use crate::bot::Bot;
+use crate::trust::ROOTS;
 use crate::{scenario, skip, succeeds};
 
 pub(crate) fn run() {
     scenario("no descriptors while the line is down", no_descriptors_later);
     scenario("no descriptors from the start", no_descriptors_at_first);
+    scenario("no descriptor for the roots of the system", no_descriptor_for_the_roots);
     threads();
     interruptions();
 }
@@ -49,6 +51,26 @@ fn no_descriptors_at_first() {
     bot.start(&venue.url());
     for _ in 0..3 {
         bot.expect("dial_failed");
+    }
+    bot.order("release");
+    bot.expect("opened 1");
+    bot.stop();
+}
+
+/// The dial comes as far as TLS, and there is no descriptor left for the roots of the system: no certificate can be verified. That is the fault of
+/// no certificate, and of no use once there are descriptors.
+fn no_descriptor_for_the_roots() {
+    // Two to be woken by, and the socket. An address, as a lookup would need some too.
+    const FOR_A_DIAL: usize = 3;
+    let venue = echo();
+    let mut bot = Bot::spawn_by(&FEW, &ROOTS);
+    bot.order("hoard");
+    bot.expect("hoarded");
+    bot.order(&format!("release {FOR_A_DIAL}"));
+    bot.start_with("roots_of_the_system", &venue.url().replace("localhost", "127.0.0.1"));
+    for _ in 0..3 {
+        let failure = bot.expect("dial_failed tls");
+        assert!(failure.contains("certificate verify failed"), "{failure}");
     }
     bot.order("release");
     bot.expect("opened 1");

@@ -7,7 +7,7 @@ use crate::scarcity::echo;
 use crate::{scenario, skip, succeeds};
 
 /// The system's roots are those of the venue, and no others.
-const ROOTS: [(&str, &str); 1] =
+pub(crate) const ROOTS: [(&str, &str); 1] =
     [("SSL_CERT_FILE", concat!(env!("CARGO_MANIFEST_DIR"), "/src/testing/certificates/root.pem"))];
 
 pub(crate) fn run() {
