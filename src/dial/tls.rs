@@ -156,6 +156,8 @@ impl Connectors {
             Some(connector) => connector,
             None => self.find_or_make(steps, &|| format!("TLS handshake with {target}"))?,
         };
+        // Before and behind the reading of the roots: other threads take descriptors too.
+        let had_spare = had_spare && has_spare_descriptor();
         match shake_hands(&connector.connector, target, socket, steps) {
             Ok(stream) => {
                 self.connector = Some(connector);

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use shuttle::thread::spawn;
 
+use super::explorer::LEAPS;
 use super::sync::channel::bounded;
 use super::venue::{CLOSE, Dial, PING, Peer, TEXT, venue};
 use super::{elapsed, explore, is_exact};
@@ -150,7 +151,9 @@ fn a_stop_does_not_wait_for_a_lookup_that_hangs() {
             assert!(!is_under_way || late.len() == 1, "{report}");
             assert!(!is_exact() || elapsed() - began <= Duration::from_millis(20));
             drop(release);
-            assert!(client.stop(60 * SECOND).is_clean());
+            // A stop has 20 ms for a lookup, and where time leaps those may be over before the lookup has run to its end.
+            let leaps = if is_exact() { 0 } else { LEAPS };
+            assert!((0..=leaps).any(|_| client.stop(60 * SECOND).is_clean()));
         });
     }
 }

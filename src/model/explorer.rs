@@ -15,7 +15,7 @@ const STEPS_MAX: usize = 200_000;
 /// How far time leaps ahead of those who can still run, and how often: less than a minute in all, so that a scenario that allows for a minute
 /// is never late because of it.
 const LEAP_MAX: Duration = Duration::from_secs(10);
-const LEAPS: usize = 5;
+pub(super) const LEAPS: usize = 5;
 
 /// At any pace, the clock is let in at one step of so many.
 const STEPS_PER_LEAP: u64 = 60;
