@@ -54,6 +54,8 @@ struct Patient {
     awake_since: Option<Instant>,
     /// An application ping that has been made and found no room.
     owed_app_ping: Option<String>,
+    /// When the last application ping had been made.
+    made_at: Option<Instant>,
     /// The handler has been warned about, and has not returned since.
     has_warned: bool,
 }
@@ -82,32 +84,30 @@ impl Heart {
         let alarm = Alarm { board: Arc::clone(&self.board) };
         let mut patient: Option<Patient> = None;
         let mut due = None;
-        let mut waits_since = sync::now();
         while wait(&self.board.shutdown, &self.bell, due) != Woken::Shutdown {
             let now = sync::now();
-            // What came due while this thread was at work, in a maker of pings for example, has not been slept over.
-            let missed = due.map(|due| due.max(waits_since));
             patient = match (self.board.slot(), patient) {
                 (Slot::Open(line), Some(patient)) if Arc::ptr_eq(&line, &patient.line) => Some(patient),
                 (Slot::Open(line), _) => Some(self.admit(line, now)),
                 _ => None,
             };
-            if let Some(patient) = patient.as_mut().filter(|_| self.has_overslept(missed, now)) {
+            if let Some(patient) = patient.as_mut().filter(|patient| self.has_overslept(due, patient, now)) {
                 log::info!("the process has been asleep: asking whether the line is still there");
                 patient.awake_since = Some(now);
                 patient.owes_ping = self.ping_every.is_some();
             }
             due = patient.as_mut().and_then(|patient| self.tend(patient, now));
-            waits_since = sync::now();
         }
         drop(patient);
         self.see_off();
         drop(alarm);
     }
 
-    fn has_overslept(&self, due: Option<Instant>, now: Instant) -> bool {
+    fn has_overslept(&self, due: Option<Instant>, patient: &Patient, now: Instant) -> bool {
         let limit = (self.pong_within / OVERSLEPT_PARTS).max(OVERSLEPT_MIN);
-        due.is_some_and(|due| now.saturating_duration_since(due) > limit)
+        // What came due while the program's own maker of pings took its time has not been slept over.
+        let missed = due.map(|due| patient.made_at.map_or(due, |made_at| made_at.max(due)));
+        missed.is_some_and(|missed| now.saturating_duration_since(missed) > limit)
     }
 
     fn admit(&self, line: Arc<OpenLine>, now: Instant) -> Patient {
@@ -119,6 +119,7 @@ impl Heart {
             owed_since: None,
             awake_since: None,
             owed_app_ping: None,
+            made_at: None,
             has_warned: false,
         }
     }
@@ -187,7 +188,9 @@ impl Heart {
                 patient.app_pings.restart(last_data);
                 return Ok(true);
             }
-            match catch_unwind(AssertUnwindSafe(|| (ping.make)())) {
+            let made = catch_unwind(AssertUnwindSafe(|| (ping.make)()));
+            patient.made_at = Some(sync::now());
+            match made {
                 Ok(text) => patient.owed_app_ping = Some(text),
                 Err(panic) => {
                     self.board.keep_panic(panic);
