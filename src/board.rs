@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::dial::Waker;
 use crate::error::{Error, ErrorKind};
-use crate::lifecycle::{Lifecycle, Outcome, Shutdown, StopReport};
+use crate::lifecycle::{Lifecycle, Shutdown, StopReport};
 use crate::line::{OpenLine, OwnClose};
 use crate::state::{Life, Then};
 use crate::stats::Counters;
@@ -284,14 +284,7 @@ impl Board {
         let by = after(began, within);
         // Half of what the heart keeps back: if it has not severed the line by then, something of the program's holds it up.
         let enough = by.checked_sub(stop_margin(within) / 2).unwrap_or(by);
-        let mut report = self.lifecycle.join_until(enough);
-        // A lookup is late before that.
-        let is_late = report.threads().iter().any(|thread| thread.outcome == Outcome::Late);
-        if is_late && sync::now() >= enough {
-            self.let_go();
-            report = self.lifecycle.join_until(by);
-        }
-        report.measured_from(began)
+        self.lifecycle.join_or_free(by, enough, || self.let_go()).measured_from(began)
     }
 
     /// Frees the reader without the heart's help: what is not polite is over at least.

@@ -122,6 +122,11 @@ impl Lifecycle {
 
     /// Waits until every thread has ended or `deadline` has passed, and says which did what. Never waits for the thread it runs on.
     pub(crate) fn join_until(&self, deadline: Instant) -> StopReport {
+        self.join_or_free(deadline, deadline, || ())
+    }
+
+    /// As [`join_until`](Lifecycle::join_until), and calls `free` for threads that have not ended at `enough`, before it goes on waiting.
+    pub(crate) fn join_or_free(&self, deadline: Instant, enough: Instant, free: impl FnOnce()) -> StopReport {
         let began = sync::now();
         let threads = self.threads.lock().clone();
         let current = thread::current().id();
@@ -129,13 +134,22 @@ impl Lifecycle {
         let is_own = threads.iter().any(|thread| thread.id == current);
         #[cfg(shuttle)]
         let is_own = is_own && !crate::model::is_sabotaged(crate::model::Sabotage::JoinItself);
-        let reports = threads
+        let mut reports: Vec<ThreadReport> = threads
             .iter()
             .map(|thread| match is_own {
                 true => thread.look(current),
-                false => thread.join_until(began, deadline),
+                false => thread.join_until(began, enough),
             })
             .collect();
+        // A lookup may be late before that, and nothing helps it.
+        if reports.iter().any(|report| report.outcome == Outcome::Late) && sync::now() >= enough {
+            free();
+            for (thread, report) in
+                threads.iter().zip(&mut reports).filter(|(_, report)| report.outcome == Outcome::Late)
+            {
+                *report = thread.join_until(began, deadline);
+            }
+        }
         StopReport { threads: reports, took: sync::now().saturating_duration_since(began) }
     }
 
