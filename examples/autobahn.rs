@@ -1,10 +1,12 @@
-//! The client's side of the Autobahn test suite: `autobahn URL AGENT` runs every case of the fuzzing server at URL.
+//! The client's side of the Autobahn test suite: `autobahn URL AGENT` runs every case of the fuzzing server at URL. Without arguments it
+//! rehearses with a venue of its own.
 //!
 //! Each case is a line of its own, on which every message is sent back as it came until the server ends it, well or not.
 
 use std::process::ExitCode;
 use std::time::Duration;
 
+use tautline::testing::Venue;
 use tautline::{Builder, Client, Deflate, Event, Handler, Line, MessageRef, Payload};
 
 /// What a case may take: some send a quarter of a gigabyte.
@@ -13,11 +15,15 @@ const CASE_WITHIN: Duration = Duration::from_secs(300);
 fn main() -> ExitCode {
     env_logger::init();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [url, agent] = arguments.as_slice() else {
-        eprintln!("usage: autobahn URL AGENT");
-        return ExitCode::from(2);
+    let result = match arguments.as_slice() {
+        [] => rehearse(),
+        [url, agent] => run(url, agent),
+        _ => {
+            eprintln!("usage: autobahn [URL AGENT]");
+            return ExitCode::from(2);
+        }
     };
-    match run(url, agent) {
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("autobahn: {error}");
@@ -39,6 +45,29 @@ fn run(url: &str, agent: &str) -> Result<(), String> {
     }
     let reports = line(&format!("{url}/updateReports?agent={agent}")).start_pulled().map_err(|error| error.chain())?;
     reports.events().for_each(drop);
+    Ok(())
+}
+
+/// A case such as the suite's, from a venue in this process.
+fn rehearse() -> Result<(), String> {
+    const TEXT: &str = "κόσμε";
+    const BYTES: &[u8] = &[0, 254, 255];
+    let venue = Venue::start(|peer| {
+        peer.upgrade()?;
+        peer.send_text(TEXT)?;
+        peer.send_binary(BYTES)?;
+        for _ in 0..2 {
+            peer.receive_message()?;
+        }
+        peer.close(1000, "")?;
+        peer.drain()
+    });
+    let client = line(&venue.url()).start(Echo).map_err(|error| error.chain())?;
+    client.wait_closed(CASE_WITHIN).ok_or("the rehearsal took too long")?;
+    if venue.messages() != [TEXT.as_bytes(), BYTES] {
+        return Err("the venue did not get back what it had sent".to_owned());
+    }
+    println!("rehearsed: 2 messages came back as they were sent; `autobahn URL AGENT` runs the suite");
     Ok(())
 }
 

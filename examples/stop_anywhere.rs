@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crossbeam_channel::{Sender, bounded};
 use tautline::testing::Venue;
-use tautline::{Builder, Client, Event, Line, MessageRef, StopReport};
+use tautline::{Builder, Client, Event, Line, MessageRef, State, StopReport};
 
 const SOON: Duration = Duration::from_secs(10);
 const CLOSE_WITHIN: Duration = Duration::from_millis(100);
@@ -25,7 +25,8 @@ fn main() {
     show("the handler is busy", busy);
     show("a sender is blocked", blocked);
     show("waiting to retry", waiting);
-    show("closing, and the peer never answers", closing);
+    show("open, and the peer never answers", deaf);
+    show("closing, and the peer keeps TCP open", closing);
 }
 
 fn show(state: &str, stop: impl FnOnce() -> StopReport) {
@@ -143,7 +144,21 @@ fn waiting() -> StopReport {
     client.stop(SOON)
 }
 
-fn closing() -> StopReport {
+fn deaf() -> StopReport {
     let (_venue, builder) = open(|peer| peer.drain());
     builder.connect().expect("it opens").stop(SOON)
+}
+
+fn closing() -> StopReport {
+    let (_venue, builder) = open(|peer| {
+        peer.close(1001, "going away")?;
+        peer.stall()
+    });
+    // The closing handshake is done, and the line waits for the end of TCP.
+    let client = builder.close_within(SOON).start(ignore).expect("it starts");
+    while client.state() != State::Ending {
+        std::thread::yield_now();
+    }
+    // Far below SOON: a stop has its own, shorter time, and cuts the polite end short.
+    client.stop(Duration::from_millis(100))
 }

@@ -15,7 +15,7 @@ use clap::Parser;
 use crossbeam_channel::{after, select, tick};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
-use tautline::{Client, Disconnect, Handler, Line, MessageRef, State};
+use tautline::{Client, Disconnect, ErrorKind, Handler, Line, MessageRef, State};
 
 /// Follows a market, on a venue of its own or on a real one, and shows one live line of figures.
 #[derive(Parser)]
@@ -35,6 +35,9 @@ struct Options {
     threshold: f64,
 }
 
+/// What the venue needs to show all of its bad days.
+const WHOLE_SHOW: Duration = Duration::from_secs(15);
+
 fn main() -> ExitCode {
     env_logger::init();
     let options = Options::parse();
@@ -48,7 +51,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Runs the bot; whether its stop was clean and every order was acknowledged.
+/// Runs the bot; whether its stop was clean, it was not given up before, and it lived through all that its own venue does.
 fn run(options: &Options) -> Result<bool, tautline::Error> {
     let figures = Arc::new(Mutex::new(Figures::default()));
     let (client, simulation) = match &options.url {
@@ -72,21 +75,32 @@ fn run(options: &Options) -> Result<bool, tautline::Error> {
     show_until(&client, &figures, options.duration);
 
     let report = client.stop(Duration::from_secs(5));
+    let gave_up = client.end().filter(|end| end.kind() != ErrorKind::Stopped);
+    if let Some(reason) = &gave_up {
+        eprintln!("market_feed: gave up: {}", reason.chain());
+    }
     println!("stop report: {report}");
     let stats = client.stats();
-    println!(
-        "{} messages in {} epochs; drops: {:?}; round trip {:.1?} to {:.1?}",
-        stats.messages_received, stats.epochs, stats.drops, stats.round_trip.min, stats.round_trip.max
-    );
+    let trip = match stats.round_trip.count {
+        0 => "not measured".to_owned(),
+        _ => format!("{:.1?} to {:.1?}", stats.round_trip.min, stats.round_trip.max),
+    };
+    let (messages, epochs) = (stats.messages_received, stats.epochs);
+    println!("{messages} messages in {epochs} epochs; drops: {:?}; round trip {trip}", stats.drops);
     let figures = figures.lock();
     if let Some((_, ledger)) = &simulation {
         let executed = ledger.orders.load(std::sync::atomic::Ordering::Relaxed);
-        println!(
-            "{} orders sent, {} acknowledged, {executed} executed by the venue",
-            figures.orders, figures.acknowledged
-        );
+        let (sent, acknowledged) = (figures.orders, figures.acknowledged);
+        println!("{sent} orders sent, {acknowledged} acknowledged, {executed} executed by the venue");
+        // Each of the bad days, and business between them. Less time does not show them all.
+        let bad_days = ["closed", "io", "pong_timeout"];
+        let has_seen_all = epochs >= 4 && bad_days.iter().all(|kind| stats.drops.contains_key(kind));
+        if options.duration >= WHOLE_SHOW && !(has_seen_all && acknowledged > 0 && executed >= acknowledged) {
+            eprintln!("market_feed: not everything that the venue does was seen");
+            return Ok(false);
+        }
     }
-    Ok(report.is_clean() && client.end().is_none_or(|end| end.kind() == tautline::ErrorKind::Stopped))
+    Ok(report.is_clean() && gave_up.is_none())
 }
 
 /// Shows one live line, twice a second.
