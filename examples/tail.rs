@@ -12,11 +12,9 @@ use std::time::{Duration, Instant};
 
 use base64::prelude::{BASE64_STANDARD, Engine};
 use clap::Parser;
-use crossbeam_channel::{Receiver, at, bounded, never, select, tick};
+use crossbeam_channel::{Receiver, at, never, select, tick};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
-use signal_hook::consts::{SIGINT, SIGTERM};
-use signal_hook::iterator::Signals;
 use tautline::{
     Builder, Client, Disconnect, Error, ErrorKind, Event, Message, NoEvent, Opened, Outcome, Sender, State, StopReport,
 };
@@ -182,9 +180,13 @@ fn with<T>(builder: Builder, value: Option<T>, set: impl FnOnce(Builder, T) -> B
 }
 
 /// A channel that gets a token at SIGINT and SIGTERM. A second signal ends the program the hard way.
+#[cfg(unix)]
 fn watch_signals() -> io::Result<Receiver<()>> {
+    use signal_hook::consts::{SIGINT, SIGTERM};
+    use signal_hook::iterator::Signals;
+
     let mut signals = Signals::new([SIGINT, SIGTERM])?;
-    let (tell, told) = bounded(1);
+    let (tell, told) = crossbeam_channel::bounded(1);
     thread::spawn(move || {
         for (count, signal) in signals.forever().enumerate() {
             if count > 0 {
@@ -195,6 +197,12 @@ fn watch_signals() -> io::Result<Receiver<()>> {
         }
     });
     Ok(told)
+}
+
+/// Elsewhere the first Ctrl-C ends the program the hard way.
+#[cfg(not(unix))]
+fn watch_signals() -> io::Result<Receiver<()>> {
+    Ok(never())
 }
 
 struct Tail<'a> {

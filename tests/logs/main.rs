@@ -8,8 +8,10 @@ use std::time::Duration;
 use crossbeam_channel::bounded;
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use parking_lot::Mutex;
+#[cfg(target_os = "linux")]
+use tautline::AppPing;
 use tautline::testing::{Peer, Venue};
-use tautline::{AppPing, Client, Event, Line, MessageRef};
+use tautline::{Client, Event, Line, MessageRef};
 
 const SOON: Duration = Duration::from_secs(20);
 const SECRET: &str = "hunter2";

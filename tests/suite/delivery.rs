@@ -5,9 +5,11 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::{bounded, select, unbounded};
 use tautline::testing::{Received, Venue};
-use tautline::{Event, Line, MessageRef, NoEvent, WhenFull};
+use tautline::{Event, NoEvent, WhenFull};
 
-use crate::support::{MS, SOON, builder, disconnected, echo, message, next, opened, plain_and_tls, until};
+#[cfg(unix)]
+use crate::support::plain_and_tls;
+use crate::support::{MS, SOON, builder, disconnected, echo, message, next, opened, until};
 
 /// Sends `count` numbered messages, then a last one that says so when the test lets it.
 fn burst(count: usize, finish: crossbeam_channel::Receiver<()>) -> Venue {
@@ -230,6 +232,7 @@ fn several_may_pull_and_each_event_goes_to_one() {
 }
 
 #[test]
+#[cfg(unix)]
 fn a_reader_that_spins_delivers_sends_and_stops_like_any_other() {
     plain_and_tls(|builder_of_venue| {
         let venue = echo(builder_of_venue());
@@ -296,6 +299,8 @@ fn messages_know_when_they_came_by_both_clocks() {
 #[test]
 #[cfg(target_os = "linux")]
 fn the_kernel_tells_when_it_got_what_a_busy_handler_let_lie() {
+    use tautline::{Line, MessageRef};
+
     plain_and_tls(|venue| {
         for is_spinning in [false, true] {
             let (sent, is_answered) = unbounded();
