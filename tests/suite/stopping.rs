@@ -92,6 +92,9 @@ fn an_end_in_the_tls_handshake_is_at_once() {
 
 #[test]
 fn an_end_in_the_middle_of_a_tls_handshake_is_at_once() {
+    // Reading the system's roots is work and not a wait, some ten milliseconds of it: this one has read them for all.
+    let good = echo(Venue::builder().tls());
+    let _first = builder(&good).connect().expect("it opens");
     for bytes in [1, 100, 700] {
         let venue = Venue::builder().tls().tls_stalls_after(bytes).start(|peer| peer.upgrade().map(drop));
         let mut dials = 0;
@@ -107,6 +110,8 @@ fn an_end_in_the_middle_of_a_tls_handshake_is_at_once() {
 #[test]
 fn an_end_in_the_upgrade_is_at_once() {
     plain_and_tls(|builder_of_venue| {
+        let good = echo(builder_of_venue());
+        let _first = builder(&good).connect().expect("it opens");
         let (tell, told) = bounded(100);
         let venue = builder_of_venue().start(move |peer| {
             peer.read_request()?;
@@ -254,7 +259,8 @@ fn a_lookup_that_hangs_is_reported_and_not_waited_for() {
         assert_eq!(late.len(), 1, "by {by:?}: {report}");
         assert_eq!(late[0].name, "tautline-resolve");
         drop(release);
-        assert!(stopper.stop(SOON).is_clean());
+        // A stop waits 20 ms for a lookup, which may be too short for a busy machine.
+        until("the lookup has ended", || stopper.stop(SOON).is_clean());
     }
 }
 
@@ -581,7 +587,8 @@ fn dials_do_not_wait_for_what_the_thread_of_an_earlier_lookup_drops_last() {
     client.stop(HOUR);
     assert!(began.elapsed() < SOON, "it was waited for");
     drop(release);
-    assert!(client.stop(SOON).is_clean());
+    // A stop waits 20 ms for a lookup, which may be too short for a busy machine.
+    until("the lookups have ended", || client.stop(SOON).is_clean());
 }
 
 #[test]
