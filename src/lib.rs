@@ -16,8 +16,11 @@
 //!
 //! for event in client.events() {
 //!     match event {
-//!         // A new epoch: subscribe, whatever was sent before.
-//!         Event::Opened(_) => { client.send_text(r#"{"method":"SUBSCRIBE","params":["btcusdt@bookTicker"],"id":1}"#)?; }
+//!         // A new epoch: subscribe, whatever was sent before. On this very line: if it is gone already, the next has an opening of its own.
+//!         Event::Opened(opened) => {
+//!             let line = client.sender().pinned_to(opened.epoch);
+//!             line.send_text(r#"{"method":"SUBSCRIBE","params":["btcusdt@bookTicker"],"id":1}"#).ok();
+//!         }
 //!         Event::Message(message) => println!("{}", message.text().unwrap_or_default()),
 //!         Event::Disconnected(why) => eprintln!("{why}"),
 //!         _ => {}
@@ -83,7 +86,10 @@
 //! | [`drop_within`](Builder::drop_within): waiting for threads in `Drop` | 5 s |
 //! | [`ping_every`](Builder::ping_every), [`pong_within`](Builder::pong_within) | 15 s, 10 s |
 //! | [`retry_min`](Builder::retry_min), [`retry_max`](Builder::retry_max): full jitter | 250 ms, 30 s |
+//! | [`retry_after_max`](Builder::retry_after_max): the longest `Retry-After` that is obeyed | 5 min |
 //! | [`stable_after`](Builder::stable_after): a line open that long resets the backoff | 30 s |
+//! | [`max_attempts`](Builder::max_attempts), [`idle_limit`](Builder::idle_limit), [`max_frame`](Builder::max_frame) | none |
+//! | [`compress`](Builder::compress) | off |
 //! | [`max_message`](Builder::max_message) | 16 MiB |
 //! | [`queue_messages`](Builder::queue_messages), [`queue_bytes`](Builder::queue_bytes) | 65,536 and 64 MiB |
 //! | [`when_full`](Builder::when_full) | end the line, and come back |

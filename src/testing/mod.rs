@@ -20,6 +20,12 @@
 //! | closes with a code, goes on after it, answers no close | [`Peer::close`], [`Peer::send_text`], [`Peer::drain`] |
 //! | floods with pings, answers them wrongly or late | [`Peer::ping`], [`Peer::pong`] |
 //!
+//! It is for tests, so it comes with a feature of its own:
+//! ```toml
+//! [dev-dependencies]
+//! tautline = { version = "0.1", features = ["testing"] }
+//! ```
+//!
 //! # Does my bot come back, and does it subscribe again?
 //! ```
 //! use std::time::Duration;
