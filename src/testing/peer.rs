@@ -22,6 +22,8 @@ pub struct Peer {
     unread: Vec<u8>,
     /// The opcode and the fragments so far of a message that has not ended.
     partial: Option<(u8, Vec<u8>)>,
+    /// The end of the connection has been told.
+    has_ended: bool,
     shared: Arc<Shared>,
 }
 
@@ -109,7 +111,7 @@ impl Peer {
             None => Stream::Plain(socket),
             Some(acceptor) => Stream::Tls(Box::new(acceptor.accept(socket).map_err(io::Error::other)?)),
         };
-        Ok(Peer { number, stream, unread: Vec::new(), partial: None, shared: Arc::clone(shared) })
+        Ok(Peer { number, stream, unread: Vec::new(), partial: None, has_ended: false, shared: Arc::clone(shared) })
     }
 
     /// Which connection of the venue this is, from 0.
@@ -271,10 +273,16 @@ impl Peer {
     /// The next message or control frame; fragments are put together, and what comes between them comes first.
     ///
     /// # Errors
-    /// When the client breaks RFC 6455 (an unmasked frame, a stray fragment), or the connection breaks.
+    /// When the client breaks RFC 6455 (an unmasked frame, a stray fragment), or the connection breaks. [`Received::End`] is told once: a script
+    /// that asks again would go round for ever, and gets `UnexpectedEof`.
     pub fn receive(&mut self) -> io::Result<Received> {
         loop {
-            let Some((first, payload)) = self.read_frame()? else { return Ok(Received::End) };
+            let Some((first, payload)) = self.read_frame()? else {
+                return match std::mem::replace(&mut self.has_ended, true) {
+                    false => Ok(Received::End),
+                    true => Err(ErrorKind::UnexpectedEof.into()),
+                };
+            };
             let (kind, message) = match (first & 0x0f, self.partial.take()) {
                 (8, _) => {
                     let code = payload.first_chunk::<2>().map(|code| u16::from_be_bytes(*code));
