@@ -72,7 +72,7 @@ struct Public {
     failure: Option<Error>,
     /// What a panicking handler threw.
     panic: Option<Box<dyn Any + Send>>,
-    /// By when the earliest of all stops has to be over.
+    /// By when the polite end has to be over, for the earliest of all stops to be in time.
     stop_by: Option<Instant>,
     /// What the close frame says, in the words of the first of all stops.
     stop_close: Option<OwnClose>,
@@ -265,6 +265,7 @@ impl Board {
     /// Tells the client to stop by `within` from now, and returns at once. `close`: what the peer is told, if no earlier stop told it.
     pub(crate) fn signal_stop(&self, close: OwnClose, within: Duration) {
         let by = after(sync::now(), within);
+        let by = by.checked_sub(stop_margin(within)).unwrap_or(by);
         {
             let mut public = self.public.lock();
             public.stop_by = Some(public.stop_by.map_or(by, |earlier| earlier.min(by)));
@@ -287,16 +288,22 @@ impl Board {
         self.lifecycle.join_or_free(by, enough, || self.let_go()).measured_from(began)
     }
 
-    /// Frees the reader without the heart's help: what is not polite is over at least.
+    /// Frees the reader without the heart's help, and says goodbye if that takes no waiting.
     fn let_go(&self) {
         match self.slot() {
             Slot::Empty => {}
             Slot::Dialling(waker) => waker.wake(),
-            Slot::Open(line) => line.sever(Error::stopped()),
+            Slot::Open(line) => {
+                let now = sync::now();
+                // Not due at once: the heart, which may be at it too, would sever before anything is said.
+                line.begin_farewell(self.stop_close(), after(now, self.budgets.close_within));
+                let _ = line.work_off(now);
+                line.sever(Error::stopped());
+            }
         }
     }
 
-    /// By when the earliest of all stops has to be over.
+    /// By when the polite end has to be over, for the earliest of all stops to be in time.
     pub(crate) fn stop_by(&self) -> Option<Instant> {
         self.public.lock().stop_by
     }

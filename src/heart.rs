@@ -8,7 +8,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::board::{Board, Slot, stop_margin};
+use crate::board::{Board, Slot};
 use crate::config::{AppPing, Settings};
 use crate::error::{Error, ErrorKind};
 use crate::lifecycle::{Woken, wait, wait_over};
@@ -284,10 +284,7 @@ impl Heart {
         let own = after(began, self.close_within);
         let earlier = line.farewell_until().map_or(own, |until| until.min(own));
         match self.board.stop_by() {
-            Some(by) => {
-                let margin = stop_margin(by.saturating_duration_since(began));
-                earlier.min(by.checked_sub(margin).unwrap_or(by))
-            }
+            Some(by) => earlier.min(by),
             None => earlier,
         }
     }

@@ -212,7 +212,9 @@ impl Queue {
             }
         }
         let mut bytes = 0;
-        for _ in 0..TAKE {
+        // What one of several takes out no other can be told of.
+        let most = if self.has_lent.load(Ordering::Relaxed) { 1 } else { TAKE };
+        for _ in 0..most {
             let Some(event) = inner.pop() else { break };
             bytes += payload_bytes(&event);
             taken.push_back(event);
@@ -445,7 +447,9 @@ impl<'a> Events<'a> {
     /// # Ok(()) }
     /// ```
     pub fn ready(&self) -> Receiver<()> {
-        self.queue.lend()
+        let ready = self.queue.lend();
+        self.queue.keep_ready(!self.taken.is_empty());
+        ready
     }
 
     #[inline]
@@ -744,5 +748,28 @@ mod tests {
         queue.push_notice(notice());
         queue.push_notice(notice());
         assert_eq!(queue.lag().lost_notices, 0);
+    }
+
+    #[test]
+    fn the_lent_receiver_is_ready_for_what_was_taken_before_it_was_lent() {
+        let queue = queue(9, WhenFull::DropNewest);
+        assert!(push(&queue, &["a", "b", "c"]).is_ok());
+        let mut events = Events::new(&queue);
+        assert!(events.try_next().is_ok());
+        let ready = events.ready();
+        assert_eq!(ready.recv_timeout(Duration::from_secs(1)), Ok(()), "two events are there");
+    }
+
+    #[test]
+    fn the_lent_receiver_is_ready_though_another_consumer_took_the_ring() {
+        let queue = queue(9, WhenFull::DropNewest);
+        let (mut one, mut two) = (Events::new(&queue), Events::new(&queue));
+        let (first, second) = (one.ready(), two.ready());
+        assert!(push(&queue, &["a", "b", "c"]).is_ok());
+        assert_eq!(first.recv(), Ok(()));
+        assert!(one.try_next().is_ok());
+        assert_eq!(second.recv(), Ok(()));
+        assert!(two.try_next().is_ok());
+        assert_eq!(first.recv_timeout(Duration::from_secs(1)), Ok(()), "one holds two events");
     }
 }

@@ -148,9 +148,9 @@ impl<D: Delivery> Supervisor<D> {
         let began = sync::now();
         let settings = &self.config.settings;
         let deadline = Deadline::new("dial_within", settings.dial_within, began);
+        let turn = self.rota.begin();
         let pair = WakePair::new()?;
         self.board.publish(Slot::Dialling(pair.waker()));
-        let turn = self.rota.begin();
 
         let shutdown = self.board.shutdown.clone();
         let context = DialContext::new(attempt, deadline.at(), Arc::new(move || shutdown.is_requested()));

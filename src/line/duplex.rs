@@ -313,7 +313,10 @@ impl Duplex {
                     Encrypted::Some { advanced, .. } if advanced > 0 => {
                         return Err(io::Error::other("the peer renegotiates TLS in the middle of an application ping"));
                     }
-                    Encrypted::Some { .. } => Attempt::Later,
+                    Encrypted::Some { .. } => {
+                        self.note_stuck();
+                        Attempt::Later
+                    }
                     Encrypted::All if sent => Attempt::Sent,
                     Encrypted::All => Attempt::Kept,
                 })
@@ -462,6 +465,7 @@ impl Duplex {
                 break;
             }
         }
+        self.note_progress();
         Ok(())
     }
 }

@@ -354,7 +354,8 @@ impl OpenLine {
     }
 
     /// Counts messages beyond `sequence` as begun before their first byte leaves: the line may end, and its end be told, before the send returns.
-    /// None begins once that is being told: either who tells it sees the number, or who sends sees the end.
+    /// None begins once that is being told: who tells it sees the number, or who sends sees the end, or both, and what is told is too high by what
+    /// was not sent.
     fn begin(&self, sequence: u64, messages: u64) -> Result<(), Error> {
         self.sequence.store(sequence + messages, Ordering::SeqCst);
         let ending = self.refuse_if_ending();

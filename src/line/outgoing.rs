@@ -520,4 +520,25 @@ mod tests {
             assert!(!failed.severs && matches!(failed.error, SendError::NotSent(_)), "{failed:?}");
         }
     }
+
+    #[test]
+    fn nobody_is_stuck_once_there_is_room() {
+        let (ours, mut theirs) = Socket::pair(Domain::UNIX, Type::STREAM, None).expect("a pair");
+        while ours.send_with_flags(&[0; 4096], rustix::net::SendFlags::DONTWAIT.bits() as i32).is_ok() {}
+        let duplex = Duplex::new(LineSocket::new(ours, Receiving::default()), None);
+        std::thread::scope(|scope| {
+            let waits = scope.spawn(|| {
+                let deadline = Deadline::new("send_within", Duration::from_secs(10), Instant::now());
+                duplex.await_room_untouched(deadline)
+            });
+            while duplex.stuck_since().is_none() {
+                std::thread::yield_now();
+            }
+            theirs.set_nonblocking(true).expect("it is a socket");
+            while theirs.read(&mut [0; 65536]).is_ok() {}
+            assert!(waits.join().expect("it does not panic").is_ok());
+        });
+        // Whoever asked for room compresses now, and takes the time that it takes while it holds the outlet.
+        assert_eq!(duplex.stuck_since(), None);
+    }
 }

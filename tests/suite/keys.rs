@@ -1,11 +1,17 @@
 //! TLS that changes its keys in the middle of a line.
 
-use crossbeam_channel::bounded;
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+
+use crossbeam_channel::{Sender, bounded};
 use tautline::testing::Venue;
-use tautline::{Client, Event, Line, MessageRef, SendError};
+use tautline::{Client, ErrorKind, Event, Line, MessageRef, SendError};
 
 use crate::openssl::Server;
-use crate::support::{MS, SOON, message, opened};
+use crate::support::{MS, SOON, disconnected, message, opened};
 
 const ROUNDS: usize = 5;
 
@@ -82,4 +88,64 @@ fn a_handler_that_sends_while_the_peer_renegotiates_waits_for_nobody() {
     server.expect_text("up");
     assert_eq!(client.epoch(), 1);
     assert!(client.stop(SOON).is_clean());
+}
+
+/// What stands between the client and the server, and lets nothing more of the client through once the server is to be gone. Tells when it
+/// holds the server's ping then.
+fn relay(server: u16, is_gone: &Arc<AtomicBool>, tell: Sender<()>) -> u16 {
+    // The ping that the test sends: header, nonce, payload and tag of AES-GCM. What is behind it comes along with it.
+    const PING_RECORD: usize = 5 + 8 + 2 + 16;
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    let (drops, holds) = (Arc::clone(is_gone), Arc::clone(is_gone));
+    thread::spawn(move || {
+        let (mut client, _) = listener.accept().expect("it dials");
+        let mut server = TcpStream::connect(("127.0.0.1", server)).expect("it is there");
+        let (mut from, mut to) = (server.try_clone().expect("it is open"), client.try_clone().expect("it is open"));
+        thread::spawn(move || {
+            let (mut held, mut bytes) = (Vec::new(), [0; 4096]);
+            while let Ok(count @ 1..) = from.read(&mut bytes) {
+                held.extend_from_slice(&bytes[..count]);
+                if !holds.load(Ordering::SeqCst) || held.len() > PING_RECORD {
+                    // The client may have left.
+                    let _ = to.write_all(&std::mem::take(&mut held));
+                } else if held.len() == PING_RECORD {
+                    tell.send(()).expect("the test waits");
+                }
+            }
+        });
+        let mut bytes = [0; 4096];
+        while let Ok(count @ 1..) = client.read(&mut bytes) {
+            if !drops.load(Ordering::SeqCst) {
+                server.write_all(&bytes[..count]).expect("it reads");
+            }
+        }
+        let _ = server.shutdown(Shutdown::Both);
+    });
+    port
+}
+
+#[test]
+fn a_peer_that_is_gone_in_the_middle_of_a_renegotiation_is_noticed() {
+    let Some((mut server, port)) = Server::start(&["-tls1_2"]) else { return };
+    let is_gone = Arc::new(AtomicBool::new(false));
+    let (tell, told) = bounded(1);
+    let port = relay(port, &is_gone, tell);
+    let client = Client::builder(format!("wss://localhost:{port}/"))
+        .tls_root(Venue::root_pem())
+        .close_within(50 * MS)
+        .ping_every(1000 * MS)
+        .pong_within(300 * MS)
+        .start_pulled()
+        .expect("it starts");
+    server.accept();
+    let mut events = client.events();
+    opened(&mut events);
+    // It asks for a pong and for new keys, and hears nothing of what the client has to say to either.
+    is_gone.store(true, Ordering::SeqCst);
+    server.say(b"\x89\x00");
+    // A command is one only at the beginning of what the server reads at once.
+    told.recv_timeout(SOON).expect("the ping is on its way");
+    server.say(b"r\n");
+    assert_eq!(disconnected(&mut events).error.kind(), ErrorKind::PongTimeout);
 }

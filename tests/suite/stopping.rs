@@ -640,6 +640,44 @@ fn a_handler_that_waits_for_the_end_keeps_nothing_from_it() {
 }
 
 #[test]
+fn a_stop_without_a_budget_says_goodbye_all_the_same() {
+    // Over TLS what the venue has sent beside messages may lie unread, and severing then resets, which takes the close frame along.
+    for budget in [Duration::ZERO, MS] {
+        for _ in 0..10 {
+            let venue = echo(Venue::builder());
+            let client = builder(&venue).connect().expect("it opens");
+            client.stop(budget);
+            assert!(venue.wait_for_close(SOON), "nothing was said in {budget:?}");
+        }
+    }
+}
+
+#[test]
+fn a_later_stop_leaves_the_polite_end_most_of_its_own_budget() {
+    let (go, gone) = bounded::<()>(0);
+    let venue = Venue::start(move |peer| {
+        peer.upgrade()?;
+        while !matches!(peer.receive()?, Received::Close(..)) {}
+        // Its answer is under way while somebody loses patience.
+        assert!(gone.recv().is_err());
+        peer.close(1000, "")
+    });
+    let client = builder(&venue).close_within(HOUR).connect().expect("it opens");
+    client.stopper().signal();
+    assert!(venue.wait_for_close(SOON));
+    // Longer than what a stop keeps back at most, so that the time since the signal would count for more than this stop's own.
+    thread::sleep(300 * MS);
+    thread::scope(|scope| {
+        let stopping = scope.spawn(|| client.stop(SOON));
+        drop(go);
+        assert!(stopping.join().expect("it does not panic").is_clean());
+    });
+    let mut events = client.events();
+    opened(&mut events);
+    assert_eq!(disconnected(&mut events).close.code, 1000);
+}
+
+#[test]
 fn stop_is_idempotent_and_closed_is_final() {
     let venue = echo(Venue::builder());
     let settings = builder(&venue);
