@@ -274,7 +274,8 @@ impl<D> Client<D> {
     }
 
     /// Stops the client: politely with a close frame if a line is open, within `close_within` (1 s by default), then at once. Waits until
-    /// every thread has ended, `within` at most, and says what became of each.
+    /// every thread has ended, `within` at most, and says what became of each. Of `within`, a quarter, and 200 ms at most, is kept for the threads
+    /// to end in: a polite end that would take longer is cut short.
     ///
     /// Idempotent, allowed from any thread and from several at once. From inside the handler it signals and returns at once: the reader is
     /// `Current` in the report then. A lookup that hangs in the system's resolver is given 20 ms, whatever the budget.
