@@ -580,10 +580,10 @@ impl Settings {
 
     /// What follows `error`: what the client would do by itself, unless a policy knows better.
     pub(crate) fn verdict(&self, error: &Error, default: Verdict) -> Verdict {
+        // A panic of the handler, a stop and a wish for a new line are not for a policy to overrule.
+        let is_settled = matches!(error.kind(), ErrorKind::HandlerPanicked | ErrorKind::Stopped) || error.is_own_wish();
         match &self.retry_policy {
-            // A panic of the handler, a stop and a wish for a new line are not for a policy to overrule.
-            Some(_) if matches!(error.kind(), ErrorKind::HandlerPanicked | ErrorKind::Stopped) => default,
-            Some(policy) if !error.is_own_wish() => policy(error, default),
+            Some(policy) if !is_settled => policy(error, default),
             _ => default,
         }
     }

@@ -330,7 +330,7 @@ impl Duplex {
             tls.engine.lock().stream.get_mut().take_output(&mut wire.unsent);
         }
         let is_flushed = self.flush(wire)?;
-        refuse_more_than(OUTPUT_MAX, wire.unsent.len() - wire.unsent_start)?;
+        refuse_too_much(wire.unsent.len() - wire.unsent_start)?;
         Ok(is_flushed)
     }
 
@@ -471,8 +471,8 @@ impl Duplex {
 }
 
 /// A peer may ask for any number of answers (TLS 1.3 key updates, RFC 8446 section 4.6.3) and read none of them.
-fn refuse_more_than(bound: usize, output: usize) -> io::Result<()> {
-    if output > bound {
+fn refuse_too_much(output: usize) -> io::Result<()> {
+    if output > OUTPUT_MAX {
         return Err(io::Error::other("the peer has TLS answer more than it reads"));
     }
     Ok(())
@@ -552,7 +552,7 @@ impl Tls {
             }
         }
         let output = engine.stream.get_ref().output_len();
-        refuse_more_than(OUTPUT_MAX, output)?;
+        refuse_too_much(output)?;
         inlet.owes_output = output > 0;
         Ok(if taken > 0 { Received::Bytes } else { Received::Partial })
     }

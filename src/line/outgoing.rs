@@ -281,9 +281,11 @@ impl Outlet {
     }
 
     fn goes_alone(&self, payload: &[u8]) -> bool {
-        payload.len() > CHUNK
-            || payload.len() > self.max_frame
-            || self.deflater.as_ref().is_some_and(|deflater| deflater.compresses(payload))
+        payload.len() > CHUNK || payload.len() > self.max_frame || self.compresses(payload)
+    }
+
+    fn compresses(&self, payload: &[u8]) -> bool {
+        self.deflater.as_ref().is_some_and(|deflater| deflater.compresses(payload))
     }
 
     /// Sends a control frame without waiting. The caller knows that its payload fits (RFC 6455 section 5.5).
@@ -345,8 +347,7 @@ impl Outlet {
         taken: &mut usize,
         has_compressed: &mut bool,
     ) -> Result<(), Cut> {
-        let compresses = self.deflater.as_ref().is_some_and(|deflater| deflater.compresses(payload));
-        if compresses && self.remembers() {
+        if self.compresses(payload) && self.remembers() {
             // What has been compressed cannot be taken back, so look for room first.
             duplex.await_room_untouched(deadline)?;
         }

@@ -23,7 +23,10 @@ const AT_ONCE: Duration = Duration::ZERO;
 
 fn builder(scheme: &str) -> Builder {
     // An address, so that no lookup is needed, and a single ping schedule that does not get in the way.
-    Client::builder(format!("{scheme}://127.0.0.1:1/")).ping_every(3600 * SECOND).close_within(SECOND)
+    Client::builder(format!("{scheme}://127.0.0.1:1/"))
+        .ping_every(3600 * SECOND)
+        .close_within(SECOND)
+        .drop_within(60 * SECOND)
 }
 
 fn opens(run: impl FnOnce(&mut Peer) + Send + 'static) -> Dial {
@@ -102,8 +105,8 @@ fn ends<D: 'static>(
 
 #[test]
 fn stop_and_drop_in_every_state_end_everything_at_once() {
-    let start = |scheme| move || builder(scheme).drop_within(60 * SECOND).start_pulled().expect("it starts");
-    let connect = |scheme| move || builder(scheme).drop_within(60 * SECOND).connect().expect("it opens");
+    let start = |scheme| move || builder(scheme).start_pulled().expect("it starts");
+    let connect = |scheme| move || builder(scheme).connect().expect("it opens");
     // Nobody answers; waiting to retry.
     ends(AT_ONCE, || Dial::Hangs, start("ws"));
     ends(AT_ONCE, || Dial::Fails, start("ws"));
@@ -114,7 +117,7 @@ fn stop_and_drop_in_every_state_end_everything_at_once() {
         // Open and flooded, by a venue that reads nothing: the polite end is over when its time is.
         let flooded = move || {
             let handler = |_: &mut Line<'_>, _: MessageRef<'_>| ();
-            builder(scheme).drop_within(60 * SECOND).start(handler).expect("it starts")
+            builder(scheme).start(handler).expect("it starts")
         };
         ends(SECOND, || opens(|peer| peer.flood(b"tick")), flooded);
         // A venue that never answers the close, and one whose own is on its way.
