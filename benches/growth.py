@@ -56,7 +56,7 @@ def sizes():
 
 def lines():
     """Time to open all, and live heap a line, by their number: two lists of (lines, figure)."""
-    program = bench("lines")
+    program = bench("connections")
     unit = {"µs": 1e-3, "ms": 1, "s": 1e3}
     opened, heap = [], []
     for count in LINES:

@@ -7,22 +7,22 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::board::{Board, Slot, State, WAIT_OPEN};
+use crate::config::endpoint::Endpoint;
 use crate::config::{Builder, DialContext};
+use crate::connection::OwnClose;
 use crate::dial::{DialSettings, Dialler};
-use crate::endpoint::Endpoint;
 use crate::error::{BatchError, CloseReason, Error, SendError};
 use crate::event::{Event, Payload};
+use crate::events::{Events, Pull, Queue};
 use crate::handler::{Delivery, Handler, Push};
-use crate::heart::Heart;
-use crate::lifecycle::{Lifecycle, Outcome, Patience, StopReport};
-use crate::line::OwnClose;
-use crate::queue::{Events, Pull, Queue};
+use crate::runtime::heartbeat::Heart;
+use crate::runtime::reader_thread::Supervisor;
+use crate::runtime::shared::{Board, Slot, State, WAIT_OPEN};
 use crate::sender::{Receipt, Sender, Stopper};
 use crate::stats::Stats;
-use crate::supervisor::Supervisor;
 use crate::sync;
 use crate::sync::channel::bounded;
+use crate::sync::threads::{Lifecycle, Outcome, Patience, StopReport};
 
 /// One line to a venue, kept up by two threads until it is stopped or dropped.
 ///
@@ -306,7 +306,7 @@ impl<D> Client<D> {
 
 #[cfg(all(test, shuttle))]
 impl<D> Client<D> {
-    pub(crate) fn open_line_for_checks(&self) -> Arc<crate::line::OpenLine> {
+    pub(crate) fn open_line_for_checks(&self) -> Arc<crate::connection::OpenLine> {
         self.board.open_line().expect("a line is open")
     }
 }

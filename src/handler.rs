@@ -4,9 +4,9 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
+use crate::connection::OpenLine;
 use crate::error::{BatchError, CloseReason, SendError};
 use crate::event::{DialFailure, Disconnect, MessageRef, Opened, Payload, Stopped};
-use crate::line::OpenLine;
 use crate::sender::{Receipt, Sender, Stopper};
 
 /// What a program does with what comes.

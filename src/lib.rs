@@ -119,45 +119,39 @@
 // The model stands in for dialling, and its checks are the only users of much of itself.
 #![cfg_attr(shuttle, allow(dead_code, unused_imports))]
 
-mod board;
 mod client;
 mod config;
+mod connection;
 mod dial;
-mod endpoint;
 mod error;
 mod event;
+mod events;
 mod handler;
-mod heart;
 #[cfg(all(feature = "internals", unix))]
 #[doc(hidden)]
 pub mod internals;
-mod lifecycle;
-mod line;
 #[cfg(shuttle)]
 mod model;
-mod queue;
-mod rota;
+mod protocol;
+mod runtime;
 mod sender;
-mod state;
 mod stats;
-mod supervisor;
 mod sync;
-mod talk;
 #[cfg(feature = "testing")]
 pub mod testing;
-mod timing;
+mod time;
 
-pub use board::State;
 pub use client::{Client, Pulled, Pushed};
+pub use config::endpoint::Endpoint;
 pub use config::{AppPing, Builder, DialContext};
 pub use dial::Resolver;
-pub use endpoint::Endpoint;
 pub use error::{BatchError, CloseReason, Error, ErrorKind, Refusal, SendError};
 pub use event::{DialFailure, Disconnect, Event, Lag, Message, MessageRef, Opened, Payload, Stopped};
+pub use events::{Events, NoEvent, WhenFull};
 pub use handler::{Handler, Line};
-pub use lifecycle::{Outcome, StopReport, ThreadReport};
-pub use line::deflate::Deflate;
-pub use queue::{Events, NoEvent, WhenFull};
+pub use protocol::deflate::Deflate;
+pub use runtime::reconnect::Verdict;
+pub use runtime::shared::State;
 pub use sender::{Receipt, Sender, Stopper};
-pub use state::Verdict;
 pub use stats::{RoundTrip, Stats};
+pub use sync::threads::{Outcome, StopReport, ThreadReport};

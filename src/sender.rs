@@ -9,13 +9,13 @@ use std::time::Duration;
 
 use tungstenite::protocol::frame::coding::Data;
 
-use crate::board::{Board, State};
+use crate::connection::{OpenLine, OwnClose};
 use crate::error::{BatchError, CloseReason, Error, ErrorKind, SendError};
 use crate::event::Payload;
-use crate::lifecycle::StopReport;
-use crate::line::{OpenLine, OwnClose};
+use crate::runtime::shared::{Board, State};
 use crate::sync;
-use crate::timing::{Deadline, after};
+use crate::sync::threads::StopReport;
+use crate::time::{Deadline, after};
 
 /// The proof that the kernel took a message whole. It proves nothing about the peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -3,7 +3,7 @@
 //! `cargo run --release --example market_feed` starts a venue in this very process, which shuts down once, resets the line once and falls
 //! silent once within fifteen seconds; with `--url` and `--subscribe` the bot follows a real venue instead (and orders nothing).
 
-mod venue;
+mod exchange;
 
 use std::collections::BTreeMap;
 use std::io::{self, IsTerminal, Write};
@@ -62,7 +62,7 @@ fn run(options: &Options) -> Result<bool, tautline::Error> {
         None => {
             let streams = ["btcusdt", "ethusdt", "solusdt", "bnbusdt"].map(|symbol| format!("{symbol}@bookTicker"));
             let bot = Bot::new(streams.to_vec(), options.threshold, Arc::clone(&figures));
-            let (venue, ledger) = venue::open();
+            let (venue, ledger) = exchange::open();
             // Short limits, so that fifteen seconds are enough to see everything.
             let client = Client::builder(venue.url())
                 .ping_every(Duration::from_millis(500))

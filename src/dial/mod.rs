@@ -1,8 +1,8 @@
 //! From a URL to an open line, under one deadline, cancellable at every step.
 
-mod connect;
+mod io;
 mod resolve;
-mod steps;
+mod tcp;
 mod tls;
 mod upgrade;
 
@@ -11,19 +11,19 @@ use std::sync::Arc;
 
 use http::HeaderMap;
 
-use crate::endpoint::Target;
+use crate::config::endpoint::Target;
+use crate::connection::socket::LineSocket;
+use crate::connection::transport::TlsEngine;
 use crate::error::{Error, ErrorKind};
-use crate::lifecycle::{Lifecycle, Shutdown};
-use crate::line::duplex::TlsEngine;
-use crate::line::socket::LineSocket;
-use crate::timing::Deadline;
+use crate::sync::threads::{Lifecycle, Shutdown};
+use crate::time::Deadline;
 
-pub(crate) use connect::TcpOptions;
+use io::Steps;
+#[cfg(not(shuttle))]
+pub(crate) use io::{WakePair, Waker};
 pub(crate) use resolve::Lookups;
 pub use resolve::Resolver;
-use steps::Steps;
-#[cfg(not(shuttle))]
-pub(crate) use steps::{WakePair, Waker};
+pub(crate) use tcp::TcpOptions;
 use tls::Connectors;
 pub(crate) use tls::TlsOptions;
 
@@ -36,7 +36,7 @@ pub(crate) struct DialSettings {
 }
 
 #[cfg(shuttle)]
-pub(crate) use crate::model::venue::{Dialler, WakePair, Waker};
+pub(crate) use crate::model::dialer::{Dialler, WakePair, Waker};
 
 /// Dials, one target after the other. Owned by the reader thread.
 #[cfg(not(shuttle))]
@@ -87,7 +87,7 @@ impl Dialler {
         self.connectors.begin_dial();
         log::debug!("{target}: resolving");
         let addresses = self.lookups.addresses(target, &self.shutdown, deadline)?;
-        let (socket, peer) = connect::connect(target, addresses, &self.tcp, &steps)?;
+        let (socket, peer) = tcp::connect(target, addresses, &self.tcp, &steps)?;
         let mut tls = match target.is_tls {
             true => {
                 log::debug!("{target}: TLS handshake");

@@ -6,11 +6,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::endpoint::Target;
+use crate::config::endpoint::Target;
 use crate::error::{Error, ErrorKind};
-use crate::lifecycle::{Lifecycle, Patience, Shutdown, Woken, wait};
 use crate::sync::channel::{Receiver, bounded};
-use crate::timing::Deadline;
+use crate::sync::threads::{Lifecycle, Patience, Shutdown, Woken, wait};
+use crate::time::Deadline;
 
 /// Stop gives a lookup that hangs this long, then reports it late.
 const PATIENCE: Duration = Duration::from_millis(20);

@@ -8,10 +8,10 @@ use native_tls::{Certificate, HandshakeError, Identity, MidHandshakeTlsStream, P
 use parking_lot::Mutex;
 use socket2::Socket;
 
-use crate::dial::steps::Steps;
-use crate::endpoint::Target;
+use crate::config::endpoint::Target;
+use crate::connection::tls_buffers::Pipe;
+use crate::dial::io::Steps;
 use crate::error::{Error, ErrorKind};
-use crate::line::pipe::Pipe;
 
 /// What is trusted, and what is shown.
 #[derive(Clone, Default, PartialEq, Eq)]

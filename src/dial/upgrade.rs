@@ -10,12 +10,12 @@ use std::io::{self, Read, Write};
 use tungstenite::handshake::client::generate_key;
 use tungstenite::handshake::derive_accept_key;
 
-use crate::dial::steps::Steps;
-use crate::endpoint::Target;
+use crate::config::endpoint::Target;
+use crate::connection::tls_buffers::Pipe;
+use crate::dial::io::Steps;
 use crate::error::{Error, ErrorKind, Refusal};
-use crate::line::pipe::Pipe;
 use crate::sync;
-use crate::timing::Deadline;
+use crate::time::Deadline;
 
 /// A response head longer than this is refused, however slowly it comes.
 const HEAD_MAX: usize = 64 * 1024;
@@ -307,20 +307,22 @@ impl Stream<'_> {
 /// Parses bytes as an answer, and judges it by all rules.
 #[cfg(all(feature = "internals", unix))]
 pub(crate) fn fuzz_head(bytes: &[u8]) {
-    let Ok(target) = crate::endpoint::Endpoint::new("ws://a.example/").subprotocol("one").target() else { return };
+    let Ok(target) = crate::config::endpoint::Endpoint::new("ws://a.example/").subprotocol("one").target() else {
+        return;
+    };
     let Ok(Some(head)) = parse_head(bytes) else { return };
     assert!(head.len <= bytes.len().min(HEAD_MAX));
     let _ = retry_after(&head.headers, SystemTime::UNIX_EPOCH);
     let leftover = bytes[head.len..].to_vec();
     if let Ok(answer) = accept(head, leftover, &target, "dGhlIHNhbXBsZSBub25jZQ==", true) {
-        let _ = crate::line::deflate::Deflate::new().accept(&answer.extensions);
+        let _ = crate::protocol::deflate::Deflate::new().accept(&answer.extensions);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::endpoint::Endpoint;
+    use crate::config::endpoint::Endpoint;
 
     fn target() -> Target {
         Endpoint::new("ws://a.example:8080/path?key=v")

@@ -6,21 +6,21 @@ use std::sync::Arc;
 use crossbeam_channel::bounded;
 use socket2::{Domain, Socket, Type};
 
-use crate::board::Board;
 use crate::config::Settings;
+use crate::connection::OpenLine;
+use crate::connection::Receiving;
+use crate::connection::socket::LineSocket;
+use crate::connection::writer::Outlet;
 use crate::event::{DialFailure, Disconnect, MessageRef, Opened, Payload, Stopped};
 use crate::handler::{Delivery, Full, Line};
-use crate::lifecycle::{Lifecycle, ThreadOptions};
-use crate::line::OpenLine;
-use crate::line::Receiving;
-use crate::line::deflate::{Agreed, Deflate};
-use crate::line::frames::{Head, ReadBuffer};
-use crate::line::messages::{Assembler, Incoming, Limits};
-use crate::line::outgoing::Outlet;
-use crate::line::socket::LineSocket;
+use crate::protocol::assembler::{Assembler, Incoming, Limits};
+use crate::protocol::deflate::{Agreed, Deflate};
+use crate::protocol::frame::{Head, ReadBuffer};
+use crate::runtime::read_loop::Talk;
+use crate::runtime::shared::Board;
 use crate::sender::Sender;
 use crate::stats::Counters;
-use crate::talk::Talk;
+use crate::sync::threads::{Lifecycle, ThreadOptions};
 
 /// What a fuzzed line takes.
 const MAX_MESSAGE: usize = 64 * 1024;

@@ -3,9 +3,9 @@
 use tungstenite::protocol::frame::coding::{Data, OpCode};
 
 use crate::event::Payload;
-use crate::line::deflate::Deflate;
-use crate::line::frames::{self, Head, MaskingKeys, ReadBuffer, mask};
-use crate::line::messages::{Assembler, Incoming, Limits};
+use crate::protocol::assembler::{Assembler, Incoming, Limits};
+use crate::protocol::deflate::Deflate;
+use crate::protocol::frame::{self, Head, MaskingKeys, ReadBuffer, mask};
 
 /// What a market feed sends: text of `size` bytes, hardly the same twice.
 pub fn text(size: usize, number: usize) -> String {
@@ -36,13 +36,13 @@ pub fn stream(size: usize, count: usize, is_compressed: bool) -> Vec<u8> {
 /// The writer makes clients' frames: a key of zeros masks nothing, and the mask bit and the key are taken out.
 fn put_server_frame(bytes: &mut Vec<u8>, is_compressed: bool, body: &[u8]) {
     let start = bytes.len();
-    frames::put_header(bytes, OpCode::Data(Data::Text), true, is_compressed, body.len(), [0; 4]);
+    frame::put_header(bytes, OpCode::Data(Data::Text), true, is_compressed, body.len(), [0; 4]);
     bytes[start + 1] &= 0x7f;
     bytes.truncate(bytes.len() - 4);
     bytes.extend_from_slice(body);
 }
 
-fn agreed() -> crate::line::deflate::Agreed {
+fn agreed() -> crate::protocol::deflate::Agreed {
     let answer = Deflate::new().accept(&["permessage-deflate".to_owned()]);
     answer.ok().flatten().expect("the plainest answer is acceptable")
 }
@@ -113,7 +113,7 @@ impl Writing {
     pub fn write(&mut self, payload: &[u8]) -> usize {
         self.out.clear();
         let key = self.keys.next();
-        frames::put_frame(&mut self.out, OpCode::Data(Data::Text), true, false, payload, key);
+        frame::put_frame(&mut self.out, OpCode::Data(Data::Text), true, false, payload, key);
         self.out.len()
     }
 }

@@ -6,11 +6,11 @@ use std::time::Duration;
 
 use shuttle::thread::spawn;
 
+use super::dialer::{CLOSE, Dial, PING, Peer, TEXT, venue};
 use super::explorer::LEAPS;
 use super::sync::channel::bounded;
-use super::venue::{CLOSE, Dial, PING, Peer, TEXT, venue};
 use super::{elapsed, explore, is_exact};
-use crate::lifecycle::{Lifecycle, Patience, ThreadOptions, Woken, wait};
+use crate::sync::threads::{Lifecycle, Patience, ThreadOptions, Woken, wait};
 use crate::{Builder, Client, ErrorKind, Event, Handler, Line, MessageRef, Outcome, SendError, State, WhenFull};
 
 const SECOND: Duration = Duration::from_secs(1);

@@ -2,7 +2,7 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 
-use crate::line::pipe::Pipe;
+use crate::connection::tls_buffers::Pipe;
 
 /// What a record says. Records are a kind, a length and so many bytes.
 pub(super) const DATA: u8 = b'd';

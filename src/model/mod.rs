@@ -7,16 +7,16 @@
 //! Time is a thread. It moves the clock to the earliest deadline that somebody waits for: when nobody else can run ([`Pace::WhenIdle`]), so
 //! that a lost wake-up shows as time that has passed, or at any moment ([`Pace::AnyTime`]), as on a machine that is busy with other things.
 
+pub(crate) mod dialer;
 pub(crate) mod engine;
 mod explorer;
 pub(crate) mod socket;
 pub(crate) mod sync;
-pub(crate) mod venue;
 
 #[cfg(test)]
 mod checks;
 #[cfg(test)]
-mod checks_of_the_checks;
+mod mutation;
 
 use std::cell::RefCell;
 use std::sync::OnceLock;
@@ -48,7 +48,7 @@ struct Facts {
     deadlines: Vec<Duration>,
     is_over: bool,
     sabotage: Option<Sabotage>,
-    venue: Option<venue::Script>,
+    venue: Option<dialer::Script>,
     dials: usize,
     pace: Pace,
     leaps: usize,

@@ -1,4 +1,4 @@
-//! Connected sockets in memory, with small buffers, as [`crate::line::socket`] offers them.
+//! Connected sockets in memory, with small buffers, as [`crate::connection::socket`] offers them.
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use shuttle::rand::Rng;
 
 use super::{Sabotage, block, change, elapsed, is_sabotaged, origin};
-use crate::lifecycle::Woken;
+use crate::sync::threads::Woken;
 
 pub(crate) use channel::Receiver;
 pub(crate) use shuttle::sync::atomic;
@@ -318,7 +318,7 @@ pub(crate) mod channel {
     }
 }
 
-/// See [`crate::lifecycle::wait_over`]. Where several are ready, any of them may be the answer.
+/// See [`crate::sync::threads::wait_over`]. Where several are ready, any of them may be the answer.
 pub(crate) fn wait_over<T>(over: &Receiver<Infallible>, bell: &Receiver<T>, until: Option<Instant>) -> Woken<T> {
     let woken = block(until, |is_due| {
         let ready = [over.is_ready(), bell.is_ready(), is_due];

@@ -55,9 +55,9 @@
 #[cfg(target_os = "linux")]
 mod leaks;
 mod peer;
-mod venue;
+mod server;
 
 #[cfg(target_os = "linux")]
 pub use leaks::{Census, assert_no_leaks};
 pub use peer::{Peer, Received, Request};
-pub use venue::{Venue, VenueBuilder};
+pub use server::{Venue, VenueBuilder};

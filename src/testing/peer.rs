@@ -9,7 +9,7 @@ use native_tls::{TlsAcceptor, TlsStream};
 use socket2::SockRef;
 use tungstenite::handshake::derive_accept_key;
 
-use super::venue::Shared;
+use super::server::Shared;
 
 /// A request head longer than this is no opening handshake.
 const HEAD_MAX: usize = 64 * 1024;
@@ -519,7 +519,7 @@ fn parse_frame(bytes: &[u8]) -> io::Result<Option<(u8, Vec<u8>, usize)>> {
     let start = 2 + skip + 4;
     let Some(payload) = bytes.get(start..start + len) else { return Ok(None) };
     let mut payload = payload.to_vec();
-    crate::line::frames::mask(&mut payload, key);
+    crate::protocol::frame::mask(&mut payload, key);
     Ok(Some((first, payload, start + len)))
 }
 

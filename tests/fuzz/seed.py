@@ -58,8 +58,8 @@ def write(target, name, content):
 for name, content in LINES.items():
     write("frames", name, content)
     for shape in (b"\x00", b"\x01", b"\x03", b"\xf8", b"\xff"):
-        write("messages", name + "-" + shape.hex(), shape + content)
+        write("assembler", name + "-" + shape.hex(), shape + content)
     for shape in (b"\x00", b"\x01", b"\x07"):
-        write("line", name + "-" + shape.hex(), shape + content)
+        write("connection", name + "-" + shape.hex(), shape + content)
 for name, content in HEADS.items():
     write("head", name, content)

@@ -1,4 +1,4 @@
-//! Who is trusted, and what is shown: what a TLS handshake says of the client. What hangs on the environment of a process is tested in `hardship`.
+//! Who is trusted, and what is shown: what a TLS handshake says of the client. What hangs on the environment of a process is tested in `faults`.
 
 use std::process::Command;
 

@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
+use super::dialer::{Dial, TEXT, venue};
 use super::explorer::fails_within;
-use super::venue::{Dial, TEXT, venue};
 use super::{Sabotage, elapsed, sabotage};
 use crate::{Client, Line, MessageRef};
 

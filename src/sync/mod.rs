@@ -3,6 +3,8 @@
 //! Everything of this crate that runs on more than one thread takes them from here. Built with `--cfg shuttle` they come from the model
 //! instead, in which a scheduler tries out interleavings and time passes only when it is told to.
 
+pub(crate) mod threads;
+
 #[cfg(not(shuttle))]
 pub(crate) use std::{sync::atomic, thread};
 

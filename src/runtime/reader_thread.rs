@@ -10,22 +10,22 @@ use std::sync::Arc;
 use rand::rngs::StdRng;
 use rand::{RngExt, make_rng};
 
-use crate::board::{Board, Slot};
 use crate::config::{Config, DialContext};
+use crate::connection::OpenLine;
+use crate::connection::writer::Outlet;
 use crate::dial::{Dialler, WakePair};
 use crate::error::{Error, ErrorKind};
 use crate::event::{DialFailure, Disconnect, Opened, Stopped};
 use crate::handler::{Delivery, Line};
-use crate::lifecycle::{Woken, wait};
-use crate::line::OpenLine;
-use crate::line::outgoing::Outlet;
-use crate::rota::Rota;
+use crate::runtime::endpoint_pool::Rota;
+use crate::runtime::read_loop::{Talk, TalkOver};
+use crate::runtime::reconnect::{Action, Input, Life, Setback, Verdict};
+use crate::runtime::shared::{Board, Slot};
 use crate::sender::Sender;
-use crate::state::{Action, Input, Life, Setback, Verdict};
 use crate::sync;
 use crate::sync::channel::never;
-use crate::talk::{Talk, TalkOver};
-use crate::timing::{Deadline, after};
+use crate::sync::threads::{Woken, wait};
+use crate::time::{Deadline, after};
 
 /// What the reader thread runs on.
 pub(crate) struct Supervisor<D> {

@@ -1,16 +1,13 @@
 //! One open line: who reads, who writes, what the library owes the peer, and how it ends.
 
-pub(crate) mod deflate;
-pub(crate) mod duplex;
-pub(crate) mod frames;
-pub(crate) mod messages;
-pub(crate) mod outgoing;
-pub(crate) mod pings;
-pub(crate) mod pipe;
+pub(crate) mod pending_pings;
 #[cfg(not(shuttle))]
 pub(crate) mod socket;
 #[cfg(shuttle)]
 pub(crate) use crate::model::socket;
+pub(crate) mod tls_buffers;
+pub(crate) mod transport;
+pub(crate) mod writer;
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
@@ -27,11 +24,11 @@ use crate::stats::Counters;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::channel::Sender as Ringer;
 use crate::sync::{self, Condvar, Mutex, MutexGuard};
-use crate::timing::{Deadline, Liveness};
-use duplex::{Attempt, Duplex, TlsEngine};
-use outgoing::{Failed, FailedBatch, Outlet, Sent};
-use pings::PingBook;
+use crate::time::{Deadline, Liveness};
+use pending_pings::PingBook;
 use socket::LineSocket;
+use transport::{Attempt, Duplex, TlsEngine};
+use writer::{Failed, FailedBatch, Outlet, Sent};
 
 /// The heart waits no longer than this for the outlet's lock; it tries again, and looks at shutdown in between.
 const HEART_PATIENCE: Duration = Duration::from_millis(10);
@@ -559,7 +556,7 @@ impl OpenLine {
         let pinged = self.pings.lock().oldest_unanswered();
         let app_pinged = self.instant(self.app_ping_written.load(Ordering::Acquire));
         Liveness {
-            oldest_unanswered: crate::timing::earliest([pinged, app_pinged]),
+            oldest_unanswered: crate::time::earliest([pinged, app_pinged]),
             in_recv_since: self.instant(self.entered_recv.load(Ordering::Acquire)),
             last_data: self.instant(self.last_data.load(Ordering::Acquire)).unwrap_or(self.origin),
             awake_since: None,

@@ -8,9 +8,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::Socket;
 
 use crate::error::{Error, ErrorKind};
-use crate::lifecycle::Shutdown;
 use crate::sync;
-use crate::timing::Deadline;
+use crate::sync::threads::Shutdown;
+use crate::time::Deadline;
 
 /// Without it a peer that is gone kills a program that has not asked to ignore SIGPIPE. Apple has a socket option for it, which socket2 sets.
 #[cfg(all(unix, not(target_vendor = "apple")))]

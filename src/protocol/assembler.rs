@@ -3,8 +3,8 @@
 use tungstenite::protocol::frame::coding::{CloseCode, Control, Data, OpCode};
 
 use crate::event::Payload;
-use crate::line::deflate::{InflateError, Inflater};
-use crate::line::frames::{Breach, Head, SimpleFrame, Unread};
+use crate::protocol::deflate::{InflateError, Inflater};
+use crate::protocol::frame::{Breach, Head, SimpleFrame, Unread};
 
 /// What the assembler keeps of its buffer after a large message.
 const KEEP: usize = 64 * 1024;
@@ -307,8 +307,8 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::line::deflate::{Deflate, Deflater};
-    use crate::line::frames::ReadBuffer;
+    use crate::protocol::deflate::{Deflate, Deflater};
+    use crate::protocol::frame::ReadBuffer;
 
     /// The next one, as the reader asks for it.
     fn next<'a, 'b: 'a>(assembler: &'a mut Assembler, unread: &mut Unread<'b>) -> Result<Option<Incoming<'a>>, Breach> {

@@ -8,14 +8,14 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::board::{Board, Slot};
 use crate::config::{AppPing, Settings};
+use crate::connection::OpenLine;
 use crate::error::{Error, ErrorKind};
-use crate::lifecycle::{Woken, wait, wait_over};
-use crate::line::OpenLine;
+use crate::runtime::shared::{Board, Slot};
 use crate::sync;
 use crate::sync::channel::Receiver;
-use crate::timing::{Liveness, PingSchedule, Verdict, after, earliest};
+use crate::sync::threads::{Woken, wait, wait_over};
+use crate::time::{Liveness, PingSchedule, Verdict, after, earliest};
 
 /// How soon the heart tries again what found no room or no lock.
 const RETRY: Duration = Duration::from_millis(10);

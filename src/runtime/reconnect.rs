@@ -13,7 +13,7 @@
 use std::time::{Duration, Instant};
 
 use crate::error::Error;
-use crate::timing::{Backoff, after};
+use crate::time::{Backoff, after};
 
 /// Where a line is in its life. Owned and moved by the reader thread alone.
 #[derive(Clone, Debug)]

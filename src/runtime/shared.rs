@@ -4,15 +4,15 @@ use std::any::Any;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::connection::{OpenLine, OwnClose};
 use crate::dial::Waker;
 use crate::error::{Error, ErrorKind};
-use crate::lifecycle::{Lifecycle, Shutdown, StopReport};
-use crate::line::{OpenLine, OwnClose};
-use crate::state::{Life, Then};
+use crate::runtime::reconnect::{Life, Then};
 use crate::stats::Counters;
 use crate::sync::channel::{Receiver, Sender as Ringer, bounded};
+use crate::sync::threads::{Lifecycle, Shutdown, StopReport};
 use crate::sync::{self, Condvar, Mutex};
-use crate::timing::{Deadline, after};
+use crate::time::{Deadline, after};
 
 /// The state of a client, as its user sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,17 +8,17 @@ use std::time::{Duration, Instant};
 use tungstenite::protocol::frame::coding::CloseCode;
 
 use crate::config::{AppPing, ReplyMatcher, Settings};
+use crate::connection::transport::{Inlet, Received};
+use crate::connection::{OpenLine, OwnClose};
 use crate::error::{CloseReason, Error, ErrorKind};
 use crate::event::{Arrival, MessageRef, Opened, Payload};
 use crate::handler::{Delivery, Full, Line};
-use crate::lifecycle::Shutdown;
-use crate::line::deflate::Inflater;
-use crate::line::duplex::{Inlet, Received};
-use crate::line::frames::{Breach, ReadBuffer};
-use crate::line::messages::{Assembler, Incoming, Limits};
-use crate::line::{OpenLine, OwnClose};
+use crate::protocol::assembler::{Assembler, Incoming, Limits};
+use crate::protocol::deflate::Inflater;
+use crate::protocol::frame::{Breach, ReadBuffer};
 use crate::sender::Sender;
 use crate::sync;
+use crate::sync::threads::Shutdown;
 
 /// How often buffers are looked at, whether they could be smaller.
 const SETTLE_EVERY: Duration = Duration::from_secs(1);

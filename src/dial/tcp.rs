@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockAddr, Socket, TcpKeepalive, Type};
 
-use crate::dial::steps::{For, Steps};
-use crate::endpoint::Target;
+use crate::config::endpoint::Target;
+use crate::connection::Receiving;
+use crate::dial::io::{For, Steps};
 use crate::error::{Error, ErrorKind};
-use crate::line::Receiving;
 use crate::sync;
-use crate::timing::after;
+use crate::time::after;
 
 /// How long an attempt has for itself before the next address is tried beside it (RFC 8305 section 5).
 const STAGGER: Duration = Duration::from_millis(250);

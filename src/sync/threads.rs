@@ -13,7 +13,7 @@ use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::channel::{Receiver, Sender, bounded};
 use crate::sync::thread::{self, JoinHandle, ThreadId};
 use crate::sync::{self, Mutex};
-use crate::timing::after;
+use crate::time::after;
 
 /// Owns every thread of a client, and the signal that ends them.
 ///

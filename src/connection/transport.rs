@@ -13,14 +13,14 @@
 use std::io::{self, ErrorKind, Read, Write};
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::line::frames::ReadBuffer;
+use crate::connection::socket::LineSocket;
 #[cfg(not(shuttle))]
-use crate::line::pipe::Pipe;
-use crate::line::socket::LineSocket;
+use crate::connection::tls_buffers::Pipe;
+use crate::protocol::frame::ReadBuffer;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::thread::{self, ThreadId};
 use crate::sync::{self, Condvar, Mutex};
-use crate::timing::Deadline;
+use crate::time::Deadline;
 
 /// How much the engine may have to say, or the heart to send, that the peer has not taken. Far more than any handshake of an honest one.
 const OUTPUT_MAX: usize = 1024 * 1024;

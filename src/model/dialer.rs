@@ -8,11 +8,11 @@ use http::HeaderMap;
 use super::engine::{self, TlsEngine};
 use super::socket::LineSocket;
 use super::{block, change, facts};
+use crate::config::endpoint::Target;
 use crate::dial::{DialSettings, Dialled, Lookups, Opening};
-use crate::endpoint::Target;
 use crate::error::{Error, ErrorKind};
-use crate::lifecycle::{Lifecycle, Shutdown};
-use crate::timing::Deadline;
+use crate::sync::threads::{Lifecycle, Shutdown};
+use crate::time::Deadline;
 
 /// What becomes of the n-th dial, from 0.
 pub(super) type Script = Arc<dyn Fn(usize) -> Dial + Send + Sync>;

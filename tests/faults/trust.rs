@@ -34,7 +34,7 @@ fn roots() {
 
 fn old_tls() {
     const NAME: &str = "TLS 1.1, refused and allowed";
-    const CONFIG: (&str, &str) = ("OPENSSL_CONF", concat!(env!("CARGO_MANIFEST_DIR"), "/tests/hardship/old_tls.cnf"));
+    const CONFIG: (&str, &str) = ("OPENSSL_CONF", concat!(env!("CARGO_MANIFEST_DIR"), "/tests/faults/old_tls.cnf"));
     const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/testing/certificates");
     const WHY: &str = "it needs an openssl that speaks TLS 1.1";
     if !succeeds("openssl", &["ciphers", "-tls1_1"]) {

@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, ErrorKind};
-use crate::state::Verdict;
-use crate::timing::after;
+use crate::runtime::reconnect::Verdict;
+use crate::time::after;
 
 /// Whose turn it is. Owned by the reader thread.
 pub(crate) struct Rota {

@@ -2,12 +2,12 @@
 
 use tungstenite::protocol::frame::coding::{Control, Data, OpCode};
 
+use crate::connection::transport::{Attempt, Cut, CutBy, Duplex, Wire};
 use crate::error::{BatchError, Error, ErrorKind, SendError};
 use crate::event::Payload;
-use crate::line::deflate::Deflater;
-use crate::line::duplex::{Attempt, Cut, CutBy, Duplex, Wire};
-use crate::line::frames::{self, MaskingKeys};
-use crate::timing::Deadline;
+use crate::protocol::deflate::Deflater;
+use crate::protocol::frame::{self, MaskingKeys};
+use crate::time::Deadline;
 
 /// How much of a large message is masked and sent at a time, so that sending 16 MiB does not take a second 16 MiB.
 const CHUNK: usize = 64 * 1024;
@@ -248,7 +248,7 @@ impl Outlet {
             let mut next = (opcode, first);
             loop {
                 let key = self.keys.next();
-                frames::put_frame(&mut self.plain, next.0, true, false, next.1, key);
+                frame::put_frame(&mut self.plain, next.0, true, false, next.1, key);
                 ends.push(self.plain.len());
                 let Some(&payload) = payloads.get(sent + ends.len()) else { break };
                 next = parts(payload);
@@ -300,7 +300,7 @@ impl Outlet {
         }
         self.plain.clear();
         let key = self.keys.next();
-        frames::put_frame(&mut self.plain, OpCode::Control(opcode), true, false, payload, key);
+        frame::put_frame(&mut self.plain, OpCode::Control(opcode), true, false, payload, key);
         let attempt = duplex.attempt(&mut self.wire, &self.plain)?;
         if opcode == Control::Close && attempt != Attempt::Later {
             self.closed = Some(ClosedBy::CloseFrame);
@@ -316,7 +316,7 @@ impl Outlet {
         self.plain.clear();
         for (piece, opcode, is_final) in pieces(text.as_bytes(), self.max_frame, OpCode::Data(Data::Text), true) {
             let key = self.keys.next();
-            frames::put_frame(&mut self.plain, opcode, is_final, false, piece, key);
+            frame::put_frame(&mut self.plain, opcode, is_final, false, piece, key);
         }
         let attempt = duplex.attempt(&mut self.wire, &self.plain)?;
         if attempt != Attempt::Later {
@@ -405,15 +405,15 @@ impl Outlet {
     ) -> Result<(), Cut> {
         self.plain.clear();
         let key = self.keys.next();
-        frames::put_header(&mut self.plain, opcode, is_final, is_compressed, payload.len(), key);
+        frame::put_header(&mut self.plain, opcode, is_final, is_compressed, payload.len(), key);
         // CHUNK is a multiple of four, so every chunk starts at the first byte of the key.
         let (first, rest) = payload.split_at(payload.len().min(CHUNK));
-        frames::put_masked(&mut self.plain, first, key);
+        frame::put_masked(&mut self.plain, first, key);
         duplex.transmit(&mut self.wire, &self.plain, deadline)?;
         *taken += self.plain.len();
         for chunk in rest.chunks(CHUNK) {
             self.plain.clear();
-            frames::put_masked(&mut self.plain, chunk, key);
+            frame::put_masked(&mut self.plain, chunk, key);
             duplex.transmit(&mut self.wire, &self.plain, deadline)?;
             *taken += self.plain.len();
         }
@@ -454,9 +454,9 @@ mod tests {
     use socket2::{Domain, Socket, Type};
 
     use super::*;
-    use crate::line::Receiving;
-    use crate::line::deflate::Deflate;
-    use crate::line::socket::LineSocket;
+    use crate::connection::Receiving;
+    use crate::connection::socket::LineSocket;
+    use crate::protocol::deflate::Deflate;
 
     #[test]
     fn nothing_follows_a_message_that_broke_off() {

@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 
 use crate::event::{DialFailure, Disconnect, Event, Lag, MessageRef, Opened, Stopped};
 use crate::handler::{Delivery, Full, Line};
-use crate::lifecycle::{Shutdown, Woken, wait};
 use crate::sync::channel::{Receiver, Sender as Ringer, bounded};
+use crate::sync::threads::{Shutdown, Woken, wait};
 use crate::sync::{self, Condvar, Mutex};
-use crate::timing::after;
+use crate::time::after;
 
 /// What happens to a message that finds the events queue full.
 ///
@@ -560,7 +560,7 @@ mod tests {
     use super::*;
     use crate::error::Error;
     use crate::event::{Arrival, Payload};
-    use crate::lifecycle::{Lifecycle, ThreadOptions};
+    use crate::sync::threads::{Lifecycle, ThreadOptions};
 
     fn queue(messages: usize, when_full: WhenFull) -> Queue {
         Queue::new(Bounds { messages, bytes: 1000, when_full })

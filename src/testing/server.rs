@@ -10,7 +10,7 @@ use native_tls::{Identity, TlsAcceptor};
 use parking_lot::{Condvar, Mutex};
 
 use super::peer::{Obstacles, Peer};
-use crate::lifecycle::{Lifecycle, Patience, Shutdown as Stop, ThreadOptions};
+use crate::sync::threads::{Lifecycle, Patience, Shutdown as Stop, ThreadOptions};
 
 /// How long a dropped venue waits for its threads. Scripts of this module end at once; one of the user's own may not.
 const DROP_WITHIN: Duration = Duration::from_secs(5);

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use socket2::Socket;
 
-use crate::line::Receiving;
+use crate::connection::Receiving;
 
 /// A connected, blocking socket. Every call may be made from any thread, and none takes a lock.
 pub(crate) struct LineSocket {

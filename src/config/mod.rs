@@ -1,22 +1,24 @@
 //! Settings: their defaults in one place, validated once.
 
+pub(crate) mod endpoint;
+
 use std::error::Error as StdError;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::board::Budgets;
+use crate::config::endpoint::{Endpoint, Target};
 use crate::dial::{Resolver, TcpOptions, TlsOptions};
-use crate::endpoint::{Endpoint, Target};
 use crate::error::{Error, ErrorKind};
 use crate::event::MessageRef;
-use crate::lifecycle::ThreadOptions;
-use crate::line::deflate::Deflate;
-use crate::queue::{Bounds, WhenFull};
-use crate::state::{Rules, Verdict};
+use crate::events::{Bounds, WhenFull};
+use crate::protocol::deflate::Deflate;
+use crate::runtime::reconnect::{Rules, Verdict};
+use crate::runtime::shared::Budgets;
 use crate::sync;
-use crate::timing::Backoff;
+use crate::sync::threads::ThreadOptions;
+use crate::time::Backoff;
 
 /// Everything there is to set. Start with [`Client::builder`](crate::Client::builder), end with [`connect`](Builder::connect) or
 /// [`start`](Builder::start), which check all of it. Cloning one makes another client of the same kind.

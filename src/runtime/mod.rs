@@ -1,0 +1,8 @@
+//! The threads of a client, what they share, and what decides about reconnecting.
+
+pub(crate) mod endpoint_pool;
+pub(crate) mod heartbeat;
+pub(crate) mod read_loop;
+pub(crate) mod reader_thread;
+pub(crate) mod reconnect;
+pub(crate) mod shared;
