@@ -1,5 +1,5 @@
-//! One line: how long it takes to open and to stop. Then many lines in one process: how long they take to open, to answer, to come back after
-//! the server has dropped them all, and to stop, and what each of them holds. `cargo bench --bench lines [-- COUNT]`, 1,000 by default; the
+//! One connection: how long it takes to open and to stop. AfterClose many connections in one process: how long they take to open, to answer, to come back after
+//! the server has dropped them all, and to stop, and what each of them holds. `cargo bench --bench connections [-- COUNT]`, 1,000 by default; the
 //! server is a process of its own.
 
 use std::alloc::System;
@@ -11,22 +11,22 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
-use tautline::testing::Venue;
-use tautline::{Builder, Client, Disconnect, Handler, Line, MessageRef, Pushed};
+use tautline::testing::TestServer;
+use tautline::{Builder, Client, Connection, Disconnect, Handler, MessageRef, Push};
 
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
-const SERVER: &str = "TAUTLINE_LINES_SERVER";
+const SERVER: &str = "TAUTLINE_CONNECTIONS_SERVER";
 
-/// How often one line is opened and stopped.
+/// How often one connection is opened and stopped.
 const ROUNDS: usize = 201;
 
-/// What each line sends and gets back.
+/// What each connection sends and gets back.
 const EXCHANGES: usize = 10;
 
 fn main() {
-    // Two descriptors a line, and two more while it dials.
+    // Two descriptors a connection, and two more while it dials.
     let limit = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).expect("the soft limit may be raised");
     match std::env::var(SERVER).as_deref() {
@@ -41,15 +41,15 @@ fn main() {
 
 /// The server's process: drops every connection when it is told to.
 fn serve(is_tls: bool) {
-    let builder = Venue::builder().forgetful();
+    let builder = TestServer::builder().forgetful();
     let builder = if is_tls { builder.tls() } else { builder };
-    let venue = builder.start(|peer| {
+    let server = builder.start(|peer| {
         peer.upgrade()?;
         peer.echo()
     });
-    println!("{}", venue.url());
+    println!("{}", server.url());
     for _ in std::io::stdin().lock().lines().map_while(Result::ok) {
-        venue.sever_all();
+        server.abort_all();
     }
 }
 
@@ -85,12 +85,12 @@ struct Tells {
 }
 
 impl Handler for Tells {
-    fn opened(&mut self, _: &mut Line<'_>) {
+    fn opened(&mut self, _: &mut Connection<'_>) {
         self.answers = 0;
         self.to.send(Told::Opened).ok();
     }
 
-    fn message(&mut self, _: &mut Line<'_>, _: MessageRef<'_>) {
+    fn message(&mut self, _: &mut Connection<'_>, _: MessageRef<'_>) {
         self.answers += 1;
         if self.answers == EXCHANGES {
             self.to.send(Told::Answered).ok();
@@ -106,17 +106,17 @@ fn measure(count: usize, is_tls: bool) {
     let mut server = Server::start(is_tls);
     let (to, told) = channel();
     let tells = || Tells { to: to.clone(), answers: 0 };
-    let builder = Client::builder(server.url.as_str()).tls_root(Venue::root_pem()).thread_stack_size(256 * 1024);
-    // Whatever the first line of a process costs for good (the roots of TLS) is not a line's.
-    let first = builder.clone().start(tells()).expect("it starts");
+    let builder = Client::builder(server.url.as_str()).tls_root(TestServer::root_pem()).thread_stack_size(256 * 1024);
+    // Whatever the first connection of a process costs for good (the roots of TLS) is not a connection's.
+    let first = builder.clone().start_with(tells()).expect("it starts");
     await_all(&told, 1, &mut 0, |told| matches!(told, Told::Opened));
     one(&server.url, &builder, is_tls);
     let (heap, resident) = (live_heap(), field("VmRSS:"));
     let mut threads = 0;
 
     let opening = Instant::now();
-    let clients: Vec<Client<Pushed>> =
-        (0..count).map(|_| builder.clone().start(tells()).expect("there are threads")).collect();
+    let clients: Vec<Client<Push>> =
+        (0..count).map(|_| builder.clone().start_with(tells()).expect("there are threads")).collect();
     await_all(&told, count, &mut threads, |told| matches!(told, Told::Opened));
     let opened = opening.elapsed();
     let heap = (live_heap() - heap) / count;
@@ -135,13 +135,13 @@ fn measure(count: usize, is_tls: bool) {
     let back = dropping.elapsed();
 
     let stopping = Instant::now();
-    clients.iter().for_each(|client| client.stopper().signal());
+    clients.iter().for_each(|client| client.stopper().request_stop());
     let clean = clients.iter().filter(|client| client.stop(Duration::from_secs(5)).is_clean()).count();
     let stopped = stopping.elapsed();
     drop(first);
     println!(
-        "{count} lines, {}: open after {opened:.2?}, {EXCHANGES} answers on each after {exchanged:.2?}, all back {back:.2?} after a drop of \
-         all, stopped after {stopped:.2?} ({clean} clean); {threads} threads at most, {:.1} KiB of live heap and {resident} KiB resident a line",
+        "{count} connections, {}: open after {opened:.2?}, {EXCHANGES} answers on each after {exchanged:.2?}, all back {back:.2?} after a drop of \
+         all, stopped after {stopped:.2?} ({clean} clean); {threads} threads at most, {:.1} KiB of live heap and {resident} KiB resident a connection",
         if is_tls { "TLS" } else { "plain" },
         heap as f64 / 1024.0,
     );
@@ -149,22 +149,22 @@ fn measure(count: usize, is_tls: bool) {
     server.process.wait().expect("it is a child of ours");
 }
 
-/// One line at a time, and beside it tungstenite's blocking client, which starts no thread. Both read the system's roots once, before.
+/// One connection at a time, and beside it tungstenite's blocking client, which starts no thread. Both read the system's roots once, before.
 fn one(url: &str, builder: &Builder, is_tls: bool) {
     let address = url.split('/').nth(2).expect("a URL has a host");
-    let root = native_tls::Certificate::from_pem(Venue::root_pem()).expect("it is a certificate");
+    let root = native_tls::Certificate::from_pem(TestServer::root_pem()).expect("it is a certificate");
     let connector = native_tls::TlsConnector::builder().disable_built_in_roots(true).add_root_certificate(root).build();
     let connector = connector.expect("the settings are good");
     let (mut opened, mut stopped, mut theirs) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
-        let dialling = Instant::now();
+        let dialing = Instant::now();
         let client = builder.clone().connect().expect("the server listens");
-        opened.push(dialling.elapsed());
+        opened.push(dialing.elapsed());
         let stopping = Instant::now();
         assert!(client.stop(Duration::from_secs(5)).is_clean());
         stopped.push(stopping.elapsed());
 
-        let dialling = Instant::now();
+        let dialing = Instant::now();
         let tcp = TcpStream::connect(address).expect("the server listens");
         tcp.set_nodelay(true).expect("it is connected");
         if is_tls {
@@ -173,14 +173,14 @@ fn one(url: &str, builder: &Builder, is_tls: bool) {
         } else {
             tungstenite::client(url, tcp).expect("the server answers");
         }
-        theirs.push(dialling.elapsed());
+        theirs.push(dialing.elapsed());
     }
     let median = |times: &mut Vec<Duration>| {
         times.sort();
         times[ROUNDS / 2]
     };
     println!(
-        "one line, {}: open after {:.1?} (tungstenite's blocking client {:.1?}), stopped after {:.1?}; medians of {ROUNDS}",
+        "one connection, {}: open after {:.1?} (tungstenite's blocking client {:.1?}), stopped after {:.1?}; medians of {ROUNDS}",
         if is_tls { "TLS" } else { "plain" },
         median(&mut opened),
         median(&mut theirs),
@@ -192,7 +192,7 @@ fn one(url: &str, builder: &Builder, is_tls: bool) {
 fn await_all(told: &Receiver<Told>, count: usize, threads: &mut usize, is_kind: impl Fn(&Told) -> bool) {
     let mut left = count;
     while left > 0 {
-        let next = told.recv_timeout(Duration::from_secs(60)).expect("something happens within a minute");
+        let next = told.recv_timeout(Duration::from_secs(60)).expect("something happens timeout a minute");
         left -= usize::from(is_kind(&next));
         if left % 100 == 0 {
             *threads = (*threads).max(field("Threads:"));

@@ -1,4 +1,4 @@
-//! This client as a driver for the load server: `driver echo URL N SIZE | firehose URL | paced URL` prints one line of JSON.
+//! This client as a driver for the load server: `driver echo URL N SIZE | firehose URL | paced URL` prints one connection of JSON.
 //!
 //! Messages are taken by a handler on the reader thread; with `PULL=1` through `events()`, sends then come from another thread than the
 //! reader's; with `SPIN=1` the reader spins (`busy_poll`), with `STAMP=1` the kernel notes when it gets what comes (`kernel_timestamps`). `CA` names the root certificate. Times are CLOCK_MONOTONIC, CPU is that of the whole process.
@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
-use tautline::{Builder, Client, Error, ErrorKind, Event, Handler, Line, MessageRef};
+use tautline::{Builder, Client, Connection, Error, ErrorKind, Event, Handler, MessageRef};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
@@ -73,30 +73,30 @@ struct Bench<J>(J);
 
 impl<J: Job> Bench<J> {
     #[inline]
-    fn act(&self, next: Next, line: &mut Line<'_>) {
+    fn act(&self, next: Next, connection: &mut Connection<'_>) {
         match next {
             Next::Nothing => {}
-            Next::Send => drop(line.send_text(self.0.payload()).map_err(|error| panic!("{error}"))),
-            Next::Stop => line.stop(),
+            Next::Send => drop(connection.send_text(self.0.payload()).map_err(|error| panic!("{error}"))),
+            Next::Stop => connection.stop(),
         }
     }
 }
 
 impl<J: Job> Handler for Bench<J> {
-    fn opened(&mut self, line: &mut Line<'_>) {
+    fn opened(&mut self, connection: &mut Connection<'_>) {
         let next = self.0.opened();
-        self.act(next, line);
+        self.act(next, connection);
     }
 
     #[inline]
-    fn message(&mut self, line: &mut Line<'_>, message: MessageRef<'_>) {
+    fn message(&mut self, connection: &mut Connection<'_>, message: MessageRef<'_>) {
         let next = self.0.message(message.bytes());
-        self.act(next, line);
+        self.act(next, connection);
     }
 }
 
 fn push(builder: Builder, job: impl Job) -> Result<(), Error> {
-    let client = builder.start(Bench(job))?;
+    let client = builder.start_with(Bench(job))?;
     let end = client.wait_closed(Duration::from_secs(600)).expect("it ends in time");
     // It stops when its job is done.
     if end.kind() == ErrorKind::Stopped { Ok(()) } else { Err(end) }

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""How cost grows: with the size of messages, the number of lines, the number of threads that send. Draws benches/growth.svg.
+"""How cost grows: with the size of messages, the number of connections, the number of threads that send. Draws benches/growth.svg.
 
   benches/growth.py        five minutes; the middle of ROUNDS runs is drawn
 
@@ -54,8 +54,8 @@ def sizes():
         server.wait()
 
 
-def lines():
-    """Time to open all, and live heap a line, by their number: two lists of (lines, figure)."""
+def connections():
+    """Time to open all, and live heap a connection, by their number: two lists of (connections, figure)."""
     program = bench("connections")
     unit = {"µs": 1e-3, "ms": 1, "s": 1e3}
     opened, heap = [], []
@@ -106,11 +106,11 @@ def panel(title, points, x0, log_y):
 
 
 def main():
-    opened, heap = lines()
+    opened, heap = connections()
     panels = [
         panel("CPU for a message by its size, ns", sizes(), 0, True),
-        panel("time to open, ms a line, by lines", opened, 340, False),
-        panel("live heap, KiB a line, by lines", heap, 680, False),
+        panel("time to open, ms a connection, by connections", opened, 340, False),
+        panel("live heap, KiB a connection, by connections", heap, 680, False),
         panel("millions of sends a second by threads", senders(), 1020, False),
     ]
     style = (

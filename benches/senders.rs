@@ -1,4 +1,4 @@
-//! How long a send takes its thread: on a quiet line, on a line that is flooded at the same time, and with 1 to 16 threads that send at once.
+//! How long a send takes its thread: on a quiet connection, on a connection that is flooded at the same time, and with 1 to 16 threads that send at once.
 //! `cargo bench --bench senders`; the server is a process of its own, which reads everything and, on `/flood`, sends as fast as it can.
 //!
 //! The bare socket beside it has a thread that reads and one that writes, and no library. The thread that sends has a CPU of its own: the server
@@ -12,7 +12,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::thread::{CpuSet, sched_setaffinity};
-use tautline::{Client, Line, MessageRef, Pushed};
+use tautline::{Client, Connection, MessageRef, Push};
 use tungstenite::handshake::derive_accept_key;
 
 const SERVER: &str = "TAUTLINE_SENDERS_SERVER";
@@ -45,7 +45,7 @@ fn main() {
         for (path, (ours, bare)) in [("/quiet", (0, 1)), ("/flood", (2, 3))] {
             let client = server.client(path);
             rounds[ours].push(single(|| {
-                client.send_text(ORDER).expect("the line is open");
+                client.send_text(ORDER).expect("the connection is open");
             }));
             drop(client);
             let (mut socket, reader) = server.bare(path);
@@ -111,7 +111,7 @@ fn frame(text: &str) -> Vec<u8> {
 }
 
 /// Messages a second that so many threads send together.
-fn rush(client: &Client<Pushed>, threads: usize) -> f64 {
+fn rush(client: &Client<Push>, threads: usize) -> f64 {
     let sent = AtomicU64::new(0);
     let began = Instant::now();
     std::thread::scope(|scope| {
@@ -120,7 +120,7 @@ fn rush(client: &Client<Pushed>, threads: usize) -> f64 {
             scope.spawn(move || {
                 while began.elapsed() < RUSH {
                     for _ in 0..100 {
-                        sender.send_text(ORDER).expect("the line is open");
+                        sender.send_text(ORDER).expect("the connection is open");
                     }
                     sent.fetch_add(100, Ordering::Relaxed);
                 }
@@ -146,10 +146,10 @@ impl Server {
         Server { process, address: address.trim().to_owned() }
     }
 
-    /// A client of a new line.
-    fn client(&self, path: &str) -> Client<Pushed> {
+    /// A client of a new connection.
+    fn client(&self, path: &str) -> Client<Push> {
         let builder = Client::builder(format!("ws://{}{path}", self.address)).on_thread_start(|_| stay_on(&[READING]));
-        let client = builder.start(|_: &mut Line<'_>, _: MessageRef<'_>| {}).expect("it starts");
+        let client = builder.start_with(|_: &mut Connection<'_>, _: MessageRef<'_>| {}).expect("it starts");
         client.wait_open(Duration::from_secs(10)).expect("the server answers");
         client
     }
@@ -183,21 +183,21 @@ fn serve() {
     println!("{}", listener.local_addr().expect("it is bound"));
     for socket in listener.incoming().flatten() {
         // The end of a connection is the end of its thread, and no news.
-        std::thread::spawn(move || talk(socket).is_ok());
+        std::thread::spawn(move || reader(socket).is_ok());
     }
 }
 
-fn talk(mut socket: TcpStream) -> std::io::Result<()> {
+fn reader(mut socket: TcpStream) -> std::io::Result<()> {
     socket.set_nodelay(true)?;
     let mut reader = BufReader::new(socket.try_clone()?);
     let (mut key, mut is_flood) = (String::new(), false);
     loop {
-        let mut line = String::new();
-        reader.read_line(&mut line)?;
-        is_flood |= line.starts_with("GET /flood");
-        match line.trim().split_once(": ") {
+        let mut connection = String::new();
+        reader.read_line(&mut connection)?;
+        is_flood |= connection.starts_with("GET /flood");
+        match connection.trim().split_once(": ") {
             Some(("Sec-WebSocket-Key", value)) => value.clone_into(&mut key),
-            None if line.trim().is_empty() => break,
+            None if connection.trim().is_empty() => break,
             _ => {}
         }
     }

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What a client adds to a program: the size of a stripped release build (fat LTO) that opens a line and reads, over one that does nothing.
+"""What a client adds to a program: the size of a stripped release build (fat LTO) that opens a connection and reads, over one that does nothing.
 
   benches/size.py        a few minutes: it builds three small programs under target/size
 """

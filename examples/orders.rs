@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use serde_json::{Value, json};
-use tautline::testing::{Peer, Received, Venue};
+use tautline::testing::{Peer, Received, TestServer};
 use tautline::{Client, Event, SendError};
 
 const ORDERS: u64 = 8;
@@ -21,16 +21,16 @@ fn main() {
     env_logger::init();
     let executed = Arc::new(Mutex::new(BTreeMap::new()));
     let books = Arc::clone(&executed);
-    let venue = Venue::start(move |peer| play(peer, &books));
+    let venue = TestServer::start(move |peer| play(peer, &books));
     let client = Client::builder(venue.url())
-        .send_within(Duration::from_millis(300))
+        .send_timeout(Duration::from_millis(300))
         // A small buffer on our side, so that the order does not fit into it whole.
         .tcp_send_buffer(64 * 1024)
         // A venue that has fallen silent is noticed within a second.
-        .ping_every(Duration::from_millis(300))
-        .pong_within(Duration::from_millis(600))
-        .retry_min(Duration::from_millis(50))
-        .start_pulled()
+        .ping_interval(Duration::from_millis(300))
+        .pong_timeout(Duration::from_millis(600))
+        .retry_delay_min(Duration::from_millis(50))
+        .start()
         .expect("the settings are good");
 
     let mut desk = Desk { client: &client, open: (1..=ORDERS).collect(), in_doubt: Vec::new(), done: Vec::new() };
@@ -53,16 +53,16 @@ struct Desk<'a> {
 }
 
 impl Desk<'_> {
-    fn trade(&mut self, within: Duration) {
-        // While no line is open every send is `NotSent`, at once: nothing is queued behind our back.
+    fn trade(&mut self, timeout: Duration) {
+        // While no connection is open every send is `NotSent`, at once: nothing is queued behind our back.
         self.send_next();
-        let deadline = Instant::now() + within;
+        let deadline = Instant::now() + timeout;
         let mut events = self.client.events();
         while (self.done.len() as u64) < ORDERS {
             let left = deadline.saturating_duration_since(Instant::now());
-            match events.next_within(left).expect("the venue answers within the time") {
+            match events.next_timeout(left).expect("the venue answers timeout the time") {
                 Event::Opened(opened) => {
-                    println!("line {} is open", opened.epoch);
+                    println!("connection {} is open", opened.epoch);
                     // First what is in doubt. Its answers decide what is sent again.
                     for id in self.in_doubt.clone() {
                         self.request(&json!({"method": "order.status", "id": id}));
@@ -84,7 +84,7 @@ impl Desk<'_> {
         }
     }
 
-    /// Sends the next open order, one at a time: the one in flight when a line ends is the only one in doubt.
+    /// Sends the next open order, one at a time: the one in flight when a connection ends is the only one in doubt.
     fn send_next(&mut self) {
         let Some(id) = self.open.pop() else { return };
         let order = json!({"method": "order.place", "id": id, "note": "x".repeat(NOTE)});
@@ -155,7 +155,7 @@ fn play(peer: &mut Peer, executed: &Mutex<BTreeMap<u64, u32>>) -> io::Result<()>
             _ => "UNKNOWN",
         };
         match (peer.number(), count) {
-            // Executed, and the line breaks before the answer.
+            // Executed, and the connection breaks before the answer.
             (2, 3) => return peer.reset(),
             _ => peer.send_text(&json!({"id": id, "status": status}).to_string())?,
         }

@@ -1,6 +1,6 @@
-//! Many lines against a server that misbehaves at random, and a check on every message, send, epoch, thread, descriptor and byte.
+//! Many connections against a server that misbehaves at random, and a check on every message, send, epoch, thread, descriptor and byte.
 //!
-//! `cargo run --release --example soak -- --lines 100 --for 30m` is the long run; without options it takes ten seconds. The seed decides what the
+//! `cargo run --release --example soak -- --connections 100 --for 30m` is the long run; without options it takes ten seconds. The seed decides what the
 //! server does to which connection; when things happen is up to the machine.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -17,23 +17,25 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 #[cfg(target_os = "linux")]
 use tautline::testing::Census;
-use tautline::testing::{Peer, Received, Venue};
-use tautline::{Client, Disconnect, Handler, Line, MessageRef, Opened, Pushed, SendError, Sender, StopReport, Stopped};
+use tautline::testing::{Peer, Received, TestServer};
+use tautline::{
+    Client, Connection, Disconnect, Handler, MessageRef, Opened, Push, SendError, Sender, StopReport, Stopped,
+};
 
-/// Many lines against a server that misbehaves at random; exit status 0 when every check held.
+/// Many connections against a server that misbehaves at random; exit status 0 when every check held.
 #[derive(Parser)]
 #[command(name = "soak", version)]
 struct Options {
-    /// How many lines
+    /// How many connections
     #[arg(long, default_value_t = 20)]
-    lines: usize,
+    connections: usize,
     /// How long
     #[arg(long = "for", value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "10s")]
     duration: Duration,
     /// What the server does to whom
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Threads that send, each on every line
+    /// Threads that send, each on every connection
     #[arg(long, default_value_t = 4)]
     senders: usize,
 }
@@ -64,7 +66,7 @@ fn counting<T>(run: impl FnOnce() -> T) -> (T, Result<(), String>) {
     (run(), Ok(()))
 }
 
-/// Everything that is known of one line, from both of its ends.
+/// Everything that is known of one connection, from both of its ends.
 #[derive(Default)]
 struct Record {
     sends: Mutex<Sends>,
@@ -148,7 +150,7 @@ impl Record {
             }
             let kind = match (outcome, arrivals) {
                 (Outcome::Taken { .. }, 1) => "taken by the kernel, read by the server",
-                (Outcome::Taken { .. }, 0) if !is_confirmed => "taken by the kernel, lost with the line",
+                (Outcome::Taken { .. }, 0) if !is_confirmed => "taken by the kernel, lost with the connection",
                 (Outcome::NotSent, 0) => "not sent",
                 (Outcome::Unknown, 0) => "unknown, and lost",
                 (Outcome::Unknown, 1) => "unknown, and read by the server",
@@ -163,37 +165,38 @@ impl Record {
     }
 }
 
-/// The client's end of one line: messages in order, epochs rising, one end for each opening.
+/// The client's end of one connection: messages in order, epochs rising, one end for each opening.
 struct Check {
     record: Arc<Record>,
     epoch: u64,
     is_open: bool,
-    /// The connection that this epoch talks to, by its first message, and the next number from it.
-    connection: Option<u64>,
+    /// The server connection that this epoch talks to, by its first message, and the next number from it.
+    server_connection: Option<u64>,
     next: u64,
 }
 
 impl Handler for Check {
-    fn opened(&mut self, line: &mut Line<'_>) {
-        let opened: &Opened = line.opening();
+    fn opened(&mut self, connection: &mut Connection<'_>) {
+        let opened: &Opened = connection.opening();
         if self.is_open || opened.epoch != self.epoch + 1 {
             self.record.fault(format!("epoch {} opened after {} (open: {})", opened.epoch, self.epoch, self.is_open));
         }
-        (self.epoch, self.is_open, self.connection, self.next) = (opened.epoch, true, None, 0);
+        (self.epoch, self.is_open, self.server_connection, self.next) = (opened.epoch, true, None, 0);
         self.record.openings.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn message(&mut self, line: &mut Line<'_>, message: MessageRef<'_>) {
+    fn message(&mut self, connection: &mut Connection<'_>, message: MessageRef<'_>) {
         let mut words = message.text().unwrap_or_default().split(' ');
         let mut number = || words.next().and_then(|word| word.parse::<u64>().ok());
-        let (Some(connection), Some(number)) = (number(), number()) else {
+        let (Some(server_connection), Some(number)) = (number(), number()) else {
             self.record.fault("a message that nobody has sent".to_owned());
             return;
         };
-        let known = *self.connection.get_or_insert(connection);
-        if !self.is_open || line.epoch() != self.epoch || known != connection || number != self.next {
+        let known = *self.server_connection.get_or_insert(server_connection);
+        if !self.is_open || connection.epoch() != self.epoch || known != server_connection || number != self.next {
             let expected = self.next;
-            self.record.fault(format!("message {number} of connection {connection} for {expected} of {known}"));
+            self.record
+                .fault(format!("message {number} of server connection {server_connection} for {expected} of {known}"));
         }
         self.next = number + 1;
         self.record.messages.fetch_add(1, Ordering::Relaxed);
@@ -209,7 +212,7 @@ impl Handler for Check {
         self.is_open = false;
         let mut confirmed = self.record.confirmed.lock();
         confirmed.insert(disconnect.epoch, disconnect.confirmed);
-        // Sends of older epochs than these have been settled: a line needs a moment to come back.
+        // Sends of older epochs than these have been settled: a server_connection needs a moment to come back.
         while confirmed.len() > 1_000 {
             confirmed.pop_first();
         }
@@ -219,30 +222,31 @@ impl Handler for Check {
 
     fn stopped(&mut self, _: &Stopped) {
         if self.is_open || self.record.has_stopped.swap(true, Ordering::Relaxed) {
-            self.record.fault("stopped twice, or with a line open".to_owned());
+            self.record.fault("stopped twice, or with a connection open".to_owned());
         }
     }
 }
 
 fn run(options: &Options) -> Report {
-    let records: Arc<Vec<Arc<Record>>> = Arc::new((0..options.lines).map(|_| Arc::default()).collect());
+    let records: Arc<Vec<Arc<Record>>> = Arc::new((0..options.connections).map(|_| Arc::default()).collect());
     let (seed, kept) = (options.seed, Arc::clone(&records));
-    let venue = Venue::builder().forgetful().start(move |peer| misbehave(peer, seed, &kept));
-    let clients: Vec<Client<Pushed>> = records
+    let server = TestServer::builder().forgetful().start(move |peer| misbehave(peer, seed, &kept));
+    let clients: Vec<Client<Push>> = records
         .iter()
         .enumerate()
         .map(|(index, record)| {
-            let check = Check { record: Arc::clone(record), epoch: 0, is_open: false, connection: None, next: 0 };
-            Client::builder(format!("{}{index}", venue.url()))
-                .retry_min(Duration::from_millis(5))
-                .retry_max(Duration::from_millis(100))
-                .ping_every(Duration::from_millis(100))
-                .pong_within(Duration::from_millis(300))
-                .send_within(Duration::from_millis(100))
-                .close_within(Duration::from_millis(100))
+            let check =
+                Check { record: Arc::clone(record), epoch: 0, is_open: false, server_connection: None, next: 0 };
+            Client::builder(format!("{}{index}", server.url()))
+                .retry_delay_min(Duration::from_millis(5))
+                .retry_delay_max(Duration::from_millis(100))
+                .ping_interval(Duration::from_millis(100))
+                .pong_timeout(Duration::from_millis(300))
+                .send_timeout(Duration::from_millis(100))
+                .close_timeout(Duration::from_millis(100))
                 .tcp_send_buffer(16 * 1024)
                 .thread_stack_size(256 * 1024)
-                .start(check)
+                .start_with(check)
                 .expect("the settings are good")
         })
         .collect();
@@ -264,19 +268,19 @@ fn run(options: &Options) -> Report {
         is_over.store(true, Ordering::Relaxed);
     });
     let stops: Vec<StopReport> = clients.iter().map(|client| client.stop(Duration::from_secs(10))).collect();
-    let connections = venue.connections();
+    let connections = server.connections();
     drop(clients);
     // Whatever is on its way to the server arrives, or is lost with its connection.
-    venue.wait_until_empty(Duration::from_secs(10));
-    drop(venue);
+    server.wait_until_empty(Duration::from_secs(10));
+    drop(server);
     Report::new(&records, &stops, connections, samples, began.elapsed())
 }
 
-/// Between two rounds of a sender over all lines.
+/// Between two rounds of a sender over all connections.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// Sends numbered messages on every line in turn, and writes down what became of each.
-fn send(clients: &[Client<Pushed>], records: &[Arc<Record>], is_over: &AtomicBool) {
+/// Sends numbered messages on every connection in turn, and writes down what became of each.
+fn send(clients: &[Client<Push>], records: &[Arc<Record>], is_over: &AtomicBool) {
     let senders: Vec<Sender> = clients.iter().map(Client::sender).collect();
     while !is_over.load(Ordering::Relaxed) {
         for (sender, record) in senders.iter().zip(records) {
@@ -300,8 +304,8 @@ fn send(clients: &[Client<Pushed>], records: &[Arc<Record>], is_over: &AtomicBoo
 
 /// The server's end of one connection.
 fn misbehave(peer: &mut Peer, seed: u64, records: &[Arc<Record>]) -> io::Result<()> {
-    let mut dice = StdRng::seed_from_u64(seed.wrapping_mul(1_000_003).wrapping_add(peer.number() as u64));
-    match dice.random_range(0..20) {
+    let mut rng = StdRng::seed_from_u64(seed.wrapping_mul(1_000_003).wrapping_add(peer.number() as u64));
+    match rng.random_range(0..20) {
         0 => return peer.refuse(503, "Retry-After: 0\r\n", "busy"),
         1 => return Ok(()),
         2 => {
@@ -315,16 +319,16 @@ fn misbehave(peer: &mut Peer, seed: u64, records: &[Arc<Record>]) -> io::Result<
     peer.limit_receive_buffer(16 * 1024)?;
     let index: usize = request.path.trim_start_matches('/').parse().map_err(io::Error::other)?;
     let record = records.get(index).ok_or(io::ErrorKind::NotFound)?;
-    let life = Duration::from_millis(dice.random_range(0..1500));
+    let state = Duration::from_millis(rng.random_range(0..1500));
     let began = Instant::now();
     let (mut number, mut read) = (0u64, 0u64);
-    while began.elapsed() < life {
-        for _ in 0..dice.random_range(0..20) {
-            let text = format!("{} {number} {}", peer.number(), "y".repeat(dice.random_range(0..300)));
+    while began.elapsed() < state {
+        for _ in 0..rng.random_range(0..20) {
+            let text = format!("{} {number} {}", peer.number(), "y".repeat(rng.random_range(0..300)));
             number += 1;
             peer.send_text(&text)?;
         }
-        while let Some(received) = peer.receive_within(Duration::from_millis(1))? {
+        while let Some(received) = peer.receive_timeout(Duration::from_millis(1))? {
             match received {
                 Received::Text(text) => {
                     read += 1;
@@ -335,12 +339,12 @@ fn misbehave(peer: &mut Peer, seed: u64, records: &[Arc<Record>]) -> io::Result<
                 Received::End => return Ok(()),
                 _ => {}
             }
-            if began.elapsed() >= life {
+            if began.elapsed() >= state {
                 break;
             }
         }
     }
-    match dice.random_range(0..8) {
+    match rng.random_range(0..8) {
         0 => peer.reset(),
         1 => peer.half_close(),
         2 => {
@@ -378,13 +382,13 @@ fn arrived(record: &Record, text: &str, place: u64) {
 /// Memory and threads at one moment.
 struct Sample {
     resident_kib: u64,
-    /// Of the clients: the venue has its own.
+    /// Of the clients: the server has its own.
     threads: u64,
     descriptors: u64,
 }
 
 impl Sample {
-    fn take(clients: &[Client<Pushed>]) -> Self {
+    fn take(clients: &[Client<Push>]) -> Self {
         let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
         let field = |name: &str| {
             let line = status.lines().find(|line| line.starts_with(name));
@@ -401,7 +405,7 @@ impl Sample {
     }
 }
 
-/// How much the last third of a run may hold beyond the one before: buffers of lines that happen to be flooded, and a tenth.
+/// How much the last third of a run may hold beyond the one before: buffers of connections that happen to be flooded, and a tenth.
 const GROWTH_MAX_KIB: u64 = 16 * 1024;
 
 /// What was found.
@@ -452,30 +456,31 @@ impl Report {
         self.openings += openings;
         let ends = record.ends.lock();
         if ends.values().sum::<u64>() != openings {
-            self.faults.push(format!("line {index}: {openings} openings, ends {ends:?}"));
+            self.faults.push(format!("connection {index}: {openings} openings, ends {ends:?}"));
         }
         for (kind, count) in ends.iter() {
             *self.ends.entry(kind).or_default() += count;
         }
         if !record.has_stopped.load(Ordering::Relaxed) {
-            self.faults.push(format!("line {index}: its end was not told"));
+            self.faults.push(format!("connection {index}: its end was not told"));
         }
         // Everybody has stopped: nothing is on its way any more.
         record.settle(Instant::now());
         for (kind, count) in &record.sends.lock().settled {
             *self.sends.entry(kind).or_default() += count;
         }
-        self.faults.extend(record.faults.lock().iter().map(|fault| format!("line {index}: {fault}")));
+        self.faults.extend(record.faults.lock().iter().map(|fault| format!("connection {index}: {fault}")));
     }
 
     /// What a run holds may go up and down, and must not go up all the time.
-    fn check_flatness(&mut self, lines: u64) {
-        // A line has a connection, both ends of it, and while it is dialled a pair to wake it by. The server's end of a line that is gone may linger.
-        let descriptors = 100 + 10 * lines;
+    fn check_flatness(&mut self, connections: u64) {
+        // A connection has a connection, both ends of it, and while it is dialed a pair to wake it by. The server's end of a connection that is gone may linger.
+        let descriptors = 100 + 10 * connections;
         for sample in &self.samples {
-            if sample.threads > 2 * lines || sample.descriptors > descriptors {
+            if sample.threads > 2 * connections || sample.descriptors > descriptors {
                 let Sample { threads, descriptors, .. } = sample;
-                self.faults.push(format!("{threads} threads and {descriptors} descriptors for {lines} lines"));
+                self.faults
+                    .push(format!("{threads} threads and {descriptors} descriptors for {connections} connections"));
             }
         }
         // The first third is the way up.
@@ -489,7 +494,10 @@ impl Report {
     }
 
     fn print(&self, options: &Options) {
-        println!("{} lines, {} senders, seed {}, {:.1?}", options.lines, options.senders, options.seed, self.took);
+        println!(
+            "{} connections, {} senders, seed {}, {:.1?}",
+            options.connections, options.senders, options.seed, self.took
+        );
         println!("{} connections, {} openings, {} messages in order", self.connections, self.openings, self.messages);
         println!("ends by kind: {:?}", self.ends);
         for (kind, count) in &self.sends {

@@ -5,8 +5,8 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use crossbeam_channel::{Sender, bounded};
-use tautline::testing::Venue;
-use tautline::{Builder, Client, Event, Line, MessageRef, State, StopReport};
+use tautline::testing::TestServer;
+use tautline::{Builder, Client, Connection, Event, MessageRef, State, StopReport};
 
 const SOON: Duration = Duration::from_secs(10);
 const CLOSE_WITHIN: Duration = Duration::from_millis(100);
@@ -14,7 +14,7 @@ const CLOSE_WITHIN: Duration = Duration::from_millis(100);
 fn main() {
     env_logger::init();
     println!(
-        "close_within is {CLOSE_WITHIN:?}; a stop waits for it only where the peer does not answer the close frame\n"
+        "close_timeout is {CLOSE_WITHIN:?}; a stop waits for it only where the peer does not answer the close frame\n"
     );
     show("resolving, and the lookup hangs", resolving);
     show("connecting, and nobody answers", connecting);
@@ -33,17 +33,19 @@ fn show(state: &str, stop: impl FnOnce() -> StopReport) {
     println!("{state:36} {}", stop());
 }
 
-/// A line that is open on a venue that plays `script` after the opening.
-fn open(script: impl Fn(&mut tautline::testing::Peer) -> io::Result<()> + Send + Sync + 'static) -> (Venue, Builder) {
-    let venue = Venue::start(move |peer| {
+/// A connection that is open on a server that plays `script` after the opening.
+fn open(
+    script: impl Fn(&mut tautline::testing::Peer) -> io::Result<()> + Send + Sync + 'static,
+) -> (TestServer, Builder) {
+    let server = TestServer::start(move |peer| {
         peer.upgrade()?;
         script(peer)
     });
-    let builder = Client::builder(venue.url()).close_within(CLOSE_WITHIN);
-    (venue, builder)
+    let builder = Client::builder(server.url()).close_timeout(CLOSE_WITHIN);
+    (server, builder)
 }
 
-fn ignore(_: &mut Line<'_>, _: MessageRef<'_>) {}
+fn ignore(_: &mut Connection<'_>, _: MessageRef<'_>) {}
 
 fn resolving() -> StopReport {
     let (begun, wait) = bounded(1);
@@ -54,7 +56,7 @@ fn resolving() -> StopReport {
         let _ = held.recv();
         Err(io::Error::other("released"))
     };
-    let client = Client::builder("ws://venue.example/").resolver(resolver).start(ignore).expect("it starts");
+    let client = Client::builder("ws://server.example/").resolver(resolver).start_with(ignore).expect("it starts");
     wait.recv_timeout(SOON).expect("it resolves");
     let report = client.stop(SOON);
     drop(release);
@@ -67,51 +69,51 @@ fn connecting() -> StopReport {
     let address = listener.local_addr().expect("an address");
     // The queue holds this one and no other.
     let _filler = TcpStream::connect(address).expect("the first has room");
-    let client = Client::builder(format!("ws://{address}/")).start(ignore).expect("it starts");
+    let client = Client::builder(format!("ws://{address}/")).start_with(ignore).expect("it starts");
     client.stop(SOON)
 }
 
 fn stalled(host: &str) -> StopReport {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let port = listener.local_addr().expect("an address").port();
-    let client = Client::builder(format!("{host}:{port}/")).start(ignore).expect("it starts");
+    let client = Client::builder(format!("{host}:{port}/")).start_with(ignore).expect("it starts");
     let _silent = listener.accept().expect("it dials");
     client.stop(SOON)
 }
 
 fn idle() -> StopReport {
-    let (_venue, builder) = open(|peer| peer.echo());
+    let (_server, builder) = open(|peer| peer.echo());
     builder.connect().expect("it opens").stop(SOON)
 }
 
 fn flooded() -> StopReport {
-    let (_venue, builder) = open(|peer| peer.flood(200));
+    let (_server, builder) = open(|peer| peer.flood(200));
     let (tell, told) = bounded(1);
-    let client = builder.start(telling(tell)).expect("it starts");
+    let client = builder.start_with(telling(tell)).expect("it starts");
     told.recv_timeout(SOON).expect("the flood comes");
     client.stop(SOON)
 }
 
 fn telling(tell: Sender<()>) -> impl tautline::Handler {
-    move |_: &mut Line<'_>, _: MessageRef<'_>| {
+    move |_: &mut Connection<'_>, _: MessageRef<'_>| {
         // Full after the first message: one is enough.
         let _ = tell.try_send(());
     }
 }
 
 fn busy() -> StopReport {
-    let (_venue, builder) = open(|peer| {
+    let (_server, builder) = open(|peer| {
         peer.send_text("work")?;
         peer.drain()
     });
     let (tell, told) = bounded(1);
     let (release, held) = bounded::<()>(0);
-    let handler = move |_: &mut Line<'_>, _: MessageRef<'_>| {
+    let handler = move |_: &mut Connection<'_>, _: MessageRef<'_>| {
         tell.send(()).expect("the example waits");
         // Disconnected when it is released.
         let _ = held.recv();
     };
-    let client = builder.start(handler).expect("it starts");
+    let client = builder.start_with(handler).expect("it starts");
     told.recv_timeout(SOON).expect("it is called");
     let report = client.stop(Duration::from_millis(500));
     drop(release);
@@ -119,8 +121,8 @@ fn busy() -> StopReport {
 }
 
 fn blocked() -> StopReport {
-    let (_venue, builder) = open(|peer| peer.stall());
-    let client = builder.send_within(Duration::from_secs(3600)).connect().expect("it opens");
+    let (_server, builder) = open(|peer| peer.stall());
+    let client = builder.send_timeout(Duration::from_secs(3600)).connect().expect("it opens");
     std::thread::scope(|scope| {
         let sender = client.sender();
         let (tell, told) = bounded(1000);
@@ -137,26 +139,26 @@ fn blocked() -> StopReport {
 }
 
 fn waiting() -> StopReport {
-    let venue = Venue::start(|_| Ok(()));
+    let server = TestServer::start(|_| Ok(()));
     let hour = Duration::from_secs(3600);
-    let client = Client::builder(venue.url()).retry_min(hour).retry_max(hour).start_pulled().expect("it starts");
+    let client = Client::builder(server.url()).retry_delay_min(hour).retry_delay_max(hour).start().expect("it starts");
     assert!(matches!(client.events().next(), Some(Event::DialFailed(_))));
     client.stop(SOON)
 }
 
 fn deaf() -> StopReport {
-    let (_venue, builder) = open(|peer| peer.drain());
+    let (_server, builder) = open(|peer| peer.drain());
     builder.connect().expect("it opens").stop(SOON)
 }
 
 fn closing() -> StopReport {
-    let (_venue, builder) = open(|peer| {
+    let (_server, builder) = open(|peer| {
         peer.close(1001, "going away")?;
         peer.stall()
     });
-    // The closing handshake is done, and the line waits for the end of TCP.
-    let client = builder.close_within(SOON).start(ignore).expect("it starts");
-    while client.state() != State::Ending {
+    // The closing handshake is done, and the connection waits for the end of TCP.
+    let client = builder.close_timeout(SOON).start_with(ignore).expect("it starts");
+    while client.state() != State::Closing {
         std::thread::yield_now();
     }
     // Far below SOON: a stop has its own, shorter time, and cuts the polite end short.

@@ -1,4 +1,4 @@
-//! `tail -f` for a WebSocket: prints what a venue sends and what becomes of the line, and stops politely on SIGINT and SIGTERM.
+//! `tail -f` for a WebSocket: prints what a server sends and what becomes of the connection, and stops politely on SIGINT and SIGTERM.
 //!
 //! `cargo run --example tail -- --help` lists the options.
 
@@ -16,10 +16,11 @@ use crossbeam_channel::{Receiver, at, never, select, tick};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tautline::{
-    Builder, Client, Disconnect, Error, ErrorKind, Event, Message, NoEvent, Opened, Outcome, Sender, State, StopReport,
+    Builder, Client, Disconnect, Error, ErrorKind, Event, Message, Opened, Sender, State, StopReport, ThreadOutcome,
+    TryNextError,
 };
 
-/// Prints what a WebSocket sends, like `tail -f`, and keeps the line up. Messages go to standard output; with --json everything does,
+/// Prints what a WebSocket sends, like `tail -f`, and keeps the connection up. Messages go to standard output; with --json everything does,
 /// one object a line. Logs go to standard error (RUST_LOG=tautline=debug).
 ///
 /// SIGINT and SIGTERM stop it politely, and when they come a second time at once. Exit status: 0 when it stopped as asked, 1 when the client gave up
@@ -49,40 +50,40 @@ struct Options {
     insecure: bool,
     /// Send a ping this often [default: 15s]
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
-    ping_every: Option<Duration>,
-    /// Give the line up when a ping stays unanswered, and the line silent, for this long [default: 10s]
+    ping_interval: Option<Duration>,
+    /// Give the connection up when a ping stays unanswered, and the connection silent, for this long [default: 10s]
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
-    pong_within: Option<Duration>,
-    /// Give the line up when no message comes for this long [default: never]
+    pong_timeout: Option<Duration>,
+    /// Give the connection up when no message comes for this long [default: never]
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
-    idle_limit: Option<Duration>,
+    idle_timeout: Option<Duration>,
     /// The budget of one dial, all of its steps together [default: 10s]
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
-    dial_within: Option<Duration>,
+    connect_timeout: Option<Duration>,
     /// The budget of one send [default: 5s]
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
-    send_within: Option<Duration>,
+    send_timeout: Option<Duration>,
     /// The budget of the closing handshake [default: 1s]
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
-    close_within: Option<Duration>,
+    close_timeout: Option<Duration>,
     /// The budget of stopping [default: 5s]
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "5s", hide_default_value = true)]
-    stop_within: Duration,
+    stop_timeout: Duration,
     /// The ceiling of the first retry's delay [default: 250ms]
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
-    retry_min: Option<Duration>,
+    retry_delay_min: Option<Duration>,
     /// The ceiling of every retry's delay [default: 30s]
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
-    retry_max: Option<Duration>,
-    /// A line open for this long resets the count of attempts [default: 30s]
+    retry_delay_max: Option<Duration>,
+    /// A connection open for this long resets the count of attempts [default: 30s]
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     stable_after: Option<Duration>,
-    /// Give up after N dials in a row without a stable line; 1: never retry [default: no limit]
+    /// Give up after N dials in a row without a stable connection; 1: never retry [default: no limit]
     #[arg(long, value_name = "N")]
     max_attempts: Option<u32>,
     /// The longest message that is taken [default: 16777216]
     #[arg(long, value_name = "BYTES")]
-    max_message: Option<usize>,
+    max_message_size: Option<usize>,
     /// Stop after N messages, at least 1
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
@@ -121,7 +122,7 @@ pub(crate) fn main() -> ExitCode {
 fn run(options: &Options) -> Result<bool, String> {
     // Before the first thread is started, so that no signal finds the default handler.
     let signalled = watch_signals().map_err(|error| format!("cannot watch for signals: {error}"))?;
-    let client = builder(options)?.start_pulled().map_err(|error| match &options.ca {
+    let client = builder(options)?.start().map_err(|error| match &options.ca {
         Some(path) if error.to_string().contains("root certificate") => format!("--ca {}: {error}", path.display()),
         _ => error.chain(),
     })?;
@@ -133,7 +134,7 @@ fn run(options: &Options) -> Result<bool, String> {
     }
     let mut tail = Tail { options, client: &client, printer: &printer, messages: 0, gave_up: false };
     tail.follow(&signalled);
-    let report = client.stop(options.stop_within);
+    let report = client.stop(options.stop_timeout);
     tail.drain();
     if options.quiet {
         tail.show_count();
@@ -158,17 +159,17 @@ fn builder(options: &Options) -> Result<Builder, String> {
     if options.insecure {
         builder = builder.danger_accept_invalid_certificates().danger_accept_invalid_hostnames();
     }
-    builder = with(builder, options.ping_every, Builder::ping_every);
-    builder = with(builder, options.pong_within, Builder::pong_within);
-    builder = with(builder, options.idle_limit, Builder::idle_limit);
-    builder = with(builder, options.dial_within, Builder::dial_within);
-    builder = with(builder, options.send_within, Builder::send_within);
-    builder = with(builder, options.close_within, Builder::close_within);
-    builder = with(builder, options.retry_min, Builder::retry_min);
-    builder = with(builder, options.retry_max, Builder::retry_max);
+    builder = with(builder, options.ping_interval, Builder::ping_interval);
+    builder = with(builder, options.pong_timeout, Builder::pong_timeout);
+    builder = with(builder, options.idle_timeout, Builder::idle_timeout);
+    builder = with(builder, options.connect_timeout, Builder::connect_timeout);
+    builder = with(builder, options.send_timeout, Builder::send_timeout);
+    builder = with(builder, options.close_timeout, Builder::close_timeout);
+    builder = with(builder, options.retry_delay_min, Builder::retry_delay_min);
+    builder = with(builder, options.retry_delay_max, Builder::retry_delay_max);
     builder = with(builder, options.stable_after, Builder::stable_after);
     builder = with(builder, options.max_attempts, Builder::max_attempts);
-    Ok(with(builder, options.max_message, Builder::max_message))
+    Ok(with(builder, options.max_message_size, Builder::max_message_size))
 }
 
 /// Options left out take the library's defaults.
@@ -240,18 +241,18 @@ impl Tail<'_> {
                             return;
                         }
                     }
-                    Err(NoEvent::Ended) => return,
+                    Err(TryNextError::Disconnected) => return,
                     Err(_) => break,
                 }
             }
         }
     }
 
-    /// What is left after the stop: openings and ends of lines, each of the one having the other, and why the client ended.
+    /// What is left after the stop: openings and ends of connections, each of the one having the other, and why the client ended.
     fn drain(&mut self) {
         let mut events = self.client.events();
         // Nothing is waited for but the last word of a client whose stop had no time.
-        while let Ok(event) = events.next_within(Duration::from_millis(100)) {
+        while let Ok(event) = events.next_timeout(Duration::from_millis(100)) {
             match event {
                 Event::Opened(opened) => self.print_opened(&opened),
                 Event::Disconnected(_) | Event::Stopped(_) => self.print(event),
@@ -287,11 +288,11 @@ impl Tail<'_> {
                         json["body"] = body.as_str().into();
                     }
                     self.printer.notice(&json, || {
-                        format!("{failure}{}; dialling again in {retry_in:.1?}", Quoted(body.as_deref()))
+                        format!("{failure}{}; dialing again in {retry_in:.1?}", Quoted(body.as_deref()))
                     });
                 }
             }
-            Event::Lag(lag) => {
+            Event::Lagged(lag) => {
                 let json = json!({"event": "lag", "lost": lag.lost, "lost_notices": lag.lost_notices});
                 self.printer.notice(&json, || format!("{} messages lost: the queue was full", lag.lost));
             }
@@ -325,7 +326,7 @@ impl Tail<'_> {
     }
 
     fn send_greetings(&self, epoch: u64) {
-        // On this very line: a later one has an opening of its own.
+        // On this very connection: a later one has an opening of its own.
         let sender = self.client.sender().pinned_to(epoch);
         for text in &self.options.send {
             if let Err(error) = sender.send_text(text) {
@@ -478,13 +479,13 @@ fn opened_json(opened: &Opened) -> Value {
     json
 }
 
-/// What a venue says beside a status that refuses the dial.
+/// What a server says beside a status that refuses the dial.
 fn refusal_body(error: &Error) -> Option<String> {
     let body = &error.refusal()?.body;
     (!body.is_empty()).then(|| String::from_utf8_lossy(body).into_owned())
 }
 
-/// What a venue said, on one line and not endlessly, behind what is told of it.
+/// What a server said, on one line and not endlessly, behind what is told of it.
 struct Quoted<'a>(Option<&'a str>);
 
 impl std::fmt::Display for Quoted<'_> {
@@ -498,8 +499,8 @@ impl std::fmt::Display for Quoted<'_> {
 
 fn disconnected_text(disconnect: &Disconnect) -> String {
     let follows = match disconnect.retry_in {
-        Some(wait) => format!("dialling again in {wait:.1?}"),
-        None => "not dialling again".to_owned(),
+        Some(wait) => format!("dialing again in {wait:.1?}"),
+        None => "not dialing again".to_owned(),
     };
     format!("{disconnect}{}; {follows}", Quoted(Some(&disconnect.close.reason)))
 }
@@ -522,7 +523,7 @@ fn stopped(report: &StopReport) -> Stopped {
         .threads()
         .iter()
         .map(
-            |thread| json!({"name": thread.name, "ended": thread.outcome == Outcome::Ended, "ms": millis(thread.took)}),
+            |thread| json!({"name": thread.name, "ended": thread.outcome == ThreadOutcome::Joined, "ms": millis(thread.took)}),
         )
         .collect();
     let json = json!({"event": "stopped", "clean": report.is_clean(), "ms": millis(report.took()), "threads": threads});

@@ -1,4 +1,4 @@
-//! The client: owns the threads of one line, and lets go of all of them when told to or dropped.
+//! The client: owns the threads of one connection, and lets go of all of them when told to or dropped.
 
 use std::any::Any;
 use std::error::Error as StdError;
@@ -9,44 +9,44 @@ use std::time::Duration;
 
 use crate::config::endpoint::Endpoint;
 use crate::config::{Builder, DialContext};
-use crate::connection::OwnClose;
-use crate::dial::{DialSettings, Dialler};
+use crate::connection::CloseFrame;
+use crate::dial::{DialSettings, Dialer};
 use crate::error::{BatchError, CloseReason, Error, SendError};
 use crate::event::{Event, Payload};
-use crate::events::{Events, Pull, Queue};
-use crate::handler::{Delivery, Handler, Push};
-use crate::runtime::heartbeat::Heart;
+use crate::events::{Events, Queue, QueueSink};
+use crate::handler::{EventSink, Handler, HandlerSink};
+use crate::runtime::heartbeat::Heartbeat;
 use crate::runtime::reader_thread::Supervisor;
-use crate::runtime::shared::{Board, Slot, State, WAIT_OPEN};
+use crate::runtime::shared::{Active, Shared, State, WAIT_OPEN};
 use crate::sender::{Receipt, Sender, Stopper};
 use crate::stats::Stats;
 use crate::sync;
 use crate::sync::channel::bounded;
-use crate::sync::threads::{Lifecycle, Outcome, Patience, StopReport};
+use crate::sync::threads::{JoinTimeout, StopReport, ThreadOutcome, Threads};
 
-/// One line to a venue, kept up by two threads until it is stopped or dropped.
+/// One connection to a venue, kept up by two threads until it is stopped or dropped.
 ///
-/// A `Client<Pulled>`, from [`connect`](Builder::connect) or [`start_pulled`](Builder::start_pulled), queues what comes for
-/// [`events`](Client::events). A `Client<Pushed>`, from [`start`](Builder::start), hands it to a [`Handler`].
+/// A `Client<Pull>`, from [`connect`](Builder::connect) or [`start`](Builder::start), queues what comes for
+/// [`events`](Client::events). A `Client<Push>`, from [`start_with`](Builder::start_with), hands it to a [`Handler`].
 ///
-/// All methods may be called from any thread, and from inside the handler. Dropping it stops it, and waits `drop_within` at most
+/// All methods may be called from any thread, and from inside the handler. Dropping it stops it, and waits `drop_timeout` at most
 /// (5 s by default).
-pub struct Client<D = Pulled> {
-    board: Arc<Board>,
+pub struct Client<D = Pull> {
+    shared: Arc<Shared>,
     sender: Sender,
     /// Empty and unread where a handler takes the messages.
     queue: Arc<Queue>,
-    drop_within: Duration,
+    drop_timeout: Duration,
     delivery: PhantomData<fn() -> D>,
 }
 
 /// Of a [`Client`]: what comes is queued, and pulled by [`Client::events`].
 #[derive(Debug)]
-pub enum Pulled {}
+pub enum Pull {}
 
 /// Of a [`Client`]: what comes is pushed to a [`Handler`].
 #[derive(Debug)]
-pub enum Pushed {}
+pub enum Push {}
 
 impl Client {
     /// The settings of a client that dials `endpoint`: a URL (`ws://` or `wss://`), or an [`Endpoint`] with headers of its own.
@@ -58,9 +58,9 @@ impl Client {
 
     /// The settings of a client that asks `endpoint` before each dial where to: for venues whose URL or headers come from a token call.
     ///
-    /// The closure runs on the reader thread, inside the budget `dial_within`, but nothing can interrupt it: give calls that it makes a
+    /// The closure runs on the reader thread, inside the budget `connect_timeout`, but nothing can interrupt it: give calls that it makes a
     /// timeout of their own ([`DialContext::remaining`]). Its error is retried, unless it is an [`Error`] of this crate that is not retryable.
-    pub fn builder_asking(
+    pub fn builder_from_fn(
         endpoint: impl Fn(&DialContext) -> Result<Endpoint, Box<dyn StdError + Send + Sync>> + Send + Sync + 'static,
     ) -> Builder {
         Builder::asking(Arc::new(endpoint))
@@ -71,24 +71,24 @@ impl Client {
 const CLOSURE_GRACE: Duration = Duration::from_millis(500);
 
 impl Builder {
-    /// Makes one dial within `dial_within`, and a client to pull from when it succeeds. Later drops are retried as usual.
+    /// Makes one dial within `connect_timeout`, and a client to pull from when it succeeds. Later drops are retried as usual.
     ///
     /// # Errors
     /// Why that dial failed, or `Config`. Nothing is left running then, save a lookup or an endpoint closure that hangs, which nothing can
     /// interrupt: it ends when it returns, and takes its threads along.
-    pub fn connect(self) -> Result<Client<Pulled>, Error> {
-        let dial_within = self.settings.dial_within;
+    pub fn connect(self) -> Result<Client<Pull>, Error> {
+        let connect_timeout = self.settings.connect_timeout;
         let mut client = self.pulled(true)?;
         // The dial keeps its own deadline; this one is for an endpoint closure that does not.
-        let Err(error) = client.board.wait_first_open(dial_within.saturating_add(CLOSURE_GRACE)) else {
+        let Err(error) = client.shared.wait_first_open(connect_timeout.saturating_add(CLOSURE_GRACE)) else {
             return Ok(client);
         };
         let is_closure_late = error.budget() == Some(WAIT_OPEN);
         // Like a lookup that hangs, a closure that hangs is told to stop, and not waited for.
-        let patience = if is_closure_late { Duration::ZERO } else { client.drop_within };
-        client.stop(patience);
-        client.drop_within = Duration::ZERO;
-        let late = || Error::timeout("dial_within", dial_within, "asking where to dial");
+        let join_timeout = if is_closure_late { Duration::ZERO } else { client.drop_timeout };
+        client.stop(join_timeout);
+        client.drop_timeout = Duration::ZERO;
+        let late = || Error::timeout("connect_timeout", connect_timeout, "asking where to dial");
         Err(if is_closure_late { late() } else { error })
     }
 
@@ -96,7 +96,7 @@ impl Builder {
     ///
     /// # Errors
     /// `Config`, or `Io` when the system has no threads to give.
-    pub fn start_pulled(self) -> Result<Client<Pulled>, Error> {
+    pub fn start(self) -> Result<Client<Pull>, Error> {
         self.pulled(false)
     }
 
@@ -107,49 +107,49 @@ impl Builder {
     ///
     /// # Examples
     /// ```no_run
-    /// use tautline::{Client, Line, MessageRef};
+    /// use tautline::{Client, Connection, MessageRef};
     /// # fn main() -> Result<(), tautline::Error> {
     /// let client = Client::builder("wss://stream.example.com/ws")
-    ///     .start(|_line: &mut Line<'_>, message: MessageRef<'_>| println!("{}", message.text().unwrap_or("(binary)")))?;
+    ///     .start_with(|_connection: &mut Connection<'_>, message: MessageRef<'_>| println!("{}", message.text().unwrap_or("(binary)")))?;
     /// let report = client.stop(std::time::Duration::from_secs(5));
     /// assert!(report.is_clean());
     /// # Ok(()) }
     /// ```
-    pub fn start(self, handler: impl Handler) -> Result<Client<Pushed>, Error> {
-        self.launch(false, |_, _| Push(handler))
+    pub fn start_with(self, handler: impl Handler) -> Result<Client<Push>, Error> {
+        self.launch(false, |_, _| HandlerSink(handler))
     }
 
-    fn pulled(self, first_decides: bool) -> Result<Client<Pulled>, Error> {
-        self.launch(first_decides, |queue, board| Pull::new(Arc::clone(queue), board.shutdown.clone()))
+    fn pulled(self, first_decides: bool) -> Result<Client<Pull>, Error> {
+        self.launch(first_decides, |queue, shared| QueueSink::new(Arc::clone(queue), shared.shutdown.clone()))
     }
 
-    fn launch<M, D: Delivery>(
+    fn launch<M, D: EventSink>(
         self,
         first_decides: bool,
-        delivery: impl FnOnce(&Arc<Queue>, &Board) -> D,
+        delivery: impl FnOnce(&Arc<Queue>, &Shared) -> D,
     ) -> Result<Client<M>, Error> {
         let config = self.check()?;
         let settings = &config.settings;
-        let (board, bell) = Board::new(Lifecycle::new(settings.threads.clone()), settings.budgets());
+        let (shared, wakeup) = Shared::new(Threads::new(settings.threads.clone()), settings.send_timeouts());
         let queue = Arc::new(Queue::new(settings.queue));
         let client = Client {
-            sender: Sender::new(Arc::clone(&board)),
+            sender: Sender::new(Arc::clone(&shared)),
             queue: Arc::clone(&queue),
-            drop_within: settings.drop_within,
-            board: Arc::clone(&board),
+            drop_timeout: settings.drop_timeout,
+            shared: Arc::clone(&shared),
             delivery: PhantomData,
         };
         let dial =
             DialSettings { resolver: settings.resolver.clone(), tcp: settings.tcp.clone(), tls: settings.tls.clone() };
-        let dialler = Dialler::new(dial, Arc::clone(&board.lifecycle));
+        let dialer = Dialer::new(dial, Arc::clone(&shared.threads));
         let (reading, reader) = bounded(0);
-        let heart = Heart::new(Arc::clone(&board), bell, reader, settings);
-        let delivery = delivery(&queue, &board);
-        let supervisor = Supervisor::new(Arc::clone(&board), config, dialler, delivery, first_decides);
+        let heartbeat = Heartbeat::new(Arc::clone(&shared), wakeup, reader, settings);
+        let delivery = delivery(&queue, &shared);
+        let supervisor = Supervisor::new(Arc::clone(&shared), config, dialer, delivery, first_decides);
 
         // From here on an early return drops the client, which stops whatever has been started.
-        board.lifecycle.spawn("tautline-heart", Patience::Deadline, move || heart.run())?;
-        board.lifecycle.spawn("tautline-reader", Patience::Deadline, move || {
+        shared.threads.spawn("taut-heartbeat", JoinTimeout::Deadline, move || heartbeat.run())?;
+        shared.threads.spawn("taut-reader", JoinTimeout::Deadline, move || {
             // Named, so that it lives until the reader has done its last: the heart waits for that.
             let _reading = reading;
             supervisor.run();
@@ -158,7 +158,7 @@ impl Builder {
     }
 }
 
-impl Client<Pulled> {
+impl Client<Pull> {
     /// What happens, from the opening on: an iterator that blocks, and ends when the client has stopped and everything has been read.
     pub fn events(&self) -> Events<'_> {
         Events::new(&self.queue)
@@ -166,7 +166,7 @@ impl Client<Pulled> {
 }
 
 impl<D> Client<D> {
-    /// Sends a text message on the line that is open now. See [`Sender::send_text`].
+    /// Sends a text message on the connection that is open now. See [`Sender::send_text`].
     ///
     /// # Errors
     /// As [`Sender::send_text`].
@@ -174,7 +174,7 @@ impl<D> Client<D> {
         self.sender.send_text(text)
     }
 
-    /// Sends a binary message on the line that is open now. See [`Sender::send_binary`].
+    /// Sends a binary message on the connection that is open now. See [`Sender::send_binary`].
     ///
     /// # Errors
     /// As [`Sender::send_text`].
@@ -198,7 +198,7 @@ impl<D> Client<D> {
         self.sender.ping()
     }
 
-    /// Ends the line that is open now and dials again. See [`Sender::reconnect`].
+    /// Ends the connection that is open now and dials again. See [`Sender::reconnect`].
     ///
     /// # Errors
     /// As [`Sender::reconnect`].
@@ -206,7 +206,7 @@ impl<D> Client<D> {
         self.sender.reconnect()
     }
 
-    /// Ends the line that is open now with a close code and reason of your own, and dials again. See [`Sender::reconnect_with`].
+    /// Ends the connection that is open now with a close code and reason of your own, and dials again. See [`Sender::reconnect_with`].
     ///
     /// # Errors
     /// As [`Sender::reconnect_with`].
@@ -226,42 +226,42 @@ impl<D> Client<D> {
 
     /// What the client is at.
     pub fn state(&self) -> State {
-        self.board.state()
+        self.shared.state()
     }
 
     /// Counts the openings; 0 before the first.
     pub fn epoch(&self) -> u64 {
-        self.board.epoch()
+        self.shared.epoch()
     }
 
-    /// Waits until a line is open, and returns its epoch; at once if one is.
+    /// Waits until a connection is open, and returns its epoch; at once if one is.
     ///
     /// # Errors
     /// `Timeout` when none was in time; otherwise why the client has ended.
-    pub fn wait_open(&self, within: Duration) -> Result<u64, Error> {
-        self.board.wait_open(within)
+    pub fn wait_open(&self, timeout: Duration) -> Result<u64, Error> {
+        self.shared.wait_open(timeout)
     }
 
     /// Waits until the client has ended by itself or has been stopped, and says why; `None` when it has not within the time.
-    pub fn wait_closed(&self, within: Duration) -> Option<Error> {
-        self.board.wait_closed(within)
+    pub fn wait_closed(&self, timeout: Duration) -> Option<Error> {
+        self.shared.wait_closed(timeout)
     }
 
     /// Why the client ended, once it has: kind `Stopped` when it was told to.
-    pub fn end(&self) -> Option<Error> {
-        self.board.end()
+    pub fn stop_reason(&self) -> Option<Error> {
+        self.shared.end()
     }
 
     /// What a panicking handler threw, once: hand it to [`std::panic::resume_unwind`] to go on with the panic here.
     pub fn take_panic(&self) -> Option<Box<dyn Any + Send>> {
-        self.board.take_panic()
+        self.shared.take_panic()
     }
 
     /// What the client has counted.
     pub fn stats(&self) -> Stats {
-        let mut stats = self.board.counters.snapshot();
-        if let Slot::Open(line) = self.board.slot() {
-            stats.last_byte_age = Some(sync::now().saturating_duration_since(line.last_byte()));
+        let mut stats = self.shared.counters.snapshot();
+        if let Active::Open(connection) = self.shared.active() {
+            stats.last_byte_age = Some(sync::now().saturating_duration_since(connection.last_byte()));
         }
         stats.queue_depth = self.queue.depth();
         stats.messages_lost = self.queue.lag().lost;
@@ -270,27 +270,27 @@ impl<D> Client<D> {
 
     /// How many threads of this client live: 2 while it runs, 3 during a lookup, 0 after a clean stop. For leak tests.
     pub fn live_threads(&self) -> usize {
-        self.board.lifecycle.live_threads()
+        self.shared.threads.live_threads()
     }
 
-    /// Stops the client: politely with a close frame if a line is open, within `close_within` (1 s by default), then at once. Waits until
-    /// every thread has ended, `within` at most, and says what became of each. Of `within`, a quarter, and 200 ms at most, is kept for the threads
+    /// Stops the client: politely with a close frame if a connection is open, within `close_timeout` (1 s by default), then at once. Waits until
+    /// every thread has ended, `timeout` at most, and says what became of each. Of `timeout`, a quarter, and 200 ms at most, is kept for the threads
     /// to end in: a polite end that would take longer is cut short.
     ///
     /// Idempotent, allowed from any thread and from several at once. From inside the handler it signals and returns at once: the reader is
     /// `Current` in the report then. A lookup that hangs in the system's resolver is given 20 ms, whatever the budget.
-    pub fn stop(&self, within: Duration) -> StopReport {
-        self.board.stop(OwnClose::normal(), within)
+    pub fn stop(&self, timeout: Duration) -> StopReport {
+        self.shared.stop(CloseFrame::normal(), timeout)
     }
 
     /// As [`stop`](Client::stop), and the close frame says `close` instead of 1000 and no reason (RFC 6455 section 7.4).
     ///
-    /// The first stop's words are sent, whichever kind it was, and those of a line that was ending before stay. No frame is sent where `stop`
-    /// sends none: when no line is open, or a sender is blocked.
+    /// The first stop's words are sent, whichever kind it was, and those of a connection that was ending before stay. No frame is sent where `stop`
+    /// sends none: when no connection is open, or a sender is blocked.
     ///
     /// # Errors
     /// `Config`, when the code is none that may be sent or the reason is too long: [`CloseReason::new`] says what is allowed. Nothing is
-    /// stopped then, and the line goes on as it was.
+    /// stopped then, and the connection goes on as it was.
     ///
     /// # Examples
     /// ```no_run
@@ -299,22 +299,22 @@ impl<D> Client<D> {
     /// let report = client.stop_with(&handover, std::time::Duration::from_secs(5))?;
     /// # Ok(()) }
     /// ```
-    pub fn stop_with(&self, close: &CloseReason, within: Duration) -> Result<StopReport, Error> {
-        Ok(self.board.stop(OwnClose::said(close)?, within))
+    pub fn stop_with(&self, close: &CloseReason, timeout: Duration) -> Result<StopReport, Error> {
+        Ok(self.shared.stop(CloseFrame::said(close)?, timeout))
     }
 }
 
 #[cfg(all(test, shuttle))]
 impl<D> Client<D> {
-    pub(crate) fn open_line_for_checks(&self) -> Arc<crate::connection::OpenLine> {
-        self.board.open_line().expect("a line is open")
+    pub(crate) fn open_connection_for_checks(&self) -> Arc<crate::connection::OpenConnection> {
+        self.shared.open_connection().expect("a connection is open")
     }
 }
 
 impl<D> Drop for Client<D> {
     fn drop(&mut self) {
-        let report = self.board.stop(OwnClose::normal(), self.drop_within);
-        let is_late = report.threads().iter().any(|thread| thread.outcome == Outcome::Late);
+        let report = self.shared.stop(CloseFrame::normal(), self.drop_timeout);
+        let is_late = report.threads().iter().any(|thread| thread.outcome == ThreadOutcome::TimedOut);
         // Quiet during a panic: the panic is the news.
         if is_late && !std::thread::panicking() {
             log::error!("a client was dropped and not all of its threads ended in time: {report}");
@@ -328,7 +328,7 @@ impl<D> fmt::Debug for Client<D> {
     }
 }
 
-impl<'a> IntoIterator for &'a Client<Pulled> {
+impl<'a> IntoIterator for &'a Client<Pull> {
     type Item = Event;
     type IntoIter = Events<'a>;
 
@@ -345,8 +345,8 @@ mod tests {
     fn what_may_be_shared_and_sent_is_both() {
         fn is_shared<T: Send + Sync>() {}
         fn is_cloned<T: Clone>() {}
-        is_shared::<Client<Pulled>>();
-        is_shared::<Client<Pushed>>();
+        is_shared::<Client<Pull>>();
+        is_shared::<Client<Push>>();
         is_shared::<Sender>();
         is_shared::<Stopper>();
         is_shared::<Builder>();

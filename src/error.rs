@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use http::{HeaderMap, StatusCode};
 
-/// Why a dial or a line failed.
+/// Why a dial or a connection failed.
 ///
 /// It says what was being done, keeps its cause in [`source`](StdError::source) and is cheap to clone. It never shows a query
 /// string, a header value or a payload, neither by `Display` nor by `Debug`: hosts and ports are as far as it goes. What a closure of the program's
@@ -18,7 +18,7 @@ pub struct Error(Arc<Repr>);
 
 struct Repr {
     kind: ErrorKind,
-    doing: Cow<'static, str>,
+    context: Cow<'static, str>,
     detail: Option<Detail>,
     source: Option<Box<dyn StdError + Send + Sync>>,
 }
@@ -27,7 +27,7 @@ enum Detail {
     Budget(&'static str),
     Refusal(Refusal),
     Close(CloseReason),
-    /// The program asked for a new line, and said this to the peer.
+    /// The program asked for a new connection, and said this to the peer.
     Left(CloseReason),
     /// Retrying has been tried and did not help.
     Final,
@@ -55,9 +55,9 @@ pub enum ErrorKind {
     Upgrade,
     /// A budget ran out; see [`Error::budget`].
     Timeout,
-    /// The server broke RFC 6455 or RFC 7692 on an open line.
+    /// The server broke RFC 6455 or RFC 7692 on an open connection.
     Protocol,
-    /// The server closed the line, or it ended without a close frame (code 1006); see [`Error::close_reason`].
+    /// The server closed the connection, or it ended without a close frame (code 1006); see [`Error::close_reason`].
     Closed,
     /// A ping was not answered in time and nothing else came either.
     PongTimeout,
@@ -65,7 +65,7 @@ pub enum ErrorKind {
     Idle,
     /// The events queue was full and its rule is to disconnect.
     Lagged,
-    /// A message is longer than `max_message`.
+    /// A message is longer than `max_message_size`.
     TooBig,
     /// The system refused: a read or write failed, or there were no descriptors, threads or memory.
     Io,
@@ -106,7 +106,7 @@ impl fmt::Display for ErrorKind {
     }
 }
 
-/// The close code and reason that ended a line (RFC 6455 section 7.1.5), or that is to end one.
+/// The close code and reason that ended a connection (RFC 6455 section 7.1.5), or that is to end one.
 #[derive(Clone, PartialEq, Eq)]
 pub struct CloseReason {
     /// The status code. 1005 when the close frame had none, 1006 when there was no close frame.
@@ -130,7 +130,7 @@ impl CloseReason {
         CloseReason { code, reason: reason.into() }
     }
 
-    /// RFC 6455 section 7.1.5: the line ended without a close frame.
+    /// RFC 6455 section 7.1.5: the connection ended without a close frame.
     pub(crate) fn abnormal() -> Self {
         CloseReason { code: 1006, reason: String::new() }
     }
@@ -165,35 +165,35 @@ impl fmt::Debug for Refusal {
 }
 
 impl Error {
-    pub(crate) fn new(kind: ErrorKind, doing: impl Into<Cow<'static, str>>) -> Self {
-        Self::build(kind, doing.into(), None, None)
+    pub(crate) fn new(kind: ErrorKind, context: impl Into<Cow<'static, str>>) -> Self {
+        Self::build(kind, context.into(), None, None)
     }
 
-    /// An error that another one caused. `doing` says what we were at, and leaves the cause to `source`.
+    /// An error that another one caused. `context` says what we were at, and leaves the cause to `source`.
     pub(crate) fn caused(
         kind: ErrorKind,
-        doing: impl Into<Cow<'static, str>>,
+        context: impl Into<Cow<'static, str>>,
         source: impl Into<Box<dyn StdError + Send + Sync>>,
     ) -> Self {
-        Self::build(kind, doing.into(), None, Some(source.into()))
+        Self::build(kind, context.into(), None, Some(source.into()))
     }
 
     /// As [`caused`](Error::caused), by what a closure of the program's returned: it is kept, and shown to nobody who does not ask for it.
     pub(crate) fn caused_by_closure(
         kind: ErrorKind,
-        doing: impl Into<Cow<'static, str>>,
+        context: impl Into<Cow<'static, str>>,
         source: impl Into<Box<dyn StdError + Send + Sync>>,
     ) -> Self {
-        Self::build(kind, doing.into(), Some(Detail::ForeignCause), Some(source.into()))
+        Self::build(kind, context.into(), Some(Detail::ForeignCause), Some(source.into()))
     }
 
     /// The same error, which a retry has been shown not to mend: a certificate refused twice in a row, for example.
     pub(crate) fn for_good(self) -> Self {
-        let doing = self.0.doing.clone();
+        let context = self.0.context.clone();
         // What it was is its own cause now; `Display` says it once.
         match Arc::try_unwrap(self.0) {
-            Ok(repr) => Self::build(repr.kind, doing, Some(Detail::Final), repr.source),
-            Err(shared) => Self::build(shared.kind, doing, Some(Detail::Final), None),
+            Ok(repr) => Self::build(repr.kind, context, Some(Detail::Final), repr.source),
+            Err(shared) => Self::build(shared.kind, context, Some(Detail::Final), None),
         }
     }
 
@@ -201,34 +201,34 @@ impl Error {
         Self::new(ErrorKind::Config, what)
     }
 
-    /// The budget called `name` (the setting's name) of length `budget` ran out while `doing`.
-    pub(crate) fn timeout(name: &'static str, budget: Duration, doing: &str) -> Self {
-        let doing = format!("timed out after {budget:?} ({name}): {doing}");
-        Self::build(ErrorKind::Timeout, doing.into(), Some(Detail::Budget(name)), None)
+    /// The budget called `name` (the setting's name) of length `budget` ran out while `context`.
+    pub(crate) fn timeout(name: &'static str, budget: Duration, context: &str) -> Self {
+        let context = format!("timed out after {budget:?} ({name}): {context}");
+        Self::build(ErrorKind::Timeout, context.into(), Some(Detail::Budget(name)), None)
     }
 
     /// The same error, and what it came of.
     pub(crate) fn because(self, cause: Error) -> Self {
-        let doing = self.0.doing.clone();
+        let context = self.0.context.clone();
         let budget = self.budget().map(Detail::Budget);
-        Self::build(self.kind(), doing, budget, Some(cause.into()))
+        Self::build(self.kind(), context, budget, Some(cause.into()))
     }
 
     pub(crate) fn refused(host: &str, refusal: Refusal) -> Self {
-        let doing = format!("{host} answered the upgrade with status {}", refusal.status.as_u16());
-        Self::build(ErrorKind::Http, doing.into(), Some(Detail::Refusal(refusal)), None)
+        let context = format!("{host} answered the upgrade with status {}", refusal.status.as_u16());
+        Self::build(ErrorKind::Http, context.into(), Some(Detail::Refusal(refusal)), None)
     }
 
-    pub(crate) fn closed(close: CloseReason, doing: impl Into<Cow<'static, str>>) -> Self {
-        Self::build(ErrorKind::Closed, doing.into(), Some(Detail::Close(close)), None)
+    pub(crate) fn closed(close: CloseReason, context: impl Into<Cow<'static, str>>) -> Self {
+        Self::build(ErrorKind::Closed, context.into(), Some(Detail::Close(close)), None)
     }
 
-    /// The program asked for a new line.
+    /// The program asked for a new connection.
     pub(crate) fn left(close: CloseReason) -> Self {
-        Self::build(ErrorKind::Closed, "the program asked for a new line".into(), Some(Detail::Left(close)), None)
+        Self::build(ErrorKind::Closed, "the program asked for a new connection".into(), Some(Detail::Left(close)), None)
     }
 
-    /// Whether the line ended because the program asked for a new one.
+    /// Whether the connection ended because the program asked for a new one.
     pub(crate) fn is_own_wish(&self) -> bool {
         matches!(self.0.detail, Some(Detail::Left(_)))
     }
@@ -239,11 +239,11 @@ impl Error {
 
     fn build(
         kind: ErrorKind,
-        doing: Cow<'static, str>,
+        context: Cow<'static, str>,
         detail: Option<Detail>,
         source: Option<Box<dyn StdError + Send + Sync>>,
     ) -> Self {
-        Error(Arc::new(Repr { kind, doing, detail, source }))
+        Error(Arc::new(Repr { kind, context, detail, source }))
     }
 
     /// What the error is about.
@@ -272,7 +272,7 @@ impl Error {
         }
     }
 
-    /// The name of the setting or call whose budget ran out, for [`ErrorKind::Timeout`]: `"dial_within"` or `"wait_open"`, for example.
+    /// The name of the setting or call whose budget ran out, for [`ErrorKind::Timeout`]: `"connect_timeout"` or `"wait_open"`, for example.
     pub fn budget(&self) -> Option<&'static str> {
         match self.0.detail {
             Some(Detail::Budget(name)) => Some(name),
@@ -280,7 +280,7 @@ impl Error {
         }
     }
 
-    /// Whether dialling again may help. The client asks this same question before it retries, and a
+    /// Whether dialing again may help. The client asks this same question before it retries, and a
     /// [`retry_policy`](crate::Builder::retry_policy) may overrule the answer.
     ///
     /// `false` for a setting or URL that cannot work, for 401, 403 and 404, for a certificate that is refused at two dials in a row, for a panic
@@ -358,14 +358,14 @@ fn says_verification_failed(source: &(dyn StdError + 'static)) -> bool {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0.doing)
+        f.write_str(&self.0.context)
     }
 }
 
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut shown = f.debug_struct("Error");
-        shown.field("kind", &self.0.kind).field("doing", &self.0.doing);
+        shown.field("kind", &self.0.kind).field("context", &self.0.context);
         if let Some(source) = self.shown_cause() {
             shown.field("source", &source.to_string());
         }
@@ -381,14 +381,14 @@ impl StdError for Error {
 
 /// What became of a message that was not sent whole.
 ///
-/// The reason is an [`Error`] whose kind says why: `Timeout` (the budget `send_within` ran out), `Stopped`, `Closed`, `Io`,
-/// `Connect` (no line is open), `Config` (an empty batch, fragments that are none or of both kinds, a close code that may not be sent).
+/// The reason is an [`Error`] whose kind says why: `Timeout` (the budget `send_timeout` ran out), `Stopped`, `Closed`, `Io`,
+/// `Connect` (no connection is open), `Config` (an empty batch, fragments that are none or of both kinds, a close code that may not be sent).
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum SendError {
     /// No byte of the message was taken. It is safe to send it again.
     NotSent(Error),
-    /// At least one byte was taken, and the line has been severed. The peer may or may not have the message: ask the venue.
+    /// At least one byte was taken, and the connection has been aborted. The peer may or may not have the message: ask the venue.
     Unknown(Error),
 }
 
@@ -457,9 +457,9 @@ mod tests {
 
     #[test]
     fn a_timeout_names_its_budget_and_its_step() {
-        let error = Error::timeout("dial_within", Duration::from_secs(5), "TLS handshake with stream.example.com");
-        assert_eq!(error.to_string(), "timed out after 5s (dial_within): TLS handshake with stream.example.com");
-        assert_eq!(error.budget(), Some("dial_within"));
+        let error = Error::timeout("connect_timeout", Duration::from_secs(5), "TLS handshake with stream.example.com");
+        assert_eq!(error.to_string(), "timed out after 5s (connect_timeout): TLS handshake with stream.example.com");
+        assert_eq!(error.budget(), Some("connect_timeout"));
         assert!(error.is_retryable());
     }
 

@@ -12,26 +12,26 @@ use crate::error::{CloseReason, Error, ErrorKind};
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Event {
-    /// A line is open: a new epoch begins. Subscribe again, whatever was sent before.
+    /// A connection is open: a new epoch begins. Subscribe again, whatever was sent before.
     Opened(Opened),
     /// A data message.
     Message(Message),
-    /// The line of an epoch has ended: exactly one per opening.
+    /// The connection of an epoch has ended: exactly one per opening.
     Disconnected(Disconnect),
     /// A dial failed.
     DialFailed(DialFailure),
     /// The queue was full, and its rule cost messages.
-    Lag(Lag),
+    Lagged(Lagged),
     /// The client has ended, and this is its last event.
     Stopped(Stopped),
 }
 
-/// How a line was opened.
+/// How a connection was opened.
 #[derive(Clone)]
 pub struct Opened {
     /// Counts the openings of one client, from 1.
     pub epoch: u64,
-    /// From the start of the dial to the answer that opened the line.
+    /// From the start of the dial to the answer that opened the connection.
     pub took: Duration,
     /// The address at the other end.
     pub peer: SocketAddr,
@@ -112,7 +112,7 @@ impl<'a> MessageRef<'a> {
         }
     }
 
-    /// The epoch of the line that it came by.
+    /// The epoch of the connection that it came by.
     #[inline]
     pub fn epoch(&self) -> u64 {
         self.epoch
@@ -235,7 +235,7 @@ impl Message {
         }
     }
 
-    /// The epoch of the line that it came by.
+    /// The epoch of the connection that it came by.
     pub fn epoch(&self) -> u64 {
         self.epoch
     }
@@ -277,7 +277,7 @@ impl From<Message> for tungstenite::Message {
     }
 }
 
-/// Why and how the line of an epoch ended.
+/// Why and how the connection of an epoch ended.
 #[derive(Clone, Debug)]
 pub struct Disconnect {
     /// The epoch that ended.
@@ -288,23 +288,23 @@ pub struct Disconnect {
     /// first and no answer had come when this was told; after a stop, which is told before its close frame is written, what that says if there
     /// is room for it; 1006 if there was no close frame at all.
     pub close: CloseReason,
-    /// How long the line was open.
+    /// How long the connection was open.
     pub lasted: Duration,
-    /// The highest sequence that a send on this line was given. 0: nothing was sent.
+    /// The highest sequence that a send on this connection was given. 0: nothing was sent.
     pub sent: u64,
     /// The highest sequence that a later pong covers: the peer had read that far. What was sent after it is in doubt.
     pub confirmed: u64,
-    /// When the next dial starts, from the end of this line. `None`: never, the client ends.
+    /// When the next dial starts, from the end of this connection. `None`: never, the client ends.
     pub retry_in: Option<Duration>,
     /// The peer's close frame had come when this was told.
     pub(crate) has_peer_closed: bool,
 }
 
 impl Disconnect {
-    /// Whether a close frame of the peer ended the line, as opposed to a failure, a silence or a stop.
+    /// Whether a close frame of the peer ended the connection, as opposed to a failure, a silence or a stop.
     ///
     /// After [`Sender::reconnect`](crate::Sender::reconnect) that frame is the answer to ours: `false` when the peer gave none, and also when
-    /// the line was told as ended before the answer came, which a message of the peer between the two brings about.
+    /// the connection was told as ended before the answer came, which a message of the peer between the two brings about.
     pub fn is_clean(&self) -> bool {
         self.error.kind() == ErrorKind::Closed && self.has_peer_closed
     }
@@ -312,14 +312,14 @@ impl Disconnect {
 
 impl fmt::Display for Disconnect {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "line {} ended after {:.1?}: {}", self.epoch, self.lasted, self.error.chain())
+        write!(f, "connection {} ended after {:.1?}: {}", self.epoch, self.lasted, self.error.chain())
     }
 }
 
-/// A dial that did not lead to a line.
+/// A dial that did not lead to a connection.
 #[derive(Clone, Debug)]
 pub struct DialFailure {
-    /// The how-manieth dial in a row without a stable line, from 1.
+    /// The number of this dial in a row without a stable connection, from 1.
     pub attempt: u32,
     /// Why.
     pub error: Error,
@@ -335,7 +335,7 @@ impl fmt::Display for DialFailure {
 
 /// Messages lost to a full queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Lag {
+pub struct Lagged {
     /// How many messages were lost where this event stands.
     pub lost: u64,
     /// How many notices (openings, ends, failed dials) were lost to a queue that nobody reads.

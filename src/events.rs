@@ -5,29 +5,29 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::event::{DialFailure, Disconnect, Event, Lag, MessageRef, Opened, Stopped};
-use crate::handler::{Delivery, Full, Line};
-use crate::sync::channel::{Receiver, Sender as Ringer, bounded};
+use crate::event::{DialFailure, Disconnect, Event, Lagged, MessageRef, Opened, Stopped};
+use crate::handler::{Connection, EventSink, Full};
+use crate::sync::channel::{Receiver, Sender as WakeTx, bounded};
 use crate::sync::threads::{Shutdown, Woken, wait};
 use crate::sync::{self, Condvar, Mutex};
 use crate::time::after;
 
 /// What happens to a message that finds the events queue full.
 ///
-/// Rules touch messages only: openings, ends and failed dials have room of their own, for 1,024 of them, and the oldest make room then; a
-/// [`Lag`] says so.
+/// ReconnectPolicy touch messages only: openings, ends and failed dials have room of their own, for 1,024 of them, and the oldest make room then; a
+/// [`Lagged`] says so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum WhenFull {
-    /// The line ends with the kind `Lagged` and comes back: what is in the queue can still be read, and the program takes a new snapshot.
+    /// The connection ends with the kind `Lagged` and comes back: what is in the queue can still be read, and the program takes a new snapshot.
     /// The default, because a gap that nobody notices costs more than a reconnect.
     #[default]
     Disconnect,
-    /// The oldest message makes room, and `Lag` says how many were lost.
+    /// The oldest message makes room, and `Lagged` says how many were lost.
     DropOldest,
-    /// The new message is dropped, and `Lag` says how many were lost.
+    /// The new message is dropped, and `Lagged` says how many were lost.
     DropNewest,
-    /// The reader waits for room. It reads nothing meanwhile, so pings go unanswered and the venue may close the line.
+    /// The reader waits for room. It reads nothing meanwhile, so pings go unanswered and the venue may close the connection.
     Block,
 }
 
@@ -40,7 +40,7 @@ pub(crate) struct Bounds {
 }
 
 /// Notices (openings, ends, lags) have their own room beside the messages. A program that reads nothing through a thousand reconnects loses
-/// the oldest of them, and `Lag` says so.
+/// the oldest of them, and `Lagged` says so.
 const NOTICES: usize = 1024;
 
 /// How many events a consumer takes out under one hold of the lock.
@@ -58,8 +58,8 @@ pub(crate) struct Queue {
     inner: Mutex<Inner>,
     /// Signalled when events come in and when the queue ends. Waits under `inner`.
     readable: Condvar,
-    /// Rung when room appears while the reader is blocked. One ring is remembered, so none is lost.
-    room: (Ringer<()>, Receiver<()>),
+    /// Received when room appears while the reader is blocked. One ring is remembered, so none is lost.
+    room: (WakeTx<()>, Receiver<()>),
     /// A receiver has been lent, which has to be ready for what consumers have taken out and not handed on, too.
     has_lent: AtomicBool,
 }
@@ -80,7 +80,7 @@ struct Inner {
     lost: u64,
     lost_notices: u64,
     /// Lent to `select!`; holds a ring whenever the queue is not empty. Dropped when somebody has been told that it has ended.
-    bell: Option<Ringer<()>>,
+    wakeup: Option<WakeTx<()>>,
     lent: Option<Receiver<()>>,
 }
 
@@ -101,9 +101,9 @@ impl Queue {
     }
 
     /// Messages and notices lost so far.
-    pub(crate) fn lag(&self) -> Lag {
+    pub(crate) fn lag(&self) -> Lagged {
         let inner = self.inner.lock();
-        Lag { lost: inner.lost, lost_notices: inner.lost_notices }
+        Lagged { lost: inner.lost, lost_notices: inner.lost_notices }
     }
 
     fn push_notice(&self, event: Event) {
@@ -116,7 +116,7 @@ impl Queue {
     fn end(&self) {
         let mut inner = self.inner.lock();
         inner.is_ended = true;
-        inner.ring_if_over();
+        inner.wake_if_over();
         self.readable.notify_all();
     }
 
@@ -173,7 +173,7 @@ impl Queue {
 
     /// Waits for room; `false` when the client has to end instead.
     fn await_room(&self, shutdown: &Shutdown) -> bool {
-        // The ring is remembered, so the period is a second line of defence only.
+        // The ring is remembered, so the period is a second connection of defence only.
         let woken = wait(shutdown, &self.room.1, Some(after(sync::now(), Duration::from_millis(100))));
         self.inner.lock().is_blocked = false;
         !matches!(woken, Woken::Shutdown)
@@ -184,7 +184,7 @@ impl Queue {
         if inner.events.is_empty() {
             return;
         }
-        inner.ring();
+        inner.wake();
         if inner.waiting > 0 {
             self.readable.notify_one();
         }
@@ -195,7 +195,7 @@ impl Queue {
         let mut inner = self.inner.lock();
         while inner.events.is_empty() {
             if inner.is_ended {
-                inner.bell = None;
+                inner.wakeup = None;
                 return Taken::Ended;
             }
             inner.waiting += 1;
@@ -224,7 +224,7 @@ impl Queue {
         }
         // Several may pull: what is left is for the next.
         self.tell(&mut inner);
-        inner.ring_if_over();
+        inner.wake_if_over();
         if inner.is_blocked {
             // Full means that the ring of an earlier moment is still there.
             let _ = self.room.0.try_send(());
@@ -251,7 +251,7 @@ impl Queue {
     fn keep_ready(&self, are_left: bool) {
         let mut inner = self.inner.lock();
         if are_left || !inner.events.is_empty() || inner.is_ended {
-            inner.ring();
+            inner.wake();
         }
     }
 
@@ -261,14 +261,14 @@ impl Queue {
         if let Some(lent) = &inner.lent {
             return lent.clone();
         }
-        let (bell, lent) = bounded(1);
+        let (wakeup, lent) = bounded(1);
         self.has_lent.store(true, Ordering::Relaxed);
-        inner.bell = Some(bell);
+        inner.wakeup = Some(wakeup);
         inner.lent = Some(lent.clone());
         if !inner.events.is_empty() {
-            inner.ring();
+            inner.wake();
         }
-        inner.ring_if_over();
+        inner.wake_if_over();
         lent
     }
 }
@@ -331,13 +331,13 @@ impl Inner {
     /// Counts a loss in the lag just before or at `place`, or puts a new one there.
     fn note_loss(&mut self, place: usize, messages: u64, notices: u64) {
         for near in [place.checked_sub(1), Some(place)].into_iter().flatten() {
-            if let Some(Event::Lag(lag)) = self.events.get_mut(near) {
+            if let Some(Event::Lagged(lag)) = self.events.get_mut(near) {
                 lag.lost += messages;
                 lag.lost_notices += notices;
                 return;
             }
         }
-        self.events.insert(place, Event::Lag(Lag { lost: messages, lost_notices: notices }));
+        self.events.insert(place, Event::Lagged(Lagged { lost: messages, lost_notices: notices }));
     }
 
     fn pop(&mut self) -> Option<Event> {
@@ -348,18 +348,18 @@ impl Inner {
         Some(event)
     }
 
-    fn ring(&mut self) {
-        if let Some(bell) = &self.bell {
+    fn wake(&mut self) {
+        if let Some(wakeup) = &self.wakeup {
             // Full means that it rings already.
-            let _ = bell.try_send(());
+            let _ = wakeup.try_send(());
         }
     }
 
     /// Nothing can come any more: whoever waits with `select!` has to ask once more to hear it, and the lent receiver disconnects when one has.
     /// Not before: another may hold events that it will put back.
-    fn ring_if_over(&mut self) {
+    fn wake_if_over(&mut self) {
         if self.is_ended && self.events.is_empty() {
-            self.ring();
+            self.wake();
         }
     }
 }
@@ -369,7 +369,7 @@ fn is_message(event: &Event) -> bool {
 }
 
 fn is_notice(event: &Event) -> bool {
-    !matches!(event, Event::Message(_) | Event::Lag(_))
+    !matches!(event, Event::Message(_) | Event::Lagged(_))
 }
 
 fn payload_bytes(event: &Event) -> usize {
@@ -388,14 +388,14 @@ pub struct Events<'a> {
     taken: VecDeque<Event>,
 }
 
-/// Why [`Events::try_next`] or [`Events::next_within`] has no event.
+/// Why [`Events::try_next`] or [`Events::next_timeout`] has no event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum NoEvent {
+pub enum TryNextError {
     /// None has come yet.
-    Yet,
+    Empty,
     /// The client has ended and everything has been read.
-    Ended,
+    Disconnected,
 }
 
 impl<'a> Events<'a> {
@@ -403,42 +403,42 @@ impl<'a> Events<'a> {
         Events { queue, taken: VecDeque::new() }
     }
 
-    /// The next event, waiting for it `within` at most.
+    /// The next event, waiting for it `timeout` at most.
     ///
     /// # Errors
-    /// [`NoEvent::Yet`] when none came in time, [`NoEvent::Ended`] when none will come any more.
-    pub fn next_within(&mut self, within: Duration) -> Result<Event, NoEvent> {
-        self.next_until(|| Some(after(sync::now(), within)))
+    /// [`TryNextError::Empty`] when none came in time, [`TryNextError::Disconnected`] when none will come any more.
+    pub fn next_timeout(&mut self, timeout: Duration) -> Result<Event, TryNextError> {
+        self.next_until(|| Some(after(sync::now(), timeout)))
     }
 
     /// The next event if it is there already.
     ///
     /// # Errors
-    /// As [`next_within`](Events::next_within).
-    pub fn try_next(&mut self) -> Result<Event, NoEvent> {
-        self.next_within(Duration::ZERO)
+    /// As [`next_timeout`](Events::next_timeout).
+    pub fn try_next(&mut self) -> Result<Event, TryNextError> {
+        self.next_timeout(Duration::ZERO)
     }
 
     /// A receiver for the `select!` of crossbeam-channel 0.5, that is ready whenever an event is, and now and then when none is: ask
     /// [`try_next`](Events::try_next).
     ///
-    /// It disconnects, which makes it ready too, once `try_next` has said [`NoEvent::Ended`]. The events themselves stay in the
+    /// It disconnects, which makes it ready too, once `try_next` has said [`TryNextError::Disconnected`]. The events themselves stay in the
     /// queue until they are taken, so that its bounds hold.
     ///
     /// ```no_run
     /// # use std::time::Duration;
     /// use crossbeam_channel::{select, tick};
-    /// use tautline::{Client, NoEvent};
+    /// use tautline::{Client, TryNextError};
     ///
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// let client = Client::builder("wss://stream.example.com/ws").start_pulled()?;
+    /// let client = Client::builder("wss://stream.example.com/ws").start()?;
     /// let mut events = client.events();
     /// let (ready, seconds) = (events.ready(), tick(Duration::from_secs(1)));
     /// loop {
     ///     select! {
     ///         recv(ready) -> _ => match events.try_next() {
     ///             Ok(event) => println!("{event:?}"),
-    ///             Err(NoEvent::Ended) => break,
+    ///             Err(TryNextError::Disconnected) => break,
     ///             Err(_) => {}
     ///         },
     ///         recv(seconds) -> _ => println!("{} events wait", client.stats().queue_depth),
@@ -453,15 +453,15 @@ impl<'a> Events<'a> {
     }
 
     #[inline]
-    fn next_until(&mut self, until: impl FnOnce() -> Option<Instant>) -> Result<Event, NoEvent> {
+    fn next_until(&mut self, until: impl FnOnce() -> Option<Instant>) -> Result<Event, TryNextError> {
         if self.taken.is_empty() {
             match self.queue.take(&mut self.taken, until()) {
                 Taken::Some => {}
-                Taken::Nothing => return Err(NoEvent::Yet),
-                Taken::Ended => return Err(NoEvent::Ended),
+                Taken::Nothing => return Err(TryNextError::Empty),
+                Taken::Ended => return Err(TryNextError::Disconnected),
             }
         }
-        let event = self.taken.pop_front().ok_or(NoEvent::Yet)?;
+        let event = self.taken.pop_front().ok_or(TryNextError::Empty)?;
         if self.queue.has_lent.load(Ordering::Relaxed) {
             self.queue.keep_ready(!self.taken.is_empty());
         }
@@ -490,7 +490,7 @@ impl std::fmt::Debug for Events<'_> {
 }
 
 /// The delivery that feeds the queue.
-pub(crate) struct Pull {
+pub(crate) struct QueueSink {
     queue: Arc<Queue>,
     shutdown: Shutdown,
     /// Messages of this `recv`, handed over together: one lock and one wake-up for all of them.
@@ -499,9 +499,9 @@ pub(crate) struct Pull {
     is_full: bool,
 }
 
-impl Pull {
+impl QueueSink {
     pub(crate) fn new(queue: Arc<Queue>, shutdown: Shutdown) -> Self {
-        Pull { queue, shutdown, batch: VecDeque::new(), bytes: 0, is_full: false }
+        QueueSink { queue, shutdown, batch: VecDeque::new(), bytes: 0, is_full: false }
     }
 
     fn hand_over(&mut self) {
@@ -512,15 +512,15 @@ impl Pull {
     }
 }
 
-impl Delivery for Pull {
-    fn opened(&mut self, line: &mut Line<'_>) {
-        let opened: Opened = line.opening().clone();
+impl EventSink for QueueSink {
+    fn opened(&mut self, connection: &mut Connection<'_>) {
+        let opened: Opened = connection.opening().clone();
         self.is_full = false;
         self.queue.push_notice(Event::Opened(opened));
     }
 
     #[inline]
-    fn message(&mut self, _line: &mut Line<'_>, message: MessageRef<'_>) {
+    fn message(&mut self, _connection: &mut Connection<'_>, message: MessageRef<'_>) {
         self.bytes += message.bytes().len();
         self.batch.push_back(Event::Message(message.to_owned()));
         if self.bytes >= GATHER_BYTES {
@@ -528,7 +528,7 @@ impl Delivery for Pull {
         }
     }
 
-    fn batch_over(&mut self) -> Result<(), Full> {
+    fn end_batch(&mut self) -> Result<(), Full> {
         if !self.batch.is_empty() {
             self.hand_over();
         }
@@ -548,7 +548,7 @@ impl Delivery for Pull {
     }
 }
 
-impl Drop for Pull {
+impl Drop for QueueSink {
     /// Whatever ended the reader, whoever pulls must not wait for ever.
     fn drop(&mut self) {
         self.queue.end();
@@ -560,7 +560,7 @@ mod tests {
     use super::*;
     use crate::error::Error;
     use crate::event::{Arrival, Payload};
-    use crate::sync::threads::{Lifecycle, ThreadOptions};
+    use crate::sync::threads::{ThreadOptions, Threads};
 
     fn queue(messages: usize, when_full: WhenFull) -> Queue {
         Queue::new(Bounds { messages, bytes: 1000, when_full })
@@ -575,9 +575,9 @@ mod tests {
     }
 
     fn push(queue: &Queue, texts: &[&str]) -> Result<(), Full> {
-        let lifecycle = Lifecycle::new(ThreadOptions::default());
+        let threads = Threads::new(ThreadOptions::default());
         let mut batch = texts.iter().map(|text| message(text)).collect();
-        queue.push_batch(&mut batch, &lifecycle.shutdown_signal())
+        queue.push_batch(&mut batch, &threads.shutdown_signal())
     }
 
     /// Everything in the queue, in short: the text of messages, `lost/notices` of lags, `*` for notices.
@@ -586,7 +586,7 @@ mod tests {
         std::iter::from_fn(|| events.try_next().ok())
             .map(|event| match event {
                 Event::Message(message) => message.into_text().expect("all are text"),
-                Event::Lag(lag) => format!("{}/{}", lag.lost, lag.lost_notices),
+                Event::Lagged(lag) => format!("{}/{}", lag.lost, lag.lost_notices),
                 _ => "*".to_owned(),
             })
             .collect()
@@ -666,12 +666,12 @@ mod tests {
     #[test]
     fn a_blocked_reader_ends_on_shutdown() {
         let queue = queue(1, WhenFull::Block);
-        let lifecycle = Lifecycle::new(ThreadOptions::default());
-        let shutdown = lifecycle.shutdown_signal();
+        let threads = Threads::new(ThreadOptions::default());
+        let shutdown = threads.shutdown_signal();
         let mut batch = VecDeque::from([message("a"), message("b")]);
         std::thread::scope(|scope| {
             let pushing = scope.spawn(|| queue.push_batch(&mut batch, &shutdown));
-            lifecycle.shutdown();
+            threads.shutdown();
             assert!(pushing.join().expect("it does not panic").is_ok());
         });
     }
@@ -707,7 +707,7 @@ mod tests {
         assert_eq!(seen, 300);
         queue.end();
         assert_eq!(ready.recv(), Ok(()), "whoever waits has to ask");
-        assert_eq!(events.try_next().expect_err("nothing is left"), NoEvent::Ended);
+        assert_eq!(events.try_next().expect_err("nothing is left"), TryNextError::Disconnected);
         assert_eq!(ready.recv(), Err(crossbeam_channel::RecvError));
         assert_eq!(events.ready().recv(), Err(crossbeam_channel::RecvError));
     }
@@ -732,10 +732,10 @@ mod tests {
     #[test]
     fn ends_have_room_however_many_lags_there_are() {
         let queue = Queue::new(Bounds { messages: 4096, bytes: 1 << 30, when_full: WhenFull::DropNewest });
-        let lifecycle = Lifecycle::new(ThreadOptions::default());
+        let threads = Threads::new(ThreadOptions::default());
         let push = |count: usize| {
             let mut batch: VecDeque<Event> = (0..count).map(|_| message("x")).collect();
-            queue.push_batch(&mut batch, &lifecycle.shutdown_signal()).expect("no such rule");
+            queue.push_batch(&mut batch, &threads.shutdown_signal()).expect("no such rule");
         };
         push(4097);
         for _ in 0..NOTICES + 10 {

@@ -4,32 +4,32 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
-use crate::connection::OpenLine;
+use crate::connection::OpenConnection;
 use crate::error::{BatchError, CloseReason, SendError};
 use crate::event::{DialFailure, Disconnect, MessageRef, Opened, Payload, Stopped};
 use crate::sender::{Receipt, Sender, Stopper};
 
 /// What a program does with what comes.
 ///
-/// Called with `&mut self` by the thread `tautline-reader` alone, so nothing in it needs a lock, and dropped there before that thread counts
-/// as ended. While a call runs nothing is read: a handler that takes longer than the pong limit gets a warning in the log, and the line is
+/// Called with `&mut self` by the thread `taut-reader` alone, so nothing in it needs a lock, and dropped there before that thread counts
+/// as ended. While a call runs nothing is read: a handler that takes longer than the pong limit gets a warning in the log, and the connection is
 /// not taken for dead meanwhile. A panic ends the client once, with the kind `HandlerPanicked`; what was thrown is kept for
 /// [`Client::take_panic`](crate::Client::take_panic).
 ///
 /// What a handler may keep: a [`Sender`] and a [`Stopper`]. An `Arc<Client>` inside its own handler is a cycle: such a client is never
 /// dropped, and so never stopped.
 ///
-/// A closure `FnMut(&mut Line<'_>, MessageRef<'_>)` is a handler for messages alone.
+/// A closure `FnMut(&mut Connection<'_>, MessageRef<'_>)` is a handler for messages alone.
 pub trait Handler: Send + 'static {
-    /// A line is open: subscribe. Runs before any message of that line.
-    fn opened(&mut self, line: &mut Line<'_>) {
-        let _ = line;
+    /// A connection is open: subscribe. Runs before any message of that connection.
+    fn opened(&mut self, connection: &mut Connection<'_>) {
+        let _ = connection;
     }
 
     /// A data message came. Its payload is borrowed from the read buffer.
-    fn message(&mut self, line: &mut Line<'_>, message: MessageRef<'_>);
+    fn message(&mut self, connection: &mut Connection<'_>, message: MessageRef<'_>);
 
-    /// The line has ended; exactly once per `opened`.
+    /// The connection has ended; exactly once per `opened`.
     fn disconnected(&mut self, disconnect: &Disconnect) {
         let _ = disconnect;
     }
@@ -47,41 +47,41 @@ pub trait Handler: Send + 'static {
 
 impl<F> Handler for F
 where
-    F: FnMut(&mut Line<'_>, MessageRef<'_>) + Send + 'static,
+    F: FnMut(&mut Connection<'_>, MessageRef<'_>) + Send + 'static,
 {
-    fn message(&mut self, line: &mut Line<'_>, message: MessageRef<'_>) {
-        self(line, message);
+    fn message(&mut self, connection: &mut Connection<'_>, message: MessageRef<'_>) {
+        self(connection, message);
     }
 }
 
-/// The open line, for the length of a call of the handler: sends on that very line, and never on a later one.
+/// The open connection, for the length of a call of the handler: sends on that very connection, and never on a later one.
 ///
-/// A send from inside the handler happens on the reader's thread: while it waits for room nothing is read. It is bounded by `send_within`
+/// A send from inside the handler happens on the reader's thread: while it waits for room nothing is read. It is bounded by `send_timeout`
 /// like any other.
 ///
 /// It stays where it is: what may be kept and moved is a [`Sender`].
 /// ```compile_fail,E0277
 /// fn is_send<T: Send>() {}
-/// is_send::<tautline::Line<'_>>();
+/// is_send::<tautline::Connection<'_>>();
 /// ```
-pub struct Line<'a> {
-    line: &'a Arc<OpenLine>,
+pub struct Connection<'a> {
+    connection: &'a Arc<OpenConnection>,
     opened: &'a Opened,
     sender: &'a Sender,
     stays: PhantomData<*const ()>,
 }
 
-impl<'a> Line<'a> {
-    pub(crate) fn new(line: &'a Arc<OpenLine>, opened: &'a Opened, sender: &'a Sender) -> Self {
-        Line { line, opened, sender, stays: PhantomData }
+impl<'a> Connection<'a> {
+    pub(crate) fn new(connection: &'a Arc<OpenConnection>, opened: &'a Opened, sender: &'a Sender) -> Self {
+        Connection { connection, opened, sender, stays: PhantomData }
     }
 
-    /// How this line was opened.
+    /// How this connection was opened.
     pub fn opening(&self) -> &Opened {
         self.opened
     }
 
-    /// The epoch of this line.
+    /// The epoch of this connection.
     pub fn epoch(&self) -> u64 {
         self.opened.epoch
     }
@@ -91,7 +91,7 @@ impl<'a> Line<'a> {
     /// # Errors
     /// As [`Sender::send_text`].
     pub fn send_text(&mut self, text: &str) -> Result<Receipt, SendError> {
-        self.sender.send_text_on(self.line, text)
+        self.sender.send_text_on(self.connection, text)
     }
 
     /// Sends a binary message. See [`Sender::send_binary`].
@@ -99,7 +99,7 @@ impl<'a> Line<'a> {
     /// # Errors
     /// As [`Sender::send_text`].
     pub fn send_binary(&mut self, bytes: &[u8]) -> Result<Receipt, SendError> {
-        self.sender.send_binary_on(self.line, bytes)
+        self.sender.send_binary_on(self.connection, bytes)
     }
 
     /// Sends several messages with as few system calls as they fit in. See [`Sender::send_batch`].
@@ -107,7 +107,7 @@ impl<'a> Line<'a> {
     /// # Errors
     /// As [`Sender::send_batch`].
     pub fn send_batch(&mut self, messages: &[Payload<'_>]) -> Result<Receipt, BatchError> {
-        self.sender.send_batch_on(self.line, messages)
+        self.sender.send_batch_on(self.connection, messages)
     }
 
     /// Has a ping sent at once. See [`Sender::ping`].
@@ -115,10 +115,10 @@ impl<'a> Line<'a> {
     /// # Errors
     /// As [`Sender::ping`].
     pub fn ping(&mut self) -> Result<(), SendError> {
-        self.sender.ping_on(self.line)
+        self.sender.ping_on(self.connection)
     }
 
-    /// A sender that may be kept and moved to other threads. It sends on whatever line is open at the time.
+    /// A sender that may be kept and moved to other threads. It sends on whatever connection is open at the time.
     pub fn sender(&self) -> Sender {
         self.sender.clone()
     }
@@ -130,59 +130,59 @@ impl<'a> Line<'a> {
 
     /// Tells the client to stop, and returns at once; no further message is delivered after the call that said so.
     pub fn stop(&mut self) {
-        self.sender.stopper().signal();
+        self.sender.stopper().request_stop();
     }
 
-    /// Ends this line politely and dials again. See [`Sender::reconnect`].
+    /// Ends this connection politely and dials again. See [`Sender::reconnect`].
     pub fn reconnect(&mut self) {
-        self.sender.reconnect_on(self.line);
+        self.sender.reconnect_on(self.connection);
     }
 
-    /// Ends this line with a close code and reason of your own and dials again. See [`Sender::reconnect_with`].
+    /// Ends this connection with a close code and reason of your own and dials again. See [`Sender::reconnect_with`].
     ///
     /// # Errors
-    /// `NotSent` and `Config`, when the code or the reason may not be sent; the line goes on as it was.
+    /// `NotSent` and `Config`, when the code or the reason may not be sent; the connection goes on as it was.
     pub fn reconnect_with(&mut self, close: &CloseReason) -> Result<(), SendError> {
-        self.sender.reconnect_with_on(self.line, close)
+        self.sender.reconnect_with_on(self.connection, close)
     }
 }
 
-impl fmt::Debug for Line<'_> {
+impl fmt::Debug for Connection<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Line").field("epoch", &self.epoch()).finish_non_exhaustive()
+        f.debug_struct("Connection").field("epoch", &self.epoch()).finish_non_exhaustive()
     }
 }
 
 /// What the reader thread hands things to: a user's handler, or the events queue.
-pub(crate) trait Delivery: Send + 'static {
-    fn opened(&mut self, line: &mut Line<'_>);
-    fn message(&mut self, line: &mut Line<'_>, message: MessageRef<'_>);
-    /// All messages of a `recv` have been delivered. `Err` ends the line: the queue is full and its rule says so.
-    fn batch_over(&mut self) -> Result<(), Full>;
+pub(crate) trait EventSink: Send + 'static {
+    fn opened(&mut self, connection: &mut Connection<'_>);
+    fn message(&mut self, connection: &mut Connection<'_>, message: MessageRef<'_>);
+    /// All messages of a `recv` have been delivered. `Err` ends the connection: the queue is full and its rule says so.
+    fn end_batch(&mut self) -> Result<(), Full>;
     fn disconnected(&mut self, disconnect: &Disconnect);
     fn dial_failed(&mut self, failure: &DialFailure);
     fn stopped(&mut self, stopped: &Stopped);
 }
 
-/// The events queue is full and the line has to end.
+/// The events queue is full and the connection has to end.
 #[derive(Debug)]
 pub(crate) struct Full;
 
 /// Hands everything to a user's handler.
-pub(crate) struct Push<H>(pub(crate) H);
+pub(crate) struct HandlerSink<H>(pub(crate) H);
 
-impl<H: Handler> Delivery for Push<H> {
-    fn opened(&mut self, line: &mut Line<'_>) {
-        self.0.opened(line);
+impl<H: Handler> EventSink for HandlerSink<H> {
+    fn opened(&mut self, connection: &mut Connection<'_>) {
+        self.0.opened(connection);
     }
 
     #[inline]
-    fn message(&mut self, line: &mut Line<'_>, message: MessageRef<'_>) {
-        self.0.message(line, message);
+    fn message(&mut self, connection: &mut Connection<'_>, message: MessageRef<'_>) {
+        self.0.message(connection, message);
     }
 
     #[inline]
-    fn batch_over(&mut self) -> Result<(), Full> {
+    fn end_batch(&mut self) -> Result<(), Full> {
         Ok(())
     }
 

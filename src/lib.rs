@@ -1,6 +1,6 @@
 //! A WebSocket client for programs that block: plain threads, no async runtime.
 //!
-//! `tautline` keeps one line to a venue up. It dials, reads, pings, notices when the line has died, dials again, and stops at once when
+//! `tautline` keeps one connection to a venue up. It dials, reads, pings, notices when the connection has died, dials again, and stops at once when
 //! told to. It is made for trading bots and other programs that must know what became of a message, and must not leave a thread behind.
 //!
 //! # Pulling
@@ -10,16 +10,16 @@
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let client = Client::builder("wss://stream.example.com/ws")
-//!     .ping_every(Duration::from_secs(15))
-//!     .pong_within(Duration::from_secs(5))
+//!     .ping_interval(Duration::from_secs(15))
+//!     .pong_timeout(Duration::from_secs(5))
 //!     .connect()?; // waits for the first opening, or says why not
 //!
 //! for event in client.events() {
 //!     match event {
-//!         // A new epoch: subscribe, whatever was sent before. On this very line: if it is gone already, the next has an opening of its own.
+//!         // A new epoch: subscribe, whatever was sent before. On this very connection: if it is gone already, the next has an opening of its own.
 //!         Event::Opened(opened) => {
-//!             let line = client.sender().pinned_to(opened.epoch);
-//!             line.send_text(r#"{"method":"SUBSCRIBE","params":["btcusdt@bookTicker"],"id":1}"#).ok();
+//!             let connection = client.sender().pinned_to(opened.epoch);
+//!             connection.send_text(r#"{"method":"SUBSCRIBE","params":["btcusdt@bookTicker"],"id":1}"#).ok();
 //!         }
 //!         Event::Message(message) => println!("{}", message.text().unwrap_or_default()),
 //!         Event::Disconnected(why) => eprintln!("{why}"),
@@ -32,34 +32,34 @@
 //! # Being pushed
 //! ```no_run
 //! use std::time::Duration;
-//! use tautline::{Client, Handler, Line, MessageRef};
+//! use tautline::{Client, Handler, Connection, MessageRef};
 //!
 //! #[derive(Default)]
 //! struct Bot { quotes: u64 }
 //!
 //! impl Handler for Bot {
-//!     fn opened(&mut self, line: &mut Line<'_>) {
-//!         line.send_text(r#"{"method":"SUBSCRIBE","params":["btcusdt@bookTicker"],"id":1}"#).ok();
+//!     fn opened(&mut self, connection: &mut Connection<'_>) {
+//!         connection.send_text(r#"{"method":"SUBSCRIBE","params":["btcusdt@bookTicker"],"id":1}"#).ok();
 //!     }
 //!     // Called on the reader thread, with the payload borrowed from the read buffer: no hop, no copy.
-//!     fn message(&mut self, _line: &mut Line<'_>, _message: MessageRef<'_>) {
+//!     fn message(&mut self, _connection: &mut Connection<'_>, _message: MessageRef<'_>) {
 //!         self.quotes += 1;
 //!     }
 //! }
 //!
 //! # fn main() -> Result<(), tautline::Error> {
-//! let client = Client::builder("wss://stream.example.com/ws").start(Bot::default())?; // dials in the background
+//! let client = Client::builder("wss://stream.example.com/ws").start_with(Bot::default())?; // dials in the background
 //! let report = client.stop(Duration::from_secs(5)); // or just drop it
 //! assert!(report.is_clean(), "{report}");
 //! # Ok(()) }
 //! ```
 //!
-//! # The life of a line
+//! # The life of a connection
 //! ```text
-//!                 dialled                 close frame, or stop
+//!                 dialed                 close frame, or stop
 //!  Connecting ---------------> Open ------------------------------> Ending
 //!    |   ^                      |                                     |
-//!    |   | due                  | reset, silence, EOF                 | answered, or close_within
+//!    |   | due                  | reset, silence, EOF                 | answered, or close_timeout
 //!    |   |                      v                                     v
 //!    |   '------------------ Waiting <--------------------------------+
 //!    |                          |                                     |
@@ -67,45 +67,45 @@
 //!      stop, or an error that no retry mends
 //! ```
 //! Each opening begins an *epoch*; its number stands on every event, message and receipt. Two threads live as long as the client,
-//! however often it reconnects: `tautline-reader` dials, reads and calls the handler; `tautline-heart` writes pings, pongs and close frames
-//! and judges whether the line is alive. A third, `tautline-resolve`, lives for one lookup. All of them are joined by [`Client::stop`] and
+//! however often it reconnects: `taut-reader` dials, reads and calls the handler; `taut-heartbeat` writes pings, pongs and close frames
+//! and judges whether the connection is alive. A third, `taut-resolver`, lives for one lookup. All of them are joined by [`Client::stop`] and
 //! by `Drop`, and the [`StopReport`] says so, thread by thread.
 //!
 //! # What became of a message
 //! A send writes to the socket on the calling thread. `Ok(`[`Receipt`]`)`: the kernel took all of it, which proves nothing about the
 //! peer. [`SendError::NotSent`]: no byte was taken, sending again is safe. [`SendError::Unknown`]: part of it was taken; ask the venue.
-//! When a line ends, [`Disconnect::confirmed`] says how far a pong of the peer covers what was sent. Nothing is ever queued while
-//! the line is down.
+//! When a connection ends, [`Disconnect::confirmed`] says how far a pong of the peer covers what was sent. Nothing is ever queued while
+//! the connection is down.
 //!
 //! # Defaults
 //! | setting | default |
 //! |---|---|
-//! | [`dial_within`](Builder::dial_within): the whole dial | 10 s |
-//! | [`send_within`](Builder::send_within): one send | 5 s |
-//! | [`close_within`](Builder::close_within): the closing handshake | 1 s |
-//! | [`drop_within`](Builder::drop_within): waiting for threads in `Drop` | 5 s |
-//! | [`ping_every`](Builder::ping_every), [`pong_within`](Builder::pong_within) | 15 s, 10 s |
-//! | [`retry_min`](Builder::retry_min), [`retry_max`](Builder::retry_max): full jitter | 250 ms, 30 s |
+//! | [`connect_timeout`](Builder::connect_timeout): the whole dial | 10 s |
+//! | [`send_timeout`](Builder::send_timeout): one send | 5 s |
+//! | [`close_timeout`](Builder::close_timeout): the closing handshake | 1 s |
+//! | [`drop_timeout`](Builder::drop_timeout): waiting for threads in `Drop` | 5 s |
+//! | [`ping_interval`](Builder::ping_interval), [`pong_timeout`](Builder::pong_timeout) | 15 s, 10 s |
+//! | [`retry_delay_min`](Builder::retry_delay_min), [`retry_delay_max`](Builder::retry_delay_max): full jitter | 250 ms, 30 s |
 //! | [`retry_after_max`](Builder::retry_after_max): the longest `Retry-After` that is obeyed | 5 min |
-//! | [`stable_after`](Builder::stable_after): a line open that long resets the backoff | 30 s |
-//! | [`max_attempts`](Builder::max_attempts), [`idle_limit`](Builder::idle_limit), [`max_frame`](Builder::max_frame) | none |
+//! | [`stable_after`](Builder::stable_after): a connection open that long resets the backoff | 30 s |
+//! | [`max_attempts`](Builder::max_attempts), [`idle_timeout`](Builder::idle_timeout), [`max_outgoing_frame_size`](Builder::max_outgoing_frame_size) | none |
 //! | [`compress`](Builder::compress) | off |
-//! | [`max_message`](Builder::max_message) | 16 MiB |
+//! | [`max_message_size`](Builder::max_message_size) | 16 MiB |
 //! | [`queue_messages`](Builder::queue_messages), [`queue_bytes`](Builder::queue_bytes) | 65,536 and 64 MiB |
-//! | [`when_full`](Builder::when_full) | end the line, and come back |
+//! | [`when_full`](Builder::when_full) | end the connection, and come back |
 //!
 //! # Memory
-//! A quiet plain line holds a read buffer of 16 KiB and two thread stacks; a TLS line two buffers of 16 KiB more and the engine. Under load the
+//! A quiet plain connection holds a read buffer of 16 KiB and two thread stacks; a TLS connection two buffers of 16 KiB more and the engine. Under load the
 //! read buffer grows to 256 KiB, those of TLS to 128 KiB, and the read buffer as far as a frame is long whose bytes really come. They shrink
-//! with the first bytes that come ten seconds or more after the last need. A fragmented or compressed message takes up to `max_message` once
-//! more while it is put together; up to 64 KiB of that are kept for the next. So the worst that a venue can make of a line, at the
+//! with the first bytes that come ten seconds or more after the last need. A fragmented or compressed message takes up to `max_message_size` once
+//! more while it is put together; up to 64 KiB of that are kept for the next. So the worst that a venue can make of a connection, at the
 //! default limit of 16 MiB, is 32 MiB, and the engines of compression ([`Deflate`]) and TLS. A send takes 64 KiB, over TLS twice that, and a
 //! compressed one the length of what is compressed. The events queue holds what its bounds say.
 //!
 //! # Logs
 //! Through the [`log`] crate, targets that begin with `tautline`:
 //! - error: a client was dropped and a thread of it did not end in time (what [`Client::stop`] returns says so by itself), or a bug of ours
-//! - warn: the client gave up, or the handler is slower than `pong_within`
+//! - warn: the client gave up, or the handler is slower than `pong_timeout`
 //! - info: opened, disconnected, dial failed, and what follows
 //! - debug: the steps of a dial, changes of state
 //! - trace: kinds and sizes of what is sent and received
@@ -116,7 +116,7 @@
 //! - `vendored-tls` builds OpenSSL from source, for Linux machines without its headers.
 //! - `testing` adds `tautline::testing`: a scripted venue and a leak check for the tests of your own program.
 #![deny(unsafe_code)]
-// The model stands in for dialling, and its checks are the only users of much of itself.
+// The model stands in for dialing, and its checks are the only users of much of itself.
 #![cfg_attr(shuttle, allow(dead_code, unused_imports))]
 
 mod client;
@@ -141,17 +141,17 @@ mod sync;
 pub mod testing;
 mod time;
 
-pub use client::{Client, Pulled, Pushed};
+pub use client::{Client, Pull, Push};
 pub use config::endpoint::Endpoint;
 pub use config::{AppPing, Builder, DialContext};
 pub use dial::Resolver;
 pub use error::{BatchError, CloseReason, Error, ErrorKind, Refusal, SendError};
-pub use event::{DialFailure, Disconnect, Event, Lag, Message, MessageRef, Opened, Payload, Stopped};
-pub use events::{Events, NoEvent, WhenFull};
-pub use handler::{Handler, Line};
+pub use event::{DialFailure, Disconnect, Event, Lagged, Message, MessageRef, Opened, Payload, Stopped};
+pub use events::{Events, TryNextError, WhenFull};
+pub use handler::{Connection, Handler};
 pub use protocol::deflate::Deflate;
-pub use runtime::reconnect::Verdict;
+pub use runtime::reconnect::RetryDecision;
 pub use runtime::shared::State;
 pub use sender::{Receipt, Sender, Stopper};
 pub use stats::{RoundTrip, Stats};
-pub use sync::threads::{Outcome, StopReport, ThreadReport};
+pub use sync::threads::{StopReport, ThreadOutcome, ThreadReport};

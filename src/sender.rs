@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use tungstenite::protocol::frame::coding::Data;
 
-use crate::connection::{OpenLine, OwnClose};
+use crate::connection::{CloseFrame, OpenConnection};
 use crate::error::{BatchError, CloseReason, Error, ErrorKind, SendError};
 use crate::event::Payload;
-use crate::runtime::shared::{Board, State};
+use crate::runtime::shared::{Shared, State};
 use crate::sync;
 use crate::sync::threads::StopReport;
 use crate::time::{Deadline, after};
@@ -20,40 +20,40 @@ use crate::time::{Deadline, after};
 /// The proof that the kernel took a message whole. It proves nothing about the peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Receipt {
-    /// The epoch of the line that it went by.
+    /// The epoch of the connection that it went by.
     pub epoch: u64,
     /// Its number among the messages of that epoch, from 1. For a batch, that of its last message.
     /// [`Disconnect::confirmed`](crate::Disconnect::confirmed) counts in these.
     pub sequence: u64,
 }
 
-/// Sends on whatever line is open at the time. Cheap to clone, and usable from any thread.
+/// Sends on whatever connection is open at the time. Cheap to clone, and usable from any thread.
 ///
-/// A send writes to the socket on the calling thread. It waits for the kernel to have room, and for other senders, `send_within` at most
-/// (5 s by default). Nothing is ever queued: while no line is open, sends fail with `NotSent` at once.
+/// A send writes to the socket on the calling thread. It waits for the kernel to have room, and for other senders, `send_timeout` at most
+/// (5 s by default). Nothing is ever queued: while no connection is open, sends fail with `NotSent` at once.
 ///
 /// A sender does not keep the client alive, and outlives it harmlessly: its sends then fail with `NotSent` and the kind `Stopped`.
 #[derive(Clone)]
 pub struct Sender {
-    board: Arc<Board>,
+    shared: Arc<Shared>,
     /// The one epoch to send on.
     epoch: Option<u64>,
 }
 
 impl Sender {
-    pub(crate) fn new(board: Arc<Board>) -> Self {
-        Sender { board, epoch: None }
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Sender { shared, epoch: None }
     }
 
     /// Keeps what a closure of the program threw.
     pub(crate) fn keep_panic(&self, panic: Box<dyn Any + Send>) {
-        self.board.keep_panic(panic);
+        self.shared.keep_panic(panic);
     }
 
-    /// A sender for the line of one epoch, that never sends on a later one: what was decided on one line's data must not leave by another.
-    /// Once that line has ended its sends fail with `NotSent`.
+    /// A sender for the connection of one epoch, that never sends on a later one: what was decided on one connection's data must not leave by another.
+    /// Once that connection has ended its sends fail with `NotSent`.
     pub fn pinned_to(&self, epoch: u64) -> Sender {
-        Sender { board: Arc::clone(&self.board), epoch: Some(epoch) }
+        Sender { shared: Arc::clone(&self.shared), epoch: Some(epoch) }
     }
 
     /// Sends a text message.
@@ -61,11 +61,11 @@ impl Sender {
     /// `Ok` means that the kernel took all of it, which proves nothing about the peer.
     ///
     /// # Errors
-    /// [`SendError::NotSent`]: no byte was taken, sending again is safe. [`SendError::Unknown`]: part of it was, the line has been severed,
-    /// ask the venue. Their reasons: `Timeout` (`send_within` ran out), `Connect` (no line is open), `Closed` (the line is ending), `Stopped`
+    /// [`SendError::NotSent`]: no byte was taken, sending again is safe. [`SendError::Unknown`]: part of it was, the connection has been aborted,
+    /// ask the venue. Their reasons: `Timeout` (`send_timeout` ran out), `Connect` (no connection is open), `Closed` (the connection is ending), `Stopped`
     /// (the client has ended), `Io`.
     pub fn send_text(&self, text: &str) -> Result<Receipt, SendError> {
-        self.send_on(self.line()?.as_ref(), Payload::Text(text))
+        self.send_on(self.connection()?.as_ref(), Payload::Text(text))
     }
 
     /// Sends a binary message. See [`send_text`](Sender::send_text).
@@ -73,17 +73,17 @@ impl Sender {
     /// # Errors
     /// As [`send_text`](Sender::send_text).
     pub fn send_binary(&self, bytes: &[u8]) -> Result<Receipt, SendError> {
-        self.send_on(self.line()?.as_ref(), Payload::Binary(bytes))
+        self.send_on(self.connection()?.as_ref(), Payload::Binary(bytes))
     }
 
     /// Sends several messages in order, by one system call for every 64 KiB of them, under one budget. What is long
-    /// enough to be compressed on a compressed line goes by calls of its own. The receipt is the last one's.
+    /// enough to be compressed on a compressed connection goes by calls of its own. The receipt is the last one's.
     ///
     /// # Errors
     /// [`BatchError`]: how many went whole, and what became of the next. An empty batch is refused with `Config`.
     pub fn send_batch(&self, messages: &[Payload<'_>]) -> Result<Receipt, BatchError> {
-        let line = self.line().map_err(|next| BatchError { sent: 0, next })?;
-        self.send_batch_on(&line, messages)
+        let connection = self.connection().map_err(|next| BatchError { sent: 0, next })?;
+        self.send_batch_on(&connection, messages)
     }
 
     /// Sends one message in fragments (RFC 6455 section 5.4), all text or all binary, under one budget. Pings, pongs and close frames may
@@ -99,7 +99,7 @@ impl Sender {
     /// As [`send_text`](Sender::send_text); `Config` for no fragments, or for both kinds in one message: `NotSent` if that is seen before
     /// the first has gone, otherwise `Unknown`, because a message that has begun cannot be taken back.
     pub fn send_fragmented<'a>(&self, fragments: impl IntoIterator<Item = Payload<'a>>) -> Result<Receipt, SendError> {
-        let line = self.line()?;
+        let connection = self.connection()?;
         let mut fragments = fragments.into_iter().peekable();
         let is_text = matches!(fragments.peek(), Some(Payload::Text(_)));
         let mut next = || match fragments.next() {
@@ -108,8 +108,9 @@ impl Sender {
             Some(_) => Err(Error::config("fragments of text and of binary in one message: choose one")),
             None => Ok(None),
         };
-        let sent = line.send_fragmented(if is_text { Data::Text } else { Data::Binary }, &mut next, self.deadline())?;
-        Ok(Receipt { epoch: line.epoch, sequence: sent.sequence })
+        let sent =
+            connection.send_fragmented(if is_text { Data::Text } else { Data::Binary }, &mut next, self.deadline())?;
+        Ok(Receipt { epoch: connection.epoch, sequence: sent.sequence })
     }
 
     /// Sends what `reader` gives as one binary message, in fragments of at most `fragment` bytes, under one budget. Holds two of them at a
@@ -118,7 +119,7 @@ impl Sender {
     /// # Errors
     /// As [`send_fragmented`](Sender::send_fragmented); what the reader fails with is an `Io`.
     pub fn send_reader(&self, mut reader: impl Read, fragment: usize) -> Result<Receipt, SendError> {
-        let line = self.line()?;
+        let connection = self.connection()?;
         let mut next = || {
             let mut piece = Vec::new();
             // Short reads are gathered: a fragment is short only at the end.
@@ -126,114 +127,118 @@ impl Sender {
             read.map_err(|error| Error::caused(ErrorKind::Io, "reading what is to be sent", error))?;
             Ok((!piece.is_empty()).then_some(Cow::Owned(piece)))
         };
-        let sent = line.send_fragmented(Data::Binary, &mut next, self.deadline())?;
-        Ok(Receipt { epoch: line.epoch, sequence: sent.sequence })
+        let sent = connection.send_fragmented(Data::Binary, &mut next, self.deadline())?;
+        Ok(Receipt { epoch: connection.epoch, sequence: sent.sequence })
     }
 
     /// Has the heart send a ping frame at once; its pong counts for the round-trip time and confirms what was sent before it.
     /// Returns before the ping is written.
     ///
     /// # Errors
-    /// `NotSent`, when no line is open or the line is ending.
+    /// `NotSent`, when no connection is open or the connection is ending.
     pub fn ping(&self) -> Result<(), SendError> {
-        self.ping_on(self.line()?.as_ref())
+        self.ping_on(self.connection()?.as_ref())
     }
 
-    /// Ends the line that is open now and dials again: for a gap in a sequence that only a new snapshot mends, or an announced shutdown.
+    /// Ends the connection that is open now and dials again: for a gap in a sequence that only a new snapshot mends, or an announced shutdown.
     ///
-    /// Returns at once. No further message of that line is delivered, its close frame says 1000 (see [`reconnect_with`](Sender::reconnect_with)), and the reason in
+    /// Returns at once. No further message of that connection is delivered, its close frame says 1000 (see [`reconnect_with`](Sender::reconnect_with)), and the reason in
     /// [`Disconnect`](crate::Disconnect) is a `Closed` with that code.
     ///
     /// # Errors
-    /// `NotSent`, when no line is open.
+    /// `NotSent`, when no connection is open.
     pub fn reconnect(&self) -> Result<(), SendError> {
-        self.reconnect_on(self.line()?.as_ref());
+        self.reconnect_on(self.connection()?.as_ref());
         Ok(())
     }
 
     /// As [`reconnect`](Sender::reconnect), and the close frame says `close` instead of 1000 and no reason (RFC 6455 section 7.4), unless
-    /// the line is ending already: the first words stay. The reason in [`Disconnect`](crate::Disconnect) is a `Closed` with these words;
+    /// the connection is ending already: the first words stay. The reason in [`Disconnect`](crate::Disconnect) is a `Closed` with these words;
     /// [`Disconnect::close`](crate::Disconnect::close) is what the peer answered, if that came before a further message did.
     ///
     /// # Errors
     /// `NotSent`: `Config` when the code is none that may be sent or the reason is too long ([`CloseReason::new`] says what is allowed),
-    /// and the line goes on as it was; otherwise as [`reconnect`](Sender::reconnect).
+    /// and the connection goes on as it was; otherwise as [`reconnect`](Sender::reconnect).
     pub fn reconnect_with(&self, close: &CloseReason) -> Result<(), SendError> {
-        let close = OwnClose::said(close).map_err(SendError::NotSent)?;
-        self.leave(self.line()?.as_ref(), close);
+        let close = CloseFrame::said(close).map_err(SendError::NotSent)?;
+        self.close_for_reconnect(self.connection()?.as_ref(), close);
         Ok(())
     }
 
     /// The state of the client.
     pub fn state(&self) -> State {
-        self.board.state()
+        self.shared.state()
     }
 
-    /// Waits until a line is open, and returns its epoch. See [`Client::wait_open`](crate::Client::wait_open).
+    /// Waits until a connection is open, and returns its epoch. See [`Client::wait_open`](crate::Client::wait_open).
     ///
     /// # Errors
     /// As [`Client::wait_open`](crate::Client::wait_open).
-    pub fn wait_open(&self, within: Duration) -> Result<u64, Error> {
-        self.board.wait_open(within)
+    pub fn wait_open(&self, timeout: Duration) -> Result<u64, Error> {
+        self.shared.wait_open(timeout)
     }
 
     /// What can stop the client.
     pub fn stopper(&self) -> Stopper {
-        Stopper { board: Arc::clone(&self.board) }
+        Stopper { shared: Arc::clone(&self.shared) }
     }
 
-    pub(crate) fn send_text_on(&self, line: &OpenLine, text: &str) -> Result<Receipt, SendError> {
-        self.send_on(line, Payload::Text(text))
+    pub(crate) fn send_text_on(&self, connection: &OpenConnection, text: &str) -> Result<Receipt, SendError> {
+        self.send_on(connection, Payload::Text(text))
     }
 
-    pub(crate) fn send_binary_on(&self, line: &OpenLine, bytes: &[u8]) -> Result<Receipt, SendError> {
-        self.send_on(line, Payload::Binary(bytes))
+    pub(crate) fn send_binary_on(&self, connection: &OpenConnection, bytes: &[u8]) -> Result<Receipt, SendError> {
+        self.send_on(connection, Payload::Binary(bytes))
     }
 
-    pub(crate) fn send_batch_on(&self, line: &OpenLine, messages: &[Payload<'_>]) -> Result<Receipt, BatchError> {
+    pub(crate) fn send_batch_on(
+        &self,
+        connection: &OpenConnection,
+        messages: &[Payload<'_>],
+    ) -> Result<Receipt, BatchError> {
         if messages.is_empty() {
             let reason = Error::new(ErrorKind::Config, "a batch of no messages: give it at least one");
             return Err(BatchError { sent: 0, next: SendError::NotSent(reason) });
         }
-        let sent = line.send_batch(messages, self.deadline())?;
-        Ok(Receipt { epoch: line.epoch, sequence: sent.sequence })
+        let sent = connection.send_batch(messages, self.deadline())?;
+        Ok(Receipt { epoch: connection.epoch, sequence: sent.sequence })
     }
 
-    pub(crate) fn ping_on(&self, line: &OpenLine) -> Result<(), SendError> {
-        line.ask_for_ping()
+    pub(crate) fn ping_on(&self, connection: &OpenConnection) -> Result<(), SendError> {
+        connection.ask_for_ping()
     }
 
-    pub(crate) fn reconnect_on(&self, line: &OpenLine) {
-        self.leave(line, OwnClose::normal());
+    pub(crate) fn reconnect_on(&self, connection: &OpenConnection) {
+        self.close_for_reconnect(connection, CloseFrame::normal());
     }
 
-    pub(crate) fn reconnect_with_on(&self, line: &OpenLine, close: &CloseReason) -> Result<(), SendError> {
-        self.leave(line, OwnClose::said(close).map_err(SendError::NotSent)?);
+    pub(crate) fn reconnect_with_on(&self, connection: &OpenConnection, close: &CloseReason) -> Result<(), SendError> {
+        self.close_for_reconnect(connection, CloseFrame::said(close).map_err(SendError::NotSent)?);
         Ok(())
     }
 
-    fn leave(&self, line: &OpenLine, close: OwnClose) {
-        line.leave(close, after(sync::now(), self.board.budgets.close_within));
+    fn close_for_reconnect(&self, connection: &OpenConnection, close: CloseFrame) {
+        connection.close_for_reconnect(close, after(sync::now(), self.shared.send_timeouts.close_timeout));
     }
 
-    fn send_on(&self, line: &OpenLine, payload: Payload<'_>) -> Result<Receipt, SendError> {
-        let sent = line.send(payload, self.deadline())?;
-        Ok(Receipt { epoch: line.epoch, sequence: sent.sequence })
+    fn send_on(&self, connection: &OpenConnection, payload: Payload<'_>) -> Result<Receipt, SendError> {
+        let sent = connection.send(payload, self.deadline())?;
+        Ok(Receipt { epoch: connection.epoch, sequence: sent.sequence })
     }
 
-    fn line(&self) -> Result<Arc<OpenLine>, SendError> {
-        let line = self.board.open_line().map_err(SendError::NotSent)?;
+    fn connection(&self) -> Result<Arc<OpenConnection>, SendError> {
+        let connection = self.shared.open_connection().map_err(SendError::NotSent)?;
         match self.epoch {
-            Some(epoch) if epoch != line.epoch => {
-                let doing = format!("the line of epoch {epoch} has ended, this is epoch {}", line.epoch);
-                Err(SendError::NotSent(Error::new(ErrorKind::Closed, doing)))
+            Some(epoch) if epoch != connection.epoch => {
+                let context = format!("the connection of epoch {epoch} has ended, this is epoch {}", connection.epoch);
+                Err(SendError::NotSent(Error::new(ErrorKind::Closed, context)))
             }
-            _ => Ok(line),
+            _ => Ok(connection),
         }
     }
 
     fn deadline(&self) -> Deadline {
-        Deadline::new("send_within", self.board.budgets.send_within, sync::now())
+        Deadline::new("send_timeout", self.shared.send_timeouts.send_timeout, sync::now())
     }
 }
 
@@ -246,31 +251,31 @@ impl fmt::Debug for Sender {
 /// Stops a client, from any thread. Cheap to clone.
 #[derive(Clone)]
 pub struct Stopper {
-    board: Arc<Board>,
+    shared: Arc<Shared>,
 }
 
 impl Stopper {
-    /// Stops the client and waits until its threads have ended, `within` at most. See [`Client::stop`](crate::Client::stop).
-    pub fn stop(&self, within: Duration) -> StopReport {
-        self.board.stop(OwnClose::normal(), within)
+    /// Stops the client and waits until its threads have ended, `timeout` at most. See [`Client::stop`](crate::Client::stop).
+    pub fn stop(&self, timeout: Duration) -> StopReport {
+        self.shared.stop(CloseFrame::normal(), timeout)
     }
 
     /// Stops the client with a close code and reason of your own. See [`Client::stop_with`](crate::Client::stop_with).
     ///
     /// # Errors
     /// As [`Client::stop_with`](crate::Client::stop_with).
-    pub fn stop_with(&self, close: &CloseReason, within: Duration) -> Result<StopReport, Error> {
-        Ok(self.board.stop(OwnClose::said(close)?, within))
+    pub fn stop_with(&self, close: &CloseReason, timeout: Duration) -> Result<StopReport, Error> {
+        Ok(self.shared.stop(CloseFrame::said(close)?, timeout))
     }
 
     /// Tells the client to stop and returns at once. Waiting is left to `stop` or to the drop of the client.
-    pub fn signal(&self) {
-        self.board.signal_stop(OwnClose::normal(), Duration::MAX);
+    pub fn request_stop(&self) {
+        self.shared.request_stop(CloseFrame::normal(), Duration::MAX);
     }
 
     /// Whether the client has been told to stop, or has ended by itself.
     pub fn is_stopping(&self) -> bool {
-        self.board.shutdown.is_requested()
+        self.shared.shutdown.is_requested()
     }
 }
 

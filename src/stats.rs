@@ -19,15 +19,15 @@ pub struct Stats {
     pub messages_sent: u64,
     /// Bytes of their frames.
     pub bytes_sent: u64,
-    /// How many lines have been opened.
+    /// How many connections have been opened.
     pub epochs: u64,
-    /// How many lines have ended, by what ended them.
+    /// How many connections have ended, by what ended them.
     pub drops: BTreeMap<&'static str, u64>,
     /// How many dials have failed.
     pub failed_dials: u64,
-    /// How long ago the last byte came; `None` while no line is open.
+    /// How long ago the last byte came; `None` while no connection is open.
     pub last_byte_age: Option<Duration>,
-    /// Round-trip times of pings, over all lines.
+    /// Round-trip times of pings, over all connections.
     pub round_trip: RoundTrip,
     /// Events that wait in the queue. 0 for a client with a handler.
     pub queue_depth: usize,
@@ -59,7 +59,7 @@ pub(crate) struct Counters {
     bytes_sent: AtomicU64,
     epochs: AtomicU64,
     failed_dials: AtomicU64,
-    /// Touched once per line and once per pong.
+    /// Touched once per connection and once per pong.
     rare: Mutex<Rare>,
 }
 

@@ -31,9 +31,9 @@ impl Deadline {
         now >= self.at
     }
 
-    /// The error for running out while `doing`.
-    pub(crate) fn error(self, doing: &str) -> Error {
-        Error::timeout(self.name, self.budget, doing)
+    /// The error for running out while `context`.
+    pub(crate) fn error(self, context: &str) -> Error {
+        Error::timeout(self.name, self.budget, context)
     }
 }
 
@@ -43,7 +43,7 @@ pub(crate) fn after(now: Instant, wait: Duration) -> Instant {
     now.checked_add(wait.min(NEVER)).unwrap_or(now)
 }
 
-/// How long to wait before dialling again: capped exponential growth with full jitter.
+/// How long to wait before dialing again: capped exponential growth with full jitter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Backoff {
     pub(crate) min: Duration,
@@ -99,7 +99,7 @@ impl PingSchedule {
     }
 }
 
-/// When a line must be given up, from what is known of pings and bytes. All times are points in time; see [`Liveness::verdict`].
+/// When a connection must be given up, from what is known of pings and bytes. All times are points in time; see [`Liveness::verdict`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Liveness {
     /// When the oldest unanswered ping was written.
@@ -112,9 +112,9 @@ pub(crate) struct Liveness {
     pub(crate) awake_since: Option<Instant>,
 }
 
-/// What [`Liveness`] says of a line.
+/// What [`Liveness`] says of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Verdict {
+pub(crate) enum LivenessStatus {
     /// Look again at this time, at the latest. `None`: only when something changes.
     Alive(Option<Instant>),
     /// A ping went unanswered for too long, and nothing else came.
@@ -130,23 +130,28 @@ impl Liveness {
     /// every byte that arrives, and it stands still while the reader is elsewhere, for then nobody could have seen the pong.
     /// A ping written at 0 s with a limit of 10 s and a byte at 9 s: overdue at 19 s. Both limits start again after a sleep: what the peer
     /// said meanwhile lies unread in the kernel.
-    pub(crate) fn verdict(&self, pong_within: Duration, idle_limit: Option<Duration>, now: Instant) -> Verdict {
+    pub(crate) fn status(
+        &self,
+        pong_timeout: Duration,
+        idle_timeout: Option<Duration>,
+        now: Instant,
+    ) -> LivenessStatus {
         let awake = |at: Instant| self.awake_since.map_or(at, |since| since.max(at));
         let pong_due = match (self.oldest_unanswered, self.in_recv_since) {
-            (Some(written), Some(since)) => Some(after(awake(written.max(since)), pong_within)),
+            (Some(written), Some(since)) => Some(after(awake(written.max(since)), pong_timeout)),
             _ => None,
         };
-        let idle_due = match (idle_limit, self.in_recv_since) {
+        let idle_due = match (idle_timeout, self.in_recv_since) {
             (Some(limit), Some(_)) => Some(after(awake(self.last_data), limit)),
             _ => None,
         };
         if pong_due.is_some_and(|due| now >= due) {
-            return Verdict::PongOverdue;
+            return LivenessStatus::PongOverdue;
         }
         if idle_due.is_some_and(|due| now >= due) {
-            return Verdict::Idle;
+            return LivenessStatus::Idle;
         }
-        Verdict::Alive(earliest([pong_due, idle_due]))
+        LivenessStatus::Alive(earliest([pong_due, idle_due]))
     }
 }
 
@@ -164,17 +169,17 @@ mod tests {
     #[test]
     fn a_deadline_knows_what_is_left_of_its_budget() {
         let now = Instant::now();
-        let deadline = Deadline::new("dial_within", 5 * MS, now);
+        let deadline = Deadline::new("connect_timeout", 5 * MS, now);
         assert_eq!(deadline.left(now + 2 * MS), Some(3 * MS));
         assert_eq!(deadline.left(now + 5 * MS), None);
         assert!(deadline.has_passed(now + 5 * MS) && !deadline.has_passed(now + 4 * MS));
-        assert_eq!(deadline.error("connecting").to_string(), "timed out after 5ms (dial_within): connecting");
+        assert_eq!(deadline.error("connecting").to_string(), "timed out after 5ms (connect_timeout): connecting");
     }
 
     #[test]
     fn a_deadline_that_never_comes_does_not_overflow() {
         let now = Instant::now();
-        assert!(Deadline::new("within", Duration::MAX, now).left(now).is_some());
+        assert!(Deadline::new("timeout", Duration::MAX, now).left(now).is_some());
     }
 
     #[test]
@@ -227,17 +232,19 @@ mod tests {
                                 awake_since: woke.map(at),
                             };
                             let woke = woke.unwrap_or(0);
-                            let verdict = liveness.verdict(10 * MS, idle, at(now));
+                            let verdict = liveness.status(10 * MS, idle, at(now));
                             let overdue = matches!((ping, recv), (Some(p), Some(r)) if now >= p.max(r).max(woke) + 10);
                             let quiet = idle.is_some() && recv.is_some() && now >= data.max(woke) + 12;
                             match verdict {
-                                Verdict::PongOverdue => assert!(overdue),
-                                Verdict::Idle => assert!(quiet && !overdue),
-                                Verdict::Alive(None) => assert!(recv.is_none() || (ping.is_none() && idle.is_none())),
+                                LivenessStatus::PongOverdue => assert!(overdue),
+                                LivenessStatus::Idle => assert!(quiet && !overdue),
+                                LivenessStatus::Alive(None) => {
+                                    assert!(recv.is_none() || (ping.is_none() && idle.is_none()))
+                                }
                                 // Whoever looks again exactly then finds it overdue or idle.
-                                Verdict::Alive(Some(due)) => {
+                                LivenessStatus::Alive(Some(due)) => {
                                     assert!(!overdue && !quiet && due > at(now));
-                                    assert!(!matches!(liveness.verdict(10 * MS, idle, due), Verdict::Alive(_)));
+                                    assert!(!matches!(liveness.status(10 * MS, idle, due), LivenessStatus::Alive(_)));
                                 }
                             }
                         }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
-use tautline::testing::{Peer, Received, Venue};
+use tautline::testing::{Peer, Received, TestServer};
 
 /// Symbols and their prices to begin with, in cents.
 const SYMBOLS: [(&str, i64); 4] =
@@ -25,10 +25,10 @@ pub(crate) struct Ledger {
 }
 
 /// Opens the venue.
-pub(crate) fn open() -> (Venue, Arc<Ledger>) {
+pub(crate) fn open() -> (TestServer, Arc<Ledger>) {
     let ledger = Arc::new(Ledger::default());
     let kept = Arc::clone(&ledger);
-    (Venue::start(move |peer| Session::new(peer, &ledger).run()), kept)
+    (TestServer::start(move |peer| Session::new(peer, &ledger).run()), kept)
 }
 
 /// One connection, from the venue's side.
@@ -60,7 +60,7 @@ impl<'a> Session<'a> {
     fn run(mut self) -> io::Result<()> {
         self.peer.upgrade()?;
         loop {
-            while let Some(received) = self.peer.receive_within(ROUND)? {
+            while let Some(received) = self.peer.receive_timeout(ROUND)? {
                 match received {
                     Received::Text(text) => self.answer(&text)?,
                     Received::Ping(payload) => self.peer.pong(&payload)?,
@@ -120,10 +120,10 @@ impl<'a> Session<'a> {
                 if !quote.is_subscribed {
                     continue;
                 }
-                let dice = (update.wrapping_mul(6_364_136_223_846_793_005) >> 33) as i64;
-                quote.mid += dice % 5 - 2;
+                let rng = (update.wrapping_mul(6_364_136_223_846_793_005) >> 33) as i64;
+                quote.mid += rng % 5 - 2;
                 // A wide spread now and then is what the bot waits for.
-                quote.spread = if dice % 997 == 0 { 40 } else { 1 + dice % 4 };
+                quote.spread = if rng % 997 == 0 { 40 } else { 1 + rng % 4 };
                 let (bid, ask) = (quote.mid, quote.mid + quote.spread);
                 let text = format!(
                     r#"{{"u":{update},"s":"{}","b":"{}","B":"31.21","a":"{}","A":"40.66"}}"#,
@@ -146,7 +146,7 @@ impl<'a> Session<'a> {
         // Those who do not listen are closed.
         self.began = Instant::now();
         while self.began.elapsed() < Duration::from_secs(1) {
-            match self.peer.receive_within(ROUND)? {
+            match self.peer.receive_timeout(ROUND)? {
                 Some(Received::Close(..) | Received::End) => return Ok(()),
                 _ => self.send_quotes()?,
             }

@@ -1,6 +1,6 @@
-//! The main job: a bot that follows a market, orders when the spread is wide, and is never without a line for long.
+//! The main job: a bot that follows a market, orders when the spread is wide, and is never without a connection for long.
 //!
-//! `cargo run --release --example market_feed` starts a venue in this very process, which shuts down once, resets the line once and falls
+//! `cargo run --release --example market_feed` starts a venue in this very process, which shuts down once, resets the connection once and falls
 //! silent once within fifteen seconds; with `--url` and `--subscribe` the bot follows a real venue instead (and orders nothing).
 
 mod exchange;
@@ -15,7 +15,7 @@ use clap::Parser;
 use crossbeam_channel::{after, select, tick};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
-use tautline::{Client, Disconnect, ErrorKind, Handler, Line, MessageRef, State};
+use tautline::{Client, Connection, Disconnect, ErrorKind, Handler, MessageRef, State};
 
 /// Follows a market, on a venue of its own or on a real one, and shows one live line of figures.
 #[derive(Parser)]
@@ -57,7 +57,7 @@ fn run(options: &Options) -> Result<bool, tautline::Error> {
     let (client, simulation) = match &options.url {
         Some(url) => {
             let bot = Bot::new(options.subscribe.clone(), f64::INFINITY, Arc::clone(&figures));
-            (Client::builder(url).start(bot)?, None)
+            (Client::builder(url).start_with(bot)?, None)
         }
         None => {
             let streams = ["btcusdt", "ethusdt", "solusdt", "bnbusdt"].map(|symbol| format!("{symbol}@bookTicker"));
@@ -65,9 +65,9 @@ fn run(options: &Options) -> Result<bool, tautline::Error> {
             let (venue, ledger) = exchange::open();
             // Short limits, so that fifteen seconds are enough to see everything.
             let client = Client::builder(venue.url())
-                .ping_every(Duration::from_millis(500))
-                .pong_within(Duration::from_millis(700))
-                .start(bot)?;
+                .ping_interval(Duration::from_millis(500))
+                .pong_timeout(Duration::from_millis(700))
+                .start_with(bot)?;
             (client, Some((venue, ledger)))
         }
     };
@@ -75,7 +75,7 @@ fn run(options: &Options) -> Result<bool, tautline::Error> {
     show_until(&client, &figures, options.duration);
 
     let report = client.stop(Duration::from_secs(5));
-    let gave_up = client.end().filter(|end| end.kind() != ErrorKind::Stopped);
+    let gave_up = client.stop_reason().filter(|end| end.kind() != ErrorKind::Stopped);
     if let Some(reason) = &gave_up {
         eprintln!("market_feed: gave up: {}", reason.chain());
     }
@@ -104,7 +104,7 @@ fn run(options: &Options) -> Result<bool, tautline::Error> {
 }
 
 /// Shows one live line, twice a second.
-fn show_until(client: &Client<tautline::Pushed>, figures: &Mutex<Figures>, duration: Duration) {
+fn show_until(client: &Client<tautline::Push>, figures: &Mutex<Figures>, duration: Duration) {
     let (end, ticks) = (after(duration), tick(Duration::from_millis(500)));
     let began = Instant::now();
     let (mut last_messages, mut last_at) = (0, began);
@@ -123,7 +123,7 @@ fn show_until(client: &Client<tautline::Pushed>, figures: &Mutex<Figures>, durat
         (last_messages, last_at) = (stats.messages_received, now);
         let figures = figures.lock();
         let drops: u64 = stats.drops.values().sum();
-        let line = format!(
+        let connection = format!(
             "{:4.1} s  {rate:6.0} msg/s  round trip {:>8.1?}  epoch {}  drops {drops}  orders {}/{}  {}",
             began.elapsed().as_secs_f64(),
             stats.round_trip.last,
@@ -133,9 +133,9 @@ fn show_until(client: &Client<tautline::Pushed>, figures: &Mutex<Figures>, durat
             figures.best(),
         );
         if is_terminal {
-            print!("\r\x1b[K{line}");
+            print!("\r\x1b[K{connection}");
         } else {
-            println!("{line}");
+            println!("{connection}");
         }
         // Whoever reads this may be gone; the bot goes on.
         let _ = io::stdout().flush();
@@ -186,17 +186,17 @@ impl Bot {
         self.next_id
     }
 
-    fn quote(&mut self, line: &mut Line<'_>, symbol: &str, bid: f64, ask: f64) {
+    fn quote(&mut self, connection: &mut Connection<'_>, symbol: &str, bid: f64, ask: f64) {
         self.figures.lock().book.insert(symbol.to_owned(), (bid, ask));
         if ask - bid >= self.threshold && self.open_orders.is_empty() {
-            self.order(line, symbol, bid);
+            self.order(connection, symbol, bid);
         }
     }
 
-    fn order(&mut self, line: &mut Line<'_>, symbol: &str, price: f64) {
+    fn order(&mut self, connection: &mut Connection<'_>, symbol: &str, price: f64) {
         let id = self.next_id();
         let params = json!({"symbol": symbol, "side": "BUY", "price": format!("{price:.2}"), "quantity": "0.01"});
-        match line.send_text(&json!({"id": id, "method": "order.place", "params": params}).to_string()) {
+        match connection.send_text(&json!({"id": id, "method": "order.place", "params": params}).to_string()) {
             Ok(_) => {
                 self.open_orders.insert(id, symbol.to_owned());
                 self.figures.lock().orders += 1;
@@ -214,25 +214,25 @@ impl Bot {
 }
 
 impl Handler for Bot {
-    fn opened(&mut self, line: &mut Line<'_>) {
+    fn opened(&mut self, connection: &mut Connection<'_>) {
         // A new epoch knows nothing of the old one: subscribe again, and take no old price for a new one.
         self.figures.lock().book.clear();
         let subscribe = json!({"method": "SUBSCRIBE", "params": self.streams, "id": 1});
-        if let Err(error) = line.send_text(&subscribe.to_string()) {
+        if let Err(error) = connection.send_text(&subscribe.to_string()) {
             log::warn!("subscribe: {error}");
         }
     }
 
-    fn message(&mut self, line: &mut Line<'_>, message: MessageRef<'_>) {
+    fn message(&mut self, connection: &mut Connection<'_>, message: MessageRef<'_>) {
         let Some(Ok(parsed)) = message.text().map(serde_json::from_str::<Value>) else { return };
         if parsed["e"] == "serverShutdown" {
-            // Leave before we are thrown out: the new line is there sooner.
-            line.reconnect();
+            // Leave before we are thrown out: the new connection is there sooner.
+            connection.reconnect();
             return;
         }
         let number = |key: &str| parsed[key].as_str().and_then(|text| text.parse::<f64>().ok());
         match (parsed["s"].as_str(), number("b"), number("a")) {
-            (Some(symbol), Some(bid), Some(ask)) => self.quote(line, symbol, bid, ask),
+            (Some(symbol), Some(bid), Some(ask)) => self.quote(connection, symbol, bid, ask),
             _ => {
                 if let Some(id) = parsed["id"].as_u64() {
                     self.acknowledge(id);

@@ -14,8 +14,8 @@ use crate::error::{Error, ErrorKind};
 use crate::event::MessageRef;
 use crate::events::{Bounds, WhenFull};
 use crate::protocol::deflate::Deflate;
-use crate::runtime::reconnect::{Rules, Verdict};
-use crate::runtime::shared::Budgets;
+use crate::runtime::reconnect::{ReconnectPolicy, RetryDecision};
+use crate::runtime::shared::SendTimeouts;
 use crate::sync;
 use crate::sync::threads::ThreadOptions;
 use crate::time::Backoff;
@@ -40,22 +40,22 @@ pub(crate) struct Settings {
     pub(crate) tcp: TcpOptions,
     pub(crate) tls: TlsOptions,
     pub(crate) deflate: Option<Deflate>,
-    pub(crate) dial_within: Duration,
-    pub(crate) send_within: Duration,
-    pub(crate) close_within: Duration,
-    pub(crate) drop_within: Duration,
-    pub(crate) ping_every: Option<Duration>,
-    pub(crate) pong_within: Duration,
-    pub(crate) idle_limit: Option<Duration>,
+    pub(crate) connect_timeout: Duration,
+    pub(crate) send_timeout: Duration,
+    pub(crate) close_timeout: Duration,
+    pub(crate) drop_timeout: Duration,
+    pub(crate) ping_interval: Option<Duration>,
+    pub(crate) pong_timeout: Duration,
+    pub(crate) idle_timeout: Option<Duration>,
     pub(crate) app_ping: Option<AppPing>,
-    pub(crate) retry_min: Duration,
-    pub(crate) retry_max: Duration,
+    pub(crate) retry_delay_min: Duration,
+    pub(crate) retry_delay_max: Duration,
     pub(crate) retry_after_max: Duration,
     pub(crate) stable_after: Duration,
     pub(crate) max_attempts: Option<u32>,
     pub(crate) retry_policy: Option<RetryPolicy>,
-    pub(crate) max_message: usize,
-    pub(crate) max_frame: Option<usize>,
+    pub(crate) max_message_size: usize,
+    pub(crate) max_outgoing_frame_size: Option<usize>,
     pub(crate) queue: Bounds,
     pub(crate) threads: ThreadOptions,
 }
@@ -67,22 +67,22 @@ impl Default for Settings {
             tcp: TcpOptions::default(),
             tls: TlsOptions::default(),
             deflate: None,
-            dial_within: Duration::from_secs(10),
-            send_within: Duration::from_secs(5),
-            close_within: Duration::from_secs(1),
-            drop_within: Duration::from_secs(5),
-            ping_every: Some(Duration::from_secs(15)),
-            pong_within: Duration::from_secs(10),
-            idle_limit: None,
+            connect_timeout: Duration::from_secs(10),
+            send_timeout: Duration::from_secs(5),
+            close_timeout: Duration::from_secs(1),
+            drop_timeout: Duration::from_secs(5),
+            ping_interval: Some(Duration::from_secs(15)),
+            pong_timeout: Duration::from_secs(10),
+            idle_timeout: None,
             app_ping: None,
-            retry_min: Duration::from_millis(250),
-            retry_max: Duration::from_secs(30),
+            retry_delay_min: Duration::from_millis(250),
+            retry_delay_max: Duration::from_secs(30),
             retry_after_max: Duration::from_secs(300),
             stable_after: Duration::from_secs(30),
             max_attempts: None,
             retry_policy: None,
-            max_message: 16 << 20,
-            max_frame: None,
+            max_message_size: 16 << 20,
+            max_outgoing_frame_size: None,
             queue: Bounds { messages: 65_536, bytes: 64 << 20, when_full: WhenFull::default() },
             threads: ThreadOptions::default(),
         }
@@ -93,7 +93,7 @@ impl Default for Settings {
 const STACK_MIN: usize = 64 * 1024;
 
 /// Decides what follows a failure; gets the error and what the client would do by itself.
-pub(crate) type RetryPolicy = Arc<dyn Fn(&Error, Verdict) -> Verdict + Send + Sync>;
+pub(crate) type RetryPolicy = Arc<dyn Fn(&Error, RetryDecision) -> RetryDecision + Send + Sync>;
 
 /// Where to dial.
 #[derive(Clone)]
@@ -101,10 +101,11 @@ pub(crate) enum Source {
     /// Taken in turn.
     List(Vec<Endpoint>),
     /// Asked anew before each dial.
-    Ask(Asker),
+    Ask(EndpointFn),
 }
 
-pub(crate) type Asker = Arc<dyn Fn(&DialContext) -> Result<Endpoint, Box<dyn StdError + Send + Sync>> + Send + Sync>;
+pub(crate) type EndpointFn =
+    Arc<dyn Fn(&DialContext) -> Result<Endpoint, Box<dyn StdError + Send + Sync>> + Send + Sync>;
 
 /// What an endpoint closure gets to know.
 #[derive(Clone, Debug)]
@@ -128,12 +129,12 @@ impl DialContext {
         DialContext { attempt, deadline, is_stopping: StopLook(is_stopping) }
     }
 
-    /// The how-manieth dial in a row without a stable line this is, from 1.
+    /// The number of this dial in a row without a stable connection this is, from 1.
     pub fn attempt(&self) -> u32 {
         self.attempt
     }
 
-    /// What is left of `dial_within` for the closure and the dial together.
+    /// What is left of `connect_timeout` for the closure and the dial together.
     pub fn remaining(&self) -> Duration {
         self.deadline.saturating_duration_since(sync::now())
     }
@@ -170,7 +171,7 @@ impl AppPing {
         Self::made_by(move || text.clone(), every)
     }
 
-    /// Sends what `make` returns at the time: for ids, timestamps, signatures. It runs on the thread `tautline-heart`, which writes
+    /// Sends what `make` returns at the time: for ids, timestamps, signatures. It runs on the thread `taut-heartbeat`, which writes
     /// pongs too, so it has to be quick.
     pub fn made_by(make: impl Fn() -> String + Send + Sync + 'static, every: Duration) -> Self {
         AppPing { make: Arc::new(make), every, only_when_quiet: false, is_reply: None }
@@ -182,7 +183,7 @@ impl AppPing {
         self
     }
 
-    /// Tells which messages are replies. An unanswered ping then counts like an unanswered ping frame, against `pong_within`.
+    /// Tells which messages are replies. An unanswered ping then counts like an unanswered ping frame, against `pong_timeout`.
     /// Replies are delivered like any other message. The matcher runs for every message while a reply is awaited.
     pub fn answered_by(mut self, is_reply: impl Fn(MessageRef<'_>) -> bool + Send + Sync + 'static) -> Self {
         self.is_reply = Some(Arc::new(is_reply));
@@ -200,7 +201,7 @@ impl fmt::Debug for AppPing {
     }
 }
 
-/// What dialling and reading need to know, checked.
+/// What dialing and reading need to know, checked.
 #[derive(Clone)]
 pub(crate) struct Config {
     pub(crate) source: Targets,
@@ -210,7 +211,7 @@ pub(crate) struct Config {
 #[derive(Clone)]
 pub(crate) enum Targets {
     List(Vec<Target>),
-    Ask { asker: Asker, headers: Vec<(String, String)>, subprotocols: Vec<String> },
+    Ask { endpoint_fn: EndpointFn, headers: Vec<(String, String)>, subprotocols: Vec<String> },
 }
 
 impl Targets {
@@ -226,8 +227,8 @@ impl Targets {
     pub(crate) fn target(&self, turn: usize, context: &DialContext) -> Result<Target, Error> {
         match self {
             Targets::List(targets) => Ok(targets[turn].clone()),
-            Targets::Ask { asker, headers, subprotocols } => {
-                let endpoint = asker(context).map_err(as_endpoint_error)?;
+            Targets::Ask { endpoint_fn, headers, subprotocols } => {
+                let endpoint = endpoint_fn(context).map_err(as_endpoint_error)?;
                 with_common(endpoint, headers, subprotocols).target()
             }
         }
@@ -257,20 +258,20 @@ impl Builder {
         }
     }
 
-    pub(crate) fn asking(asker: Asker) -> Self {
+    pub(crate) fn asking(endpoint_fn: EndpointFn) -> Self {
         Builder {
-            source: Source::Ask(asker),
+            source: Source::Ask(endpoint_fn),
             headers: Vec::new(),
             subprotocols: Vec::new(),
             settings: Settings::default(),
         }
     }
 
-    /// Adds an endpoint: several are dialled in turn, the next after each dial, whether it failed or its line ended. What no retry mends at one of
+    /// Adds an endpoint: several are dialed in turn, the next after each dial, whether it failed or its connection ended. What no retry mends at one of
     /// them (401, 403, 404, a refused certificate) ends the client when all have answered so in a row; a `Retry-After` holds for the
     /// endpoint that sent it. [`connect`](Builder::connect), which makes one dial, makes it to the first.
     /// Without effect on a builder that asks a closure.
-    pub fn or_endpoint(mut self, endpoint: impl Into<Endpoint>) -> Self {
+    pub fn add_endpoint(mut self, endpoint: impl Into<Endpoint>) -> Self {
         if let Source::List(list) = &mut self.source {
             list.push(endpoint.into());
         }
@@ -290,51 +291,51 @@ impl Builder {
     }
 
     /// The budget of one dial: asking the endpoint closure, resolving, connecting, TLS and the upgrade together. Defaults to 10 s.
-    pub fn dial_within(mut self, budget: Duration) -> Self {
-        self.settings.dial_within = budget;
+    pub fn connect_timeout(mut self, budget: Duration) -> Self {
+        self.settings.connect_timeout = budget;
         self
     }
 
-    /// The budget of one send. Defaults to 5 s. A budget that ends inside a frame severs the line. The time that it takes to compress a message
+    /// The budget of one send. Defaults to 5 s. A budget that ends inside a frame aborts the connection. The time that it takes to compress a message
     /// counts, and is not cut short.
-    pub fn send_within(mut self, budget: Duration) -> Self {
-        self.settings.send_within = budget;
+    pub fn send_timeout(mut self, budget: Duration) -> Self {
+        self.settings.send_timeout = budget;
         self
     }
 
     /// The budget of a polite end: getting the close frame out and waiting for the peer's. Defaults to 1 s.
-    pub fn close_within(mut self, budget: Duration) -> Self {
-        self.settings.close_within = budget;
+    pub fn close_timeout(mut self, budget: Duration) -> Self {
+        self.settings.close_timeout = budget;
         self
     }
 
     /// How long `Drop` waits for the threads. Defaults to 5 s.
-    pub fn drop_within(mut self, budget: Duration) -> Self {
-        self.settings.drop_within = budget;
+    pub fn drop_timeout(mut self, budget: Duration) -> Self {
+        self.settings.drop_timeout = budget;
         self
     }
 
     /// How often a ping frame is sent. Defaults to 15 s. Costs a frame of 14 bytes each way, and counts as a message at some venues.
-    pub fn ping_every(mut self, interval: Duration) -> Self {
-        self.settings.ping_every = Some(interval);
+    pub fn ping_interval(mut self, interval: Duration) -> Self {
+        self.settings.ping_interval = Some(interval);
         self
     }
 
-    /// Sends no ping frames; a dead line is then noticed by the idle limit, an application ping or a failing send, or not at all.
+    /// Sends no ping frames; a dead connection is then noticed by the idle limit, an application ping or a failing send, or not at all.
     pub fn without_pings(mut self) -> Self {
-        self.settings.ping_every = None;
+        self.settings.ping_interval = None;
         self
     }
 
     /// How long an unanswered ping is borne while not a single byte arrives. Defaults to 10 s.
-    pub fn pong_within(mut self, limit: Duration) -> Self {
-        self.settings.pong_within = limit;
+    pub fn pong_timeout(mut self, limit: Duration) -> Self {
+        self.settings.pong_timeout = limit;
         self
     }
 
-    /// Ends a line on which no data message came for this long, pongs or not. Defaults to no limit.
-    pub fn idle_limit(mut self, limit: Duration) -> Self {
-        self.settings.idle_limit = Some(limit);
+    /// Ends a connection on which no data message came for this long, pongs or not. Defaults to no limit.
+    pub fn idle_timeout(mut self, limit: Duration) -> Self {
+        self.settings.idle_timeout = Some(limit);
         self
     }
 
@@ -345,14 +346,14 @@ impl Builder {
     }
 
     /// The ceiling of the first retry's delay, which doubles from there. Defaults to 250 ms.
-    pub fn retry_min(mut self, delay: Duration) -> Self {
-        self.settings.retry_min = delay;
+    pub fn retry_delay_min(mut self, delay: Duration) -> Self {
+        self.settings.retry_delay_min = delay;
         self
     }
 
     /// The ceiling of every retry's delay, of the first one's too. Defaults to 30 s.
-    pub fn retry_max(mut self, delay: Duration) -> Self {
-        self.settings.retry_max = delay;
+    pub fn retry_delay_max(mut self, delay: Duration) -> Self {
+        self.settings.retry_delay_max = delay;
         self
     }
 
@@ -362,46 +363,49 @@ impl Builder {
         self
     }
 
-    /// How long a line has to stay open before the count of attempts starts anew. Defaults to 30 s.
+    /// How long a connection has to stay open before the count of attempts starts anew. Defaults to 30 s.
     pub fn stable_after(mut self, time: Duration) -> Self {
         self.settings.stable_after = time;
         self
     }
 
-    /// Gives up after this many dials in a row without a stable line. 1 means a single dial and no retry, ever. Defaults to no limit.
+    /// Gives up after this many dials in a row without a stable connection. 1 means a single dial and no retry, ever. Defaults to no limit.
     pub fn max_attempts(mut self, attempts: u32) -> Self {
         self.settings.max_attempts = Some(attempts);
         self
     }
 
-    /// Decides what follows a failed dial or an ended line: gets the error, and what the client would do by itself. It runs on the
+    /// Decides what follows a failed dial or an ended connection: gets the error, and what the client would do by itself. It runs on the
     /// reader thread. It is not asked after a stop, a panic, or [`reconnect`](crate::Client::reconnect).
     ///
     /// ```
     /// # use std::time::Duration;
-    /// use tautline::{Client, Verdict};
+    /// use tautline::{Client, RetryDecision};
     /// let builder = Client::builder("wss://stream.example.com/ws").retry_policy(|error, default| {
     ///     match error.close_reason().map(|close| close.code) {
-    ///         Some(1008) => Verdict::RetryAfter(Duration::from_secs(30)),
-    ///         _ if error.status().is_some_and(|status| status == 451) => Verdict::GiveUp,
+    ///         Some(1008) => RetryDecision::RetryAfter(Duration::from_secs(30)),
+    ///         _ if error.status().is_some_and(|status| status == 451) => RetryDecision::GiveUp,
     ///         _ => default,
     ///     }
     /// });
     /// ```
-    pub fn retry_policy(mut self, policy: impl Fn(&Error, Verdict) -> Verdict + Send + Sync + 'static) -> Self {
+    pub fn retry_policy(
+        mut self,
+        policy: impl Fn(&Error, RetryDecision) -> RetryDecision + Send + Sync + 'static,
+    ) -> Self {
         self.settings.retry_policy = Some(Arc::new(policy));
         self
     }
 
-    /// The longest message that is taken, after inflating. Defaults to 16 MiB. A longer one ends the line with 1009, before memory is taken.
-    pub fn max_message(mut self, bytes: usize) -> Self {
-        self.settings.max_message = bytes;
+    /// The longest message that is taken, after inflating. Defaults to 16 MiB. A longer one ends the connection with 1009, before memory is taken.
+    pub fn max_message_size(mut self, bytes: usize) -> Self {
+        self.settings.max_message_size = bytes;
         self
     }
 
     /// Splits what is sent into frames of at most this payload. Defaults to one frame per message.
-    pub fn max_frame(mut self, bytes: usize) -> Self {
-        self.settings.max_frame = Some(bytes);
+    pub fn max_outgoing_frame_size(mut self, bytes: usize) -> Self {
+        self.settings.max_outgoing_frame_size = Some(bytes);
         self
     }
 
@@ -441,7 +445,7 @@ impl Builder {
         self
     }
 
-    /// The kernel's receive buffer (`SO_RCVBUF`). Defaults to the system's own choice, which grows by itself: measured on a flooded line, more gains
+    /// The kernel's receive buffer (`SO_RCVBUF`). Defaults to the system's own choice, which grows by itself: measured on a flooded connection, more gains
     /// nothing, and less than 64 KiB costs most of the messages.
     pub fn tcp_receive_buffer(mut self, bytes: usize) -> Self {
         self.settings.tcp.receive_buffer = Some(bytes);
@@ -502,7 +506,7 @@ impl Builder {
         self
     }
 
-    /// The stack of each thread, 64 KiB at least. Defaults to Rust's own, 2 MiB of address space; for programs with many lines, 128 KiB will do
+    /// The stack of each thread, 64 KiB at least. Defaults to Rust's own, 2 MiB of address space; for programs with many connections, 128 KiB will do
     /// unless the handler needs more.
     pub fn thread_stack_size(mut self, bytes: usize) -> Self {
         self.settings.threads.stack_size = Some(bytes);
@@ -510,14 +514,14 @@ impl Builder {
     }
 
     /// Called by each thread of the client, with its name, before it does anything else: to pin it to a core, raise its priority or register it.
-    /// The name is `tautline-reader`, `tautline-heart` or `tautline-resolve`. A panic in it is logged, and the thread goes on. Defaults to nothing.
+    /// The name is `taut-reader`, `taut-heartbeat` or `taut-resolver`. A panic in it is logged, and the thread goes on. Defaults to nothing.
     pub fn on_thread_start(mut self, hook: impl Fn(&str) + Send + Sync + 'static) -> Self {
         self.settings.threads.on_start = Some(Arc::new(hook));
         self
     }
 
     /// The reader asks the kernel again and again instead of sleeping until something comes. A message then waits for no wake-up, which is most
-    /// of the way from the wire to a handler on a quiet line; it costs a core for as long as the line is open. Pin the reader to one of its
+    /// of the way from the wire to a handler on a quiet connection; it costs a core for as long as the connection is open. Pin the reader to one of its
     /// own ([`on_thread_start`](Builder::on_thread_start)). Defaults to off.
     #[cfg(unix)]
     pub fn busy_poll(mut self) -> Self {
@@ -545,10 +549,10 @@ impl Builder {
                     .collect::<Result<_, _>>()?;
                 Targets::List(targets)
             }
-            Source::Ask(asker) => {
+            Source::Ask(endpoint_fn) => {
                 // What is common to all of its answers can be checked now, against any URL.
                 with_common(Endpoint::new("ws://localhost/"), &headers, &subprotocols).target()?;
-                Targets::Ask { asker, headers, subprotocols }
+                Targets::Ask { endpoint_fn, headers, subprotocols }
             }
         };
         Ok(Config { source, settings })
@@ -567,22 +571,22 @@ impl fmt::Debug for Builder {
 }
 
 impl Settings {
-    pub(crate) fn budgets(&self) -> Budgets {
-        Budgets { send_within: self.send_within, close_within: self.close_within }
+    pub(crate) fn send_timeouts(&self) -> SendTimeouts {
+        SendTimeouts { send_timeout: self.send_timeout, close_timeout: self.close_timeout }
     }
 
-    pub(crate) fn rules(&self) -> Rules {
-        Rules {
-            backoff: Backoff { min: self.retry_min, max: self.retry_max },
+    pub(crate) fn policy(&self) -> ReconnectPolicy {
+        ReconnectPolicy {
+            backoff: Backoff { min: self.retry_delay_min, max: self.retry_delay_max },
             stable_after: self.stable_after,
             max_attempts: self.max_attempts,
-            close_within: self.close_within,
+            close_timeout: self.close_timeout,
         }
     }
 
     /// What follows `error`: what the client would do by itself, unless a policy knows better.
-    pub(crate) fn verdict(&self, error: &Error, default: Verdict) -> Verdict {
-        // A panic of the handler, a stop and a wish for a new line are not for a policy to overrule.
+    pub(crate) fn decision(&self, error: &Error, default: RetryDecision) -> RetryDecision {
+        // A panic of the handler, a stop and a wish for a new connection are not for a policy to overrule.
         let is_settled = matches!(error.kind(), ErrorKind::HandlerPanicked | ErrorKind::Stopped) || error.is_own_wish();
         match &self.retry_policy {
             Some(policy) if !is_settled => policy(error, default),
@@ -592,21 +596,21 @@ impl Settings {
 
     fn check(&self) -> Result<(), Error> {
         let waits = [
-            ("dial_within", Some(self.dial_within)),
-            ("send_within", Some(self.send_within)),
-            ("ping_every", self.ping_every),
-            ("pong_within", Some(self.pong_within)),
-            ("idle_limit", self.idle_limit),
+            ("connect_timeout", Some(self.connect_timeout)),
+            ("send_timeout", Some(self.send_timeout)),
+            ("ping_interval", self.ping_interval),
+            ("pong_timeout", Some(self.pong_timeout)),
+            ("idle_timeout", self.idle_timeout),
             ("the interval of app_ping", self.app_ping.as_ref().map(|ping| ping.every)),
-            ("retry_min", Some(self.retry_min)),
-            ("retry_max", Some(self.retry_max)),
+            ("retry_delay_min", Some(self.retry_delay_min)),
+            ("retry_delay_max", Some(self.retry_delay_max)),
         ];
         if let Some((name, _)) = waits.iter().find(|(_, wait)| wait.is_some_and(|wait| wait.is_zero())) {
             return Err(Error::config(format!("{name} is zero: give it a while")));
         }
         let bounds = [
-            ("max_message", Some(self.max_message)),
-            ("max_frame", self.max_frame),
+            ("max_message_size", Some(self.max_message_size)),
+            ("max_outgoing_frame_size", self.max_outgoing_frame_size),
             ("queue_messages", Some(self.queue.messages)),
             ("queue_bytes", Some(self.queue.bytes)),
             ("tcp_receive_buffer", self.tcp.receive_buffer),
@@ -641,15 +645,15 @@ mod tests {
     fn the_defaults_are_those_of_the_front_page() {
         let seconds = Duration::from_secs;
         let settings = Settings::default();
-        assert_eq!(settings.dial_within, seconds(10));
-        assert_eq!(settings.send_within, seconds(5));
-        assert_eq!(settings.close_within, seconds(1));
-        assert_eq!(settings.drop_within, seconds(5));
-        assert_eq!((settings.ping_every, settings.pong_within), (Some(seconds(15)), seconds(10)));
-        assert_eq!((settings.retry_min, settings.retry_max), (Duration::from_millis(250), seconds(30)));
+        assert_eq!(settings.connect_timeout, seconds(10));
+        assert_eq!(settings.send_timeout, seconds(5));
+        assert_eq!(settings.close_timeout, seconds(1));
+        assert_eq!(settings.drop_timeout, seconds(5));
+        assert_eq!((settings.ping_interval, settings.pong_timeout), (Some(seconds(15)), seconds(10)));
+        assert_eq!((settings.retry_delay_min, settings.retry_delay_max), (Duration::from_millis(250), seconds(30)));
         assert_eq!((settings.retry_after_max, settings.stable_after), (seconds(300), seconds(30)));
-        assert_eq!((settings.max_attempts, settings.idle_limit), (None, None));
-        assert_eq!((settings.max_message, settings.max_frame), (16 * 1024 * 1024, None));
+        assert_eq!((settings.max_attempts, settings.idle_timeout), (None, None));
+        assert_eq!((settings.max_message_size, settings.max_outgoing_frame_size), (16 * 1024 * 1024, None));
         let bounds = Bounds { messages: 65_536, bytes: 64 * 1024 * 1024, when_full: WhenFull::Disconnect };
         assert_eq!(settings.queue, bounds);
         assert!(settings.deflate.is_none() && settings.app_ping.is_none());

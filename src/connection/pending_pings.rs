@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 /// ping is harmless and tells nothing.
 const REMEMBERED: usize = 256;
 
-/// The pings of one line.
+/// The pings of one connection.
 #[derive(Default, Debug)]
-pub(crate) struct PingBook {
+pub(crate) struct PendingPings {
     pings: VecDeque<Ping>,
     /// The oldest unanswered ping's write, kept when the ping itself is forgotten.
     oldest_unanswered: Option<Instant>,
@@ -24,7 +24,7 @@ struct Ping {
     covers: u64,
 }
 
-impl PingBook {
+impl PendingPings {
     /// A ping went out at `written`, behind all messages up to `covers`.
     pub(crate) fn wrote(&mut self, nonce: [u8; 8], written: Instant, covers: u64) {
         if self.pings.len() == REMEMBERED {
@@ -67,7 +67,7 @@ mod tests {
     #[test]
     fn a_pong_answers_its_ping_and_all_earlier_ones() {
         let start = Instant::now();
-        let mut book = PingBook::default();
+        let mut book = PendingPings::default();
         for number in 1..=4u8 {
             book.wrote([number; 8], start + u32::from(number) * MS, u64::from(number) * 10);
         }
@@ -84,7 +84,7 @@ mod tests {
 
     #[test]
     fn unasked_pongs_change_nothing() {
-        let mut book = PingBook::default();
+        let mut book = PendingPings::default();
         assert_eq!(book.answered(b"", Instant::now()), None);
         book.wrote([1; 8], Instant::now(), 5);
         assert_eq!(book.answered(b"unasked", Instant::now()), None);
@@ -95,7 +95,7 @@ mod tests {
     #[test]
     fn a_ping_that_found_no_room_counts_until_something_is_answered() {
         let start = Instant::now();
-        let mut book = PingBook::default();
+        let mut book = PendingPings::default();
         for number in 1..=3u8 {
             book.wrote([number; 8], start + u32::from(number) * MS, 0);
             book.withdraw();
@@ -110,7 +110,7 @@ mod tests {
     #[test]
     fn a_forgotten_ping_still_counts_as_unanswered() {
         let start = Instant::now();
-        let mut book = PingBook::default();
+        let mut book = PendingPings::default();
         let many = REMEMBERED as u32 + 12;
         for number in 0..many {
             book.wrote(nonce(number), start + number * MS, 0);
@@ -124,7 +124,7 @@ mod tests {
     #[test]
     fn a_pong_confirms_however_many_pings_are_under_way() {
         let start = Instant::now();
-        let mut book = PingBook::default();
+        let mut book = PendingPings::default();
         // A ping behind each of a hundred orders a second, and a round trip of 100 ms: ten are under way all the time.
         for number in 0..100 {
             book.wrote(nonce(number), start + number * 10 * MS, number.into());

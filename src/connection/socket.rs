@@ -1,4 +1,4 @@
-//! The socket of an open line: what the reader, the writers and whoever severs it ask of the kernel.
+//! The socket of an open connection: what the reader, the writers and whoever aborts it ask of the kernel.
 
 use std::io::{self, ErrorKind, Read};
 use std::net::Shutdown;
@@ -9,24 +9,24 @@ use socket2::Socket;
 use crate::connection::Receiving;
 
 /// A connected, blocking socket. Every call may be made from any thread, and none takes a lock.
-pub(crate) struct LineSocket {
+pub(crate) struct StreamSocket {
     socket: Socket,
     #[cfg_attr(not(unix), expect(dead_code, reason = "there the settings do not exist"))]
     receiving: Receiving,
 }
 
-impl LineSocket {
+impl StreamSocket {
     /// `socket` is blocking; on Windows it has a receive timeout, because there `shutdown` does not wake a blocked `recv`.
     pub(crate) fn new(socket: Socket, receiving: Receiving) -> Self {
         #[cfg(target_os = "linux")]
         if receiving.is_stamped {
             use nix::sys::socket::{setsockopt, sockopt::ReceiveTimestampns};
-            // A kernel that cannot gives no time, and the line is none the worse for it.
+            // A kernel that cannot gives no time, and the connection is none the worse for it.
             if let Err(error) = setsockopt(&socket, ReceiveTimestampns, &true) {
                 log::warn!("the kernel notes no time of what comes: {error}");
             }
         }
-        LineSocket { socket, receiving }
+        StreamSocket { socket, receiving }
     }
 
     /// Blocks until bytes come; 0 at the end. Beside them stands when the kernel got the last of them, if it says so. An interruption by a signal, or by the receive timeout of a platform that needs one, is
@@ -49,7 +49,7 @@ impl LineSocket {
         }
     }
 
-    /// Asks again and again if it is to spin. Ends as a blocking `recv` does: when bytes come, or when the line is severed.
+    /// Asks again and again if it is to spin. Ends as a blocking `recv` does: when bytes come, or when the connection is aborted.
     #[cfg(unix)]
     fn until_ready<T>(&self, mut receive: impl FnMut() -> io::Result<T>) -> io::Result<T> {
         loop {
@@ -86,7 +86,7 @@ impl LineSocket {
     /// One `send` that does not wait for room; retried when a signal interrupts it.
     #[cfg(unix)]
     pub(crate) fn send_now(&self, bytes: &[u8]) -> io::Result<usize> {
-        // Without MSG_NOSIGNAL a severed line would kill a program that has not asked to ignore SIGPIPE. Apple has a socket option
+        // Without MSG_NOSIGNAL a aborted connection would kill a program that has not asked to ignore SIGPIPE. Apple has a socket option
         // for it instead, which socket2 sets.
         #[cfg(not(target_vendor = "apple"))]
         const FLAGS: i32 = (rustix::net::SendFlags::DONTWAIT.bits() | rustix::net::SendFlags::NOSIGNAL.bits()) as i32;
@@ -109,7 +109,7 @@ impl LineSocket {
         self.socket.send(&bytes[..bytes.len().min(8 * 1024)])
     }
 
-    /// Waits for room to write. `true` also when the line is broken: the send that follows says how. A signal may end the wait early.
+    /// Waits for room to write. `true` also when the connection is broken: the send that follows says how. A signal may end the wait early.
     pub(crate) fn has_room_within(&self, wait: Duration) -> io::Result<bool> {
         use rustix::event::{PollFd, PollFlags, Timespec, poll};
         let wait = Timespec::try_from(wait).ok();
@@ -128,8 +128,8 @@ impl LineSocket {
     }
 
     /// Ends both directions; wakes a blocked `receive`.
-    pub(crate) fn sever(&self) {
-        // An error means that the peer has reset the connection: there is nothing left to sever.
+    pub(crate) fn abort(&self) {
+        // An error means that the peer has reset the connection: there is nothing left to abort.
         let _ = self.socket.shutdown(Shutdown::Both);
     }
 }

@@ -4,7 +4,7 @@ use std::io::{self, ErrorKind, Read, Write};
 
 /// Two byte buffers. An empty inbox answers `WouldBlock` and never the end, so that the engine never waits; the outbox takes everything.
 #[derive(Default)]
-pub(crate) struct Pipe {
+pub(crate) struct TlsBuffers {
     /// Ciphertext from the peer: `inbox[start..end]` has not been read by the engine.
     inbox: Vec<u8>,
     start: usize,
@@ -13,7 +13,7 @@ pub(crate) struct Pipe {
     outbox: Vec<u8>,
 }
 
-impl Pipe {
+impl TlsBuffers {
     /// Gives the engine the first `filled` bytes of `cipher`. Swaps buffers where it can: then nothing is copied, and the caller's buffer
     /// comes back as another one, perhaps of another length but never empty.
     pub(crate) fn feed(&mut self, cipher: &mut Vec<u8>, filled: usize) {
@@ -55,7 +55,7 @@ impl Pipe {
     }
 }
 
-impl Read for Pipe {
+impl Read for TlsBuffers {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         if self.start == self.end {
             return Err(ErrorKind::WouldBlock.into());
@@ -67,7 +67,7 @@ impl Read for Pipe {
     }
 }
 
-impl Write for Pipe {
+impl Write for TlsBuffers {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.outbox.extend_from_slice(bytes);
         Ok(bytes.len())
@@ -82,7 +82,7 @@ impl Write for Pipe {
 mod tests {
     use super::*;
 
-    fn read(pipe: &mut Pipe, count: usize) -> Vec<u8> {
+    fn read(pipe: &mut TlsBuffers, count: usize) -> Vec<u8> {
         let mut bytes = vec![0; count];
         let count = pipe.read(&mut bytes).expect("there is something");
         bytes.truncate(count);
@@ -91,7 +91,7 @@ mod tests {
 
     #[test]
     fn what_is_fed_is_read_in_order_and_emptiness_would_block() {
-        let mut pipe = Pipe::default();
+        let mut pipe = TlsBuffers::default();
         let mut buffer = b"abcdef".to_vec();
         pipe.feed(&mut buffer, 4);
         assert!(!buffer.is_empty());
@@ -105,7 +105,7 @@ mod tests {
 
     #[test]
     fn a_burst_leaves_nothing_behind() {
-        let mut pipe = Pipe::default();
+        let mut pipe = TlsBuffers::default();
         pipe.feed(&mut vec![7; 1000], 100);
         pipe.shrink(10);
         assert_eq!(read(&mut pipe, 100), [7; 100]);
@@ -116,7 +116,7 @@ mod tests {
 
     #[test]
     fn output_is_taken_whole_and_in_order() {
-        let mut pipe = Pipe::default();
+        let mut pipe = TlsBuffers::default();
         pipe.write_all(b"one").expect("it takes everything");
         let mut taken = b"zero".to_vec();
         pipe.take_output(&mut taken);

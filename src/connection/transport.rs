@@ -1,21 +1,21 @@
-//! The full-duplex stream: one thread reads, any thread writes, and neither waits for the other.
+//! The full-transport stream: one thread reads, any thread writes, and neither waits for the other.
 //!
 //! ```text
-//! reader                                       writer (whoever holds the lock of the outlet)
+//! reader                                       writer (whoever holds the lock of the writer)
 //! ------                                       ---------------------------------------------
 //! recv(socket), no lock                        encode the frame, masked
 //! lock engine: feed it, take plaintext         lock engine: encrypt into memory, take all output; unlock
 //! unlock; parse, deliver                       send(socket)
 //! ```
 //!
-//! A plain line has no engine: reader and writers share nothing but the socket.
+//! A plain connection has no engine: reader and writers share nothing but the socket.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::time::{Duration, Instant, SystemTime};
 
-use crate::connection::socket::LineSocket;
+use crate::connection::socket::StreamSocket;
 #[cfg(not(shuttle))]
-use crate::connection::tls_buffers::Pipe;
+use crate::connection::tls_buffers::TlsBuffers;
 use crate::protocol::frame::ReadBuffer;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::thread::{self, ThreadId};
@@ -36,29 +36,29 @@ const DECRYPT_AT_ONCE: usize = 256 * 1024;
 
 /// The TLS engine: it reads from memory and writes to memory.
 #[cfg(not(shuttle))]
-pub(crate) type TlsEngine = native_tls::TlsStream<Pipe>;
+pub(crate) type TlsEngine = native_tls::TlsStream<TlsBuffers>;
 #[cfg(shuttle)]
 pub(crate) use crate::model::engine::TlsEngine;
 
-/// The ciphertext buffer of a quiet line, and of a busy one.
+/// The ciphertext buffer of a quiet connection, and of a busy one.
 const CIPHER_MIN: usize = 16 * 1024;
 const CIPHER_MAX: usize = 128 * 1024;
 
-/// The socket of an open line, and the TLS engine beside it.
-pub(crate) struct Duplex {
-    /// The thread that reads: the one that opened the line.
+/// The socket of an open connection, and the TLS engine beside it.
+pub(crate) struct Transport {
+    /// The thread that reads: the one that opened the connection.
     reader: ThreadId,
     /// What the clock below counts nanoseconds from.
     origin: Instant,
     /// Since when writers get nowhere, in nanoseconds from `origin`; 0 while they do.
     stuck_since: AtomicU64,
-    socket: LineSocket,
+    socket: StreamSocket,
     tls: Option<Tls>,
-    is_severed: AtomicBool,
+    is_aborted: AtomicBool,
 }
 
 struct Tls {
-    /// Covers memory only. Taken after the outlet's lock by writers, alone by the reader.
+    /// Covers memory only. Taken after the writer's lock by writers, alone by the reader.
     engine: Mutex<Engine>,
     /// Signalled when the engine has been fed. Waits under `engine`.
     fed: Condvar,
@@ -71,8 +71,8 @@ struct Engine {
 }
 
 /// What only the reader needs: never shared, never locked.
-pub(crate) struct Inlet {
-    /// Ciphertext on its way from the socket to the engine. Empty on a plain line.
+pub(crate) struct ReadHalf {
+    /// Ciphertext on its way from the socket to the engine. Empty on a plain connection.
     cipher: Vec<u8>,
     /// The engine may hold plaintext that has not been taken yet.
     has_more: bool,
@@ -82,7 +82,7 @@ pub(crate) struct Inlet {
     kernel_time: Option<SystemTime>,
 }
 
-impl Inlet {
+impl ReadHalf {
     pub(crate) fn owes_output(&self) -> bool {
         self.owes_output
     }
@@ -103,9 +103,9 @@ pub(crate) enum Received {
     End,
 }
 
-/// What only a writer needs. Guarded by the outlet's lock.
+/// What only a writer needs. Guarded by the writer's lock.
 #[derive(Default)]
-pub(crate) struct Wire {
+pub(crate) struct WriteBuffer {
     /// Encrypted bytes on their way to the kernel.
     cipher: Vec<u8>,
     /// Where the records in `cipher` end: in the plaintext, and in `cipher`.
@@ -119,26 +119,26 @@ pub(crate) struct Wire {
 
 /// A transmission that did not go through.
 #[derive(Debug)]
-pub(crate) struct Cut {
+pub(crate) struct WriteError {
     /// How many bytes, from the first, the kernel is known to have taken.
     pub(crate) taken: usize,
     /// Whether it may have taken any beyond those.
-    pub(crate) is_torn: bool,
-    /// Whether nothing further can be sent on this line.
+    pub(crate) is_partial: bool,
+    /// Whether nothing further can be sent on this connection.
     pub(crate) is_fatal: bool,
-    pub(crate) why: CutBy,
+    pub(crate) why: WriteErrorKind,
 }
 
 #[derive(Debug)]
-pub(crate) enum CutBy {
+pub(crate) enum WriteErrorKind {
     Deadline,
     System(io::Error),
 }
 
-impl Cut {
-    fn untouched(why: CutBy) -> Self {
-        let is_fatal = matches!(why, CutBy::System(_));
-        Cut { taken: 0, is_torn: false, is_fatal, why }
+impl WriteError {
+    fn untouched(why: WriteErrorKind) -> Self {
+        let is_fatal = matches!(why, WriteErrorKind::System(_));
+        WriteError { taken: 0, is_partial: false, is_fatal, why }
     }
 }
 
@@ -153,50 +153,50 @@ pub(crate) enum Attempt {
     Later,
 }
 
-impl Duplex {
+impl Transport {
     /// `tls` has finished its handshake.
-    pub(crate) fn new(socket: LineSocket, tls: Option<TlsEngine>) -> Self {
+    pub(crate) fn new(socket: StreamSocket, tls: Option<TlsEngine>) -> Self {
         let tls = tls.map(|stream| Tls { engine: Mutex::new(Engine { stream, feedings: 0 }), fed: Condvar::new() });
-        Duplex {
+        Transport {
             reader: thread::current().id(),
             origin: sync::now(),
             stuck_since: AtomicU64::new(0),
             socket,
             tls,
-            is_severed: AtomicBool::new(false),
+            is_aborted: AtomicBool::new(false),
         }
     }
 
     /// The reader's half. The engine may hold plaintext from the handshake, so it is asked before the first `recv`.
-    pub(crate) fn inlet(&self) -> Inlet {
+    pub(crate) fn read_half(&self) -> ReadHalf {
         let cipher = if self.tls.is_some() { vec![0; CIPHER_MIN] } else { Vec::new() };
-        Inlet { cipher, has_more: self.tls.is_some(), owes_output: false, kernel_time: None }
+        ReadHalf { cipher, has_more: self.tls.is_some(), owes_output: false, kernel_time: None }
     }
 
     /// Blocks until something comes.
     ///
-    /// Ends at once when the line is severed: `shutdown(Both)` wakes a blocked `recv`.
-    pub(crate) fn receive(&self, inlet: &mut Inlet, buffer: &mut ReadBuffer) -> io::Result<Received> {
+    /// Ends at once when the connection is aborted: `shutdown(Both)` wakes a blocked `recv`.
+    pub(crate) fn receive(&self, read_half: &mut ReadHalf, buffer: &mut ReadBuffer) -> io::Result<Received> {
         let Some(tls) = &self.tls else {
-            let filled = self.recv(buffer.room(), &mut inlet.kernel_time)?;
+            let filled = self.recv(buffer.room(), &mut read_half.kernel_time)?;
             buffer.filled(filled);
             return Ok(if filled == 0 { Received::End } else { Received::Bytes });
         };
-        let filled = if inlet.has_more {
+        let filled = if read_half.has_more {
             0
         } else {
-            match self.recv(&mut inlet.cipher, &mut inlet.kernel_time)? {
+            match self.recv(&mut read_half.cipher, &mut read_half.kernel_time)? {
                 0 => return Ok(Received::End),
                 filled => filled,
             }
         };
-        tls.decrypt(inlet, filled, buffer)
+        tls.decrypt(read_half, filled, buffer)
     }
 
     /// `recv` without a lock, retried when a signal interrupts it.
     fn recv(&self, room: &mut [u8], kernel_time: &mut Option<SystemTime>) -> io::Result<usize> {
         loop {
-            if self.is_severed() {
+            if self.is_aborted() {
                 return Ok(0);
             }
             match self.socket.receive(room) {
@@ -211,9 +211,9 @@ impl Duplex {
     }
 
     /// Gives back buffers that a burst has grown.
-    pub(crate) fn shrink(&self, inlet: &mut Inlet) {
-        if inlet.cipher.len() > CIPHER_MIN {
-            inlet.cipher = vec![0; CIPHER_MIN];
+    pub(crate) fn shrink(&self, read_half: &mut ReadHalf) {
+        if read_half.cipher.len() > CIPHER_MIN {
+            read_half.cipher = vec![0; CIPHER_MIN];
         }
         if let Some(tls) = &self.tls {
             // The other of the two that are in turn.
@@ -222,67 +222,90 @@ impl Duplex {
     }
 
     /// Sends all of `bytes`, waiting for room until `deadline`. What was left unsent goes first.
-    pub(crate) fn transmit(&self, wire: &mut Wire, bytes: &[u8], deadline: Deadline) -> Result<(), Cut> {
-        self.flush_until(wire, deadline).map_err(Cut::untouched)?;
+    pub(crate) fn transmit(
+        &self,
+        write_buffer: &mut WriteBuffer,
+        bytes: &[u8],
+        deadline: Deadline,
+    ) -> Result<(), WriteError> {
+        self.flush_until(write_buffer, deadline).map_err(WriteError::untouched)?;
         match &self.tls {
             None => {
                 let mut taken = 0;
-                self.send_all(&mut wire.was_full, bytes, &mut taken, deadline).map_err(|why| Cut {
+                self.send_all(&mut write_buffer.was_full, bytes, &mut taken, deadline).map_err(|why| WriteError {
                     taken,
-                    is_torn: false,
-                    is_fatal: matches!(why, CutBy::System(_)),
+                    is_partial: false,
+                    is_fatal: matches!(why, WriteErrorKind::System(_)),
                     why,
                 })
             }
-            Some(tls) => self.transmit_encrypted(tls, wire, bytes, deadline),
+            Some(tls) => self.transmit_encrypted(tls, write_buffer, bytes, deadline),
         }
     }
 
-    fn transmit_encrypted(&self, tls: &Tls, wire: &mut Wire, bytes: &[u8], deadline: Deadline) -> Result<(), Cut> {
+    fn transmit_encrypted(
+        &self,
+        tls: &Tls,
+        write_buffer: &mut WriteBuffer,
+        bytes: &[u8],
+        deadline: Deadline,
+    ) -> Result<(), WriteError> {
         // Records that have been encrypted cannot be taken back: the next one would not decrypt. So look for room first where there may be none.
-        if wire.was_full {
-            self.await_room(deadline).map_err(Cut::untouched)?;
+        if write_buffer.was_full {
+            self.await_room(deadline).map_err(WriteError::untouched)?;
         }
         let mut taken = 0;
         while taken < bytes.len() {
             let end = bytes.len().min(taken + ENCRYPT_AT_ONCE);
-            wire.records.clear();
-            let encrypted = tls.encrypt(&bytes[taken..end], &mut wire.cipher, &mut wire.records);
+            write_buffer.records.clear();
+            let encrypted = tls.encrypt(&bytes[taken..end], &mut write_buffer.cipher, &mut write_buffer.records);
             let (advanced, feedings) = match encrypted {
                 Ok(Encrypted::All) => (end - taken, None),
                 Ok(Encrypted::Some { advanced, feedings }) => (advanced, Some(feedings)),
-                Err(error) => return Err(Cut { taken, is_torn: false, is_fatal: true, why: CutBy::System(error) }),
+                Err(error) => {
+                    return Err(WriteError {
+                        taken,
+                        is_partial: false,
+                        is_fatal: true,
+                        why: WriteErrorKind::System(error),
+                    });
+                }
             };
             let mut sent = 0;
-            let result = self.send_all(&mut wire.was_full, &wire.cipher, &mut sent, deadline);
-            wire.cipher.clear();
+            let result = self.send_all(&mut write_buffer.was_full, &write_buffer.cipher, &mut sent, deadline);
+            write_buffer.cipher.clear();
             if let Err(why) = result {
                 // The peer can read whole records, and nothing of one that broke off.
-                let whole = wire.records.iter().rev().find(|record| record.1 <= sent).copied();
+                let whole = write_buffer.records.iter().rev().find(|record| record.1 <= sent).copied();
                 let (plain_end, cipher_end) = whole.unwrap_or_default();
-                return Err(Cut { taken: taken + plain_end, is_torn: sent > cipher_end, is_fatal: true, why });
+                return Err(WriteError {
+                    taken: taken + plain_end,
+                    is_partial: sent > cipher_end,
+                    is_fatal: true,
+                    why,
+                });
             }
             taken += advanced;
             // A TLS 1.2 peer renegotiates: the engine takes nothing until the reader has fed it.
             if let Some(feedings) = feedings {
                 if let Err(why) = self.await_feeding(tls, feedings, deadline) {
-                    // As long as the engine has nothing of these bytes, this line can go on without them.
-                    return Err(Cut { taken, is_torn: false, is_fatal: taken > 0 || self.is_severed(), why });
+                    // As long as the engine has nothing of these bytes, this connection can go on without them.
+                    return Err(WriteError { taken, is_partial: false, is_fatal: taken > 0 || self.is_aborted(), why });
                 }
             }
         }
-        wire.cipher.shrink_to(2 * ENCRYPT_AT_ONCE);
+        write_buffer.cipher.shrink_to(2 * ENCRYPT_AT_ONCE);
         Ok(())
     }
 
     /// Waits until the kernel has room, before anything is given to it.
-    pub(crate) fn await_room_untouched(&self, deadline: Deadline) -> Result<(), Cut> {
-        self.await_room(deadline).map_err(Cut::untouched)
+    pub(crate) fn await_room_untouched(&self, deadline: Deadline) -> Result<(), WriteError> {
+        self.await_room(deadline).map_err(WriteError::untouched)
     }
 
     /// Sends `bytes` without waiting.
-    pub(crate) fn attempt(&self, wire: &mut Wire, bytes: &[u8]) -> io::Result<Attempt> {
-        if !self.flush(wire)? {
+    pub(crate) fn attempt(&self, write_buffer: &mut WriteBuffer, bytes: &[u8]) -> io::Result<Attempt> {
+        if !self.flush(write_buffer)? {
             return Ok(Attempt::Later);
         }
         match &self.tls {
@@ -293,21 +316,21 @@ impl Duplex {
                 }
                 Ok(sent) => {
                     self.note_progress();
-                    wire.unsent.extend_from_slice(&bytes[sent..]);
-                    wire.was_full = true;
+                    write_buffer.unsent.extend_from_slice(&bytes[sent..]);
+                    write_buffer.was_full = true;
                     Ok(Attempt::Kept)
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    wire.was_full = true;
+                    write_buffer.was_full = true;
                     self.note_stuck();
                     Ok(Attempt::Later)
                 }
                 Err(error) => Err(error),
             },
             Some(tls) => {
-                let encrypted = tls.encrypt(bytes, &mut wire.unsent, &mut wire.records)?;
-                wire.records.clear();
-                let sent = self.flush(wire)?;
+                let encrypted = tls.encrypt(bytes, &mut write_buffer.unsent, &mut write_buffer.records)?;
+                write_buffer.records.clear();
+                let sent = self.flush(write_buffer)?;
                 Ok(match encrypted {
                     // Control frames fit in one record, so it is all or nothing. A longer text may not, and cannot be begun anew.
                     Encrypted::Some { advanced, .. } if advanced > 0 => {
@@ -325,30 +348,30 @@ impl Duplex {
     }
 
     /// Sends the engine's own output and what was left unsent, without waiting. Whether all of it went.
-    pub(crate) fn flush_output(&self, wire: &mut Wire) -> io::Result<bool> {
+    pub(crate) fn flush_output(&self, write_buffer: &mut WriteBuffer) -> io::Result<bool> {
         if let Some(tls) = &self.tls {
-            tls.engine.lock().stream.get_mut().take_output(&mut wire.unsent);
+            tls.engine.lock().stream.get_mut().take_output(&mut write_buffer.unsent);
         }
-        let is_flushed = self.flush(wire)?;
-        refuse_too_much(wire.unsent.len() - wire.unsent_start)?;
+        let is_flushed = self.flush(write_buffer)?;
+        refuse_too_much(write_buffer.unsent.len() - write_buffer.unsent_start)?;
         Ok(is_flushed)
     }
 
     /// Says goodbye below WebSocket: TLS close_notify where there is TLS, and FIN. Only what the kernel takes at once.
-    pub(crate) fn half_close(&self, wire: &mut Wire) {
+    pub(crate) fn half_close(&self, write_buffer: &mut WriteBuffer) {
         if let Some(tls) = &self.tls {
             // The answer to close_notify is of no interest: the peer has said all that it had to say.
             let _ = tls.engine.lock().stream.shutdown();
         }
-        if let Ok(true) = self.flush_output(wire) {
+        if let Ok(true) = self.flush_output(write_buffer) {
             self.socket.end_writing();
         }
     }
 
-    /// Ends the line now: a blocked `recv` or send returns at once.
-    pub(crate) fn sever(&self) {
-        self.is_severed.store(true, Ordering::SeqCst);
-        self.socket.sever();
+    /// Ends the connection now: a blocked `recv` or send returns at once.
+    pub(crate) fn abort(&self) {
+        self.is_aborted.store(true, Ordering::SeqCst);
+        self.socket.abort();
         if let Some(tls) = &self.tls {
             // The lock makes this wake whoever is about to wait.
             let _engine = tls.engine.lock();
@@ -362,47 +385,47 @@ impl Duplex {
         act();
     }
 
-    pub(crate) fn is_severed(&self) -> bool {
-        self.is_severed.load(Ordering::SeqCst)
+    pub(crate) fn is_aborted(&self) -> bool {
+        self.is_aborted.load(Ordering::SeqCst)
     }
 
     /// Sends what was left unsent, without waiting. Whether all of it went.
-    fn flush(&self, wire: &mut Wire) -> io::Result<bool> {
-        while wire.unsent_start < wire.unsent.len() {
-            match self.socket.send_now(&wire.unsent[wire.unsent_start..]) {
+    fn flush(&self, write_buffer: &mut WriteBuffer) -> io::Result<bool> {
+        while write_buffer.unsent_start < write_buffer.unsent.len() {
+            match self.socket.send_now(&write_buffer.unsent[write_buffer.unsent_start..]) {
                 Ok(sent) => {
-                    wire.unsent_start += sent;
+                    write_buffer.unsent_start += sent;
                     self.note_progress();
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    wire.was_full = true;
+                    write_buffer.was_full = true;
                     self.note_stuck();
                     return Ok(false);
                 }
                 Err(error) => return Err(error),
             }
         }
-        wire.unsent.clear();
-        wire.unsent_start = 0;
+        write_buffer.unsent.clear();
+        write_buffer.unsent_start = 0;
         Ok(true)
     }
 
     /// Waits until the reader has fed the engine more than `feedings` times.
-    fn await_feeding(&self, tls: &Tls, feedings: u64, deadline: Deadline) -> Result<(), CutBy> {
+    fn await_feeding(&self, tls: &Tls, feedings: u64, deadline: Deadline) -> Result<(), WriteErrorKind> {
         if self.reader == thread::current().id() {
             // A handler's send: nobody else reads.
-            let doing =
+            let context =
                 "the peer renegotiates TLS, for which this thread has to read: send when the handler has returned";
-            return Err(CutBy::System(io::Error::new(ErrorKind::WouldBlock, doing)));
+            return Err(WriteErrorKind::System(io::Error::new(ErrorKind::WouldBlock, context)));
         }
         self.note_stuck();
         let mut engine = tls.engine.lock();
         while engine.feedings == feedings {
-            if self.is_severed() {
-                return Err(CutBy::System(ErrorKind::BrokenPipe.into()));
+            if self.is_aborted() {
+                return Err(WriteErrorKind::System(ErrorKind::BrokenPipe.into()));
             }
             if deadline.has_passed(sync::now()) {
-                return Err(CutBy::Deadline);
+                return Err(WriteErrorKind::Deadline);
             }
             tls.fed.wait_until(&mut engine, deadline.at());
         }
@@ -410,8 +433,8 @@ impl Duplex {
         Ok(())
     }
 
-    fn flush_until(&self, wire: &mut Wire, deadline: Deadline) -> Result<(), CutBy> {
-        while !self.flush(wire).map_err(CutBy::System)? {
+    fn flush_until(&self, write_buffer: &mut WriteBuffer, deadline: Deadline) -> Result<(), WriteErrorKind> {
+        while !self.flush(write_buffer).map_err(WriteErrorKind::System)? {
             self.await_room(deadline)?;
         }
         Ok(())
@@ -437,7 +460,13 @@ impl Duplex {
         }
     }
 
-    fn send_all(&self, was_full: &mut bool, bytes: &[u8], taken: &mut usize, deadline: Deadline) -> Result<(), CutBy> {
+    fn send_all(
+        &self,
+        was_full: &mut bool,
+        bytes: &[u8],
+        taken: &mut usize,
+        deadline: Deadline,
+    ) -> Result<(), WriteErrorKind> {
         *was_full = false;
         while *taken < bytes.len() {
             match self.socket.send_now(&bytes[*taken..]) {
@@ -449,19 +478,19 @@ impl Duplex {
                     *was_full = true;
                     self.await_room(deadline)?;
                 }
-                Err(error) => return Err(CutBy::System(error)),
+                Err(error) => return Err(WriteErrorKind::System(error)),
             }
         }
         Ok(())
     }
 
-    /// Waits until the kernel has room, or the line is severed: the send that follows says which.
-    fn await_room(&self, deadline: Deadline) -> Result<(), CutBy> {
+    /// Waits until the kernel has room, or the connection is aborted: the send that follows says which.
+    fn await_room(&self, deadline: Deadline) -> Result<(), WriteErrorKind> {
         // Mostly there is none, for the kernel has just said so.
-        while !self.socket.has_room_within(Duration::ZERO).map_err(CutBy::System)? {
+        while !self.socket.has_room_within(Duration::ZERO).map_err(WriteErrorKind::System)? {
             self.note_stuck();
-            let left = deadline.left(sync::now()).ok_or(CutBy::Deadline)?;
-            if self.socket.has_room_within(left).map_err(CutBy::System)? {
+            let left = deadline.left(sync::now()).ok_or(WriteErrorKind::Deadline)?;
+            if self.socket.has_room_within(left).map_err(WriteErrorKind::System)? {
                 break;
             }
         }
@@ -514,20 +543,20 @@ impl Tls {
         Ok(stuck.map_or(Encrypted::All, |feedings| Encrypted::Some { advanced, feedings }))
     }
 
-    fn decrypt(&self, inlet: &mut Inlet, filled: usize, buffer: &mut ReadBuffer) -> io::Result<Received> {
+    fn decrypt(&self, read_half: &mut ReadHalf, filled: usize, buffer: &mut ReadBuffer) -> io::Result<Received> {
         let mut engine = self.engine.lock();
         if filled > 0 {
-            let was_filled_up = filled == inlet.cipher.len();
-            engine.stream.get_mut().feed(&mut inlet.cipher, filled);
+            let was_filled_up = filled == read_half.cipher.len();
+            engine.stream.get_mut().feed(&mut read_half.cipher, filled);
             engine.feedings += 1;
             self.fed.notify_all();
             // The buffer that came back may be the smaller of the two that are in turn.
-            if was_filled_up && inlet.cipher.len() < CIPHER_MAX {
-                inlet.cipher.resize(2 * inlet.cipher.len().max(CIPHER_MIN), 0);
+            if was_filled_up && read_half.cipher.len() < CIPHER_MAX {
+                read_half.cipher.resize(2 * read_half.cipher.len().max(CIPHER_MIN), 0);
             }
         }
         let mut taken = 0;
-        inlet.has_more = true;
+        read_half.has_more = true;
         while taken < DECRYPT_AT_ONCE {
             let room = buffer.room();
             match engine.stream.read(room) {
@@ -540,7 +569,7 @@ impl Tls {
                     taken += count;
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    inlet.has_more = false;
+                    read_half.has_more = false;
                     break;
                 }
                 Err(error) if taken > 0 => {
@@ -553,7 +582,7 @@ impl Tls {
         }
         let output = engine.stream.get_ref().output_len();
         refuse_too_much(output)?;
-        inlet.owes_output = output > 0;
+        read_half.owes_output = output > 0;
         Ok(if taken > 0 { Received::Bytes } else { Received::Partial })
     }
 }

@@ -2,7 +2,7 @@
 
 use tungstenite::protocol::frame::coding::{Control, Data, OpCode};
 
-use crate::connection::transport::{Attempt, Cut, CutBy, Duplex, Wire};
+use crate::connection::transport::{Attempt, Transport, WriteBuffer, WriteError, WriteErrorKind};
 use crate::error::{BatchError, Error, ErrorKind, SendError};
 use crate::event::Payload;
 use crate::protocol::deflate::Deflater;
@@ -17,15 +17,15 @@ const KEEP: usize = 2 * CHUNK;
 
 /// The writing half above the socket: whoever holds its lock decides what is next on the wire. The heart and senders take it, always before
 /// the TLS engine's and always with a deadline; the reader never does.
-pub(crate) struct Outlet {
-    wire: Wire,
+pub(crate) struct FrameWriter {
+    write_buffer: WriteBuffer,
     keys: MaskingKeys,
     /// Frames under construction.
     plain: Vec<u8>,
     /// Compressed payloads under construction.
     compressed: Vec<u8>,
     deflater: Option<Deflater>,
-    max_frame: usize,
+    max_outgoing_frame_size: usize,
     /// The number of the last message that went out, or was begun.
     sequence: u64,
     /// A fragmented message has begun and has not ended: control frames may pass, data may not (RFC 6455 section 5.4).
@@ -40,7 +40,7 @@ pub(crate) struct Outlet {
 enum ClosedBy {
     /// RFC 6455 section 5.5.1: no data follows a close frame.
     CloseFrame,
-    /// It broke off in the middle, where the peer would take whatever came next for the rest. The line is severed for it a moment later, and
+    /// It broke off in the middle, where the peer would take whatever came next for the rest. The connection is aborted for it a moment later, and
     /// nobody may write in that moment.
     BreakingOff,
 }
@@ -52,18 +52,18 @@ pub(crate) struct Sent {
     pub(crate) bytes: usize,
 }
 
-/// A send that failed, and whether the line has to be severed for it.
+/// A send that failed, and whether the connection has to be aborted for it.
 #[derive(Debug)]
 pub(crate) struct Failed {
     pub(crate) error: SendError,
-    pub(crate) severs: bool,
+    pub(crate) aborts: bool,
 }
 
 /// A batch that ended early.
 #[derive(Debug)]
 pub(crate) struct FailedBatch {
     pub(crate) error: BatchError,
-    pub(crate) severs: bool,
+    pub(crate) aborts: bool,
     /// Bytes of the frames of those messages that went whole.
     pub(crate) bytes: usize,
 }
@@ -71,30 +71,30 @@ pub(crate) struct FailedBatch {
 impl Failed {
     /// A part of the message is out, and the rest will not follow.
     pub(crate) fn in_the_middle(self) -> Self {
-        Failed { severs: true, ..self.unknown() }
+        Failed { aborts: true, ..self.unknown() }
     }
 
     fn unknown(self) -> Self {
         let reason = match self.error {
             SendError::NotSent(reason) | SendError::Unknown(reason) => reason,
         };
-        Failed { error: SendError::Unknown(reason), severs: self.severs }
+        Failed { error: SendError::Unknown(reason), aborts: self.aborts }
     }
 
     pub(crate) fn harmless(error: Error) -> Self {
-        Failed { error: SendError::NotSent(error), severs: false }
+        Failed { error: SendError::NotSent(error), aborts: false }
     }
 }
 
-impl Outlet {
-    pub(crate) fn new(deflater: Option<Deflater>, max_frame: Option<usize>) -> Self {
-        Outlet {
-            wire: Wire::default(),
+impl FrameWriter {
+    pub(crate) fn new(deflater: Option<Deflater>, max_outgoing_frame_size: Option<usize>) -> Self {
+        FrameWriter {
+            write_buffer: WriteBuffer::default(),
             keys: MaskingKeys::new(),
             plain: Vec::new(),
             compressed: Vec::new(),
             deflater,
-            max_frame: max_frame.unwrap_or(usize::MAX),
+            max_outgoing_frame_size: max_outgoing_frame_size.unwrap_or(usize::MAX),
             sequence: 0,
             is_fragmenting: false,
             is_in_the_middle: false,
@@ -129,7 +129,7 @@ impl Outlet {
     /// Sends a fragment. A first one has the opcode of its message, the others continue it.
     pub(crate) fn send_fragment(
         &mut self,
-        duplex: &Duplex,
+        transport: &Transport,
         opcode: OpCode,
         payload: &[u8],
         is_final: bool,
@@ -139,13 +139,13 @@ impl Outlet {
         if let Err(refused) = self.refuse_if_closed() {
             return Err(match self.closed {
                 _ if is_first => refused,
-                // The closing handshake is under way, and severing would spoil it.
+                // The closing handshake is under way, and aborting would spoil it.
                 Some(ClosedBy::CloseFrame) => refused.unknown(),
                 _ => refused.in_the_middle(),
             });
         }
         let mut taken = 0;
-        let result = self.send_frames(duplex, opcode, is_final, false, payload, deadline, &mut taken);
+        let result = self.send_frames(transport, opcode, is_final, false, payload, deadline, &mut taken);
         let cut = match result {
             Ok(()) => {
                 self.sequence += u64::from(is_first);
@@ -154,13 +154,13 @@ impl Outlet {
             }
             Err(cut) => cut,
         };
-        let is_touched = cut.is_torn || taken + cut.taken > 0;
+        let is_touched = cut.is_partial || taken + cut.taken > 0;
         if is_first && is_touched {
             self.sequence += 1;
         }
-        let severs = is_touched || cut.is_fatal;
-        self.close_if(severs);
-        let failed = Failed { error: SendError::NotSent(reason(cut.why, deadline)), severs };
+        let aborts = is_touched || cut.is_fatal;
+        self.close_if(aborts);
+        let failed = Failed { error: SendError::NotSent(reason(cut.why, deadline)), aborts };
         Err(if is_first && !is_touched { failed } else { failed.in_the_middle() })
     }
 
@@ -176,8 +176,8 @@ impl Outlet {
         }
     }
 
-    pub(crate) fn wire(&mut self) -> &mut Wire {
-        &mut self.wire
+    pub(crate) fn write_buffer(&mut self) -> &mut WriteBuffer {
+        &mut self.write_buffer
     }
 
     pub(crate) fn nonce(&mut self) -> [u8; 8] {
@@ -189,11 +189,16 @@ impl Outlet {
     }
 
     /// Sends one message.
-    pub(crate) fn send(&mut self, duplex: &Duplex, payload: Payload<'_>, deadline: Deadline) -> Result<Sent, Failed> {
+    pub(crate) fn send(
+        &mut self,
+        transport: &Transport,
+        payload: Payload<'_>,
+        deadline: Deadline,
+    ) -> Result<Sent, Failed> {
         self.refuse_if_closed()?;
         let (opcode, bytes) = parts(payload);
         let (mut taken, mut has_compressed) = (0, false);
-        let result = self.send_message(duplex, opcode, bytes, deadline, &mut taken, &mut has_compressed);
+        let result = self.send_message(transport, opcode, bytes, deadline, &mut taken, &mut has_compressed);
         let numbered = self.sequence + 1;
         match result {
             Ok(()) => {
@@ -201,17 +206,17 @@ impl Outlet {
                 Ok(Sent { sequence: numbered, bytes: taken })
             }
             Err(cut) => {
-                let is_touched = cut.is_torn || taken + cut.taken > 0;
+                let is_touched = cut.is_partial || taken + cut.taken > 0;
                 if is_touched {
                     // The peer may have it: it has a number, and `Disconnect::sent` counts it.
                     self.sequence = numbered;
                 }
                 // A compressor that remembers has seen a message that the peer has not: the next would not inflate.
-                let severs = is_touched || cut.is_fatal || has_compressed && self.remembers();
-                self.close_if(severs);
+                let aborts = is_touched || cut.is_fatal || has_compressed && self.remembers();
+                self.close_if(aborts);
                 let why = reason(cut.why, deadline);
                 let error = if is_touched { SendError::Unknown(why) } else { SendError::NotSent(why) };
-                Err(Failed { error, severs })
+                Err(Failed { error, aborts })
             }
         }
     }
@@ -220,7 +225,7 @@ impl Outlet {
     /// number, and may be against it.
     pub(crate) fn send_batch(
         &mut self,
-        duplex: &Duplex,
+        transport: &Transport,
         payloads: &[Payload<'_>],
         deadline: Deadline,
         begin: &dyn Fn(u64, u64) -> Result<(), Error>,
@@ -229,7 +234,7 @@ impl Outlet {
         let mut bytes = 0;
         let fail = |sent: usize, failed: Failed, bytes: usize| FailedBatch {
             error: BatchError { sent, next: failed.error },
-            severs: failed.severs,
+            aborts: failed.aborts,
             bytes,
         };
         self.refuse_if_closed().map_err(|failed| fail(0, failed, 0))?;
@@ -238,7 +243,7 @@ impl Outlet {
             // A large message goes by itself, in chunks of its own, and so does one that is to be compressed.
             if self.goes_alone(first) {
                 begin(self.sequence, 1).map_err(|error| fail(sent, Failed::harmless(error), bytes))?;
-                let one = self.send(duplex, payloads[sent], deadline).map_err(|failed| fail(sent, failed, bytes))?;
+                let one = self.send(transport, payloads[sent], deadline).map_err(|failed| fail(sent, failed, bytes))?;
                 bytes += one.bytes;
                 sent += 1;
                 continue;
@@ -257,18 +262,18 @@ impl Outlet {
                 }
             }
             begin(self.sequence, ends.len() as u64).map_err(|error| fail(sent, Failed::harmless(error), bytes))?;
-            if let Err(cut) = duplex.transmit(&mut self.wire, &self.plain, deadline) {
+            if let Err(cut) = transport.transmit(&mut self.write_buffer, &self.plain, deadline) {
                 let whole = ends.iter().take_while(|&&end| end <= cut.taken).count();
                 let begun = if whole == 0 { 0 } else { ends[whole - 1] };
-                let is_touched = cut.is_torn || cut.taken > begun;
+                let is_touched = cut.is_partial || cut.taken > begun;
                 self.sequence += (whole + usize::from(is_touched)) as u64;
                 let why = reason(cut.why, deadline);
                 let next = if is_touched { SendError::Unknown(why) } else { SendError::NotSent(why) };
-                let severs = is_touched || cut.is_fatal;
-                self.close_if(severs);
+                let aborts = is_touched || cut.is_fatal;
+                self.close_if(aborts);
                 return Err(FailedBatch {
                     error: BatchError { sent: sent + whole, next },
-                    severs,
+                    aborts,
                     bytes: bytes + begun,
                 });
             }
@@ -281,7 +286,7 @@ impl Outlet {
     }
 
     fn goes_alone(&self, payload: &[u8]) -> bool {
-        payload.len() > CHUNK || payload.len() > self.max_frame || self.compresses(payload)
+        payload.len() > CHUNK || payload.len() > self.max_outgoing_frame_size || self.compresses(payload)
     }
 
     fn compresses(&self, payload: &[u8]) -> bool {
@@ -291,7 +296,7 @@ impl Outlet {
     /// Sends a control frame without waiting. The caller knows that its payload fits (RFC 6455 section 5.5).
     pub(crate) fn attempt_control(
         &mut self,
-        duplex: &Duplex,
+        transport: &Transport,
         opcode: Control,
         payload: &[u8],
     ) -> std::io::Result<Attempt> {
@@ -301,7 +306,7 @@ impl Outlet {
         self.plain.clear();
         let key = self.keys.next();
         frame::put_frame(&mut self.plain, OpCode::Control(opcode), true, false, payload, key);
-        let attempt = duplex.attempt(&mut self.wire, &self.plain)?;
+        let attempt = transport.attempt(&mut self.write_buffer, &self.plain)?;
         if opcode == Control::Close && attempt != Attempt::Later {
             self.closed = Some(ClosedBy::CloseFrame);
         }
@@ -309,16 +314,18 @@ impl Outlet {
     }
 
     /// Sends a text message of the library's own (an application ping) without waiting; and how many bytes its frames have.
-    pub(crate) fn attempt_text(&mut self, duplex: &Duplex, text: &str) -> std::io::Result<(Attempt, usize)> {
+    pub(crate) fn attempt_text(&mut self, transport: &Transport, text: &str) -> std::io::Result<(Attempt, usize)> {
         if self.is_closed() {
             return Ok((Attempt::Sent, 0));
         }
         self.plain.clear();
-        for (piece, opcode, is_final) in pieces(text.as_bytes(), self.max_frame, OpCode::Data(Data::Text), true) {
+        for (piece, opcode, is_final) in
+            pieces(text.as_bytes(), self.max_outgoing_frame_size, OpCode::Data(Data::Text), true)
+        {
             let key = self.keys.next();
             frame::put_frame(&mut self.plain, opcode, is_final, false, piece, key);
         }
-        let attempt = duplex.attempt(&mut self.wire, &self.plain)?;
+        let attempt = transport.attempt(&mut self.write_buffer, &self.plain)?;
         if attempt != Attempt::Later {
             self.sequence += 1;
         }
@@ -327,7 +334,7 @@ impl Outlet {
 
     fn refuse_if_closed(&self) -> Result<(), Failed> {
         if self.is_closed() {
-            return Err(Failed::harmless(Error::new(ErrorKind::Closed, "the line is closing")));
+            return Err(Failed::harmless(Error::new(ErrorKind::Closed, "the connection is closing")));
         }
         Ok(())
     }
@@ -340,16 +347,16 @@ impl Outlet {
     /// Sends a message whole: compressed if it is long enough, split into frames if they are limited. `taken` counts the bytes of chunks that went.
     fn send_message(
         &mut self,
-        duplex: &Duplex,
+        transport: &Transport,
         opcode: OpCode,
         payload: &[u8],
         deadline: Deadline,
         taken: &mut usize,
         has_compressed: &mut bool,
-    ) -> Result<(), Cut> {
+    ) -> Result<(), WriteError> {
         if self.compresses(payload) && self.remembers() {
             // What has been compressed cannot be taken back, so look for room first.
-            duplex.await_room_untouched(deadline)?;
+            transport.await_room_untouched(deadline)?;
         }
         let mut compressed = std::mem::take(&mut self.compressed);
         compressed.clear();
@@ -359,7 +366,7 @@ impl Outlet {
         };
         *has_compressed = is_compressed;
         let body = if is_compressed { &compressed[..] } else { payload };
-        let result = self.send_frames(duplex, opcode, true, is_compressed, body, deadline, taken);
+        let result = self.send_frames(transport, opcode, true, is_compressed, body, deadline, taken);
         compressed.shrink_to(KEEP);
         self.compressed = compressed;
         result
@@ -372,17 +379,17 @@ impl Outlet {
     )]
     fn send_frames(
         &mut self,
-        duplex: &Duplex,
+        transport: &Transport,
         opcode: OpCode,
         is_final: bool,
         is_compressed: bool,
         body: &[u8],
         deadline: Deadline,
         taken: &mut usize,
-    ) -> Result<(), Cut> {
+    ) -> Result<(), WriteError> {
         let mut is_compressed = is_compressed;
-        for (piece, opcode, is_final) in pieces(body, self.max_frame, opcode, is_final) {
-            self.send_frame(duplex, opcode, is_final, is_compressed, piece, deadline, taken)?;
+        for (piece, opcode, is_final) in pieces(body, self.max_outgoing_frame_size, opcode, is_final) {
+            self.send_frame(transport, opcode, is_final, is_compressed, piece, deadline, taken)?;
             // RFC 7692 section 6.1: RSV1 stands on the first frame only.
             is_compressed = false;
         }
@@ -395,26 +402,26 @@ impl Outlet {
     )]
     fn send_frame(
         &mut self,
-        duplex: &Duplex,
+        transport: &Transport,
         opcode: OpCode,
         is_final: bool,
         is_compressed: bool,
         payload: &[u8],
         deadline: Deadline,
         taken: &mut usize,
-    ) -> Result<(), Cut> {
+    ) -> Result<(), WriteError> {
         self.plain.clear();
         let key = self.keys.next();
         frame::put_header(&mut self.plain, opcode, is_final, is_compressed, payload.len(), key);
         // CHUNK is a multiple of four, so every chunk starts at the first byte of the key.
         let (first, rest) = payload.split_at(payload.len().min(CHUNK));
         frame::put_masked(&mut self.plain, first, key);
-        duplex.transmit(&mut self.wire, &self.plain, deadline)?;
+        transport.transmit(&mut self.write_buffer, &self.plain, deadline)?;
         *taken += self.plain.len();
         for chunk in rest.chunks(CHUNK) {
             self.plain.clear();
             frame::put_masked(&mut self.plain, chunk, key);
-            duplex.transmit(&mut self.wire, &self.plain, deadline)?;
+            transport.transmit(&mut self.write_buffer, &self.plain, deadline)?;
             *taken += self.plain.len();
         }
         Ok(())
@@ -439,10 +446,10 @@ fn parts<'a>(payload: Payload<'a>) -> (OpCode, &'a [u8]) {
     }
 }
 
-fn reason(why: CutBy, deadline: Deadline) -> Error {
+fn reason(why: WriteErrorKind, deadline: Deadline) -> Error {
     match why {
-        CutBy::Deadline => deadline.error("waiting for the peer to read"),
-        CutBy::System(error) => Error::caused(ErrorKind::Io, "writing to the line", error),
+        WriteErrorKind::Deadline => deadline.error("waiting for the peer to read"),
+        WriteErrorKind::System(error) => Error::caused(ErrorKind::Io, "writing to the connection", error),
     }
 }
 
@@ -455,19 +462,19 @@ mod tests {
 
     use super::*;
     use crate::connection::Receiving;
-    use crate::connection::socket::LineSocket;
+    use crate::connection::socket::StreamSocket;
     use crate::protocol::deflate::Deflate;
 
     #[test]
     fn nothing_follows_a_message_that_broke_off() {
         let (ours, mut theirs) = Socket::pair(Domain::UNIX, Type::STREAM, None).expect("a pair");
-        let duplex = Duplex::new(LineSocket::new(ours, Receiving::default()), None);
-        let mut outlet = Outlet::new(None, None);
-        let deadline = |millis| Deadline::new("send_within", Duration::from_millis(millis), Instant::now());
+        let transport = Transport::new(StreamSocket::new(ours, Receiving::default()), None);
+        let mut writer = FrameWriter::new(None, None);
+        let deadline = |millis| Deadline::new("send_timeout", Duration::from_millis(millis), Instant::now());
         // More than the kernel takes while nobody reads.
         let long = vec![0; 8 * 1024 * 1024];
-        let failed = outlet.send(&duplex, Payload::Binary(&long), deadline(10)).expect_err("nobody reads");
-        assert!(failed.severs && matches!(failed.error, SendError::Unknown(_)));
+        let failed = writer.send(&transport, Payload::Binary(&long), deadline(10)).expect_err("nobody reads");
+        assert!(failed.aborts && matches!(failed.error, SendError::Unknown(_)));
 
         // Somebody reads now, and would take a ping, a close frame or the next message for the rest of the first.
         let mut taken = vec![0; 16 * 1024 * 1024];
@@ -477,11 +484,11 @@ mod tests {
             drained += count;
         }
         assert!(drained > 0 && drained < long.len());
-        assert!(outlet.attempt_control(&duplex, Control::Ping, b"ping").is_ok());
-        assert!(outlet.attempt_text(&duplex, "ping").is_ok());
-        let next = outlet.send(&duplex, Payload::Text("next"), deadline(10)).expect_err("nothing may follow");
+        assert!(writer.attempt_control(&transport, Control::Ping, b"ping").is_ok());
+        assert!(writer.attempt_text(&transport, "ping").is_ok());
+        let next = writer.send(&transport, Payload::Text("next"), deadline(10)).expect_err("nothing may follow");
         assert!(matches!(next.error, SendError::NotSent(_)));
-        let batch = outlet.send_batch(&duplex, &[Payload::Text("next")], deadline(10), &|_, _| Ok(()));
+        let batch = writer.send_batch(&transport, &[Payload::Text("next")], deadline(10), &|_, _| Ok(()));
         let batch = batch.expect_err("nothing may follow");
         assert!(matches!(batch.error, BatchError { sent: 0, next: SendError::NotSent(_) }));
         let nothing = theirs.read(&mut taken).expect_err("nothing came");
@@ -494,31 +501,31 @@ mod tests {
     }
 
     #[test]
-    fn short_messages_of_a_batch_go_by_one_system_call_compressed_line_or_not() {
+    fn short_messages_of_a_batch_go_by_one_system_call_compressed_connection_or_not() {
         // Of datagrams each is what one system call sent.
         let (ours, mut theirs) = Socket::pair(Domain::UNIX, Type::DGRAM, None).expect("a pair");
-        let duplex = Duplex::new(LineSocket::new(ours, Receiving::default()), None);
+        let transport = Transport::new(StreamSocket::new(ours, Receiving::default()), None);
         for deflater in [None, Some(deflater())] {
-            let mut outlet = Outlet::new(deflater, None);
-            let deadline = Deadline::new("send_within", Duration::from_secs(10), Instant::now());
+            let mut writer = FrameWriter::new(deflater, None);
+            let deadline = Deadline::new("send_timeout", Duration::from_secs(10), Instant::now());
             let batch = [Payload::Text("short"); 100];
-            let sent = outlet.send_batch(&duplex, &batch, deadline, &|_, _| Ok(())).expect("there is room");
+            let sent = writer.send_batch(&transport, &batch, deadline, &|_, _| Ok(())).expect("there is room");
             assert_eq!(theirs.read(&mut vec![0; 64 * 1024]).expect("it came"), sent.bytes);
         }
     }
 
     #[test]
-    fn a_message_that_finds_no_room_harms_no_compressed_line() {
+    fn a_message_that_finds_no_room_harms_no_compressed_connection() {
         let (ours, _theirs) = Socket::pair(Domain::UNIX, Type::STREAM, None).expect("a pair");
         while ours.send_with_flags(&[0; 4096], rustix::net::SendFlags::DONTWAIT.bits() as i32).is_ok() {}
-        let duplex = Duplex::new(LineSocket::new(ours, Receiving::default()), None);
+        let transport = Transport::new(StreamSocket::new(ours, Receiving::default()), None);
         let agreed = Deflate::new().threshold(0).accept(&["permessage-deflate".to_owned()]);
         let (_, deflater) = agreed.ok().flatten().expect("the plainest answer is acceptable").engines();
-        let mut outlet = Outlet::new(Some(deflater), None);
+        let mut writer = FrameWriter::new(Some(deflater), None);
         for text in ["short", "and another"] {
-            let deadline = Deadline::new("send_within", Duration::from_millis(10), Instant::now());
-            let failed = outlet.send(&duplex, Payload::Text(text), deadline).expect_err("there is no room");
-            assert!(!failed.severs && matches!(failed.error, SendError::NotSent(_)), "{failed:?}");
+            let deadline = Deadline::new("send_timeout", Duration::from_millis(10), Instant::now());
+            let failed = writer.send(&transport, Payload::Text(text), deadline).expect_err("there is no room");
+            assert!(!failed.aborts && matches!(failed.error, SendError::NotSent(_)), "{failed:?}");
         }
     }
 
@@ -526,20 +533,20 @@ mod tests {
     fn nobody_is_stuck_once_there_is_room() {
         let (ours, mut theirs) = Socket::pair(Domain::UNIX, Type::STREAM, None).expect("a pair");
         while ours.send_with_flags(&[0; 4096], rustix::net::SendFlags::DONTWAIT.bits() as i32).is_ok() {}
-        let duplex = Duplex::new(LineSocket::new(ours, Receiving::default()), None);
+        let transport = Transport::new(StreamSocket::new(ours, Receiving::default()), None);
         std::thread::scope(|scope| {
             let waits = scope.spawn(|| {
-                let deadline = Deadline::new("send_within", Duration::from_secs(10), Instant::now());
-                duplex.await_room_untouched(deadline)
+                let deadline = Deadline::new("send_timeout", Duration::from_secs(10), Instant::now());
+                transport.await_room_untouched(deadline)
             });
-            while duplex.stuck_since().is_none() {
+            while transport.stuck_since().is_none() {
                 std::thread::yield_now();
             }
             theirs.set_nonblocking(true).expect("it is a socket");
             while theirs.read(&mut [0; 65536]).is_ok() {}
             assert!(waits.join().expect("it does not panic").is_ok());
         });
-        // Whoever asked for room compresses now, and takes the time that it takes while it holds the outlet.
-        assert_eq!(duplex.stuck_since(), None);
+        // Whoever asked for room compresses now, and takes the time that it takes while it holds the writer.
+        assert_eq!(transport.stuck_since(), None);
     }
 }

@@ -71,7 +71,7 @@ impl Waker {
 }
 
 /// What every step of a dial needs to wait.
-pub(crate) struct Steps<'a> {
+pub(crate) struct DialIo<'a> {
     pub(crate) pair: &'a WakePair,
     pub(crate) shutdown: &'a Shutdown,
     pub(crate) deadline: Deadline,
@@ -79,30 +79,30 @@ pub(crate) struct Steps<'a> {
 
 /// What a socket is waited for.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum For {
+pub(crate) enum Interest {
     Reading,
     Writing,
 }
 
-impl Steps<'_> {
-    /// Waits until one of the sockets is ready, `until` at most; which of them are. `doing` names the step, for the error.
+impl DialIo<'_> {
+    /// Waits until one of the sockets is ready, `until` at most; which of them are. `context` names the step, for the error.
     ///
     /// # Errors
     /// `Stopped`, or `Timeout` when the deadline of the whole dial passes.
     pub(crate) fn wait(
         &self,
         sockets: &[&Socket],
-        what: For,
+        what: Interest,
         until: Option<Instant>,
-        doing: &dyn Fn() -> String,
+        context: &dyn Fn() -> String,
     ) -> Result<Vec<bool>, Error> {
-        let flags = if what == For::Reading { PollFlags::IN } else { PollFlags::OUT };
+        let flags = if what == Interest::Reading { PollFlags::IN } else { PollFlags::OUT };
         loop {
             if self.shutdown.is_requested() {
                 return Err(Error::stopped());
             }
             let now = sync::now();
-            let left = self.deadline.left(now).ok_or_else(|| self.deadline.error(&doing()))?;
+            let left = self.deadline.left(now).ok_or_else(|| self.deadline.error(&context()))?;
             let wait = until.map_or(left, |until| left.min(until.saturating_duration_since(now)));
             #[cfg(not(unix))]
             let wait = wait.min(std::time::Duration::from_millis(20));
@@ -134,13 +134,13 @@ impl Steps<'_> {
     /// Whether to go on. Asked before each system call: a peer that always has something to say keeps no dial alive.
     ///
     /// # Errors
-    /// As [`wait`](Steps::wait).
-    pub(crate) fn go_on(&self, doing: &dyn Fn() -> String) -> Result<(), Error> {
+    /// As [`wait`](DialIo::wait).
+    pub(crate) fn check(&self, context: &dyn Fn() -> String) -> Result<(), Error> {
         if self.shutdown.is_requested() {
             return Err(Error::stopped());
         }
         if self.deadline.has_passed(sync::now()) {
-            return Err(self.deadline.error(&doing()));
+            return Err(self.deadline.error(&context()));
         }
         Ok(())
     }
@@ -148,33 +148,33 @@ impl Steps<'_> {
     /// Receives what there is, waiting for it.
     ///
     /// # Errors
-    /// As [`wait`](Steps::wait), and `Io`.
-    pub(crate) fn recv(&self, socket: &Socket, into: &mut [u8], doing: &dyn Fn() -> String) -> Result<usize, Error> {
+    /// As [`wait`](DialIo::wait), and `Io`.
+    pub(crate) fn recv(&self, socket: &Socket, into: &mut [u8], context: &dyn Fn() -> String) -> Result<usize, Error> {
         use io::Read;
         loop {
-            self.go_on(doing)?;
+            self.check(context)?;
             match (&*socket).read(into) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.wait(&[socket], For::Reading, None, doing)?;
+                    self.wait(&[socket], Interest::Reading, None, context)?;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(Error::caused(ErrorKind::Io, doing(), error)),
+                Err(error) => return Err(Error::caused(ErrorKind::Io, context(), error)),
                 Ok(count) => return Ok(count),
             }
         }
     }
 
     /// Sends all of `bytes`, waiting for room. No signal tells of a peer that is gone: the error does.
-    pub(crate) fn send(&self, socket: &Socket, mut bytes: &[u8], doing: &dyn Fn() -> String) -> Result<(), Error> {
+    pub(crate) fn send(&self, socket: &Socket, mut bytes: &[u8], context: &dyn Fn() -> String) -> Result<(), Error> {
         while !bytes.is_empty() {
-            self.go_on(doing)?;
+            self.check(context)?;
             match socket.send_with_flags(bytes, QUIETLY) {
                 Ok(count) => bytes = &bytes[count..],
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.wait(&[socket], For::Writing, None, doing)?;
+                    self.wait(&[socket], Interest::Writing, None, context)?;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(Error::caused(ErrorKind::Io, doing(), error)),
+                Err(error) => return Err(Error::caused(ErrorKind::Io, context(), error)),
             }
         }
         Ok(())

@@ -1,4 +1,4 @@
-//! From a URL to an open line, under one deadline, cancellable at every step.
+//! From a URL to an open connection, under one deadline, cancellable at every step.
 
 mod io;
 mod resolve;
@@ -12,13 +12,13 @@ use std::sync::Arc;
 use http::HeaderMap;
 
 use crate::config::endpoint::Target;
-use crate::connection::socket::LineSocket;
+use crate::connection::socket::StreamSocket;
 use crate::connection::transport::TlsEngine;
 use crate::error::{Error, ErrorKind};
-use crate::sync::threads::{Lifecycle, Shutdown};
+use crate::sync::threads::{Shutdown, Threads};
 use crate::time::Deadline;
 
-use io::Steps;
+use io::DialIo;
 #[cfg(not(shuttle))]
 pub(crate) use io::{WakePair, Waker};
 pub(crate) use resolve::Lookups;
@@ -36,11 +36,11 @@ pub(crate) struct DialSettings {
 }
 
 #[cfg(shuttle)]
-pub(crate) use crate::model::dialer::{Dialler, WakePair, Waker};
+pub(crate) use crate::model::dialer::{Dialer, WakePair, Waker};
 
 /// Dials, one target after the other. Owned by the reader thread.
 #[cfg(not(shuttle))]
-pub(crate) struct Dialler {
+pub(crate) struct Dialer {
     tcp: TcpOptions,
     lookups: Lookups,
     connectors: Connectors,
@@ -48,8 +48,8 @@ pub(crate) struct Dialler {
 }
 
 /// A connection on which the opening handshake is done.
-pub(crate) struct Dialled {
-    pub(crate) socket: LineSocket,
+pub(crate) struct Dialed {
+    pub(crate) socket: StreamSocket,
     pub(crate) tls: Option<TlsEngine>,
     /// What came glued to the answer: the first frames.
     pub(crate) leftover: Vec<u8>,
@@ -65,12 +65,12 @@ pub(crate) struct Opening {
 }
 
 #[cfg(not(shuttle))]
-impl Dialler {
-    pub(crate) fn new(settings: DialSettings, lifecycle: Arc<Lifecycle>) -> Self {
-        Dialler {
+impl Dialer {
+    pub(crate) fn new(settings: DialSettings, threads: Arc<Threads>) -> Self {
+        Dialer {
             tcp: settings.tcp,
-            shutdown: lifecycle.shutdown_signal(),
-            lookups: Lookups::new(settings.resolver, lifecycle),
+            shutdown: threads.shutdown_signal(),
+            lookups: Lookups::new(settings.resolver, threads),
             connectors: Connectors::new(settings.tls),
         }
     }
@@ -82,22 +82,22 @@ impl Dialler {
         offer: Option<&str>,
         pair: &WakePair,
         deadline: Deadline,
-    ) -> Result<Dialled, Error> {
-        let steps = Steps { pair, shutdown: &self.shutdown, deadline };
+    ) -> Result<Dialed, Error> {
+        let io = DialIo { pair, shutdown: &self.shutdown, deadline };
         self.connectors.begin_dial();
         log::debug!("{target}: resolving");
         let addresses = self.lookups.addresses(target, &self.shutdown, deadline)?;
-        let (socket, peer) = tcp::connect(target, addresses, &self.tcp, &steps)?;
+        let (socket, peer) = tcp::connect(target, addresses, &self.tcp, &io)?;
         let mut tls = match target.is_tls {
             true => {
                 log::debug!("{target}: TLS handshake");
-                Some(self.connectors.handshake(target, &socket, &steps)?)
+                Some(self.connectors.handshake(target, &socket, &io)?)
             }
             false => None,
         };
         log::debug!("{target}: upgrade");
         let mut stream = upgrade::Stream { socket: &socket, tls: tls.as_mut() };
-        let answer = upgrade::upgrade(&mut stream, target, offer, &steps)?;
+        let answer = upgrade::upgrade(&mut stream, target, offer, &io)?;
         socket.set_nonblocking(false).map_err(|error| Error::caused(ErrorKind::Io, "setting up the socket", error))?;
         // There `shutdown` does not wake a blocked `recv`: it has to look by itself.
         #[cfg(windows)]
@@ -106,7 +106,7 @@ impl Dialler {
             .map_err(|error| Error::caused(ErrorKind::Io, "setting up the socket", error))?;
         let opening =
             Opening { peer, subprotocol: answer.subprotocol, headers: answer.headers, extensions: answer.extensions };
-        Ok(Dialled { socket: LineSocket::new(socket, self.tcp.receiving), tls, leftover: answer.leftover, opening })
+        Ok(Dialed { socket: StreamSocket::new(socket, self.tcp.receiving), tls, leftover: answer.leftover, opening })
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::config::endpoint::Target;
 use crate::error::{Error, ErrorKind};
 use crate::sync::channel::{Receiver, bounded};
-use crate::sync::threads::{Lifecycle, Patience, Shutdown, Woken, wait};
+use crate::sync::threads::{JoinTimeout, Shutdown, Threads, Woken, wait};
 use crate::time::Deadline;
 
 /// Stop gives a lookup that hangs this long, then reports it late.
@@ -17,7 +17,7 @@ const PATIENCE: Duration = Duration::from_millis(20);
 
 /// Resolves host names, in the place of the system's resolver.
 ///
-/// It runs on the thread `tautline-resolve`, at most one call at a time for each client. Nothing can interrupt it: a call that hangs is left
+/// It runs on the thread `taut-resolver`, at most one call at a time for each client. Nothing can interrupt it: a call that hangs is left
 /// behind at the end of the dial's budget, and asked for its answer again by the next dial.
 pub trait Resolver: Send + Sync {
     /// The addresses of `host`, preferred ones first, each with `port`.
@@ -49,7 +49,7 @@ impl Resolver for System {
 pub(crate) struct Lookups {
     /// `None`: the system's.
     resolver: Option<Arc<dyn Resolver>>,
-    lifecycle: Arc<Lifecycle>,
+    threads: Arc<Threads>,
     /// The one that is under way: what was asked, and where the answer will come.
     pending: Option<Pending>,
 }
@@ -61,8 +61,8 @@ struct Pending {
 }
 
 impl Lookups {
-    pub(crate) fn new(resolver: Option<Arc<dyn Resolver>>, lifecycle: Arc<Lifecycle>) -> Self {
-        Lookups { resolver, lifecycle, pending: None }
+    pub(crate) fn new(resolver: Option<Arc<dyn Resolver>>, threads: Arc<Threads>) -> Self {
+        Lookups { resolver, threads, pending: None }
     }
 
     /// The addresses of the target: at once if it is an address itself.
@@ -82,10 +82,10 @@ impl Lookups {
             };
             let is_for_this = pending.host == target.host && pending.port == target.port;
             let result = match wait(shutdown, &pending.answer, Some(deadline.at())) {
-                Woken::Rung(result) => result,
-                Woken::Hung => Err(io::Error::other("the lookup's thread ended without an answer")),
+                Woken::Received(result) => result,
+                Woken::Disconnected => Err(io::Error::other("the lookup's thread ended without an answer")),
                 Woken::Shutdown => return Err(Error::stopped()),
-                Woken::Due => {
+                Woken::TimedOut => {
                     // It hangs. The next dial waits for this same lookup: one thread at most hangs for each client.
                     self.pending = Some(pending);
                     return Err(deadline.error(&format!("resolving {}", target.host)));
@@ -109,7 +109,7 @@ impl Lookups {
         let resolver = self.resolver.clone().unwrap_or_else(|| Arc::new(System));
         let (tell, answer) = bounded(1);
         let asked = host.clone();
-        self.lifecycle.spawn("tautline-resolve", Patience::AtMost(PATIENCE), move || {
+        self.threads.spawn("taut-resolver", JoinTimeout::AtMost(PATIENCE), move || {
             let answer = catch_unwind(AssertUnwindSafe(|| resolver.resolve(&asked, port)));
             // Nobody may be waiting any more.
             let _ = tell.send(answer.unwrap_or_else(|_| Err(io::Error::other("the resolver panicked"))));

@@ -9,7 +9,7 @@ use socket2::{Domain, Protocol, SockAddr, Socket, TcpKeepalive, Type};
 
 use crate::config::endpoint::Target;
 use crate::connection::Receiving;
-use crate::dial::io::{For, Steps};
+use crate::dial::io::{DialIo, Interest};
 use crate::error::{Error, ErrorKind};
 use crate::sync;
 use crate::time::after;
@@ -27,7 +27,7 @@ pub(crate) struct TcpOptions {
     pub(crate) receive_buffer: Option<usize>,
     pub(crate) send_buffer: Option<usize>,
     pub(crate) bind: Option<IpAddr>,
-    /// Of the open line, not of the dial.
+    /// Of the open connection, not of the dial.
     pub(crate) receiving: Receiving,
 }
 
@@ -36,11 +36,11 @@ pub(crate) fn connect(
     target: &Target,
     addresses: Vec<SocketAddr>,
     options: &TcpOptions,
-    steps: &Steps<'_>,
+    io: &DialIo<'_>,
 ) -> Result<(Socket, SocketAddr), Error> {
     let mut waiting = interleaved(addresses, options.bind);
     let tried = waiting.len();
-    let doing = || format!("connecting to {target}");
+    let context = || format!("connecting to {target}");
     let mut under_way: Vec<(Socket, SocketAddr)> = Vec::new();
     let mut failure = io::Error::new(io::ErrorKind::AddrNotAvailable, "no address of the family of bind_address");
     let mut next_at = sync::now();
@@ -57,15 +57,15 @@ pub(crate) fn connect(
         }
         if under_way.is_empty() {
             if waiting.is_empty() {
-                let doing = format!("connecting to {target} ({tried} addresses tried)");
-                return Err(Error::caused(ErrorKind::Connect, doing, failure));
+                let context = format!("connecting to {target} ({tried} addresses tried)");
+                return Err(Error::caused(ErrorKind::Connect, context, failure));
             }
             // Refused at once: the next address starts at once.
             continue;
         }
         let sockets: Vec<&Socket> = under_way.iter().map(|(socket, _)| socket).collect();
         let until = (!waiting.is_empty()).then_some(next_at);
-        let ready = steps.wait(&sockets, For::Writing, until, &doing)?;
+        let ready = io.wait(&sockets, Interest::Writing, until, &context)?;
         let mut index = 0;
         for is_ready in ready {
             if !is_ready {

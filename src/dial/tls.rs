@@ -9,8 +9,8 @@ use parking_lot::Mutex;
 use socket2::Socket;
 
 use crate::config::endpoint::Target;
-use crate::connection::tls_buffers::Pipe;
-use crate::dial::io::Steps;
+use crate::connection::tls_buffers::TlsBuffers;
+use crate::dial::io::DialIo;
 use crate::error::{Error, ErrorKind};
 
 /// What is trusted, and what is shown.
@@ -80,8 +80,8 @@ impl TlsOptions {
             Some(IdentitySource::Pem { certificate, key }) => Identity::from_pkcs8(certificate, key),
             Some(IdentitySource::Pkcs12 { archive, password }) => Identity::from_pkcs12(archive, password),
         };
-        let doing = "the client certificate: it has to be PEM with a PKCS#8 key, or PKCS#12 with its password";
-        parsed.map(Some).map_err(|error| Error::caused(ErrorKind::Config, doing, error))
+        let context = "the client certificate: it has to be PEM with a PKCS#8 key, or PKCS#12 with its password";
+        parsed.map(Some).map_err(|error| Error::caused(ErrorKind::Config, context, error))
     }
 
     fn connector(&self) -> Result<TlsConnector, Error> {
@@ -114,7 +114,7 @@ struct Connector {
 }
 
 /// The connectors that clients of this process hold at the moment. Making one reads all of the system's roots, which takes some
-/// ten milliseconds and most of a mebibyte: a thousand lines share one. Nothing is kept alive by this list.
+/// ten milliseconds and most of a mebibyte: a thousand connections share one. Nothing is kept alive by this list.
 static SHARED: Mutex<Vec<Weak<Connector>>> = Mutex::new(Vec::new());
 
 /// How long a dial waits for the list before it looks whether it may go on.
@@ -149,16 +149,16 @@ impl Connectors {
         &mut self,
         target: &Target,
         socket: &Socket,
-        steps: &Steps<'_>,
-    ) -> Result<TlsStream<Pipe>, Error> {
+        io: &DialIo<'_>,
+    ) -> Result<TlsStream<TlsBuffers>, Error> {
         let had_spare = self.had_failed && has_spare_descriptor();
         let connector = match self.connector.take() {
             Some(connector) => connector,
-            None => self.find_or_make(steps, &|| format!("TLS handshake with {target}"))?,
+            None => self.find_or_make(io, &|| format!("TLS handshake with {target}"))?,
         };
         // Before and behind the reading of the roots: other threads take descriptors too.
         let had_spare = had_spare && has_spare_descriptor();
-        match shake_hands(&connector.connector, target, socket, steps) {
+        match shake_hands(&connector.connector, target, socket, io) {
             Ok(stream) => {
                 self.connector = Some(connector);
                 Ok(stream)
@@ -175,12 +175,12 @@ impl Connectors {
     }
 
     /// A connector that another client has made of the same options, or a new one. After a failed verification always a new one.
-    fn find_or_make(&self, steps: &Steps<'_>, doing: &dyn Fn() -> String) -> Result<Arc<Connector>, Error> {
+    fn find_or_make(&self, io: &DialIo<'_>, context: &dyn Fn() -> String) -> Result<Arc<Connector>, Error> {
         let mut shared = loop {
             // Another client may be reading the roots.
             match SHARED.try_lock_for(PATIENCE) {
                 Some(shared) => break shared,
-                None => steps.go_on(doing)?,
+                None => io.check(context)?,
             }
         };
         shared.retain(|connector| connector.strong_count() > 0);
@@ -206,29 +206,29 @@ fn shake_hands(
     connector: &TlsConnector,
     target: &Target,
     socket: &Socket,
-    steps: &Steps<'_>,
-) -> Result<TlsStream<Pipe>, Error> {
-    let doing = || format!("TLS handshake with {target}");
+    io: &DialIo<'_>,
+) -> Result<TlsStream<TlsBuffers>, Error> {
+    let context = || format!("TLS handshake with {target}");
     let mut cipher = vec![0; 16 * 1024];
     let mut output = Vec::new();
-    let mut result = connector.connect(&target.host, Pipe::default());
+    let mut result = connector.connect(&target.host, TlsBuffers::default());
     loop {
         output.clear();
-        let mut waiting: MidHandshakeTlsStream<Pipe> = match result {
+        let mut waiting: MidHandshakeTlsStream<TlsBuffers> = match result {
             Ok(mut stream) => {
                 stream.get_mut().take_output(&mut output);
-                steps.send(socket, &output, &doing)?;
+                io.send(socket, &output, &context)?;
                 return Ok(stream);
             }
-            Err(HandshakeError::Failure(error)) => return Err(Error::caused(ErrorKind::Tls, doing(), error)),
+            Err(HandshakeError::Failure(error)) => return Err(Error::caused(ErrorKind::Tls, context(), error)),
             Err(HandshakeError::WouldBlock(waiting)) => waiting,
         };
         waiting.get_mut().take_output(&mut output);
-        steps.send(socket, &output, &doing)?;
-        let filled = steps.recv(socket, &mut cipher, &doing)?;
+        io.send(socket, &output, &context)?;
+        let filled = io.recv(socket, &mut cipher, &context)?;
         if filled == 0 {
             let ended = std::io::Error::from(std::io::ErrorKind::UnexpectedEof);
-            return Err(Error::caused(ErrorKind::Tls, doing(), ended));
+            return Err(Error::caused(ErrorKind::Tls, context(), ended));
         }
         waiting.get_mut().feed(&mut cipher, filled);
         result = waiting.handshake();

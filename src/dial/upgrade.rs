@@ -11,8 +11,8 @@ use tungstenite::handshake::client::generate_key;
 use tungstenite::handshake::derive_accept_key;
 
 use crate::config::endpoint::Target;
-use crate::connection::tls_buffers::Pipe;
-use crate::dial::io::Steps;
+use crate::connection::tls_buffers::TlsBuffers;
+use crate::dial::io::DialIo;
 use crate::error::{Error, ErrorKind, Refusal};
 use crate::sync;
 use crate::time::Deadline;
@@ -32,11 +32,11 @@ const BODY_WITHIN: Duration = Duration::from_secs(1);
 /// The stream during the handshake: TLS or not, without blocking.
 pub(crate) struct Stream<'a> {
     pub(crate) socket: &'a Socket,
-    pub(crate) tls: Option<&'a mut TlsStream<Pipe>>,
+    pub(crate) tls: Option<&'a mut TlsStream<TlsBuffers>>,
 }
 
 /// What the server answered.
-pub(crate) struct Answer {
+pub(crate) struct UpgradeResponse {
     pub(crate) subprotocol: Option<String>,
     pub(crate) headers: HeaderMap,
     /// The values of `Sec-WebSocket-Extensions`. Empty where nothing was offered.
@@ -50,15 +50,15 @@ pub(crate) fn upgrade(
     stream: &mut Stream<'_>,
     target: &Target,
     offer: Option<&str>,
-    steps: &Steps<'_>,
-) -> Result<Answer, Error> {
-    let doing = || format!("upgrade with {target}");
+    io: &DialIo<'_>,
+) -> Result<UpgradeResponse, Error> {
+    let context = || format!("upgrade with {target}");
     let key = generate_key();
-    stream.send(request(target, &key, offer).as_slice(), steps, &doing)?;
+    stream.send(request(target, &key, offer).as_slice(), io, &context)?;
     let mut bytes = Vec::new();
     let mut interim = 0;
     loop {
-        let head = read_head(stream, &mut bytes, target, steps, &doing)?;
+        let head = read_head(stream, &mut bytes, target, io, &context)?;
         match head.status.as_u16() {
             101 => {
                 let leftover = bytes.split_off(head.len);
@@ -73,7 +73,7 @@ pub(crate) fn upgrade(
                 bytes.drain(..head.len);
             }
             _ => {
-                let body = read_body(stream, bytes.split_off(head.len), &head, steps, &doing);
+                let body = read_body(stream, bytes.split_off(head.len), &head, io, &context);
                 let retry_after = retry_after(&head.headers, SystemTime::now());
                 let refusal = Refusal { status: head.status, headers: head.headers, body, retry_after };
                 return Err(Error::refused(&target.to_string(), refusal));
@@ -113,7 +113,7 @@ fn request(target: &Target, key: &str, offer: Option<&str>) -> Vec<u8> {
 }
 
 /// The head of a response.
-struct Head {
+struct ResponseHead {
     /// HTTP/1.0, which knows no upgrade. A refusal in it is a refusal all the same.
     is_http_1_0: bool,
     status: StatusCode,
@@ -130,9 +130,9 @@ fn read_head(
     stream: &mut Stream<'_>,
     bytes: &mut Vec<u8>,
     target: &Target,
-    steps: &Steps<'_>,
-    doing: &dyn Fn() -> String,
-) -> Result<Head, Error> {
+    io: &DialIo<'_>,
+    context: &dyn Fn() -> String,
+) -> Result<ResponseHead, Error> {
     let broken = |what: &str| broken(target, what);
     loop {
         if let Some(head) = parse_head(bytes).map_err(broken)? {
@@ -141,20 +141,20 @@ fn read_head(
         if bytes.len() >= HEAD_MAX {
             return Err(broken("with a head of more than 64 KiB"));
         }
-        if stream.receive(bytes, steps, doing)? == 0 {
+        if stream.receive(bytes, io, context)? == 0 {
             return Err(broken("by ending the connection"));
         }
     }
 }
 
-fn parse_head(bytes: &[u8]) -> Result<Option<Head>, &'static str> {
+fn parse_head(bytes: &[u8]) -> Result<Option<ResponseHead>, &'static str> {
     let mut fields = [httparse::EMPTY_HEADER; HEADERS_MAX];
     let mut response = httparse::Response::new(&mut fields);
     // Only the head counts: first frames may be glued to it.
     let window = &bytes[..bytes.len().min(HEAD_MAX)];
-    let mut rules = httparse::ParserConfig::default();
-    rules.allow_obsolete_multiline_headers_in_responses(true);
-    let len = match rules.parse_response(&mut response, window) {
+    let mut policy = httparse::ParserConfig::default();
+    policy.allow_obsolete_multiline_headers_in_responses(true);
+    let len = match policy.parse_response(&mut response, window) {
         Ok(httparse::Status::Complete(len)) => len,
         Ok(httparse::Status::Partial) => return Ok(None),
         Err(httparse::Error::TooManyHeaders) => return Err("with more than 128 headers"),
@@ -168,7 +168,7 @@ fn parse_head(bytes: &[u8]) -> Result<Option<Head>, &'static str> {
         let value = HeaderValue::from_bytes(&unfolded(field.value)).map_err(|_| "with a header that is not legal")?;
         headers.append(name, value);
     }
-    Ok(Some(Head { is_http_1_0, status, headers, len }))
+    Ok(Some(ResponseHead { is_http_1_0, status, headers, len }))
 }
 
 /// A header's value in one line: a line break and the blanks behind it count as a blank (RFC 9112 section 5.2).
@@ -180,7 +180,13 @@ fn unfolded(value: &[u8]) -> Cow<'_, [u8]> {
 }
 
 /// The rules of RFC 6455 section 4.1 for a 101, in their order.
-fn accept(head: Head, leftover: Vec<u8>, target: &Target, key: &str, has_offered: bool) -> Result<Answer, Error> {
+fn accept(
+    head: ResponseHead,
+    leftover: Vec<u8>,
+    target: &Target,
+    key: &str,
+    has_offered: bool,
+) -> Result<UpgradeResponse, Error> {
     let headers = &head.headers;
     let broken = |what: &str| broken(target, what);
     if head.is_http_1_0 {
@@ -212,7 +218,7 @@ fn accept(head: Head, leftover: Vec<u8>, target: &Target, key: &str, has_offered
         [_] => return Err(broken("with a subprotocol that was not offered")),
         _ => return Err(broken("with more than one subprotocol")),
     };
-    Ok(Answer { subprotocol, extensions, leftover, headers: head.headers })
+    Ok(UpgradeResponse { subprotocol, extensions, leftover, headers: head.headers })
 }
 
 /// Whether one of the headers called `name` lists `token`, in any case.
@@ -233,9 +239,9 @@ fn values(headers: &HeaderMap, name: &str) -> Vec<String> {
 fn read_body(
     stream: &mut Stream<'_>,
     mut body: Vec<u8>,
-    head: &Head,
-    steps: &Steps<'_>,
-    doing: &dyn Fn() -> String,
+    head: &ResponseHead,
+    io: &DialIo<'_>,
+    context: &dyn Fn() -> String,
 ) -> Vec<u8> {
     let length = head.headers.get(http::header::CONTENT_LENGTH);
     let announced = match head.status {
@@ -245,11 +251,11 @@ fn read_body(
     };
     let wanted = announced.unwrap_or(BODY_MAX).min(BODY_MAX);
     let now = sync::now();
-    let within = steps.deadline.left(now).unwrap_or_default().min(BODY_WITHIN);
-    let steps = Steps { deadline: Deadline::new("dial_within", within, now), ..*steps };
+    let timeout = io.deadline.left(now).unwrap_or_default().min(BODY_WITHIN);
+    let io = DialIo { deadline: Deadline::new("connect_timeout", timeout, now), ..*io };
     while body.len() < wanted {
         // Whatever goes wrong now, the status is the news.
-        match stream.receive(&mut body, &steps, doing) {
+        match stream.receive(&mut body, &io, context) {
             Ok(0) | Err(_) => break,
             Ok(_) => {}
         }
@@ -270,30 +276,30 @@ fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
 }
 
 impl Stream<'_> {
-    fn send(&mut self, bytes: &[u8], steps: &Steps<'_>, doing: &dyn Fn() -> String) -> Result<(), Error> {
-        let Some(tls) = &mut self.tls else { return steps.send(self.socket, bytes, doing) };
-        tls.write_all(bytes).map_err(|error| Error::caused(ErrorKind::Tls, doing(), error))?;
+    fn send(&mut self, bytes: &[u8], io: &DialIo<'_>, context: &dyn Fn() -> String) -> Result<(), Error> {
+        let Some(tls) = &mut self.tls else { return io.send(self.socket, bytes, context) };
+        tls.write_all(bytes).map_err(|error| Error::caused(ErrorKind::Tls, context(), error))?;
         let mut cipher = Vec::new();
         tls.get_mut().take_output(&mut cipher);
-        steps.send(self.socket, &cipher, doing)
+        io.send(self.socket, &cipher, context)
     }
 
     /// Appends what comes; 0 at the end of the connection.
-    fn receive(&mut self, into: &mut Vec<u8>, steps: &Steps<'_>, doing: &dyn Fn() -> String) -> Result<usize, Error> {
+    fn receive(&mut self, into: &mut Vec<u8>, io: &DialIo<'_>, context: &dyn Fn() -> String) -> Result<usize, Error> {
         let mut bytes = vec![0; 4096];
         let count = match &mut self.tls {
-            None => steps.recv(self.socket, &mut bytes, doing)?,
+            None => io.recv(self.socket, &mut bytes, context)?,
             Some(tls) => loop {
                 match tls.read(&mut bytes) {
                     Ok(count) => break count,
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                    Err(error) => return Err(Error::caused(ErrorKind::Tls, doing(), error)),
+                    Err(error) => return Err(Error::caused(ErrorKind::Tls, context(), error)),
                 }
                 let mut output = Vec::new();
                 tls.get_mut().take_output(&mut output);
-                steps.send(self.socket, &output, doing)?;
+                io.send(self.socket, &output, context)?;
                 let mut cipher = vec![0; 16 * 1024];
-                match steps.recv(self.socket, &mut cipher, doing)? {
+                match io.recv(self.socket, &mut cipher, context)? {
                     0 => break 0,
                     filled => tls.get_mut().feed(&mut cipher, filled),
                 }
@@ -333,7 +339,7 @@ mod tests {
             .expect("a good endpoint")
     }
 
-    fn judge(lines: &str, has_offered: bool) -> Result<Answer, Error> {
+    fn check(lines: &str, has_offered: bool) -> Result<UpgradeResponse, Error> {
         let text = format!("HTTP/1.1 101 Switching Protocols\r\n{lines}\r\n\r\n");
         let head = parse_head(text.as_bytes()).expect("it parses").expect("it is whole");
         accept(head, Vec::new(), &target(), "dGhlIHNhbXBsZSBub25jZQ==", has_offered)
@@ -361,13 +367,13 @@ mod tests {
 
     #[test]
     fn good_answers_are_accepted_whatever_their_case_and_lists() {
-        assert!(judge(GOOD, false).is_ok());
+        assert!(check(GOOD, false).is_ok());
         let lists = "upgrade: WebSocket\r\nCONNECTION: keep-alive\r\nConnection: close , uPGRADE\r\n\
                      Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\nSec-WebSocket-Protocol: two";
-        assert_eq!(judge(lists, false).ok().and_then(|answer| answer.subprotocol).as_deref(), Some("two"));
+        assert_eq!(check(lists, false).ok().and_then(|answer| answer.subprotocol).as_deref(), Some("two"));
         let extended = format!("{GOOD}\r\nSec-WebSocket-Extensions: permessage-deflate");
         assert_eq!(
-            judge(&extended, true).map(|answer| answer.extensions).ok(),
+            check(&extended, true).map(|answer| answer.extensions).ok(),
             Some(vec!["permessage-deflate".to_owned()])
         );
     }
@@ -390,7 +396,7 @@ mod tests {
             format!("{GOOD}\r\nSec-WebSocket-Protocol: one\r\nSec-WebSocket-Protocol: two"),
             format!("{GOOD}\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo="),
         ] {
-            let error = judge(&lie, false).err().unwrap_or_else(|| panic!("{lie:?} is a lie"));
+            let error = check(&lie, false).err().unwrap_or_else(|| panic!("{lie:?} is a lie"));
             assert_eq!(error.kind(), ErrorKind::Upgrade);
         }
     }
@@ -405,7 +411,7 @@ mod tests {
     }
 
     #[test]
-    fn a_folded_header_is_one_line() {
+    fn a_folded_header_is_one_connection() {
         let text = b"HTTP/1.1 503 Busy\r\nX-Why: we are\r\n \t very busy\r\nRetry-After: 5\r\n\r\n";
         let head = parse_head(text).expect("it parses").expect("it is whole");
         assert_eq!(head.headers["x-why"], "we are very busy");

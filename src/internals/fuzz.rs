@@ -7,34 +7,34 @@ use crossbeam_channel::bounded;
 use socket2::{Domain, Socket, Type};
 
 use crate::config::Settings;
-use crate::connection::OpenLine;
+use crate::connection::OpenConnection;
 use crate::connection::Receiving;
-use crate::connection::socket::LineSocket;
-use crate::connection::writer::Outlet;
+use crate::connection::socket::StreamSocket;
+use crate::connection::writer::FrameWriter;
 use crate::event::{DialFailure, Disconnect, MessageRef, Opened, Payload, Stopped};
-use crate::handler::{Delivery, Full, Line};
+use crate::handler::{Connection, EventSink, Full};
 use crate::protocol::assembler::{Assembler, Incoming, Limits};
 use crate::protocol::deflate::{Agreed, Deflate};
-use crate::protocol::frame::{Head, ReadBuffer};
-use crate::runtime::read_loop::Talk;
-use crate::runtime::shared::Board;
+use crate::protocol::frame::{FrameHeader, ReadBuffer};
+use crate::runtime::read_loop::Reader;
+use crate::runtime::shared::Shared;
 use crate::sender::Sender;
 use crate::stats::Counters;
-use crate::sync::threads::{Lifecycle, ThreadOptions};
+use crate::sync::threads::{ThreadOptions, Threads};
 
-/// What a fuzzed line takes.
+/// What a fuzzed connection takes.
 const MAX_MESSAGE: usize = 64 * 1024;
 
-/// What the assembler may hold beyond `max_message`, in its buffers.
+/// What the assembler may hold beyond `max_message_size`, in its buffers.
 const SLACK: usize = 64 * 1024;
 
 /// Parses frame heads wherever they are found.
 pub fn frames(bytes: &[u8]) {
     let mut rest = bytes;
-    while let Ok(Some(head)) = Head::parse(rest) {
-        assert!(head.head_len <= rest.len());
+    while let Ok(Some(head)) = FrameHeader::parse(rest) {
+        assert!(head.header_len <= rest.len());
         let payload = usize::try_from(head.payload_len).unwrap_or(usize::MAX);
-        let Some(next) = rest.get(head.head_len.saturating_add(payload)..) else { break };
+        let Some(next) = rest.get(head.header_len.saturating_add(payload)..) else { break };
         rest = next;
     }
 }
@@ -57,7 +57,7 @@ pub fn messages(bytes: &[u8]) {
     let inflater = agreed(shape).map(|agreed| agreed.engines().0);
     // Five bits, squared: byte by byte, and up to several frames at once.
     let piece = usize::from(shape >> 3).pow(2) + 1;
-    let mut assembler = Assembler::new(Limits { max_message: MAX_MESSAGE }, inflater);
+    let mut assembler = Assembler::new(Limits { max_message_size: MAX_MESSAGE }, inflater);
     let mut buffer = ReadBuffer::with_leftover(&[]);
     let mut rest = bytes;
     while !rest.is_empty() {
@@ -99,8 +99,8 @@ pub fn head(bytes: &[u8]) {
     crate::dial::fuzz_head(bytes);
 }
 
-/// Reads a whole line whose server sends `bytes` and ends: from the socket to the handler.
-pub fn line(bytes: &[u8]) {
+/// Reads a whole connection whose server sends `bytes` and ends: from the socket to the handler.
+pub fn connection(bytes: &[u8]) {
     let Some((&shape, bytes)) = bytes.split_first() else { return };
     let Ok((ours, mut theirs)) = Socket::pair(Domain::UNIX, Type::STREAM, None) else { return };
     let bytes = &bytes[..bytes.len().min(32 * 1024)];
@@ -108,18 +108,18 @@ pub fn line(bytes: &[u8]) {
     if theirs.write_all(bytes).is_err() || theirs.shutdown(std::net::Shutdown::Write).is_err() {
         return;
     }
-    let settings = Settings { max_message: MAX_MESSAGE, ..Settings::default() };
-    let (board, _bell) = Board::new(Lifecycle::new(ThreadOptions::default()), settings.budgets());
-    let (bell, _heart) = bounded(1);
+    let settings = Settings { max_message_size: MAX_MESSAGE, ..Settings::default() };
+    let (shared, _bell) = Shared::new(Threads::new(ThreadOptions::default()), settings.send_timeouts());
+    let (wakeup, _heart) = bounded(1);
     let (inflater, deflater) = agreed(shape).map(|agreed| agreed.engines()).unzip();
-    let outlet = Outlet::new(deflater, None);
-    let line = Arc::new(OpenLine::new(
+    let writer = FrameWriter::new(deflater, None);
+    let connection = Arc::new(OpenConnection::new(
         1,
         "fuzz:1".to_owned(),
-        LineSocket::new(ours, Receiving::default()),
+        StreamSocket::new(ours, Receiving::default()),
         None,
-        outlet,
-        bell,
+        writer,
+        wakeup,
         Arc::new(Counters::default()),
     ));
     let opened = Opened {
@@ -130,26 +130,26 @@ pub fn line(bytes: &[u8]) {
         headers: http::HeaderMap::new(),
         is_compressed: inflater.is_some(),
     };
-    let mut talk = Talk::new(Arc::clone(&line), opened, Vec::new(), &settings, inflater);
-    let sender = Sender::new(Arc::clone(&board));
-    let over = talk.run(&mut Sink, &sender, &board.shutdown);
+    let mut reader = Reader::new(Arc::clone(&connection), opened, Vec::new(), &settings, inflater);
+    let sender = Sender::new(Arc::clone(&shared));
+    let over = reader.run(&mut Sink, &sender, &shared.shutdown);
     // Nobody stops it, so it has to end by itself, with an error and not with a panic.
     assert!(over.is_some_and(|over| over.error.is_ok()));
-    talk.drain();
-    assert!(line.work_off(std::time::Instant::now()).is_ok() || line.is_severed());
+    reader.drain();
+    assert!(connection.flush_pending(std::time::Instant::now()).is_ok() || connection.is_aborted());
 }
 
 /// A handler that checks what it gets.
 struct Sink;
 
-impl Delivery for Sink {
-    fn opened(&mut self, _: &mut Line<'_>) {}
+impl EventSink for Sink {
+    fn opened(&mut self, _: &mut Connection<'_>) {}
 
-    fn message(&mut self, _: &mut Line<'_>, message: MessageRef<'_>) {
+    fn message(&mut self, _: &mut Connection<'_>, message: MessageRef<'_>) {
         assert!(message.bytes().len() <= MAX_MESSAGE);
     }
 
-    fn batch_over(&mut self) -> Result<(), Full> {
+    fn end_batch(&mut self) -> Result<(), Full> {
         Ok(())
     }
 

@@ -5,7 +5,7 @@ use tungstenite::protocol::frame::coding::{Data, OpCode};
 use crate::event::Payload;
 use crate::protocol::assembler::{Assembler, Incoming, Limits};
 use crate::protocol::deflate::Deflate;
-use crate::protocol::frame::{self, Head, MaskingKeys, ReadBuffer, mask};
+use crate::protocol::frame::{self, FrameHeader, MaskingKeys, ReadBuffer, mask};
 
 /// What a market feed sends: text of `size` bytes, hardly the same twice.
 pub fn text(size: usize, number: usize) -> String {
@@ -51,8 +51,8 @@ fn agreed() -> crate::protocol::deflate::Agreed {
 pub fn heads(bytes: &[u8]) -> usize {
     let mut rest = bytes;
     let mut count = 0;
-    while let Ok(Some(head)) = Head::parse(rest) {
-        let next = head.head_len + head.payload_len as usize;
+    while let Ok(Some(head)) = FrameHeader::parse(rest) {
+        let next = head.header_len + head.payload_len as usize;
         let Some(following) = rest.get(next..) else { break };
         rest = following;
         count += 1;
@@ -67,10 +67,10 @@ pub struct Reading {
 }
 
 impl Reading {
-    /// A line that has received these bytes, and on which compression was agreed on, or not.
+    /// A connection that has received these bytes, and on which compression was agreed on, or not.
     pub fn new(received: &[u8], is_compressed: bool) -> Self {
         let inflater = is_compressed.then(|| agreed().engines().0);
-        let limits = Limits { max_message: 16 << 20 };
+        let limits = Limits { max_message_size: 16 << 20 };
         Reading { buffer: ReadBuffer::with_leftover(received), assembler: Assembler::new(limits, inflater) }
     }
 

@@ -6,12 +6,14 @@ use std::time::Duration;
 
 use shuttle::thread::spawn;
 
-use super::dialer::{CLOSE, Dial, PING, Peer, TEXT, venue};
+use super::dialer::{CLOSE, Dial, PING, Peer, TEXT, server};
 use super::explorer::LEAPS;
 use super::sync::channel::bounded;
 use super::{elapsed, explore, is_exact};
-use crate::sync::threads::{Lifecycle, Patience, ThreadOptions, Woken, wait};
-use crate::{Builder, Client, ErrorKind, Event, Handler, Line, MessageRef, Outcome, SendError, State, WhenFull};
+use crate::sync::threads::{JoinTimeout, ThreadOptions, Threads, Woken, wait};
+use crate::{
+    Builder, Client, Connection, ErrorKind, Event, Handler, MessageRef, SendError, State, ThreadOutcome, WhenFull,
+};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -24,9 +26,9 @@ const AT_ONCE: Duration = Duration::ZERO;
 fn builder(scheme: &str) -> Builder {
     // An address, so that no lookup is needed, and a single ping schedule that does not get in the way.
     Client::builder(format!("{scheme}://127.0.0.1:1/"))
-        .ping_every(3600 * SECOND)
-        .close_within(SECOND)
-        .drop_within(60 * SECOND)
+        .ping_interval(3600 * SECOND)
+        .close_timeout(SECOND)
+        .drop_timeout(60 * SECOND)
 }
 
 fn opens(run: impl FnOnce(&mut Peer) + Send + 'static) -> Dial {
@@ -37,59 +39,59 @@ fn echoes() -> Dial {
     opens(|peer| peer.serve(|peer, text| peer.send(TEXT, text)))
 }
 
-/// Stops the client, and checks that everything has ended, `within` at most.
-fn stop<D>(client: Client<D>, within: Duration) {
+/// Stops the client, and checks that everything has ended, `timeout` at most.
+fn stop<D>(client: Client<D>, timeout: Duration) {
     let began = elapsed();
     let report = client.stop(60 * SECOND);
     assert!(report.is_clean(), "{report}, after {:?}, exact: {}", elapsed() - began, is_exact());
     assert_eq!(client.live_threads(), 0);
-    assert!(!is_exact() || elapsed() - began <= within, "it took {:?}", elapsed() - began);
+    assert!(!is_exact() || elapsed() - began <= timeout, "it took {:?}", elapsed() - began);
     assert_eq!(client.state(), State::Closed);
 }
 
 #[test]
 fn no_thread_is_born_behind_a_shutdown_and_every_joiner_sees_the_end() {
     explore(|| {
-        let lifecycle = Arc::new(Lifecycle::new(ThreadOptions::default()));
-        let shutdown = lifecycle.shutdown_signal();
+        let threads = Arc::new(Threads::new(ThreadOptions::default()));
+        let shutdown = threads.shutdown_signal();
         let sleeper = move || assert_eq!(wait(&shutdown, &super::sync::channel::never::<()>(), None), Woken::Shutdown);
         let spawner = {
-            let (lifecycle, sleeper) = (Arc::clone(&lifecycle), sleeper.clone());
-            spawn(move || lifecycle.spawn("second", Patience::Deadline, sleeper).is_ok())
+            let (threads, sleeper) = (Arc::clone(&threads), sleeper.clone());
+            spawn(move || threads.spawn("second", JoinTimeout::Deadline, sleeper).is_ok())
         };
-        lifecycle.spawn("first", Patience::Deadline, sleeper).expect("nobody has stopped it");
+        threads.spawn("first", JoinTimeout::Deadline, sleeper).expect("nobody has stopped it");
         let joiner = {
-            let lifecycle = Arc::clone(&lifecycle);
+            let threads = Arc::clone(&threads);
             spawn(move || {
-                lifecycle.shutdown();
-                lifecycle.join_until(super::sync::now() + 3600 * SECOND)
+                threads.shutdown();
+                threads.join_until(super::sync::now() + 3600 * SECOND)
             })
         };
-        lifecycle.shutdown();
-        let mine = lifecycle.join_until(super::sync::now() + 3600 * SECOND);
+        threads.shutdown();
+        let mine = threads.join_until(super::sync::now() + 3600 * SECOND);
         let theirs = joiner.join().expect("it does not panic");
         let was_born = spawner.join().expect("it does not panic");
         // Whichever was first, what was born before the shutdown has been joined by whoever joined after it.
         assert!(mine.is_clean() && theirs.is_clean(), "{mine}; {theirs}");
         assert_eq!(mine.threads().len(), 1 + usize::from(was_born));
-        assert_eq!(lifecycle.live_threads(), 0);
+        assert_eq!(threads.live_threads(), 0);
     });
 }
 
-/// Drops the client, and checks that everything has ended, `within` at most.
-fn let_go<D>(client: Client<D>, within: Duration) {
+/// Drops the client, and checks that everything has ended, `timeout` at most.
+fn let_go<D>(client: Client<D>, timeout: Duration) {
     let stopper = client.stopper();
     let began = elapsed();
     drop(client);
     let took = elapsed() - began;
     let report = stopper.stop(Duration::ZERO);
     assert!(report.is_clean(), "{report}, after {took:?}, exact: {}", is_exact());
-    assert!(!is_exact() || took <= within, "it took {took:?}");
+    assert!(!is_exact() || took <= timeout, "it took {took:?}");
 }
 
-/// Ends clients of a venue by stop and by drop, under every schedule that is tried.
+/// Ends clients of a server by stop and by drop, under every schedule that is tried.
 fn ends<D: 'static>(
-    within: Duration,
+    timeout: Duration,
     dial: impl Fn() -> Dial + Send + Sync + Clone + 'static,
     make: impl Fn() -> Client<D> + Send + Sync + Clone + 'static,
 ) {
@@ -97,15 +99,15 @@ fn ends<D: 'static>(
         let (dial, make) = (dial.clone(), make.clone());
         explore(move || {
             let dial = dial.clone();
-            venue(move |_| dial());
-            end(make(), within);
+            server(move |_| dial());
+            end(make(), timeout);
         });
     }
 }
 
 #[test]
 fn stop_and_drop_in_every_state_end_everything_at_once() {
-    let start = |scheme| move || builder(scheme).start_pulled().expect("it starts");
+    let start = |scheme| move || builder(scheme).start().expect("it starts");
     let connect = |scheme| move || builder(scheme).connect().expect("it opens");
     // Nobody answers; waiting to retry.
     ends(AT_ONCE, || Dial::Hangs, start("ws"));
@@ -114,13 +116,13 @@ fn stop_and_drop_in_every_state_end_everything_at_once() {
         // Open, the opening under way, and idle.
         ends(AT_ONCE, echoes, start(scheme));
         ends(AT_ONCE, echoes, connect(scheme));
-        // Open and flooded, by a venue that reads nothing: the polite end is over when its time is.
+        // Open and flooded, by a server that reads nothing: the polite end is over when its time is.
         let flooded = move || {
-            let handler = |_: &mut Line<'_>, _: MessageRef<'_>| ();
-            builder(scheme).start(handler).expect("it starts")
+            let handler = |_: &mut Connection<'_>, _: MessageRef<'_>| ();
+            builder(scheme).start_with(handler).expect("it starts")
         };
         ends(SECOND, || opens(|peer| peer.flood(b"tick")), flooded);
-        // A venue that never answers the close, and one whose own is on its way.
+        // A server that never answers the close, and one whose own is on its way.
         ends(SECOND, || opens(|peer| peer.ignore()), connect(scheme));
         let closes = || {
             opens(|peer| {
@@ -145,12 +147,13 @@ fn a_stop_does_not_wait_for_a_lookup_that_hangs() {
                 assert!(held.recv().is_err());
                 Err(std::io::Error::other("too late"))
             };
-            let client = Client::builder("ws://venue.example/").resolver(resolver).start_pulled().expect("it starts");
+            let client = Client::builder("ws://server.example/").resolver(resolver).start().expect("it starts");
             assert!(!is_under_way || told.recv().is_ok());
             let began = elapsed();
             let report = client.stop(60 * SECOND);
-            let late: Vec<_> = report.threads().iter().filter(|thread| thread.outcome != Outcome::Ended).collect();
-            assert!(late.iter().all(|thread| thread.name == "tautline-resolve"), "{report}");
+            let late: Vec<_> =
+                report.threads().iter().filter(|thread| thread.outcome != ThreadOutcome::Joined).collect();
+            assert!(late.iter().all(|thread| thread.name == "taut-resolver"), "{report}");
             assert!(!is_under_way || late.len() == 1, "{report}");
             assert!(!is_exact() || elapsed() - began <= Duration::from_millis(20));
             drop(release);
@@ -165,26 +168,26 @@ fn a_stop_does_not_wait_for_a_lookup_that_hangs() {
 fn a_stop_from_the_handler_from_two_threads_and_by_drop() {
     struct Stops;
     impl Handler for Stops {
-        fn message(&mut self, line: &mut Line<'_>, _: MessageRef<'_>) {
-            let report = line.stopper().stop(60 * SECOND);
-            assert!(report.threads().iter().any(|thread| thread.outcome == Outcome::Current));
+        fn message(&mut self, connection: &mut Connection<'_>, _: MessageRef<'_>) {
+            let report = connection.stopper().stop(60 * SECOND);
+            assert!(report.threads().iter().any(|thread| thread.outcome == ThreadOutcome::Current));
         }
     }
     explore(|| {
-        venue(|_| {
+        server(|_| {
             opens(|peer| {
                 peer.send(TEXT, b"stop");
                 peer.serve(|_, _| ());
             })
         });
-        let client = builder("ws").start(Stops).expect("it starts");
+        let client = builder("ws").start_with(Stops).expect("it starts");
         let reason = client.wait_closed(3600 * SECOND).expect("the handler stops it");
         assert_eq!(reason.kind(), ErrorKind::Stopped);
         stop(client, AT_ONCE);
     });
     explore(|| {
-        venue(|_| echoes());
-        let client = Arc::new(builder("ws").start_pulled().expect("it starts"));
+        server(|_| echoes());
+        let client = Arc::new(builder("ws").start().expect("it starts"));
         let other = Arc::clone(&client);
         let other = spawn(move || assert!(other.stop(60 * SECOND).is_clean()));
         assert!(client.stop(60 * SECOND).is_clean());
@@ -192,22 +195,22 @@ fn a_stop_from_the_handler_from_two_threads_and_by_drop() {
         assert_eq!(client.live_threads(), 0);
     });
     explore(|| {
-        venue(|_| echoes());
-        drop(builder("ws").start_pulled().expect("it starts"));
+        server(|_| echoes());
+        drop(builder("ws").start().expect("it starts"));
     });
 }
 
 #[test]
 fn a_panic_in_the_handler_ends_the_client_once() {
     explore(|| {
-        venue(|_| {
+        server(|_| {
             opens(|peer| {
                 peer.send(TEXT, b"panic");
                 peer.serve(|_, _| ());
             })
         });
-        let handler = |_: &mut Line<'_>, _: MessageRef<'_>| std::panic::resume_unwind(Box::new("on purpose"));
-        let client = builder("ws").start(handler).expect("it starts");
+        let handler = |_: &mut Connection<'_>, _: MessageRef<'_>| std::panic::resume_unwind(Box::new("on purpose"));
+        let client = builder("ws").start_with(handler).expect("it starts");
         let reason = client.wait_closed(3600 * SECOND).expect("the panic ends it");
         assert_eq!(reason.kind(), ErrorKind::HandlerPanicked);
         assert!(client.take_panic().is_some());
@@ -216,11 +219,11 @@ fn a_panic_in_the_handler_ends_the_client_once() {
 }
 
 #[test]
-fn every_opening_has_one_end_and_the_line_comes_back() {
+fn every_opening_has_one_end_and_the_connection_comes_back() {
     for scheme in ["ws", "wss"] {
         explore(move || {
-            // The first line is closed by the venue, the second is dropped, the third stays.
-            venue(|number| match number {
+            // The first connection is closed by the server, the second is dropped, the third stays.
+            server(|number| match number {
                 0 => opens(|peer| {
                     peer.send(TEXT, b"a");
                     peer.send(CLOSE, &[0x03, 0xe9]);
@@ -230,7 +233,7 @@ fn every_opening_has_one_end_and_the_line_comes_back() {
                 2 => opens(|peer| peer.send(TEXT, b"b")),
                 _ => echoes(),
             });
-            let client = builder(scheme).start_pulled().expect("it starts");
+            let client = builder(scheme).start().expect("it starts");
             let mut told = String::new();
             for event in client.events() {
                 match event {
@@ -255,16 +258,16 @@ fn every_opening_has_one_end_and_the_line_comes_back() {
 }
 
 #[test]
-fn a_line_that_answers_no_ping_is_dialled_again_and_one_that_answers_is_left_alone() {
+fn a_connection_that_answers_no_ping_is_dialled_again_and_one_that_answers_is_left_alone() {
     explore(|| {
-        venue(|number| match number {
+        server(|number| match number {
             0 => opens(|peer| peer.ignore()),
             _ => echoes(),
         });
-        let client = builder("ws").ping_every(SECOND).pong_within(SECOND).start_pulled().expect("it starts");
+        let client = builder("ws").ping_interval(SECOND).pong_timeout(SECOND).start().expect("it starts");
         let mut events = client.events();
         loop {
-            match events.next_within(60 * SECOND).expect("something happens") {
+            match events.next_timeout(60 * SECOND).expect("something happens") {
                 Event::Disconnected(end) => assert_eq!(end.error.kind(), ErrorKind::PongTimeout),
                 Event::Opened(opened) if opened.epoch == 2 => break,
                 _ => {}
@@ -272,7 +275,10 @@ fn a_line_that_answers_no_ping_is_dialled_again_and_one_that_answers_is_left_alo
         }
         // Where time passes only when nobody can run, nothing can make a pong late.
         if is_exact() {
-            assert_eq!(events.next_within(10 * SECOND).expect_err("the line stays up"), crate::NoEvent::Yet);
+            assert_eq!(
+                events.next_timeout(10 * SECOND).expect_err("the connection stays up"),
+                crate::TryNextError::Empty
+            );
         }
         drop(events);
         stop(client, AT_ONCE);
@@ -280,10 +286,10 @@ fn a_line_that_answers_no_ping_is_dialled_again_and_one_that_answers_is_left_alo
 }
 
 #[test]
-fn a_line_is_dead_in_time_though_pongs_are_owed_that_find_no_room() {
+fn a_connection_is_dead_in_time_though_pongs_are_owed_that_find_no_room() {
     for scheme in ["ws", "wss"] {
         explore(move || {
-            venue(|_| {
+            server(|_| {
                 opens(|peer| {
                     for number in 0..8 {
                         peer.send(PING, &[number; 8]);
@@ -291,8 +297,8 @@ fn a_line_is_dead_in_time_though_pongs_are_owed_that_find_no_room() {
                     peer.flood(b"tick")
                 })
             });
-            let client = builder(scheme).max_attempts(1).ping_every(MOMENT).pong_within(MOMENT);
-            let client = client.start_pulled().expect("it starts");
+            let client = builder(scheme).max_attempts(1).ping_interval(MOMENT).pong_timeout(MOMENT);
+            let client = client.start().expect("it starts");
             for event in client.events() {
                 if let Event::Disconnected(end) = event {
                     assert_eq!(end.error.kind(), ErrorKind::PongTimeout);
@@ -305,13 +311,15 @@ fn a_line_is_dead_in_time_though_pongs_are_owed_that_find_no_room() {
 }
 
 #[test]
-fn a_line_is_dead_in_time_though_a_sender_waits_for_room() {
+fn a_connection_is_dead_in_time_though_a_sender_waits_for_room() {
     for scheme in ["ws", "wss"] {
         explore(move || {
-            venue(|_| opens(|peer| peer.flood(b"tick")));
-            let client = builder(scheme).max_attempts(1).ping_every(MOMENT).pong_within(MOMENT);
-            let client =
-                client.send_within(3600 * SECOND).start(|_: &mut Line<'_>, _: MessageRef<'_>| ()).expect("it starts");
+            server(|_| opens(|peer| peer.flood(b"tick")));
+            let client = builder(scheme).max_attempts(1).ping_interval(MOMENT).pong_timeout(MOMENT);
+            let client = client
+                .send_timeout(3600 * SECOND)
+                .start_with(|_: &mut Connection<'_>, _: MessageRef<'_>| ())
+                .expect("it starts");
             if client.wait_open(3600 * SECOND).is_ok() {
                 let began = elapsed();
                 while client.send_text("of a length that fills the buffer").is_ok() {}
@@ -328,7 +336,7 @@ fn what_became_of_each_send_is_told_as_it_was() {
     for scheme in ["ws", "wss"] {
         explore(move || {
             let (heard, hears) = bounded::<String>(16);
-            venue(move |_| {
+            server(move |_| {
                 let heard = heard.clone();
                 opens(move |peer| {
                     // It pings, changes keys and renegotiates under the senders' hands, and leaves after three messages.
@@ -349,8 +357,8 @@ fn what_became_of_each_send_is_told_as_it_was() {
                     }
                 })
             });
-            // One dial only, so that what was sent is sent on one line.
-            let client = builder(scheme).max_attempts(1).start_pulled().expect("it starts");
+            // One dial only, so that what was sent is sent on one connection.
+            let client = builder(scheme).max_attempts(1).start().expect("it starts");
             let epoch = client.wait_open(3600 * SECOND).unwrap_or_default();
             let senders: Vec<_> = (0..2)
                 .map(|number| {
@@ -396,16 +404,16 @@ fn what_became_of_each_send_is_told_as_it_was() {
 }
 
 #[test]
-fn a_send_to_a_venue_that_does_not_read_ends_in_its_budget_and_reading_goes_on() {
+fn a_send_to_a_server_that_does_not_read_ends_in_its_budget_and_reading_goes_on() {
     for scheme in ["ws", "wss"] {
         explore(move || {
-            venue(|_| opens(|peer| peer.flood(b"tick")));
+            server(|_| opens(|peer| peer.flood(b"tick")));
             let seen = Arc::new(AtomicUsize::new(0));
             let counted = Arc::clone(&seen);
-            let handler = move |_: &mut Line<'_>, _: MessageRef<'_>| {
+            let handler = move |_: &mut Connection<'_>, _: MessageRef<'_>| {
                 counted.fetch_add(1, Ordering::SeqCst);
             };
-            let client = builder(scheme).max_attempts(1).send_within(SECOND).start(handler).expect("it starts");
+            let client = builder(scheme).max_attempts(1).send_timeout(SECOND).start_with(handler).expect("it starts");
             if client.wait_open(3600 * SECOND).is_ok() {
                 let began = elapsed();
                 let outcome =
@@ -423,7 +431,7 @@ fn a_send_to_a_venue_that_does_not_read_ends_in_its_budget_and_reading_goes_on()
 fn the_events_queue_loses_no_wake_up_under_any_rule() {
     for rule in [WhenFull::Block, WhenFull::DropOldest, WhenFull::DropNewest, WhenFull::Disconnect] {
         explore(move || {
-            venue(|number| match number {
+            server(|number| match number {
                 0 => opens(|peer| {
                     for text in [b"1", b"2", b"3"] {
                         peer.send(TEXT, text);
@@ -433,7 +441,7 @@ fn the_events_queue_loses_no_wake_up_under_any_rule() {
                 }),
                 _ => Dial::Hangs,
             });
-            let client = builder("ws").queue_messages(1).when_full(rule).start_pulled().expect("it starts");
+            let client = builder("ws").queue_messages(1).when_full(rule).start().expect("it starts");
             let (mut got, mut lost) = (0, 0);
             // By turns as an iterator does it, and as `select!` does it.
             let mut events = client.events();
@@ -441,20 +449,20 @@ fn the_events_queue_loses_no_wake_up_under_any_rule() {
             loop {
                 let event = match events.try_next() {
                     Ok(event) => event,
-                    Err(crate::NoEvent::Yet) => match ready.recv() {
+                    Err(crate::TryNextError::Empty) => match ready.recv() {
                         Ok(()) => continue,
                         Err(_) => break,
                     },
-                    Err(crate::NoEvent::Ended) => break,
+                    Err(crate::TryNextError::Disconnected) => break,
                 };
                 match event {
                     Event::Message(_) => got += 1,
-                    Event::Lag(lag) => lost += lag.lost,
-                    Event::Disconnected(_) => client.stopper().signal(),
+                    Event::Lagged(lag) => lost += lag.lost,
+                    Event::Disconnected(_) => client.stopper().request_stop(),
                     _ => {}
                 }
             }
-            // What leaves with the line is not counted, and what came in before it is.
+            // What leaves with the connection is not counted, and what came in before it is.
             let told = got + lost;
             assert!(if rule == WhenFull::Disconnect { (1..=3).contains(&told) } else { told == 3 }, "{got} and {lost}");
             assert!(rule != WhenFull::Block || lost == 0);
@@ -468,11 +476,11 @@ fn the_events_queue_loses_no_wake_up_under_any_rule() {
 fn a_stop_ends_a_send_that_is_under_way() {
     for scheme in ["ws", "wss"] {
         explore(move || {
-            venue(|_| opens(|peer| peer.flood(b"tick")));
+            server(|_| opens(|peer| peer.flood(b"tick")));
             let client = builder(scheme)
                 .max_attempts(1)
-                .send_within(3600 * SECOND)
-                .start(|_: &mut Line<'_>, _: MessageRef<'_>| ())
+                .send_timeout(3600 * SECOND)
+                .start_with(|_: &mut Connection<'_>, _: MessageRef<'_>| ())
                 .expect("it starts");
             let sender = client.sender();
             let sending = spawn(move || while sender.send_text("of a length that fills the buffer").is_ok() {});

@@ -1,4 +1,4 @@
-//! Dials and venues that follow a script, in the place of TCP, TLS and the opening handshake.
+//! Dials and servers that follow a script, in the place of TCP, TLS and the opening handshake.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -6,12 +6,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use http::HeaderMap;
 
 use super::engine::{self, TlsEngine};
-use super::socket::LineSocket;
+use super::socket::StreamSocket;
 use super::{block, change, facts};
 use crate::config::endpoint::Target;
-use crate::dial::{DialSettings, Dialled, Lookups, Opening};
+use crate::dial::{DialSettings, Dialed, Lookups, Opening};
 use crate::error::{Error, ErrorKind};
-use crate::sync::threads::{Lifecycle, Shutdown};
+use crate::sync::threads::{Shutdown, Threads};
 use crate::time::Deadline;
 
 /// What becomes of the n-th dial, from 0.
@@ -22,14 +22,14 @@ pub(crate) enum Dial {
     /// Nobody answers.
     Hangs,
     Fails,
-    /// A line, and what the venue does on it, on a thread of its own.
+    /// A connection, and what the server does on it, on a thread of its own.
     Opens(Box<dyn FnOnce(&mut Peer) + Send>),
 }
 
-/// Sets what the venue does in this execution.
+/// Sets what the server does in this execution.
 #[cfg(test)]
-pub(crate) fn venue(script: impl Fn(usize) -> Dial + Send + Sync + 'static) {
-    facts(|facts| facts.venue = Some(Arc::new(script)));
+pub(crate) fn server(script: impl Fn(usize) -> Dial + Send + Sync + 'static) {
+    facts(|facts| facts.server = Some(Arc::new(script)));
 }
 
 /// As the real one; see [`crate::dial`].
@@ -59,15 +59,15 @@ impl Waker {
 }
 
 /// As the real one, whose lookups it uses.
-pub(crate) struct Dialler {
+pub(crate) struct Dialer {
     lookups: Lookups,
     shutdown: Shutdown,
 }
 
-impl Dialler {
-    pub(crate) fn new(settings: DialSettings, lifecycle: Arc<Lifecycle>) -> Self {
-        let shutdown = lifecycle.shutdown_signal();
-        Dialler { shutdown, lookups: Lookups::new(settings.resolver, lifecycle) }
+impl Dialer {
+    pub(crate) fn new(settings: DialSettings, threads: Arc<Threads>) -> Self {
+        let shutdown = threads.shutdown_signal();
+        Dialer { shutdown, lookups: Lookups::new(settings.resolver, threads) }
     }
 
     pub(crate) fn dial(
@@ -76,11 +76,11 @@ impl Dialler {
         _offer: Option<&str>,
         pair: &WakePair,
         deadline: Deadline,
-    ) -> Result<Dialled, Error> {
+    ) -> Result<Dialed, Error> {
         let addresses = self.lookups.addresses(target, &self.shutdown, deadline)?;
         let (script, number) = facts(|facts| {
             facts.dials += 1;
-            (facts.venue.clone(), facts.dials - 1)
+            (facts.server.clone(), facts.dials - 1)
         });
         let run = match script.map_or(Dial::Hangs, |script| script(number)) {
             Dial::Fails => return Err(Error::new(ErrorKind::Connect, format!("connecting to {target}"))),
@@ -96,7 +96,7 @@ impl Dialler {
                 });
             }
         };
-        let (ours, theirs) = LineSocket::pair();
+        let (ours, theirs) = StreamSocket::pair();
         let is_tls = target.is_tls;
         shuttle::thread::spawn(move || {
             let mut peer = Peer { socket: theirs, is_tls, cipher: Vec::new(), unread: Vec::new() };
@@ -104,13 +104,13 @@ impl Dialler {
         });
         let opening =
             Opening { peer: addresses[0], subprotocol: None, headers: HeaderMap::new(), extensions: Vec::new() };
-        Ok(Dialled { socket: ours, tls: is_tls.then(TlsEngine::new), leftover: Vec::new(), opening })
+        Ok(Dialed { socket: ours, tls: is_tls.then(TlsEngine::new), leftover: Vec::new(), opening })
     }
 }
 
-/// The venue's side of a line.
+/// The server's side of a connection.
 pub(crate) struct Peer {
-    socket: LineSocket,
+    socket: StreamSocket,
     is_tls: bool,
     cipher: Vec<u8>,
     unread: Vec<u8>,

@@ -2,7 +2,7 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 
-use crate::connection::tls_buffers::Pipe;
+use crate::connection::tls_buffers::TlsBuffers;
 
 /// What a record says. Records are a kind, a length and so many bytes.
 pub(super) const DATA: u8 = b'd';
@@ -35,9 +35,9 @@ pub(super) fn take_record(bytes: &mut Vec<u8>) -> Option<(u8, Vec<u8>)> {
     Some((kind, record[2..].iter().map(|byte| byte ^ 0x5a).collect()))
 }
 
-/// In the place of `native_tls::TlsStream<Pipe>`.
+/// In the place of `native_tls::TlsStream<TlsBuffers>`.
 pub(crate) struct TlsEngine {
-    pipe: Pipe,
+    pipe: TlsBuffers,
     /// Ciphertext of records that are not whole yet.
     cipher: Vec<u8>,
     plain: Vec<u8>,
@@ -51,11 +51,11 @@ impl TlsEngine {
         TlsEngine { pipe, cipher, plain, is_renegotiating: false, is_closed: false }
     }
 
-    pub(crate) fn get_ref(&self) -> &Pipe {
+    pub(crate) fn get_ref(&self) -> &TlsBuffers {
         &self.pipe
     }
 
-    pub(crate) fn get_mut(&mut self) -> &mut Pipe {
+    pub(crate) fn get_mut(&mut self) -> &mut TlsBuffers {
         &mut self.pipe
     }
 

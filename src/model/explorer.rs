@@ -74,7 +74,7 @@ fn run(scheduler: impl Scheduler + 'static, pace: Pace, scenario: impl Fn() + Se
         facts(|facts| facts.pace = pace);
         let clock = shuttle::thread::spawn(keep_time);
         scenario();
-        drop(facts(|facts| facts.venue.take()));
+        drop(facts(|facts| facts.server.take()));
         change(|| facts(|facts| facts.is_over = true));
         clock.join().expect("the clock stands still only when told to");
         facts(|facts| *facts = Facts::default());

@@ -1,7 +1,7 @@
 //! The machine in a model: threads that a scheduler interleaves as it likes, time that passes when it says so, sockets and a TLS engine in
-//! memory, a venue that follows a script. Built with `--cfg shuttle` alone; see CONTRIBUTING.md.
+//! memory, a server that follows a script. Built with `--cfg shuttle` alone; see CONTRIBUTING.md.
 //!
-//! The code of the crate runs in it as it is: lifecycle, board, queue, line, heart and supervisor. Everything they wait for comes from
+//! The code of the crate runs in it as it is: threads, board, queue, connection, heart and supervisor. Everything they wait for comes from
 //! [`sync`], and comes down to two calls: [`block`] and [`change`].
 //!
 //! Time is a thread. It moves the clock to the earliest deadline that somebody waits for: when nobody else can run ([`Pace::WhenIdle`]), so
@@ -48,7 +48,7 @@ struct Facts {
     deadlines: Vec<Duration>,
     is_over: bool,
     sabotage: Option<Sabotage>,
-    venue: Option<dialer::Script>,
+    server: Option<dialer::Script>,
     dials: usize,
     pace: Pace,
     leaps: usize,
@@ -58,7 +58,7 @@ struct Facts {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Sabotage {
     /// A ring of a bell is lost.
-    LoseRings,
+    LoseWakeups,
     /// Nobody is told that the last sender of a channel has gone.
     LoseShutdown,
     /// A condition variable wakes nobody.

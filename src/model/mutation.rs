@@ -3,15 +3,15 @@
 
 use std::time::Duration;
 
-use super::dialer::{Dial, TEXT, venue};
+use super::dialer::{Dial, TEXT, server};
 use super::explorer::fails_within;
 use super::{Sabotage, elapsed, sabotage};
-use crate::{Client, Line, MessageRef};
+use crate::{Client, Connection, MessageRef};
 
 const SECOND: Duration = Duration::from_secs(1);
 
 fn builder(scheme: &str) -> crate::Builder {
-    Client::builder(format!("{scheme}://127.0.0.1:1/")).ping_every(3600 * SECOND)
+    Client::builder(format!("{scheme}://127.0.0.1:1/")).ping_interval(3600 * SECOND)
 }
 
 fn stop_at_once<D>(client: &Client<D>) {
@@ -35,8 +35,8 @@ fn echoes() -> Dial {
 #[test]
 fn a_lost_shutdown_is_found() {
     is_found(100, Sabotage::LoseShutdown, |break_it| {
-        venue(|_| Dial::Fails);
-        let client = builder("ws").start_pulled().expect("it starts");
+        server(|_| Dial::Fails);
+        let client = builder("ws").start().expect("it starts");
         break_it();
         stop_at_once(&client);
     });
@@ -44,8 +44,8 @@ fn a_lost_shutdown_is_found() {
 
 #[test]
 fn a_lost_ring_is_found() {
-    is_found(100, Sabotage::LoseRings, |break_it| {
-        venue(|_| echoes());
+    is_found(100, Sabotage::LoseWakeups, |break_it| {
+        server(|_| echoes());
         let client = builder("ws").connect().expect("it opens");
         // The peer's close frame has to wake the heart, which otherwise waits until the time of the polite end is over.
         break_it();
@@ -57,8 +57,8 @@ fn a_lost_ring_is_found() {
 fn a_lost_notification_is_found() {
     is_found(100, Sabotage::LoseNotifications, |break_it| {
         break_it();
-        venue(|_| echoes());
-        let client = builder("ws").start_pulled().expect("it starts");
+        server(|_| echoes());
+        let client = builder("ws").start().expect("it starts");
         assert!(client.wait_open(SECOND).is_ok());
         stop_at_once(&client);
     });
@@ -67,12 +67,12 @@ fn a_lost_notification_is_found() {
 #[test]
 fn locks_taken_in_the_wrong_order_are_found() {
     let scenario = |is_wrong: bool| {
-        venue(|_| echoes());
-        let client = builder("wss").send_within(3600 * SECOND).connect().expect("it opens");
-        let line = client.open_line_for_checks();
+        server(|_| echoes());
+        let client = builder("wss").send_timeout(3600 * SECOND).connect().expect("it opens");
+        let connection = client.open_connection_for_checks();
         let other = shuttle::thread::spawn(move || {
             if is_wrong {
-                line.lock_in_the_wrong_order();
+                connection.lock_in_the_wrong_order();
             }
         });
         assert!(client.send_text("as ever").is_ok());
@@ -87,16 +87,16 @@ fn locks_taken_in_the_wrong_order_are_found() {
 fn a_thread_that_joins_itself_is_found() {
     is_found(100, Sabotage::JoinItself, |break_it| {
         break_it();
-        venue(|_| {
+        server(|_| {
             Dial::Opens(Box::new(|peer| {
                 peer.send(TEXT, b"stop");
                 peer.serve(|_, _| ());
             }))
         });
-        let handler = |line: &mut Line<'_>, _: MessageRef<'_>| {
-            line.stopper().stop(SECOND);
+        let handler = |connection: &mut Connection<'_>, _: MessageRef<'_>| {
+            connection.stopper().stop(SECOND);
         };
-        let client = builder("ws").start(handler).expect("it starts");
+        let client = builder("ws").start_with(handler).expect("it starts");
         assert!(client.wait_closed(3600 * SECOND).is_some());
         assert_eq!(elapsed(), Duration::ZERO);
     });
@@ -105,7 +105,7 @@ fn a_thread_that_joins_itself_is_found() {
 #[test]
 fn a_client_that_is_left_behind_is_found() {
     assert!(fails_within(10, || {
-        venue(|_| echoes());
+        server(|_| echoes());
         std::mem::forget(builder("ws").connect().expect("it opens"));
     }));
 }

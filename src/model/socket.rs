@@ -22,7 +22,7 @@ struct Way {
 }
 
 /// One end of a connection.
-pub(crate) struct LineSocket {
+pub(crate) struct StreamSocket {
     incoming: Arc<Plain<Way>>,
     outgoing: Arc<Plain<Way>>,
 }
@@ -31,14 +31,14 @@ fn plain(way: &Plain<Way>) -> MutexGuard<'_, Way> {
     way.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl LineSocket {
+impl StreamSocket {
     /// Both ends of a new connection.
-    pub(crate) fn pair() -> (LineSocket, LineSocket) {
+    pub(crate) fn pair() -> (StreamSocket, StreamSocket) {
         let ways = [(); 2].map(|()| Arc::new(Plain::new(Way::default())));
         let [one, other] = [ways.clone(), ways];
         let [incoming, outgoing] = one;
         let [outgoing_of_other, incoming_of_other] = other;
-        (LineSocket { incoming, outgoing }, LineSocket { incoming: incoming_of_other, outgoing: outgoing_of_other })
+        (StreamSocket { incoming, outgoing }, StreamSocket { incoming: incoming_of_other, outgoing: outgoing_of_other })
     }
 
     pub(crate) fn receive(&self, room: &mut [u8]) -> io::Result<(usize, Option<SystemTime>)> {
@@ -83,7 +83,7 @@ impl LineSocket {
         Ok(ready.unwrap_or(false))
     }
 
-    /// For venues: waits for room, or for the other side to end the connection.
+    /// For servers: waits for room, or for the other side to end the connection.
     pub(super) fn await_room(&self) {
         block(None, |_| {
             let way = plain(&self.outgoing);
@@ -91,7 +91,7 @@ impl LineSocket {
         });
     }
 
-    /// For venues: waits until the other side has ended the connection, without reading.
+    /// For servers: waits until the other side has ended the connection, without reading.
     pub(super) fn await_end(&self) {
         block(None, |_| plain(&self.incoming).is_ended.then_some(()));
     }
@@ -100,7 +100,7 @@ impl LineSocket {
         change(|| plain(&self.outgoing).is_ended = true);
     }
 
-    pub(crate) fn sever(&self) {
+    pub(crate) fn abort(&self) {
         change(|| {
             plain(&self.outgoing).is_ended = true;
             plain(&self.incoming).is_ended = true;
@@ -108,7 +108,7 @@ impl LineSocket {
     }
 }
 
-impl Drop for LineSocket {
+impl Drop for StreamSocket {
     fn drop(&mut self) {
         change(|| {
             plain(&self.outgoing).is_ended = true;

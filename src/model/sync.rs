@@ -49,8 +49,8 @@ impl<T> Mutex<T> {
         self.enter(Some(origin()))
     }
 
-    pub(crate) fn try_lock_for(&self, within: Duration) -> Option<MutexGuard<'_, T>> {
-        self.enter(Some(now() + within))
+    pub(crate) fn try_lock_for(&self, timeout: Duration) -> Option<MutexGuard<'_, T>> {
+        self.enter(Some(now() + timeout))
     }
 
     pub(crate) fn try_lock_until(&self, until: Instant) -> Option<MutexGuard<'_, T>> {
@@ -214,7 +214,7 @@ pub(crate) mod channel {
 
     impl<T> Sender<T> {
         pub(crate) fn try_send(&self, item: T) -> Result<(), TrySendError<T>> {
-            if is_sabotaged(Sabotage::LoseRings) {
+            if is_sabotaged(Sabotage::LoseWakeups) {
                 return Ok(());
             }
             change(|| {
@@ -287,8 +287,8 @@ pub(crate) mod channel {
             block(None, |_| self.poll()).unwrap_or(Err(RecvError))
         }
 
-        pub(crate) fn recv_timeout(&self, within: Duration) -> Result<T, RecvTimeoutError> {
-            self.recv_deadline(now() + within)
+        pub(crate) fn recv_timeout(&self, timeout: Duration) -> Result<T, RecvTimeoutError> {
+            self.recv_deadline(now() + timeout)
         }
 
         pub(crate) fn recv_deadline(&self, until: Instant) -> Result<T, RecvTimeoutError> {
@@ -319,9 +319,9 @@ pub(crate) mod channel {
 }
 
 /// See [`crate::sync::threads::wait_over`]. Where several are ready, any of them may be the answer.
-pub(crate) fn wait_over<T>(over: &Receiver<Infallible>, bell: &Receiver<T>, until: Option<Instant>) -> Woken<T> {
+pub(crate) fn wait_over<T>(over: &Receiver<Infallible>, wakeup: &Receiver<T>, until: Option<Instant>) -> Woken<T> {
     let woken = block(until, |is_due| {
-        let ready = [over.is_ready(), bell.is_ready(), is_due];
+        let ready = [over.is_ready(), wakeup.is_ready(), is_due];
         let ready: Vec<usize> = (0..ready.len()).filter(|index| ready[*index]).collect();
         let choice = match ready.as_slice() {
             [] => return None,
@@ -330,9 +330,9 @@ pub(crate) fn wait_over<T>(over: &Receiver<Infallible>, bell: &Receiver<T>, unti
         };
         Some(match choice {
             0 => Woken::Shutdown,
-            1 => bell.poll()?.map_or(Woken::Hung, Woken::Rung),
-            _ => Woken::Due,
+            1 => wakeup.poll()?.map_or(Woken::Disconnected, Woken::Received),
+            _ => Woken::TimedOut,
         })
     });
-    woken.unwrap_or(Woken::Due)
+    woken.unwrap_or(Woken::TimedOut)
 }

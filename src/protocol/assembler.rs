@@ -4,7 +4,7 @@ use tungstenite::protocol::frame::coding::{CloseCode, Control, Data, OpCode};
 
 use crate::event::Payload;
 use crate::protocol::deflate::{InflateError, Inflater};
-use crate::protocol::frame::{Breach, Head, SimpleFrame, Unread};
+use crate::protocol::frame::{FrameHeader, ProtocolError, SimpleFrame, Unread};
 
 /// What the assembler keeps of its buffer after a large message.
 const KEEP: usize = 64 * 1024;
@@ -24,7 +24,7 @@ pub(crate) enum Incoming<'a> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
     /// Payload bytes of one message, after inflating.
-    pub(crate) max_message: usize,
+    pub(crate) max_message_size: usize,
 }
 
 /// Makes messages of frames. A message in one uncompressed frame is lent straight from the read buffer; any other is gathered here, as its
@@ -78,11 +78,11 @@ impl Assembler {
 
     /// Whether [`next_simple`](Assembler::next_simple) lends anything. A bound, because that is looked at in any case.
     pub(crate) fn lend_simply(&mut self, lends: bool) {
-        self.simple_below = if lends { self.limits.max_message.saturating_add(1) } else { 0 };
+        self.simple_below = if lends { self.limits.max_message_size.saturating_add(1) } else { 0 };
     }
 
-    pub(crate) fn max_message(&self) -> usize {
-        self.limits.max_message
+    pub(crate) fn max_message_size(&self) -> usize {
+        self.limits.max_message_size
     }
 
     /// The memory that it holds for a message under construction.
@@ -112,25 +112,28 @@ impl Assembler {
 
     /// The next message or control frame; `None` when that needs bytes that have not come yet.
     ///
-    /// After a close frame or a breach the caller drops whatever follows.
-    pub(crate) fn next<'a, 'b: 'a>(&'a mut self, unread: &mut Unread<'b>) -> Result<Option<Incoming<'a>>, Breach> {
+    /// After a close frame or a violation the caller drops whatever follows.
+    pub(crate) fn next<'a, 'b: 'a>(
+        &'a mut self,
+        unread: &mut Unread<'b>,
+    ) -> Result<Option<Incoming<'a>>, ProtocolError> {
         if self.gathering == Gathering::Nothing {
-            let Some(head) = Head::parse(unread.bytes())? else { return Ok(None) };
+            let Some(head) = FrameHeader::parse(unread.bytes())? else { return Ok(None) };
             if let (OpCode::Data(data @ (Data::Text | Data::Binary)), true, false) =
                 (head.opcode, head.is_final, head.is_compressed)
             {
-                if head.payload_len > self.limits.max_message as u64 {
-                    return Err(Breach::too_long());
+                if head.payload_len > self.limits.max_message_size as u64 {
+                    return Err(ProtocolError::too_long());
                 }
                 // It fits into memory, so it fits into usize.
-                let whole = head.head_len + head.payload_len as usize;
+                let whole = head.header_len + head.payload_len as usize;
                 if unread.bytes().len() < whole {
-                    self.check_early(&unread.bytes()[head.head_len..], data)?;
+                    self.check_early(&unread.bytes()[head.header_len..], data)?;
                     unread.announce(whole);
                     return Ok(None);
                 }
                 self.checked = 0;
-                return whole_message(data == Data::Text, &unread.take(whole)[head.head_len..]).map(Some);
+                return whole_message(data == Data::Text, &unread.take(whole)[head.header_len..]).map(Some);
             }
         }
         self.next_gathered(unread)
@@ -138,7 +141,7 @@ impl Assembler {
 
     /// The start of a text frame that is still coming: what can never become UTF-8 is told at once (RFC 6455 section 8.1).
     #[cold]
-    fn check_early(&mut self, so_far: &[u8], data: Data) -> Result<(), Breach> {
+    fn check_early(&mut self, so_far: &[u8], data: Data) -> Result<(), ProtocolError> {
         if data == Data::Text {
             self.checked += valid_prefix(&so_far[self.checked..])?;
         }
@@ -147,7 +150,7 @@ impl Assembler {
 
     /// Control frames, fragments and compressed messages.
     #[cold]
-    fn next_gathered<'a, 'b: 'a>(&'a mut self, unread: &mut Unread<'b>) -> Result<Option<Incoming<'a>>, Breach> {
+    fn next_gathered<'a, 'b: 'a>(&'a mut self, unread: &mut Unread<'b>) -> Result<Option<Incoming<'a>>, ProtocolError> {
         if self.gathering == Gathering::Lent {
             self.gathering = Gathering::Nothing;
             self.gathered.clear();
@@ -169,21 +172,21 @@ impl Assembler {
                 }
                 self.gathering = Gathering::Fragments(kind);
             }
-            let Some(head) = Head::parse(unread.bytes())? else { return Ok(None) };
+            let Some(head) = FrameHeader::parse(unread.bytes())? else { return Ok(None) };
             match head.opcode {
                 OpCode::Control(control) => {
                     if head.is_compressed {
-                        return Err(Breach::protocol("a reserved bit is set on a control frame"));
+                        return Err(ProtocolError::protocol("a reserved bit is set on a control frame"));
                     }
-                    let whole = head.head_len + head.payload_len as usize;
+                    let whole = head.header_len + head.payload_len as usize;
                     if unread.bytes().len() < whole {
                         return Ok(None);
                     }
-                    return control_frame(control, &unread.take(whole)[head.head_len..]).map(Some);
+                    return control_frame(control, &unread.take(whole)[head.header_len..]).map(Some);
                 }
                 OpCode::Data(data) => {
                     let kind = self.kind_of(data, head)?;
-                    unread.take(head.head_len);
+                    unread.take(head.header_len);
                     self.gathering = Gathering::Frame { kind, remaining: head.payload_len, is_final: head.is_final };
                 }
             }
@@ -191,36 +194,36 @@ impl Assembler {
     }
 
     /// What a data frame belongs to, checked against what went before it, and its length before memory is taken.
-    fn kind_of(&self, data: Data, head: Head) -> Result<Kind, Breach> {
+    fn kind_of(&self, data: Data, head: FrameHeader) -> Result<Kind, ProtocolError> {
         let kind = match (self.gathering, data) {
             (Gathering::Fragments(kind), Data::Continue) if !head.is_compressed => kind,
             (Gathering::Fragments(_), Data::Continue) => {
-                return Err(Breach::protocol("a reserved bit is set on a continuation frame"));
+                return Err(ProtocolError::protocol("a reserved bit is set on a continuation frame"));
             }
             (Gathering::Fragments(_), _) => {
-                return Err(Breach::protocol("a new message before the end of a fragmented one"));
+                return Err(ProtocolError::protocol("a new message before the end of a fragmented one"));
             }
             (_, Data::Text | Data::Binary) => Kind { is_text: data == Data::Text, is_compressed: head.is_compressed },
-            _ => return Err(Breach::protocol("a continuation frame without a message")),
+            _ => return Err(ProtocolError::protocol("a continuation frame without a message")),
         };
         if kind.is_compressed && self.inflater.is_none() {
-            return Err(Breach::protocol("a compressed message, and compression was not agreed on"));
+            return Err(ProtocolError::protocol("a compressed message, and compression was not agreed on"));
         }
-        let room = self.limits.max_message - self.gathered.len();
+        let room = self.limits.max_message_size - self.gathered.len();
         if !kind.is_compressed && head.payload_len > room as u64 {
-            return Err(Breach::too_long());
+            return Err(ProtocolError::too_long());
         }
         Ok(kind)
     }
 
     /// Takes a piece of a message.
-    fn gather(&mut self, piece: &[u8], kind: Kind) -> Result<(), Breach> {
+    fn gather(&mut self, piece: &[u8], kind: Kind) -> Result<(), ProtocolError> {
         match &mut self.inflater {
             Some(inflater) if kind.is_compressed => {
-                inflater.inflate(piece, &mut self.gathered, self.limits.max_message).map_err(breach_of)?;
+                inflater.inflate(piece, &mut self.gathered, self.limits.max_message_size).map_err(violation_of)?;
             }
             _ => {
-                grow(&mut self.gathered, piece.len(), self.limits.max_message);
+                grow(&mut self.gathered, piece.len(), self.limits.max_message_size);
                 self.gathered.extend_from_slice(piece);
             }
         }
@@ -231,20 +234,20 @@ impl Assembler {
     }
 
     /// All of a message is here.
-    fn finish(&mut self, kind: Kind) -> Result<Incoming<'_>, Breach> {
+    fn finish(&mut self, kind: Kind) -> Result<Incoming<'_>, ProtocolError> {
         if let (true, Some(inflater)) = (kind.is_compressed, &mut self.inflater) {
-            inflater.finish(&mut self.gathered, self.limits.max_message).map_err(breach_of)?;
+            inflater.finish(&mut self.gathered, self.limits.max_message_size).map_err(violation_of)?;
         }
         self.gathering = Gathering::Lent;
         whole_message(kind.is_text, &self.gathered)
     }
 }
 
-fn whole_message(is_text: bool, payload: &[u8]) -> Result<Incoming<'_>, Breach> {
+fn whole_message(is_text: bool, payload: &[u8]) -> Result<Incoming<'_>, ProtocolError> {
     if !is_text {
         return Ok(Incoming::Binary(payload));
     }
-    simdutf8::basic::from_utf8(payload).map(Incoming::Text).map_err(|_| Breach::invalid_text())
+    simdutf8::basic::from_utf8(payload).map(Incoming::Text).map_err(|_| ProtocolError::invalid_text())
 }
 
 /// Makes room for `count` more bytes by doubling, and never beyond `limit`.
@@ -256,47 +259,47 @@ fn grow(gathered: &mut Vec<u8>, count: usize, limit: usize) {
     }
 }
 
-fn breach_of(error: InflateError) -> Breach {
+fn violation_of(error: InflateError) -> ProtocolError {
     match error {
-        InflateError::TooLong => Breach::too_long(),
+        InflateError::TooLong => ProtocolError::too_long(),
         InflateError::Corrupt => {
-            Breach { code: CloseCode::Invalid, what: "a compressed message that does not inflate" }
+            ProtocolError { code: CloseCode::Invalid, what: "a compressed message that does not inflate" }
         }
     }
 }
 
 /// How many of `bytes` are UTF-8 for certain: all, but for a code point at their end that is not complete yet.
-fn valid_prefix(bytes: &[u8]) -> Result<usize, Breach> {
+fn valid_prefix(bytes: &[u8]) -> Result<usize, ProtocolError> {
     match simdutf8::compat::from_utf8(bytes) {
         Ok(_) => Ok(bytes.len()),
         Err(error) if error.error_len().is_none() => Ok(error.valid_up_to()),
-        Err(_) => Err(Breach::invalid_text()),
+        Err(_) => Err(ProtocolError::invalid_text()),
     }
 }
 
-fn control_frame(control: Control, payload: &[u8]) -> Result<Incoming<'_>, Breach> {
+fn control_frame(control: Control, payload: &[u8]) -> Result<Incoming<'_>, ProtocolError> {
     match control {
         Control::Ping => Ok(Incoming::Ping(payload)),
         Control::Pong => Ok(Incoming::Pong(payload)),
         Control::Close => close_frame(payload),
-        Control::Reserved(_) => Err(Breach::protocol("a reserved opcode")),
+        Control::Reserved(_) => Err(ProtocolError::protocol("a reserved opcode")),
     }
 }
 
 /// The close code of a gateway that got an invalid answer from the server behind it.
 const BAD_GATEWAY: u16 = 1014;
 
-fn close_frame(payload: &[u8]) -> Result<Incoming<'_>, Breach> {
+fn close_frame(payload: &[u8]) -> Result<Incoming<'_>, ProtocolError> {
     match payload {
         [] => Ok(Incoming::Close(None)),
-        [_] => Err(Breach::protocol("a close frame with half a code")),
+        [_] => Err(ProtocolError::protocol("a close frame with half a code")),
         [high, low, reason @ ..] => {
             let code = u16::from_be_bytes([*high, *low]);
             // 1014 was registered at IANA after the list that tungstenite knows.
             if code != BAD_GATEWAY && !CloseCode::from(code).is_allowed() {
-                return Err(Breach::protocol("a close code that may not be sent"));
+                return Err(ProtocolError::protocol("a close code that may not be sent"));
             }
-            let reason = simdutf8::basic::from_utf8(reason).map_err(|_| Breach::invalid_text())?;
+            let reason = simdutf8::basic::from_utf8(reason).map_err(|_| ProtocolError::invalid_text())?;
             Ok(Incoming::Close(Some((code, reason))))
         }
     }
@@ -311,7 +314,10 @@ mod tests {
     use crate::protocol::frame::ReadBuffer;
 
     /// The next one, as the reader asks for it.
-    fn next<'a, 'b: 'a>(assembler: &'a mut Assembler, unread: &mut Unread<'b>) -> Result<Option<Incoming<'a>>, Breach> {
+    fn next<'a, 'b: 'a>(
+        assembler: &'a mut Assembler,
+        unread: &mut Unread<'b>,
+    ) -> Result<Option<Incoming<'a>>, ProtocolError> {
         match assembler.next_simple(unread) {
             Some(Payload::Text(text)) => Ok(Some(Incoming::Text(text))),
             Some(Payload::Binary(bytes)) => Ok(Some(Incoming::Binary(bytes))),
@@ -337,9 +343,9 @@ mod tests {
         bytes
     }
 
-    /// Everything that comes out of `bytes`, fed `step` at a time, in short; the code of a breach is the last.
+    /// Everything that comes out of `bytes`, fed `step` at a time, in short; the code of a violation is the last.
     fn assemble(bytes: &[u8], step: usize) -> Vec<String> {
-        let mut assembler = Assembler::new(Limits { max_message: 100_000 }, None);
+        let mut assembler = Assembler::new(Limits { max_message_size: 100_000 }, None);
         let mut buffer = ReadBuffer::with_leftover(&[]);
         let mut seen = Vec::new();
         let mut rest = bytes;
@@ -358,8 +364,8 @@ mod tests {
                     Ok(Some(Incoming::Pong(bytes))) => seen.push(format!("pong:{}", bytes.len())),
                     Ok(Some(Incoming::Close(close))) => seen.push(format!("close:{close:?}")),
                     Ok(None) => break,
-                    Err(breach) => {
-                        seen.push(format!("{}", u16::from(breach.code)));
+                    Err(violation) => {
+                        seen.push(format!("{}", u16::from(violation.code)));
                         return seen;
                     }
                 }
@@ -526,7 +532,7 @@ mod tests {
                     Sent::Pong(payload) => bytes.extend(frame(0x8a, payload)),
                 }
             }
-            let mut assembler = Assembler::new(Limits { max_message: 100_000 }, Some(inflater));
+            let mut assembler = Assembler::new(Limits { max_message_size: 100_000 }, Some(inflater));
             let mut buffer = ReadBuffer::with_leftover(&[]);
             let mut expected = messages.iter();
             let mut rest = &bytes[..];
@@ -562,7 +568,7 @@ mod tests {
         ) {
             let agreed = Deflate::new().accept(&["permessage-deflate".to_owned()]).expect("legal").expect("accepted");
             let inflater = compresses.then(|| agreed.engines().0);
-            let mut assembler = Assembler::new(Limits { max_message: 1000 }, inflater);
+            let mut assembler = Assembler::new(Limits { max_message_size: 1000 }, inflater);
             let mut buffer = ReadBuffer::with_leftover(&[]);
             for piece in bytes.chunks(step) {
                 let room = buffer.room();

@@ -12,7 +12,7 @@ const STEP: usize = 16 * 1024;
 
 /// Settings of permessage-deflate (RFC 7692), for [`Builder::compress`](crate::Builder::compress).
 ///
-/// Compression saves bandwidth and costs time and memory. Measured for each line, and for as long as it is open: the inflating engine takes
+/// Compression saves bandwidth and costs time and memory. Measured for each connection, and for as long as it is open: the inflating engine takes
 /// 47 KiB whatever its window, the deflating one 371 KiB with a window of 15 bits, 259 KiB with 12 and 245 KiB with 9. That is the
 /// same with context takeover (the window lives on from message to message) and without (the engines start anew, and keep their
 /// memory): going without it makes compression worse, and saves memory only at the server.
@@ -127,14 +127,14 @@ impl Deflate {
         if !name.eq_ignore_ascii_case("permessage-deflate") {
             return Err("an extension that was not offered".to_owned());
         }
-        let mut answer = Answer::default();
+        let mut answer = DeflateResponse::default();
         for part in parts {
             answer.take(part)?;
         }
         self.agree(&answer).map(Some)
     }
 
-    fn agree(&self, answer: &Answer) -> Result<Agreed, String> {
+    fn agree(&self, answer: &DeflateResponse) -> Result<Agreed, String> {
         // Section 7.1.1.1: a server that accepts the offer has to accept this part of it.
         if self.server_no_context_takeover && !answer.server_no_context_takeover {
             return Err("server_no_context_takeover was asked for and is missing".to_owned());
@@ -163,14 +163,14 @@ impl Deflate {
 
 /// The parameters of an answer, each at most once.
 #[derive(Default)]
-struct Answer {
+struct DeflateResponse {
     client_no_context_takeover: bool,
     server_no_context_takeover: bool,
     client_max_window_bits: Option<u8>,
     server_max_window_bits: Option<u8>,
 }
 
-impl Answer {
+impl DeflateResponse {
     fn take(&mut self, part: &str) -> Result<(), String> {
         let (name, value) = match part.split_once('=') {
             Some((name, value)) => (name.trim(), Some(unquoted(value.trim()))),

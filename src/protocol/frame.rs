@@ -6,7 +6,7 @@ use rand::rngs::StdRng;
 use rand::{Rng, make_rng};
 use tungstenite::protocol::frame::coding::{CloseCode, Control, Data, OpCode};
 
-/// The read buffer of a quiet line.
+/// The read buffer of a quiet connection.
 const SIZE_MIN: usize = 16 * 1024;
 
 /// How far bursts make it grow. Only a frame that is longer, and whose bytes really come, makes it grow further.
@@ -175,34 +175,34 @@ impl Drop for Unread<'_> {
 
 /// What the peer did wrong, and the close code that says so (RFC 6455 section 7.4.1).
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Breach {
+pub(crate) struct ProtocolError {
     pub(crate) code: CloseCode,
     pub(crate) what: &'static str,
 }
 
-impl Breach {
+impl ProtocolError {
     pub(crate) fn protocol(what: &'static str) -> Self {
-        Breach { code: CloseCode::Protocol, what }
+        ProtocolError { code: CloseCode::Protocol, what }
     }
 
     pub(crate) fn invalid_text() -> Self {
-        Breach { code: CloseCode::Invalid, what: "text that is not UTF-8" }
+        ProtocolError { code: CloseCode::Invalid, what: "text that is not UTF-8" }
     }
 
     pub(crate) fn too_long() -> Self {
-        Breach { code: CloseCode::Size, what: "a message is longer than max_message allows" }
+        ProtocolError { code: CloseCode::Size, what: "a message is longer than max_message_size allows" }
     }
 }
 
 /// The head of a frame from the server, checked as far as one frame can be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Head {
+pub(crate) struct FrameHeader {
     pub(crate) opcode: OpCode,
     pub(crate) is_final: bool,
     /// RSV1: the first frame of a compressed message (RFC 7692 section 6).
     pub(crate) is_compressed: bool,
     /// Of the head itself: 2, 4 or 10.
-    pub(crate) head_len: usize,
+    pub(crate) header_len: usize,
     pub(crate) payload_len: u64,
 }
 
@@ -217,20 +217,20 @@ pub(crate) struct SimpleFrame<'a> {
 
 impl<'a> SimpleFrame<'a> {
     /// The frame at the front of `bytes`. `None` when it is another kind of frame, a wrong one, or not all there, and when fewer than four bytes
-    /// are: [`Head::parse`] says which.
+    /// are: [`FrameHeader::parse`] says which.
     #[inline]
     pub(crate) fn parse(bytes: &'a [u8]) -> Option<Self> {
         let &[first @ (TEXT | BINARY), second, high, low, ..] = bytes else { return None };
-        let (head_len, len) = match second {
+        let (header_len, len) = match second {
             len @ ..=125 => (2, usize::from(len)),
             126 => (4, usize::from(u16::from_be_bytes([high, low]))),
             _ => return None,
         };
         // RFC 6455 section 5.2: a length that fits into one byte stands in one.
-        if head_len == 4 && len < 126 {
+        if header_len == 4 && len < 126 {
             return None;
         }
-        let (payload, rest) = bytes[head_len..].split_at_checked(len)?;
+        let (payload, rest) = bytes[header_len..].split_at_checked(len)?;
         Some(SimpleFrame { is_text: first == TEXT, payload, rest })
     }
 }
@@ -243,10 +243,10 @@ const RSV1: u8 = 0x40;
 const RSV2_RSV3: u8 = 0x30;
 const MASKED: u8 = 0x80;
 
-impl Head {
+impl FrameHeader {
     /// Parses the head of a frame; `None` when more bytes are needed. What is wrong is told as early as its byte is there.
     #[inline]
-    pub(crate) fn parse(bytes: &[u8]) -> Result<Option<Head>, Breach> {
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Option<FrameHeader>, ProtocolError> {
         let &[first, second, ref rest @ ..] = bytes else {
             return match bytes {
                 [first] => check_first(*first).map(|_| None),
@@ -255,9 +255,9 @@ impl Head {
         };
         let opcode = check_first(first)?;
         if second & MASKED != 0 {
-            return Err(Breach::protocol("a masked frame"));
+            return Err(ProtocolError::protocol("a masked frame"));
         }
-        let (head_len, payload_len) = match second {
+        let (header_len, payload_len) = match second {
             len @ ..=125 => (2, u64::from(len)),
             126 => match rest {
                 &[high, low, ..] => (4, u64::from(u16::from_be_bytes([high, low]))),
@@ -269,18 +269,18 @@ impl Head {
             },
         };
         let is_final = first & FIN != 0;
-        if head_len > 2 || matches!(opcode, OpCode::Control(_)) {
-            check_rare(opcode, is_final, head_len, payload_len)?;
+        if header_len > 2 || matches!(opcode, OpCode::Control(_)) {
+            check_rare(opcode, is_final, header_len, payload_len)?;
         }
-        Ok(Some(Head { opcode, is_final, is_compressed: first & RSV1 != 0, head_len, payload_len }))
+        Ok(Some(FrameHeader { opcode, is_final, is_compressed: first & RSV1 != 0, header_len, payload_len }))
     }
 }
 
 /// The first byte: reserved bits and opcodes. RSV1 is the assembler's to judge, who knows what was agreed on.
 #[inline]
-fn check_first(first: u8) -> Result<OpCode, Breach> {
+fn check_first(first: u8) -> Result<OpCode, ProtocolError> {
     if first & RSV2_RSV3 != 0 {
-        return Err(Breach::protocol("a reserved bit is set"));
+        return Err(ProtocolError::protocol("a reserved bit is set"));
     }
     Ok(match first & 0x0f {
         0 => OpCode::Data(Data::Continue),
@@ -289,33 +289,35 @@ fn check_first(first: u8) -> Result<OpCode, Breach> {
         8 => OpCode::Control(Control::Close),
         9 => OpCode::Control(Control::Ping),
         10 => OpCode::Control(Control::Pong),
-        _ => return Err(Breach::protocol("a reserved opcode")),
+        _ => return Err(ProtocolError::protocol("a reserved opcode")),
     })
 }
 
-fn check_long(opcode: OpCode) -> Result<(), Breach> {
+fn check_long(opcode: OpCode) -> Result<(), ProtocolError> {
     match opcode {
-        OpCode::Control(_) => Err(Breach::protocol("a control frame of more than 125 bytes")),
+        OpCode::Control(_) => Err(ProtocolError::protocol("a control frame of more than 125 bytes")),
         OpCode::Data(_) => Ok(()),
     }
 }
 
 /// What frames with a short payload cannot get wrong, and control frames may not.
 #[cold]
-fn check_rare(opcode: OpCode, is_final: bool, head_len: usize, payload_len: u64) -> Result<(), Breach> {
+fn check_rare(opcode: OpCode, is_final: bool, header_len: usize, payload_len: u64) -> Result<(), ProtocolError> {
     if let OpCode::Control(_) = opcode {
-        if head_len > 2 {
-            return Err(Breach::protocol("a control frame of more than 125 bytes"));
+        if header_len > 2 {
+            return Err(ProtocolError::protocol("a control frame of more than 125 bytes"));
         }
         if !is_final {
-            return Err(Breach::protocol("a fragmented control frame"));
+            return Err(ProtocolError::protocol("a fragmented control frame"));
         }
     }
     // RFC 6455 section 5.2: "the minimal number of bytes MUST be used to encode the length".
-    match head_len {
-        4 if payload_len < 126 => Err(Breach::protocol("a length in more bytes than it needs")),
-        10 if payload_len <= u64::from(u16::MAX) => Err(Breach::protocol("a length in more bytes than it needs")),
-        10 if payload_len >> 63 != 0 => Err(Breach::protocol("a length with its highest bit set")),
+    match header_len {
+        4 if payload_len < 126 => Err(ProtocolError::protocol("a length in more bytes than it needs")),
+        10 if payload_len <= u64::from(u16::MAX) => {
+            Err(ProtocolError::protocol("a length in more bytes than it needs"))
+        }
+        10 if payload_len >> 63 != 0 => Err(ProtocolError::protocol("a length with its highest bit set")),
         _ => Ok(()),
     }
 }
@@ -399,17 +401,17 @@ pub(crate) fn mask(bytes: &mut [u8], key: [u8; 4]) {
 mod tests {
     use super::*;
 
-    fn head(bytes: &[u8]) -> Result<Option<Head>, u16> {
-        Head::parse(bytes).map_err(|breach| breach.code.into())
+    fn head(bytes: &[u8]) -> Result<Option<FrameHeader>, u16> {
+        FrameHeader::parse(bytes).map_err(|violation| violation.code.into())
     }
 
     #[test]
     fn heads_of_all_three_lengths_are_parsed() {
-        let text = |head_len, payload_len| Head {
+        let text = |header_len, payload_len| FrameHeader {
             opcode: OpCode::Data(Data::Text),
             is_final: true,
             is_compressed: false,
-            head_len,
+            header_len,
             payload_len,
         };
         assert_eq!(head(&[0x81, 5]), Ok(Some(text(2, 5))));
@@ -430,12 +432,12 @@ mod tests {
                     bytes.extend((len as u16).to_be_bytes());
                     bytes.extend_from_slice(&payload[..len]);
                     let Some(simple) = SimpleFrame::parse(&bytes) else { continue };
-                    let head = Head::parse(&bytes).expect("it breaks no rule").expect("it is all there");
+                    let head = FrameHeader::parse(&bytes).expect("it breaks no rule").expect("it is all there");
                     let data = if simple.is_text { Data::Text } else { Data::Binary };
                     let expected = (OpCode::Data(data), true, false, simple.payload.len() as u64);
                     assert_eq!((head.opcode, head.is_final, head.is_compressed, head.payload_len), expected);
-                    let whole = head.head_len + simple.payload.len();
-                    assert_eq!((simple.payload, simple.rest), (&bytes[head.head_len..whole], &bytes[whole..]));
+                    let whole = head.header_len + simple.payload.len();
+                    assert_eq!((simple.payload, simple.rest), (&bytes[head.header_len..whole], &bytes[whole..]));
                 }
             }
         }
@@ -487,12 +489,12 @@ mod tests {
 
     #[test]
     fn frames_are_written_with_the_shortest_length_and_their_key() {
-        for (len, head_len) in [(0, 2), (125, 2), (126, 4), (65535, 4), (65536, 10)] {
+        for (len, header_len) in [(0, 2), (125, 2), (126, 4), (65535, 4), (65536, 10)] {
             let mut out = Vec::new();
             put_frame(&mut out, OpCode::Data(Data::Binary), true, false, &vec![7; len], [9; 4]);
-            assert_eq!(out.len(), head_len + 4 + len);
+            assert_eq!(out.len(), header_len + 4 + len);
             assert_eq!((out[0], out[1] & MASKED), (0x82, MASKED));
-            assert_eq!(out[head_len..head_len + 4], [9; 4]);
+            assert_eq!(out[header_len..header_len + 4], [9; 4]);
         }
     }
 

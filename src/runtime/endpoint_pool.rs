@@ -1,14 +1,14 @@
-//! Endpoints that take turns, and what each has said about being dialled again. Pure: `now` is an argument.
+//! Endpoints that take turns, and what each has said about being dialed again. Pure: `now` is an argument.
 
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, ErrorKind};
-use crate::runtime::reconnect::Verdict;
+use crate::runtime::reconnect::RetryDecision;
 use crate::time::after;
 
 /// Whose turn it is. Owned by the reader thread.
-pub(crate) struct Rota {
-    /// Before when each endpoint does not want to be dialled. One entry for each, one at least.
+pub(crate) struct EndpointPool {
+    /// Before when each endpoint does not want to be dialed. One entry for each, one at least.
     not_before: Vec<Option<Instant>>,
     /// How many dials have been started.
     dials: usize,
@@ -16,9 +16,9 @@ pub(crate) struct Rota {
     refusals: usize,
 }
 
-impl Rota {
+impl EndpointPool {
     pub(crate) fn new(endpoints: usize) -> Self {
-        Rota { not_before: vec![None; endpoints.max(1)], dials: 0, refusals: 0 }
+        EndpointPool { not_before: vec![None; endpoints.max(1)], dials: 0, refusals: 0 }
     }
 
     /// Begins the next dial; which of the endpoints it goes to.
@@ -28,22 +28,22 @@ impl Rota {
         turn
     }
 
-    /// What follows the failure of the last dial or of its line, as far as the endpoints have a say. What one of them refuses for good another may
+    /// What follows the failure of the last dial or of its connection, as far as the endpoints have a say. What one of them refuses for good another may
     /// grant: the client gives up when all have refused in a row. A `Retry-After` binds the endpoint that asked for it.
-    pub(crate) fn verdict(&mut self, error: &Error, retry_after_max: Duration, now: Instant) -> Verdict {
+    pub(crate) fn decision(&mut self, error: &Error, retry_after_max: Duration, now: Instant) -> RetryDecision {
         let last = self.dials.saturating_sub(1) % self.not_before.len();
         let is_final = !error.is_retryable();
         if is_final && !matches!(error.kind(), ErrorKind::Http | ErrorKind::Tls) {
-            return Verdict::GiveUp;
+            return RetryDecision::GiveUp;
         }
         self.refusals = if is_final { self.refusals + 1 } else { 0 };
         if self.refusals >= self.not_before.len() {
-            return Verdict::GiveUp;
+            return RetryDecision::GiveUp;
         }
         let asked = error.refusal().and_then(|refusal| refusal.retry_after);
         self.not_before[last] = asked.map(|wait| after(now, wait.min(retry_after_max)));
         let left = self.not_before[self.turn()].map(|until| until.saturating_duration_since(now));
-        left.filter(|left| !left.is_zero()).map_or(Verdict::Retry, Verdict::RetryAfter)
+        left.filter(|left| !left.is_zero()).map_or(RetryDecision::Retry, RetryDecision::RetryAfter)
     }
 
     fn turn(&self) -> usize {
@@ -71,32 +71,32 @@ mod tests {
 
     #[test]
     fn endpoints_take_turns_whatever_happens() {
-        let mut rota = Rota::new(3);
-        assert_eq!([(); 7].map(|()| rota.begin()), [0, 1, 2, 0, 1, 2, 0]);
+        let mut endpoint_pool = EndpointPool::new(3);
+        assert_eq!([(); 7].map(|()| endpoint_pool.begin()), [0, 1, 2, 0, 1, 2, 0]);
     }
 
     #[test]
     fn a_single_endpoint_that_refuses_for_good_ends_it() {
-        let mut rota = Rota::new(1);
-        rota.begin();
-        assert_eq!(rota.verdict(&dropped(), MAX, Instant::now()), Verdict::Retry);
-        rota.begin();
-        assert_eq!(rota.verdict(&refused(404, None), MAX, Instant::now()), Verdict::GiveUp);
+        let mut endpoint_pool = EndpointPool::new(1);
+        endpoint_pool.begin();
+        assert_eq!(endpoint_pool.decision(&dropped(), MAX, Instant::now()), RetryDecision::Retry);
+        endpoint_pool.begin();
+        assert_eq!(endpoint_pool.decision(&refused(404, None), MAX, Instant::now()), RetryDecision::GiveUp);
     }
 
     #[test]
     fn of_several_all_have_to_refuse_in_a_row() {
-        let mut rota = Rota::new(2);
+        let mut endpoint_pool = EndpointPool::new(2);
         let now = Instant::now();
         let mut meets = |error: Error| {
-            rota.begin();
-            rota.verdict(&error, MAX, now)
+            endpoint_pool.begin();
+            endpoint_pool.decision(&error, MAX, now)
         };
-        assert_eq!(meets(refused(404, None)), Verdict::Retry);
+        assert_eq!(meets(refused(404, None)), RetryDecision::Retry);
         // The second one is only down: it may come back.
-        assert_eq!(meets(dropped()), Verdict::Retry);
-        assert_eq!(meets(refused(404, None)), Verdict::Retry);
-        assert_eq!(meets(refused(401, None)), Verdict::GiveUp);
+        assert_eq!(meets(dropped()), RetryDecision::Retry);
+        assert_eq!(meets(refused(404, None)), RetryDecision::Retry);
+        assert_eq!(meets(refused(401, None)), RetryDecision::GiveUp);
     }
 
     #[test]
@@ -104,9 +104,9 @@ mod tests {
         for error in
             [Error::config("a bad URL"), Error::new(ErrorKind::HandlerPanicked, "it panicked"), Error::stopped()]
         {
-            let mut rota = Rota::new(2);
-            rota.begin();
-            assert_eq!(rota.verdict(&error, MAX, Instant::now()), Verdict::GiveUp);
+            let mut endpoint_pool = EndpointPool::new(2);
+            endpoint_pool.begin();
+            assert_eq!(endpoint_pool.decision(&error, MAX, Instant::now()), RetryDecision::GiveUp);
         }
     }
 
@@ -114,23 +114,23 @@ mod tests {
     fn retry_after_binds_the_endpoint_that_asked_for_it() {
         let minute = Duration::from_secs(60);
         let now = Instant::now();
-        let mut one = Rota::new(1);
+        let mut one = EndpointPool::new(1);
         one.begin();
-        assert_eq!(one.verdict(&refused(503, Some(minute)), MAX, now), Verdict::RetryAfter(minute));
+        assert_eq!(one.decision(&refused(503, Some(minute)), MAX, now), RetryDecision::RetryAfter(minute));
         one.begin();
-        assert_eq!(one.verdict(&refused(503, Some(2 * MAX)), MAX, now), Verdict::RetryAfter(MAX));
+        assert_eq!(one.decision(&refused(503, Some(2 * MAX)), MAX, now), RetryDecision::RetryAfter(MAX));
 
-        let mut two = Rota::new(2);
+        let mut two = EndpointPool::new(2);
         two.begin();
         // The other one is free.
-        assert_eq!(two.verdict(&refused(503, Some(minute)), MAX, now), Verdict::Retry);
+        assert_eq!(two.decision(&refused(503, Some(minute)), MAX, now), RetryDecision::Retry);
         two.begin();
         // Ten seconds later it is the turn of the first again.
         let later = now + Duration::from_secs(10);
-        assert_eq!(two.verdict(&dropped(), MAX, later), Verdict::RetryAfter(Duration::from_secs(50)));
+        assert_eq!(two.decision(&dropped(), MAX, later), RetryDecision::RetryAfter(Duration::from_secs(50)));
         two.begin();
-        assert_eq!(two.verdict(&dropped(), MAX, now + minute), Verdict::Retry);
+        assert_eq!(two.decision(&dropped(), MAX, now + minute), RetryDecision::Retry);
         two.begin();
-        assert_eq!(two.verdict(&dropped(), MAX, now + minute), Verdict::Retry);
+        assert_eq!(two.decision(&dropped(), MAX, now + minute), RetryDecision::Retry);
     }
 }

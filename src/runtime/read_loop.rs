@@ -1,4 +1,4 @@
-//! Reading one open line: bytes in, messages out, until it ends.
+//! Reading one open connection: bytes in, messages out, until it ends.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 use tungstenite::protocol::frame::coding::CloseCode;
 
 use crate::config::{AppPing, ReplyMatcher, Settings};
-use crate::connection::transport::{Inlet, Received};
-use crate::connection::{OpenLine, OwnClose};
+use crate::connection::transport::{ReadHalf, Received};
+use crate::connection::{CloseFrame, OpenConnection};
 use crate::error::{CloseReason, Error, ErrorKind};
 use crate::event::{Arrival, MessageRef, Opened, Payload};
-use crate::handler::{Delivery, Full, Line};
+use crate::handler::{Connection, EventSink, Full};
 use crate::protocol::assembler::{Assembler, Incoming, Limits};
 use crate::protocol::deflate::Inflater;
-use crate::protocol::frame::{Breach, ReadBuffer};
+use crate::protocol::frame::{ProtocolError, ReadBuffer};
 use crate::sender::Sender;
 use crate::sync;
 use crate::sync::threads::Shutdown;
@@ -23,11 +23,11 @@ use crate::sync::threads::Shutdown;
 /// How often buffers are looked at, whether they could be smaller.
 const SETTLE_EVERY: Duration = Duration::from_secs(1);
 
-/// The reader's side of an open line. Used by the reader thread alone.
-pub(crate) struct Talk {
-    line: Arc<OpenLine>,
+/// The reader's side of an open connection. Used by the reader thread alone.
+pub(crate) struct Reader {
+    connection: Arc<OpenConnection>,
     opened: Opened,
-    inlet: Inlet,
+    read_half: ReadHalf,
     buffer: ReadBuffer,
     assembler: Assembler,
     app_ping: Option<AppPing>,
@@ -35,20 +35,20 @@ pub(crate) struct Talk {
 }
 
 /// Why the reading ended.
-pub(crate) struct TalkOver {
+pub(crate) struct ReadEnd {
     /// `Err`: the handler panicked, with this.
     pub(crate) error: Result<Error, Box<dyn Any + Send>>,
-    /// The close frame that has to go out; `None` when the line ends at once.
-    pub(crate) farewell: Option<OwnClose>,
+    /// The close frame that has to go out; `None` when the connection ends at once.
+    pub(crate) close_handshake: Option<CloseFrame>,
 }
 
-impl TalkOver {
+impl ReadEnd {
     fn at_once(error: Error) -> Self {
-        TalkOver { error: Ok(error), farewell: None }
+        ReadEnd { error: Ok(error), close_handshake: None }
     }
 
     fn politely(error: Error, code: u16) -> Self {
-        TalkOver { error: Ok(error), farewell: Some(OwnClose::new(code)) }
+        ReadEnd { error: Ok(error), close_handshake: Some(CloseFrame::new(code)) }
     }
 }
 
@@ -56,26 +56,26 @@ impl TalkOver {
 enum Batch {
     /// All that was there has been delivered.
     Done,
-    /// A stop was asked for, or somebody of ours severed the line.
+    /// A stop was asked for, or somebody of ours aborted the connection.
     Halt,
     /// The peer's close frame came.
     Closed(CloseReason),
-    Breach(Breach),
+    ProtocolError(ProtocolError),
     Full,
 }
 
-impl Talk {
+impl Reader {
     pub(crate) fn new(
-        line: Arc<OpenLine>,
+        connection: Arc<OpenConnection>,
         opened: Opened,
         leftover: Vec<u8>,
         settings: &Settings,
         inflater: Option<Inflater>,
     ) -> Self {
-        let limits = Limits { max_message: settings.max_message };
-        Talk {
-            inlet: line.duplex.inlet(),
-            line,
+        let limits = Limits { max_message_size: settings.max_message_size };
+        Reader {
+            read_half: connection.transport.read_half(),
+            connection,
             opened,
             buffer: ReadBuffer::with_leftover(&leftover),
             assembler: Assembler::new(limits, inflater),
@@ -84,31 +84,31 @@ impl Talk {
         }
     }
 
-    pub(crate) fn line(&self) -> &Arc<OpenLine> {
-        &self.line
+    pub(crate) fn connection(&self) -> &Arc<OpenConnection> {
+        &self.connection
     }
 
     pub(crate) fn opened(&self) -> &Opened {
         &self.opened
     }
 
-    /// Delivers what comes until the line ends; `None` when a stop ends it.
+    /// Delivers what comes until the connection ends; `None` when a stop ends it.
     pub(crate) fn run(
         &mut self,
-        delivery: &mut impl Delivery,
+        delivery: &mut impl EventSink,
         sender: &Sender,
         shutdown: &Shutdown,
-    ) -> Option<TalkOver> {
+    ) -> Option<ReadEnd> {
         // Frames may have come glued to the answer of the opening handshake: they go before the first `recv`.
         let mut arrival = Arrival { at: sync::now(), kernel: None };
         loop {
             let batch = catch_unwind(AssertUnwindSafe(|| self.deliver(delivery, sender, shutdown, arrival)));
-            if let Some(over) = self.judge(batch, shutdown)? {
+            if let Some(over) = self.check(batch, shutdown)? {
                 return Some(over);
             }
             match self.receive() {
                 Ok((Received::End, _)) => return Some(self.ended(None)),
-                Ok((_, at)) => arrival = Arrival { at, kernel: self.inlet.kernel_time() },
+                Ok((_, at)) => arrival = Arrival { at, kernel: self.read_half.kernel_time() },
                 Err(error) => return Some(self.ended(Some(error))),
             }
         }
@@ -116,41 +116,41 @@ impl Talk {
 
     /// Blocks in `recv` until something comes, and keeps the heart's clocks.
     fn receive(&mut self) -> std::io::Result<(Received, Instant)> {
-        self.line.enter_recv();
-        let received = self.line.duplex.receive(&mut self.inlet, &mut self.buffer);
+        self.connection.enter_recv();
+        let received = self.connection.transport.receive(&mut self.read_half, &mut self.buffer);
         let now = sync::now();
-        self.line.leave_recv(now, matches!(received, Ok(Received::Bytes | Received::Partial)));
+        self.connection.leave_recv(now, matches!(received, Ok(Received::Bytes | Received::Partial)));
         // The reader never writes, so the heart has to send what the TLS engine has to say.
-        if self.inlet.owes_output() {
-            self.line.ring();
+        if self.read_half.owes_output() {
+            self.connection.wake();
         }
         self.buffer.note_need(now);
         if now.saturating_duration_since(self.settled_at) >= SETTLE_EVERY {
             self.settled_at = now;
             if self.buffer.settle(now) {
-                self.line.duplex.shrink(&mut self.inlet);
+                self.connection.transport.shrink(&mut self.read_half);
             }
         }
         received.map(|received| (received, now))
     }
 
-    /// Hands over every message that the buffer holds. A program that has left the line hears no more of it.
+    /// Hands over every message that the buffer holds. A program that has left the connection hears no more of it.
     // The loop over messages has the registers for itself: drawn into `run` it costs ten instructions a message more, or not, by whatever else
     // is changed there.
     #[inline(never)]
     fn deliver(
         &mut self,
-        delivery: &mut impl Delivery,
+        delivery: &mut impl EventSink,
         sender: &Sender,
         shutdown: &Shutdown,
         arrival: Arrival,
     ) -> Batch {
-        let has_left = self.line.is_halted();
-        let Talk { line, opened, buffer, assembler, app_ping, .. } = self;
+        let has_left = self.connection.delivery_stopped();
+        let Reader { connection, opened, buffer, assembler, app_ping, .. } = self;
         let is_reply = app_ping.as_ref().and_then(|ping| ping.is_reply.as_ref());
         // One look per message for what is rare.
         let is_special = has_left || is_reply.is_some();
-        let mut view = Line::new(line, opened, sender);
+        let mut view = Connection::new(connection, opened, sender);
         let (mut messages, mut bytes) = (0u64, 0u64);
         // Asked once per batch, as a message costs less than asking. Who listens pays for it: all messages take the long way then.
         assembler.lend_simply(!log::log_enabled!(log::Level::Trace));
@@ -159,19 +159,19 @@ impl Talk {
             let payload = match assembler.next_simple(&mut unread) {
                 Some(payload) => payload,
                 None => match assembler.next(&mut unread) {
-                    Ok(Some(Incoming::Text(text))) => traced(line, Payload::Text(text)),
-                    Ok(Some(Incoming::Binary(bytes))) => traced(line, Payload::Binary(bytes)),
+                    Ok(Some(Incoming::Text(text))) => traced(connection, Payload::Text(text)),
+                    Ok(Some(Incoming::Binary(bytes))) => traced(connection, Payload::Binary(bytes)),
                     Ok(Some(Incoming::Ping(payload))) => {
-                        line.owe_pong(payload);
+                        connection.queue_pong(payload);
                         continue;
                     }
                     Ok(Some(Incoming::Pong(payload))) => {
-                        line.note_pong(payload, arrival.at);
+                        connection.note_pong(payload, arrival.at);
                         continue;
                     }
                     Ok(Some(Incoming::Close(close))) => break Batch::Closed(close_reason(close)),
                     Ok(None) => break Batch::Done,
-                    Err(breach) => break Batch::Breach(breach),
+                    Err(violation) => break Batch::ProtocolError(violation),
                 },
             };
             let message = MessageRef::new(payload, opened.epoch, arrival);
@@ -180,24 +180,24 @@ impl Talk {
                     continue;
                 }
                 if let Some(is_reply) = is_reply {
-                    match_reply(line, is_reply, message, sender);
+                    match_reply(connection, is_reply, message, sender);
                 }
             }
             messages += 1;
             bytes += message.bytes().len() as u64;
             delivery.message(&mut view, message);
             // One branch for both.
-            if shutdown.is_requested() | line.is_halted() {
+            if shutdown.is_requested() | connection.delivery_stopped() {
                 break Batch::Halt;
             }
         };
         if messages > 0 {
-            line.counters.received(messages, bytes);
+            connection.counters.received(messages, bytes);
         }
-        let over = delivery.batch_over();
+        let over = delivery.end_batch();
         if messages > 0 {
-            // Now, not when they came: a slow handler or a full queue is not an idle line.
-            line.note_data(sync::now());
+            // Now, not when they came: a slow handler or a full queue is not an idle connection.
+            connection.note_data(sync::now());
         }
         match (over, batch) {
             (Err(Full), Batch::Done) => Batch::Full,
@@ -205,76 +205,81 @@ impl Talk {
         }
     }
 
-    /// What a batch means for the line: the outer `None` for a stop, the inner for going on.
+    /// What a batch means for the connection: the outer `None` for a stop, the inner for going on.
     #[expect(clippy::option_option, reason = "stopped, going on, over: three different answers")]
-    fn judge(&self, batch: Result<Batch, Box<dyn Any + Send>>, shutdown: &Shutdown) -> Option<Option<TalkOver>> {
+    fn check(&self, batch: Result<Batch, Box<dyn Any + Send>>, shutdown: &Shutdown) -> Option<Option<ReadEnd>> {
         let batch = match batch {
             Ok(batch) => batch,
             Err(panic) => {
-                return Some(Some(TalkOver { error: Err(panic), farewell: Some(OwnClose::new(1001)) }));
+                return Some(Some(ReadEnd { error: Err(panic), close_handshake: Some(CloseFrame::new(1001)) }));
             }
         };
         let over = match batch {
             Batch::Done => return Some(None),
             Batch::Halt if shutdown.is_requested() => return None,
-            Batch::Halt if self.line.is_severed() => self.ended(None),
-            // The program asked for another line; its close frame is on its way.
-            Batch::Halt => TalkOver { farewell: Some(OwnClose::normal()), ..self.ended(None) },
+            Batch::Halt if self.connection.is_aborted() => self.ended(None),
+            // The program asked for another connection; its close frame is on its way.
+            Batch::Halt => ReadEnd { close_handshake: Some(CloseFrame::normal()), ..self.ended(None) },
             Batch::Closed(close) => {
-                log::trace!("{}: received Close({})", self.line.peer, close.code);
+                log::trace!("{}: received Close({})", self.connection.peer, close.code);
                 let error = Error::closed(
                     close.clone(),
-                    format!("{} closed the line with code {}", self.line.peer, close.code),
+                    format!("{} closed the connection with code {}", self.connection.peer, close.code),
                 );
-                self.line.note_peer_close(close.clone());
+                self.connection.note_peer_close(close.clone());
                 // RFC 6455 section 5.5.1: the answer repeats the code. 1005 stands for none.
                 let code = Some(close.code).filter(|&code| code != 1005);
                 // If it answers a close frame of ours, the reason is ours.
-                let error = self.line.reason().unwrap_or(error);
-                TalkOver { error: Ok(error), farewell: Some(OwnClose::new(code)) }
+                let error = self.connection.reason().unwrap_or(error);
+                ReadEnd { error: Ok(error), close_handshake: Some(CloseFrame::new(code)) }
             }
-            Batch::Breach(breach) => {
-                let code = u16::from(breach.code);
-                let peer = &self.line.peer;
-                let error = match breach.code {
+            Batch::ProtocolError(violation) => {
+                let code = u16::from(violation.code);
+                let peer = &self.connection.peer;
+                let error = match violation.code {
                     // Nothing is broken: the limit is ours.
                     CloseCode::Size => {
-                        let what =
-                            format!("reading from {peer}: {}, {} bytes", breach.what, self.assembler.max_message());
+                        let what = format!(
+                            "reading from {peer}: {}, {} bytes",
+                            violation.what,
+                            self.assembler.max_message_size()
+                        );
                         Error::new(ErrorKind::TooBig, what)
                     }
                     _ => {
-                        let what = format!("{peer} broke the protocol (code {code}): {}", breach.what);
+                        let what = format!("{peer} broke the protocol (code {code}): {}", violation.what);
                         Error::new(ErrorKind::Protocol, what)
                     }
                 };
-                TalkOver::politely(error, code)
+                ReadEnd::politely(error, code)
             }
             Batch::Full => {
                 let error =
                     Error::new(ErrorKind::Lagged, "the events queue was full: read faster, or choose another rule");
-                TalkOver::politely(error, 1001)
+                ReadEnd::politely(error, 1001)
             }
         };
         Some(Some(over))
     }
 
-    /// The line is at its end: somebody of ours severed it, or the peer ended it without a close frame.
-    fn ended(&self, failure: Option<std::io::Error>) -> TalkOver {
-        let error = match (self.line.reason(), failure) {
+    /// The connection is at its end: somebody of ours aborted it, or the peer ended it without a close frame.
+    fn ended(&self, failure: Option<std::io::Error>) -> ReadEnd {
+        let error = match (self.connection.reason(), failure) {
             (Some(reason), _) => reason,
-            (None, Some(error)) => Error::caused(ErrorKind::Io, format!("reading from {}", self.line.peer), error),
-            (None, None) => self.line.reset().unwrap_or_else(|| {
-                let doing = format!("{} ended the connection without a close frame", self.line.peer);
-                Error::closed(CloseReason::abnormal(), doing)
+            (None, Some(error)) => {
+                Error::caused(ErrorKind::Io, format!("reading from {}", self.connection.peer), error)
+            }
+            (None, None) => self.connection.reset().unwrap_or_else(|| {
+                let context = format!("{} ended the connection without a close frame", self.connection.peer);
+                Error::closed(CloseReason::abnormal(), context)
             }),
         };
-        TalkOver::at_once(error)
+        ReadEnd::at_once(error)
     }
 
-    /// Reads and drops until the peer ends the connection or the heart severs it. Looks for nothing but the peer's close frame.
+    /// Reads and drops until the peer ends the connection or the heart aborts it. Looks for nothing but the peer's close frame.
     ///
-    /// Severing with input unread would send a reset, which destroys our close frame on its way.
+    /// Aborting with input unread would send a reset, which destroys our close frame on its way.
     pub(crate) fn drain(&mut self) {
         let mut is_parsing = true;
         loop {
@@ -282,7 +287,7 @@ impl Talk {
             while is_parsing {
                 match self.assembler.next(&mut unread) {
                     Ok(Some(Incoming::Close(close))) => {
-                        self.line.note_peer_close(close_reason(close));
+                        self.connection.note_peer_close(close_reason(close));
                         is_parsing = false;
                     }
                     Ok(Some(_)) => {}
@@ -304,23 +309,24 @@ impl Talk {
 }
 
 #[cold]
-fn traced<'a>(line: &OpenLine, payload: Payload<'a>) -> Payload<'a> {
-    log::trace!("{}: received {payload:?}", line.peer);
+fn traced<'a>(connection: &OpenConnection, payload: Payload<'a>) -> Payload<'a> {
+    log::trace!("{}: received {payload:?}", connection.peer);
     payload
 }
 
 /// Asks the program's matcher whether a message answers an application ping.
 #[cold]
-fn match_reply(line: &OpenLine, is_reply: &ReplyMatcher, message: MessageRef<'_>, sender: &Sender) {
-    if !line.awaits_app_reply() {
+fn match_reply(connection: &OpenConnection, is_reply: &ReplyMatcher, message: MessageRef<'_>, sender: &Sender) {
+    if !connection.awaits_app_reply() {
         return;
     }
     match catch_unwind(AssertUnwindSafe(|| is_reply(message))) {
-        Ok(true) => line.note_app_reply(),
+        Ok(true) => connection.note_app_reply(),
         Ok(false) => {}
         Err(panic) => {
             sender.keep_panic(panic);
-            line.sever(Error::new(ErrorKind::HandlerPanicked, "the matcher of answers to application pings panicked"));
+            connection
+                .abort(Error::new(ErrorKind::HandlerPanicked, "the matcher of answers to application pings panicked"));
         }
     }
 }

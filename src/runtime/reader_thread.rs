@@ -11,16 +11,16 @@ use rand::rngs::StdRng;
 use rand::{RngExt, make_rng};
 
 use crate::config::{Config, DialContext};
-use crate::connection::OpenLine;
-use crate::connection::writer::Outlet;
-use crate::dial::{Dialler, WakePair};
+use crate::connection::OpenConnection;
+use crate::connection::writer::FrameWriter;
+use crate::dial::{Dialer, WakePair};
 use crate::error::{Error, ErrorKind};
 use crate::event::{DialFailure, Disconnect, Opened, Stopped};
-use crate::handler::{Delivery, Line};
-use crate::runtime::endpoint_pool::Rota;
-use crate::runtime::read_loop::{Talk, TalkOver};
-use crate::runtime::reconnect::{Action, Input, Life, Setback, Verdict};
-use crate::runtime::shared::{Board, Slot};
+use crate::handler::{Connection, EventSink};
+use crate::runtime::endpoint_pool::EndpointPool;
+use crate::runtime::read_loop::{ReadEnd, Reader};
+use crate::runtime::reconnect::{Action, Failure, Input, ReconnectState, RetryDecision};
+use crate::runtime::shared::{Active, Shared};
 use crate::sender::Sender;
 use crate::sync;
 use crate::sync::channel::never;
@@ -29,138 +29,138 @@ use crate::time::{Deadline, after};
 
 /// What the reader thread runs on.
 pub(crate) struct Supervisor<D> {
-    board: Arc<Board>,
+    shared: Arc<Shared>,
     config: Config,
-    dialler: Dialler,
+    dialer: Dialer,
     delivery: D,
     sender: Sender,
-    dice: StdRng,
+    rng: StdRng,
     epoch: u64,
-    rota: Rota,
-    /// The open line, while there is one.
-    talk: Option<Talk>,
+    endpoint_pool: EndpointPool,
+    /// The open connection, while there is one.
+    reader: Option<Reader>,
     /// The first dial decides, and is not retried: for `connect`, whose caller waits.
     first_decides: bool,
     /// The handler has panicked, and is not called again.
     has_panicked: bool,
 }
 
-impl<D: Delivery> Supervisor<D> {
-    pub(crate) fn new(board: Arc<Board>, config: Config, dialler: Dialler, delivery: D, first_decides: bool) -> Self {
-        let rota = Rota::new(config.source.count());
+impl<D: EventSink> Supervisor<D> {
+    pub(crate) fn new(shared: Arc<Shared>, config: Config, dialer: Dialer, delivery: D, first_decides: bool) -> Self {
+        let endpoint_pool = EndpointPool::new(config.source.count());
         Supervisor {
-            sender: Sender::new(Arc::clone(&board)),
-            board,
+            sender: Sender::new(Arc::clone(&shared)),
+            shared,
             config,
-            dialler,
+            dialer,
             delivery,
-            dice: make_rng(),
+            rng: make_rng(),
             epoch: 0,
-            rota,
-            talk: None,
+            endpoint_pool,
+            reader: None,
             first_decides,
             has_panicked: false,
         }
     }
 
-    /// The thread's body: the life of the line, from the first dial to the last event.
+    /// The thread's body: the life of the connection, from the first dial to the last event.
     pub(crate) fn run(mut self) {
-        let finale = Finale { board: Arc::clone(&self.board) };
-        let rules = self.config.settings.rules();
-        let mut life = Life::new();
+        let finale = CloseOnExit { shared: Arc::clone(&self.shared) };
+        let policy = self.config.settings.policy();
+        let mut state = ReconnectState::new();
         let reason = loop {
-            if let Life::Closed { reason } = &life {
+            if let ReconnectState::Closed { reason } = &state {
                 break reason.clone();
             }
-            let input = self.await_input(&life);
+            let input = self.await_input(&state);
             let action;
-            (life, action) = life.on(input, sync::now(), &rules);
-            log::debug!("{life:?}");
-            self.board.show(&life, self.epoch);
+            (state, action) = state.on(input, sync::now(), &policy);
+            log::debug!("{state:?}");
+            self.shared.show(&state, self.epoch);
             self.act(action);
-            if !matches!(life, Life::Open { .. } | Life::Ending { .. }) {
+            if !matches!(state, ReconnectState::Open { .. } | ReconnectState::Closing { .. }) {
                 self.let_go();
             }
         };
         self.tell_stopped(reason);
         // The handler is dropped on this thread, before it counts as ended.
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(self))) {
-            finale.board.keep_panic(panic);
+            finale.shared.keep_panic(panic);
         }
         drop(finale);
     }
 
     /// Does what the state says until something happens. Whatever waits on this thread waits in here.
-    fn await_input(&mut self, life: &Life) -> Input {
-        if self.board.shutdown.is_requested() && life.heeds_stop() {
+    fn await_input(&mut self, state: &ReconnectState) -> Input {
+        if self.shared.shutdown.is_requested() && state.heeds_stop() {
             return Input::Stop;
         }
-        match life {
-            Life::Connecting { attempt } => self.dial(*attempt),
-            Life::Open { .. } => self.talk(),
-            Life::Ending { .. } => {
-                if let Some(talk) = &mut self.talk {
-                    talk.drain();
+        match state {
+            ReconnectState::Connecting { attempt } => self.dial(*attempt),
+            ReconnectState::Open { .. } => self.reader(),
+            ReconnectState::Closing { .. } => {
+                if let Some(reader) = &mut self.reader {
+                    reader.drain();
                 }
                 Input::Due
             }
-            Life::Waiting { until, .. } => match wait(&self.board.shutdown, &never::<()>(), Some(*until)) {
+            ReconnectState::Backoff { until, .. } => match wait(&self.shared.shutdown, &never::<()>(), Some(*until)) {
                 Woken::Shutdown => Input::Stop,
                 _ => Input::Due,
             },
-            Life::Closed { .. } => Input::Stop,
+            ReconnectState::Closed { .. } => Input::Stop,
         }
     }
 
     /// One dial, from the question where to.
     fn dial(&mut self, attempt: u32) -> Input {
-        let dialled = self.open(attempt);
-        self.board.publish(Slot::Empty);
-        if self.board.shutdown.is_requested() {
+        let dialed = self.open(attempt);
+        self.shared.publish(Active::Empty);
+        if self.shared.shutdown.is_requested() {
             return Input::Stop;
         }
-        match dialled {
-            Ok(talk) => {
-                let line = Arc::clone(talk.line());
-                self.board.publish(Slot::Open(Arc::clone(&line)));
-                // After publishing: the heart has carried out a stop that came before, found nothing to end, and is gone. A line that it could
+        match dialed {
+            Ok(reader) => {
+                let connection = Arc::clone(reader.connection());
+                self.shared.publish(Active::Open(Arc::clone(&connection)));
+                // After publishing: the heart has carried out a stop that came before, found nothing to end, and is gone. A connection that it could
                 // not see is ours to let go, and nobody has heard of it.
-                if self.board.shutdown.is_requested() {
-                    line.sever(Error::stopped());
-                    self.board.publish(Slot::Empty);
+                if self.shared.shutdown.is_requested() {
+                    connection.abort(Error::stopped());
+                    self.shared.publish(Active::Empty);
                     return Input::Stop;
                 }
                 self.epoch += 1;
-                self.board.counters.opened();
-                self.board.note_failure(None);
-                self.talk = Some(talk);
-                Input::Dialled
+                self.shared.counters.opened();
+                self.shared.note_failure(None);
+                self.reader = Some(reader);
+                Input::Dialed
             }
             Err(error) => {
-                self.board.counters.dial_failed();
-                self.board.note_failure(Some(error.clone()));
-                Input::Failed(self.setback(error))
+                self.shared.counters.dial_failed();
+                self.shared.note_failure(Some(error.clone()));
+                Input::Failed(self.failure(error))
             }
         }
     }
 
-    fn open(&mut self, attempt: u32) -> Result<Talk, Error> {
+    fn open(&mut self, attempt: u32) -> Result<Reader, Error> {
         let began = sync::now();
         let settings = &self.config.settings;
-        let deadline = Deadline::new("dial_within", settings.dial_within, began);
-        let turn = self.rota.begin();
+        let deadline = Deadline::new("connect_timeout", settings.connect_timeout, began);
+        let turn = self.endpoint_pool.begin();
         let pair = WakePair::new()?;
-        self.board.publish(Slot::Dialling(pair.waker()));
+        self.shared.publish(Active::Dialing(pair.waker()));
 
-        let shutdown = self.board.shutdown.clone();
+        let shutdown = self.shared.shutdown.clone();
         let context = DialContext::new(attempt, deadline.at(), Arc::new(move || shutdown.is_requested()));
         let target = catch_unwind(AssertUnwindSafe(|| self.config.source.target(turn, &context)))
-            .unwrap_or_else(|panic| Err(panicked(&self.board, panic, "the endpoint closure")))?;
+            .unwrap_or_else(|panic| Err(panicked(&self.shared, panic, "the endpoint closure")))?;
 
         let offer = settings.deflate.as_ref().map(|deflate| deflate.offer());
-        let dialled = self.dialler.dial(&target, offer.as_deref(), &pair, deadline)?;
+        let dialed = self.dialer.dial(&target, offer.as_deref(), &pair, deadline)?;
         let agreed = match &settings.deflate {
-            Some(deflate) => deflate.accept(&dialled.opening.extensions).map_err(|what| {
+            Some(deflate) => deflate.accept(&dialed.opening.extensions).map_err(|what| {
                 Error::new(ErrorKind::Upgrade, format!("{target} answered the extension offer wrongly: {what}"))
             })?,
             None => None,
@@ -168,61 +168,61 @@ impl<D: Delivery> Supervisor<D> {
         let opened = Opened {
             epoch: self.epoch + 1,
             took: sync::now().saturating_duration_since(began),
-            peer: dialled.opening.peer,
-            subprotocol: dialled.opening.subprotocol,
-            headers: dialled.opening.headers,
+            peer: dialed.opening.peer,
+            subprotocol: dialed.opening.subprotocol,
+            headers: dialed.opening.headers,
             is_compressed: agreed.is_some(),
         };
         let (inflater, deflater) = agreed.map(|agreed| agreed.engines()).unzip();
-        let outlet = Outlet::new(deflater, settings.max_frame);
-        let line = OpenLine::new(
+        let writer = FrameWriter::new(deflater, settings.max_outgoing_frame_size);
+        let connection = OpenConnection::new(
             opened.epoch,
             target.to_string(),
-            dialled.socket,
-            dialled.tls,
-            outlet,
-            self.board.bell.clone(),
-            Arc::clone(&self.board.counters),
+            dialed.socket,
+            dialed.tls,
+            writer,
+            self.shared.wakeup.clone(),
+            Arc::clone(&self.shared.counters),
         );
         log::info!("{target}: open, epoch {}, after {:.1?}", opened.epoch, opened.took);
-        Ok(Talk::new(Arc::new(line), opened, dialled.leftover, settings, inflater))
+        Ok(Reader::new(Arc::new(connection), opened, dialed.leftover, settings, inflater))
     }
 
-    /// Reads and delivers until the line ends.
-    fn talk(&mut self) -> Input {
-        let Some(talk) = &mut self.talk else { return Input::Stop };
-        let over = talk.run(&mut self.delivery, &self.sender, &self.board.shutdown);
-        let line = Arc::clone(talk.line());
-        let Some(TalkOver { error, farewell }) = over else { return Input::Stop };
+    /// Reads and delivers until the connection ends.
+    fn reader(&mut self) -> Input {
+        let Some(reader) = &mut self.reader else { return Input::Stop };
+        let over = reader.run(&mut self.delivery, &self.sender, &self.shared.shutdown);
+        let connection = Arc::clone(reader.connection());
+        let Some(ReadEnd { error, close_handshake }) = over else { return Input::Stop };
         let error = match error {
             // A stop goes before whatever it may have caused.
-            Ok(_) if self.board.shutdown.is_requested() => return Input::Stop,
+            Ok(_) if self.shared.shutdown.is_requested() => return Input::Stop,
             Ok(error) => error,
             Err(panic) => {
                 self.has_panicked = true;
-                panicked(&self.board, panic, "the handler")
+                panicked(&self.shared, panic, "the handler")
             }
         };
-        let polite = farewell.is_some();
-        match farewell {
-            Some(close) => line.begin_farewell(close, after(sync::now(), self.config.settings.close_within)),
-            None => line.sever(error.clone()),
+        let polite = close_handshake.is_some();
+        match close_handshake {
+            Some(close) => connection.begin_close(close, after(sync::now(), self.config.settings.close_timeout)),
+            None => connection.abort(error.clone()),
         }
-        Input::Ended { setback: self.setback(error), polite }
+        Input::Ended { failure: self.failure(error), polite }
     }
 
-    fn setback(&mut self, error: Error) -> Setback {
+    fn failure(&mut self, error: Error) -> Failure {
         let settings = &self.config.settings;
-        let default = self.rota.verdict(&error, settings.retry_after_max, sync::now());
-        let verdict = match catch_unwind(AssertUnwindSafe(|| settings.verdict(&error, default))) {
-            _ if self.first_decides && self.epoch == 0 => Verdict::GiveUp,
-            Ok(verdict) => verdict,
+        let default = self.endpoint_pool.decision(&error, settings.retry_after_max, sync::now());
+        let decision = match catch_unwind(AssertUnwindSafe(|| settings.decision(&error, default))) {
+            _ if self.first_decides && self.epoch == 0 => RetryDecision::GiveUp,
+            Ok(decision) => decision,
             Err(panic) => {
-                let error = panicked(&self.board, panic, "the retry policy");
-                return Setback { error, verdict: Verdict::GiveUp, jitter: 0.0 };
+                let error = panicked(&self.shared, panic, "the retry policy");
+                return Failure { error, decision: RetryDecision::GiveUp, jitter: 0.0 };
             }
         };
-        Setback { error, verdict, jitter: self.dice.random::<f64>() }
+        Failure { error, decision, jitter: self.rng.random::<f64>() }
     }
 
     /// Tells the user what a move was about.
@@ -240,32 +240,33 @@ impl<D: Delivery> Supervisor<D> {
     }
 
     fn tell_opened(&mut self) {
-        let Some(talk) = &self.talk else { return };
-        let (line, opened, sender) = (Arc::clone(talk.line()), talk.opened().clone(), self.sender.clone());
-        self.deliver(|delivery| delivery.opened(&mut Line::new(&line, &opened, &sender)));
+        let Some(reader) = &self.reader else { return };
+        let (connection, opened, sender) =
+            (Arc::clone(reader.connection()), reader.opened().clone(), self.sender.clone());
+        self.deliver(|delivery| delivery.opened(&mut Connection::new(&connection, &opened, &sender)));
         if self.has_panicked {
-            line.sever(Error::new(ErrorKind::HandlerPanicked, "the handler panicked"));
+            connection.abort(Error::new(ErrorKind::HandlerPanicked, "the handler panicked"));
         }
     }
 
     fn tell_ended(&mut self, error: Error, retry_in: Option<std::time::Duration>) {
-        let Some(talk) = &self.talk else { return };
-        let line = Arc::clone(talk.line());
-        // A panic in `opened` stops the client; what ended the line is the panic.
+        let Some(reader) = &self.reader else { return };
+        let connection = Arc::clone(reader.connection());
+        // A panic in `opened` stops the client; what ended the connection is the panic.
         let kind = if self.has_panicked { ErrorKind::HandlerPanicked } else { error.kind() };
-        self.board.counters.dropped(kind);
-        log::info!("{}: epoch {} ended: {}; {}", line.peer, line.epoch, error.chain(), Plan(retry_in));
-        let (sent, confirmed) = line.final_sequences();
+        self.shared.counters.dropped(kind);
+        log::info!("{}: epoch {} ended: {}; {}", connection.peer, connection.epoch, error.chain(), Plan(retry_in));
+        let (sent, confirmed) = connection.final_sequences();
         let (close, has_peer_closed) = match error.kind() {
             // The close frame of a stop is about to be written by the heart, if it can be.
             ErrorKind::Stopped => {
-                let own = line.own_close().unwrap_or_else(|| self.board.stop_close());
+                let own = connection.own_close().unwrap_or_else(|| self.shared.stop_close());
                 (own.to_close_reason(), false)
             }
-            _ => line.close_reason(),
+            _ => connection.close_reason(),
         };
-        let lasted = sync::now().saturating_duration_since(line.opened_at());
-        let epoch = line.epoch;
+        let lasted = sync::now().saturating_duration_since(connection.opened_at());
+        let epoch = connection.epoch;
         let disconnect = Disconnect { epoch, error, close, lasted, sent, confirmed, retry_in, has_peer_closed };
         self.deliver(|delivery| delivery.disconnected(&disconnect));
     }
@@ -286,23 +287,23 @@ impl<D: Delivery> Supervisor<D> {
         }
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| call(&mut self.delivery))) {
             self.has_panicked = true;
-            let error = panicked(&self.board, panic, "the handler");
+            let error = panicked(&self.shared, panic, "the handler");
             // Whatever state follows, this is the reason of the end; the loop sees the stop next.
-            self.board.end_because(error);
+            self.shared.end_because(error);
         }
     }
 
-    /// The line is over: nobody sends on it any more, and its socket closes with the last who holds it.
+    /// The connection is over: nobody sends on it any more, and its socket closes with the last who holds it.
     fn let_go(&mut self) {
-        let Some(talk) = self.talk.take() else { return };
-        talk.line().sever(Error::new(ErrorKind::Closed, "the line has ended"));
-        self.board.publish(Slot::Empty);
+        let Some(reader) = self.reader.take() else { return };
+        reader.connection().abort(Error::new(ErrorKind::Closed, "the connection has ended"));
+        self.shared.publish(Active::Empty);
     }
 }
 
 /// Keeps what was thrown for whoever asks, and makes an error of it.
-fn panicked(board: &Board, panic: Box<dyn std::any::Any + Send>, who: &str) -> Error {
-    board.keep_panic(panic);
+fn panicked(shared: &Shared, panic: Box<dyn std::any::Any + Send>, who: &str) -> Error {
+    shared.keep_panic(panic);
     Error::new(ErrorKind::HandlerPanicked, format!("{who} panicked"))
 }
 
@@ -312,21 +313,21 @@ struct Plan(Option<std::time::Duration>);
 impl std::fmt::Display for Plan {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self.0 {
-            Some(wait) => write!(f, "dialling again in {wait:.0?}"),
-            None => f.write_str("not dialling again"),
+            Some(wait) => write!(f, "dialing again in {wait:.0?}"),
+            None => f.write_str("not dialing again"),
         }
     }
 }
 
 /// However the reader thread ends, the client has then ended, and the heart must not stay behind.
-struct Finale {
-    board: Arc<Board>,
+struct CloseOnExit {
+    shared: Arc<Shared>,
 }
 
-impl Drop for Finale {
+impl Drop for CloseOnExit {
     fn drop(&mut self) {
         // Only a bug of ours ends this thread without a reason.
-        self.board.close(Error::new(ErrorKind::Io, "the reader thread failed: this is a bug in tautline"));
-        self.board.lifecycle.shutdown();
+        self.shared.close(Error::new(ErrorKind::Io, "the reader thread failed: this is a bug in tautline"));
+        self.shared.threads.shutdown();
     }
 }

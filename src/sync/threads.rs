@@ -20,7 +20,7 @@ use crate::time::after;
 /// The signal is a channel on which nothing is ever sent: `shutdown` drops its only sender, and every receiver wakes, now and for ever
 /// after, so that no wake-up can be lost. Each thread holds a `done` sender that drops when the thread ends, panics included: waiting for
 /// it with a deadline and then calling `join`, which is by then immediate, is how a join gets a deadline.
-pub(crate) struct Lifecycle {
+pub(crate) struct Threads {
     shutdown: Shutdown,
     /// Dropped by the first `shutdown`. A lock of its own, held for that instant alone.
     signal: Mutex<Option<Sender<Infallible>>>,
@@ -46,25 +46,25 @@ struct Tracked {
     id: ThreadId,
     /// Disconnects when the thread has run to its end, unwound or not.
     done: Receiver<Infallible>,
-    patience: Patience,
+    join_timeout: JoinTimeout,
     /// Taken by whoever joins it.
     handle: Mutex<Option<JoinHandle<()>>>,
 }
 
 /// How long a join may wait for a thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Patience {
+pub(crate) enum JoinTimeout {
     /// As long as the caller's deadline allows.
     Deadline,
     /// This long at most, whatever the caller's deadline: for a lookup that nothing can interrupt.
     AtMost(Duration),
 }
 
-impl Lifecycle {
+impl Threads {
     pub(crate) fn new(options: ThreadOptions) -> Self {
         let (signal, gone) = bounded(0);
         let shutdown = Shutdown { gone, requested: Arc::new(AtomicBool::new(false)) };
-        Lifecycle { shutdown, signal: Mutex::new(Some(signal)), threads: Mutex::default(), options }
+        Threads { shutdown, signal: Mutex::new(Some(signal)), threads: Mutex::default(), options }
     }
 
     /// What a thread watches to learn that it has to end.
@@ -79,7 +79,7 @@ impl Lifecycle {
     pub(crate) fn spawn(
         &self,
         name: &'static str,
-        patience: Patience,
+        join_timeout: JoinTimeout,
         body: impl FnOnce() + Send + 'static,
     ) -> Result<(), Error> {
         let mut threads = self.threads.lock();
@@ -99,7 +99,7 @@ impl Lifecycle {
                 // Dropping it is what "done" means.
                 let _running = last_of_all(running);
                 if let Some(on_start) = on_start {
-                    // The hook is the user's. A line is worth more than a pinned thread.
+                    // The hook is the user's. A connection is worth more than a pinned thread.
                     if catch_unwind(AssertUnwindSafe(|| on_start(name))).is_err() {
                         log::error!("the hook for new threads panicked on {name}");
                     }
@@ -108,7 +108,7 @@ impl Lifecycle {
             })
             .map_err(|error| Error::caused(ErrorKind::Io, format!("starting the thread {name}"), error))?;
         let id = handle.thread().id();
-        threads.push(Arc::new(Tracked { name, id, done, patience, handle: Mutex::new(Some(handle)) }));
+        threads.push(Arc::new(Tracked { name, id, done, join_timeout, handle: Mutex::new(Some(handle)) }));
         Ok(())
     }
 
@@ -144,10 +144,10 @@ impl Lifecycle {
             })
             .collect();
         // A lookup may be late before that, and nothing helps it.
-        if reports.iter().any(|report| report.outcome == Outcome::Late) && sync::now() >= enough {
+        if reports.iter().any(|report| report.outcome == ThreadOutcome::TimedOut) && sync::now() >= enough {
             free();
             for (thread, report) in
-                threads.iter().zip(&mut reports).filter(|(_, report)| report.outcome == Outcome::Late)
+                threads.iter().zip(&mut reports).filter(|(_, report)| report.outcome == ThreadOutcome::TimedOut)
             {
                 *report = thread.join_until(began, deadline);
             }
@@ -211,24 +211,24 @@ impl Tracked {
 
     fn look(&self, current: ThreadId) -> ThreadReport {
         let outcome = match self.is_done() {
-            _ if self.id == current => Outcome::Current,
-            true => Outcome::Ended,
-            false => Outcome::Signalled,
+            _ if self.id == current => ThreadOutcome::Current,
+            true => ThreadOutcome::Joined,
+            false => ThreadOutcome::Detached,
         };
         ThreadReport { name: self.name, outcome, took: Duration::ZERO }
     }
 
     fn join_until(&self, began: Instant, deadline: Instant) -> ThreadReport {
-        let until = match self.patience {
-            Patience::Deadline => deadline,
-            Patience::AtMost(limit) => deadline.min(after(began, limit)),
+        let until = match self.join_timeout {
+            JoinTimeout::Deadline => deadline,
+            JoinTimeout::AtMost(limit) => deadline.min(after(began, limit)),
         };
         // Nothing is ever sent, so the answer is a disconnection or a timeout.
         let ended = matches!(self.done.recv_deadline(until), Err(RecvTimeoutError::Disconnected));
         if ended {
             self.join();
         }
-        let outcome = if ended { Outcome::Ended } else { Outcome::Late };
+        let outcome = if ended { ThreadOutcome::Joined } else { ThreadOutcome::TimedOut };
         ThreadReport { name: self.name, outcome, took: sync::now().saturating_duration_since(began) }
     }
 }
@@ -253,31 +253,31 @@ impl Shutdown {
 pub(crate) enum Woken<T> {
     Shutdown,
     /// Something came through the bell.
-    Rung(T),
+    Received(T),
     /// Whoever could have rung the bell is gone.
-    Hung,
+    Disconnected,
     /// The time has come.
-    Due,
+    TimedOut,
 }
 
 /// Waits for the shutdown signal, the bell or a time, whichever is first; shutdown goes before the time when both are there.
 ///
 /// Every wait of a thread that has to be woken goes through here.
-pub(crate) fn wait<T>(shutdown: &Shutdown, bell: &Receiver<T>, until: Option<Instant>) -> Woken<T> {
-    let woken = wait_over(&shutdown.gone, bell, until);
+pub(crate) fn wait<T>(shutdown: &Shutdown, wakeup: &Receiver<T>, until: Option<Instant>) -> Woken<T> {
+    let woken = wait_over(&shutdown.gone, wakeup, until);
     // select! picks at random among those that are ready, and what came through the bell must not be lost.
-    if shutdown.is_requested() && !matches!(woken, Woken::Rung(_)) { Woken::Shutdown } else { woken }
+    if shutdown.is_requested() && !matches!(woken, Woken::Received(_)) { Woken::Shutdown } else { woken }
 }
 
 /// As [`wait`], with any channel on which nothing is ever sent in the place of the shutdown signal.
 #[cfg(not(shuttle))]
-pub(crate) fn wait_over<T>(over: &Receiver<Infallible>, bell: &Receiver<T>, until: Option<Instant>) -> Woken<T> {
+pub(crate) fn wait_over<T>(over: &Receiver<Infallible>, wakeup: &Receiver<T>, until: Option<Instant>) -> Woken<T> {
     use crossbeam_channel::{at, never, select};
     let due = until.map_or_else(never, at);
     select! {
         recv(over) -> _ => Woken::Shutdown,
-        recv(bell) -> rung => rung.map_or(Woken::Hung, Woken::Rung),
-        recv(due) -> _ => Woken::Due,
+        recv(wakeup) -> rung => rung.map_or(Woken::Disconnected, Woken::Received),
+        recv(due) -> _ => Woken::TimedOut,
     }
 }
 
@@ -294,10 +294,10 @@ pub struct StopReport {
 /// What became of one thread.
 #[derive(Clone, Debug)]
 pub struct ThreadReport {
-    /// `tautline-reader`, `tautline-heart` or `tautline-resolve`.
+    /// `taut-reader`, `taut-heartbeat` or `taut-resolver`.
     pub name: &'static str,
     /// Whether it ended.
-    pub outcome: Outcome,
+    pub outcome: ThreadOutcome,
     /// How long after the stop began this was known.
     pub took: Duration,
 }
@@ -305,15 +305,15 @@ pub struct ThreadReport {
 /// Whether a thread ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Outcome {
+pub enum ThreadOutcome {
     /// It has ended and was joined.
-    Ended,
+    Joined,
     /// It had not ended by the deadline. It has been told to, and ends as soon as whatever holds it lets go.
-    Late,
+    TimedOut,
     /// It is the thread that asked for the stop, from inside the handler. It ends once the handler returns.
     Current,
     /// It has been told to end and was not waited for, because the stop was asked for from one of the client's own threads.
-    Signalled,
+    Detached,
 }
 
 impl StopReport {
@@ -324,7 +324,7 @@ impl StopReport {
 
     /// Whether every thread ended in time. Says nothing of the close handshake.
     pub fn is_clean(&self) -> bool {
-        self.threads.iter().all(|thread| thread.outcome == Outcome::Ended)
+        self.threads.iter().all(|thread| thread.outcome == ThreadOutcome::Joined)
     }
 
     /// How long the stop took.
@@ -352,13 +352,13 @@ impl fmt::Display for StopReport {
     }
 }
 
-impl fmt::Display for Outcome {
+impl fmt::Display for ThreadOutcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Outcome::Ended => "ended",
-            Outcome::Late => "LATE",
-            Outcome::Current => "current",
-            Outcome::Signalled => "signalled",
+            ThreadOutcome::Joined => "ended",
+            ThreadOutcome::TimedOut => "LATE",
+            ThreadOutcome::Current => "current",
+            ThreadOutcome::Detached => "signalled",
         })
     }
 }
@@ -374,98 +374,98 @@ mod tests {
 
     #[test]
     fn threads_that_watch_the_signal_are_joined_and_reported() {
-        let lifecycle = Lifecycle::new(ThreadOptions::default());
+        let threads = Threads::new(ThreadOptions::default());
         for _ in 0..3 {
-            let shutdown = lifecycle.shutdown_signal();
+            let shutdown = threads.shutdown_signal();
             let body = move || assert_eq!(wait(&shutdown, &never::<()>(), None), Woken::Shutdown);
-            lifecycle.spawn("worker", Patience::Deadline, body).expect("threads are there");
+            threads.spawn("worker", JoinTimeout::Deadline, body).expect("threads are there");
         }
-        assert_eq!(lifecycle.live_threads(), 3);
-        lifecycle.shutdown();
-        let report = lifecycle.join_until(soon());
+        assert_eq!(threads.live_threads(), 3);
+        threads.shutdown();
+        let report = threads.join_until(soon());
         assert!(report.is_clean(), "{report}");
         assert_eq!(report.threads().len(), 3);
-        assert_eq!(lifecycle.live_threads(), 0);
+        assert_eq!(threads.live_threads(), 0);
         // Idempotent: asking again tells the same.
-        lifecycle.shutdown();
-        assert!(lifecycle.join_until(soon()).is_clean());
+        threads.shutdown();
+        assert!(threads.join_until(soon()).is_clean());
     }
 
     #[test]
     fn a_late_thread_is_named_and_joined_by_a_later_call() {
-        let lifecycle = Lifecycle::new(ThreadOptions::default());
+        let threads = Threads::new(ThreadOptions::default());
         let (release, held) = bounded::<()>(0);
-        lifecycle
-            .spawn("holdout", Patience::Deadline, move || assert!(held.recv().is_err()))
+        threads
+            .spawn("holdout", JoinTimeout::Deadline, move || assert!(held.recv().is_err()))
             .expect("threads are there");
-        lifecycle.shutdown();
-        let report = lifecycle.join_until(Instant::now() + Duration::from_millis(10));
+        threads.shutdown();
+        let report = threads.join_until(Instant::now() + Duration::from_millis(10));
         assert!(!report.is_clean());
-        assert_eq!((report.threads()[0].name, report.threads()[0].outcome), ("holdout", Outcome::Late));
+        assert_eq!((report.threads()[0].name, report.threads()[0].outcome), ("holdout", ThreadOutcome::TimedOut));
         drop(release);
-        assert!(lifecycle.join_until(soon()).is_clean());
+        assert!(threads.join_until(soon()).is_clean());
     }
 
     #[test]
     fn an_impatient_join_does_not_wait_for_the_whole_deadline() {
-        let lifecycle = Lifecycle::new(ThreadOptions::default());
+        let threads = Threads::new(ThreadOptions::default());
         let (release, held) = bounded::<()>(0);
-        let patience = Patience::AtMost(Duration::from_millis(5));
-        lifecycle.spawn("lookup", patience, move || assert!(held.recv().is_err())).expect("threads are there");
-        lifecycle.shutdown();
-        let report = lifecycle.join_until(Instant::now() + Duration::from_secs(3600));
-        assert_eq!(report.threads()[0].outcome, Outcome::Late);
+        let join_timeout = JoinTimeout::AtMost(Duration::from_millis(5));
+        threads.spawn("lookup", join_timeout, move || assert!(held.recv().is_err())).expect("threads are there");
+        threads.shutdown();
+        let report = threads.join_until(Instant::now() + Duration::from_secs(3600));
+        assert_eq!(report.threads()[0].outcome, ThreadOutcome::TimedOut);
         drop(release);
         // Its patience is for a lookup that hangs: one that ends may need a further look on a busy machine.
         let by = soon();
-        while !lifecycle.join_until(by).is_clean() {
+        while !threads.join_until(by).is_clean() {
             assert!(Instant::now() < by, "it has been released");
         }
     }
 
     #[test]
     fn no_thread_is_born_behind_a_stop() {
-        let lifecycle = Lifecycle::new(ThreadOptions::default());
-        lifecycle.shutdown();
-        let refused = lifecycle.spawn("late", Patience::Deadline, || unreachable!("it must not run"));
-        assert_eq!(refused.expect_err("the lifecycle has ended").kind(), ErrorKind::Stopped);
-        assert!(lifecycle.join_until(soon()).threads().is_empty());
+        let threads = Threads::new(ThreadOptions::default());
+        threads.shutdown();
+        let refused = threads.spawn("late", JoinTimeout::Deadline, || unreachable!("it must not run"));
+        assert_eq!(refused.expect_err("the threads has ended").kind(), ErrorKind::Stopped);
+        assert!(threads.join_until(soon()).threads().is_empty());
     }
 
     #[test]
     fn a_thread_that_joins_itself_is_reported_as_current() {
-        let lifecycle = Arc::new(Lifecycle::new(ThreadOptions::default()));
+        let threads = Arc::new(Threads::new(ThreadOptions::default()));
         let (tell, told) = unbounded();
-        let inside = Arc::clone(&lifecycle);
+        let inside = Arc::clone(&threads);
         let body = move || {
             inside.shutdown();
             tell.send(inside.join_until(soon())).expect("the test waits");
         };
-        lifecycle.spawn("self", Patience::Deadline, body).expect("threads are there");
+        threads.spawn("self", JoinTimeout::Deadline, body).expect("threads are there");
         let report = told.recv().expect("it reports");
-        assert_eq!(report.threads()[0].outcome, Outcome::Current);
-        assert!(lifecycle.join_until(soon()).is_clean());
+        assert_eq!(report.threads()[0].outcome, ThreadOutcome::Current);
+        assert!(threads.join_until(soon()).is_clean());
     }
 
     #[test]
     fn a_panicking_thread_counts_as_ended() {
-        let lifecycle = Lifecycle::new(ThreadOptions::default());
-        lifecycle.spawn("panics", Patience::Deadline, || panic!("on purpose")).expect("threads are there");
-        lifecycle.shutdown();
-        assert!(lifecycle.join_until(soon()).is_clean());
+        let threads = Threads::new(ThreadOptions::default());
+        threads.spawn("panics", JoinTimeout::Deadline, || panic!("on purpose")).expect("threads are there");
+        threads.shutdown();
+        assert!(threads.join_until(soon()).is_clean());
     }
 
     #[test]
     fn many_may_join_at_once() {
-        let lifecycle = Arc::new(Lifecycle::new(ThreadOptions::default()));
-        let shutdown = lifecycle.shutdown_signal();
+        let threads = Arc::new(Threads::new(ThreadOptions::default()));
+        let shutdown = threads.shutdown_signal();
         let body = move || assert_eq!(wait(&shutdown, &never::<()>(), None), Woken::Shutdown);
-        lifecycle.spawn("worker", Patience::Deadline, body).expect("threads are there");
+        threads.spawn("worker", JoinTimeout::Deadline, body).expect("threads are there");
         thread::scope(|scope| {
             for _ in 0..8 {
                 scope.spawn(|| {
-                    lifecycle.shutdown();
-                    assert!(lifecycle.join_until(soon()).is_clean());
+                    threads.shutdown();
+                    assert!(threads.join_until(soon()).is_clean());
                 });
             }
         });
@@ -473,15 +473,15 @@ mod tests {
 
     #[test]
     fn a_wait_tells_its_four_ends_apart() {
-        let lifecycle = Lifecycle::new(ThreadOptions::default());
-        let shutdown = lifecycle.shutdown_signal();
-        let (ring, bell) = unbounded();
-        assert_eq!(wait(&shutdown, &bell, Some(Instant::now())), Woken::Due);
-        ring.send(7).expect("the bell is there");
-        assert_eq!(wait(&shutdown, &bell, None), Woken::Rung(7));
-        drop(ring);
-        assert_eq!(wait(&shutdown, &bell, None), Woken::Hung);
-        lifecycle.shutdown();
-        assert_eq!(wait(&shutdown, &bell, None), Woken::Shutdown);
+        let threads = Threads::new(ThreadOptions::default());
+        let shutdown = threads.shutdown_signal();
+        let (wake, wakeup) = unbounded();
+        assert_eq!(wait(&shutdown, &wakeup, Some(Instant::now())), Woken::TimedOut);
+        wake.send(7).expect("the wakeup is there");
+        assert_eq!(wait(&shutdown, &wakeup, None), Woken::Received(7));
+        drop(wake);
+        assert_eq!(wait(&shutdown, &wakeup, None), Woken::Disconnected);
+        threads.shutdown();
+        assert_eq!(wait(&shutdown, &wakeup, None), Woken::Shutdown);
     }
 }

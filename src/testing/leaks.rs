@@ -87,7 +87,7 @@ fn entries(folder: &str) -> Vec<String> {
 /// Runs `work`, and checks that no thread and no descriptor is there afterwards that was not there before. Linux only.
 ///
 /// It looks at the whole process: run nothing else beside it, which means a test binary of its own, or `--test-threads=1`. What the first use
-/// of a library sets up for good (the roots of TLS, a logger) has to have been done before. A line that is open before and comes back during the
+/// of a library sets up for good (the roots of TLS, a logger) has to have been done before. A connection that is open before and comes back during the
 /// work has a new socket, which counts as left behind.
 ///
 /// # Panics
@@ -97,17 +97,17 @@ fn entries(folder: &str) -> Vec<String> {
 /// ```standalone_crate
 /// use std::time::Duration;
 /// use tautline::Client;
-/// use tautline::testing::{Venue, assert_no_leaks};
+/// use tautline::testing::{TestServer, assert_no_leaks};
 ///
-/// let venue = Venue::start(|peer| {
+/// let server = TestServer::start(|peer| {
 ///     peer.upgrade()?;
 ///     peer.echo()
 /// });
 /// assert_no_leaks(|| {
-///     let client = Client::builder(venue.url()).connect().unwrap();
+///     let client = Client::builder(server.url()).connect().unwrap();
 ///     assert!(client.stop(Duration::from_secs(5)).is_clean());
-///     // The venue runs in this process too.
-///     assert!(venue.wait_until_empty(Duration::from_secs(5)));
+///     // The server runs in this process too.
+///     assert!(server.wait_until_empty(Duration::from_secs(5)));
 /// });
 /// ```
 pub fn assert_no_leaks<T>(work: impl FnOnce() -> T) -> T {

@@ -1,7 +1,7 @@
-//! A scripted venue on a loopback port, and a check for leaks: for the tests of programs that use this crate, and for its own.
+//! A scripted server on a loopback port, and a check for leaks: for the tests of programs that use this crate, and for its own.
 //!
 //! A script is a closure that plays the server's side of one connection, on a thread of its own. It ends when the closure returns, and
-//! whatever it waits for ends when the venue is dropped. Most scripts begin with [`Peer::upgrade`], and everything that a server can do wrong is one
+//! whatever it waits for ends when the server is dropped. Most scripts begin with [`Peer::upgrade`], and everything that a server can do wrong is one
 //! or two calls away:
 //!
 //! | fault | script |
@@ -29,26 +29,26 @@
 //! # Does my bot come back, and does it subscribe again?
 //! ```
 //! use std::time::Duration;
-//! use tautline::testing::Venue;
-//! use tautline::{Client, Line, MessageRef};
+//! use tautline::testing::TestServer;
+//! use tautline::{Client, Connection, MessageRef};
 //!
 //! struct Bot;
 //! impl tautline::Handler for Bot {
-//!     fn opened(&mut self, line: &mut Line<'_>) {
-//!         line.send_text("subscribe").ok();
+//!     fn opened(&mut self, connection: &mut Connection<'_>) {
+//!         connection.send_text("subscribe").ok();
 //!     }
-//!     fn message(&mut self, _: &mut Line<'_>, _: MessageRef<'_>) {}
+//!     fn message(&mut self, _: &mut Connection<'_>, _: MessageRef<'_>) {}
 //! }
 //!
-//! // A venue that drops every line as soon as somebody has subscribed.
-//! let venue = Venue::start(|peer| {
+//! // A server that drops every connection as soon as somebody has subscribed.
+//! let server = TestServer::start(|peer| {
 //!     peer.upgrade()?;
 //!     peer.receive_message()?;
 //!     peer.reset()
 //! });
-//! let client = Client::builder(venue.url()).retry_min(Duration::from_millis(1)).start(Bot).unwrap();
-//! assert!(venue.wait_for_messages(3, Duration::from_secs(5)), "it came back and subscribed again, twice");
-//! assert!(venue.messages().iter().all(|message| message == b"subscribe"));
+//! let client = Client::builder(server.url()).retry_delay_min(Duration::from_millis(1)).start_with(Bot).unwrap();
+//! assert!(server.wait_for_messages(3, Duration::from_secs(5)), "it came back and subscribed again, twice");
+//! assert!(server.messages().iter().all(|message| message == b"subscribe"));
 //! assert!(client.stop(Duration::from_secs(5)).is_clean());
 //! ```
 
@@ -60,4 +60,4 @@ mod server;
 #[cfg(target_os = "linux")]
 pub use leaks::{Census, assert_no_leaks};
 pub use peer::{Peer, Received, Request};
-pub use server::{Venue, VenueBuilder};
+pub use server::{TestServer, TestServerBuilder};

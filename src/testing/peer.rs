@@ -14,7 +14,7 @@ use super::server::Shared;
 /// A request head longer than this is no opening handshake.
 const HEAD_MAX: usize = 64 * 1024;
 
-/// The server's side of one connection. All its calls end when the venue is dropped, with an error.
+/// The server's side of one connection. All its calls end when the server is dropped, with an error.
 pub struct Peer {
     number: usize,
     stream: Stream,
@@ -42,7 +42,7 @@ struct Socket {
     shared: Arc<Shared>,
 }
 
-/// What stands between a venue's writes and the wire.
+/// What stands between a server's writes and the wire.
 #[derive(Clone, Copy)]
 pub(super) struct Obstacles {
     pub(super) allowance: Option<usize>,
@@ -114,12 +114,12 @@ impl Peer {
         Ok(Peer { number, stream, unread: Vec::new(), partial: None, has_ended: false, shared: Arc::clone(shared) })
     }
 
-    /// Which connection of the venue this is, from 0.
+    /// Which connection of the server this is, from 0.
     pub fn number(&self) -> usize {
         self.number
     }
 
-    /// Where the client dialled from.
+    /// Where the client dialed from.
     ///
     /// # Errors
     /// When the connection has ended.
@@ -259,7 +259,7 @@ impl Peer {
     /// Writes bytes one at a time, this far apart.
     ///
     /// # Errors
-    /// When the connection or the venue has ended.
+    /// When the connection or the server has ended.
     pub fn trickle(&mut self, bytes: &[u8], every: Duration) -> io::Result<()> {
         for byte in bytes {
             self.write(&[*byte])?;
@@ -322,9 +322,9 @@ impl Peer {
     ///
     /// # Errors
     /// As [`receive`](Peer::receive).
-    pub fn receive_within(&mut self, within: Duration) -> io::Result<Option<Received>> {
+    pub fn receive_timeout(&mut self, timeout: Duration) -> io::Result<Option<Received>> {
         // Zero would mean for ever.
-        self.socket().set_read_timeout(Some(within.max(Duration::from_millis(1))))?;
+        self.socket().set_read_timeout(Some(timeout.max(Duration::from_millis(1))))?;
         let received = match self.receive() {
             Ok(received) => Ok(Some(received)),
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => Ok(None),
@@ -377,10 +377,10 @@ impl Peer {
         Ok(())
     }
 
-    /// Neither reads nor writes until the venue is dropped.
+    /// Neither reads nor writes until the server is dropped.
     ///
     /// # Errors
-    /// Always, in the end: the venue has stopped.
+    /// Always, in the end: the server has stopped.
     pub fn stall(&mut self) -> io::Result<()> {
         self.shared.wait_for_stop(None);
         Err(ErrorKind::ConnectionAborted.into())
@@ -389,7 +389,7 @@ impl Peer {
     /// Waits.
     ///
     /// # Errors
-    /// When the venue is dropped meanwhile.
+    /// When the server is dropped meanwhile.
     pub fn wait(&mut self, time: Duration) -> io::Result<()> {
         match self.shared.wait_for_stop(Some(Instant::now() + time)) {
             true => Err(ErrorKind::ConnectionAborted.into()),

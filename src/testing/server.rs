@@ -1,4 +1,4 @@
-//! The venue: a listener, a thread for each connection, and what a test wants to know of them.
+//! The server: a listener, a thread for each connection, and what a test wants to know of them.
 
 use std::collections::HashMap;
 use std::io;
@@ -10,9 +10,9 @@ use native_tls::{Identity, TlsAcceptor};
 use parking_lot::{Condvar, Mutex};
 
 use super::peer::{Obstacles, Peer};
-use crate::sync::threads::{Lifecycle, Patience, Shutdown as Stop, ThreadOptions};
+use crate::sync::threads::{JoinTimeout, Shutdown as Stop, ThreadOptions, Threads};
 
-/// How long a dropped venue waits for its threads. Scripts of this module end at once; one of the user's own may not.
+/// How long a dropped server waits for its threads. Scripts of this module end at once; one of the user's own may not.
 const DROP_WITHIN: Duration = Duration::from_secs(5);
 
 /// Enough for a script and a TLS handshake, and little enough for a thousand connections.
@@ -21,19 +21,19 @@ const STACK: usize = 512 * 1024;
 /// How many connections may wait to be accepted. The system may allow fewer.
 const BACKLOG: i32 = 4096;
 
-/// How many messages the venue remembers.
+/// How many messages the server remembers.
 const REMEMBERED: usize = 100_000;
 
 /// A scripted server on a loopback port. Dropping it ends every connection and joins every thread.
-pub struct Venue {
+pub struct TestServer {
     address: SocketAddr,
     is_tls: bool,
     shared: Arc<Shared>,
 }
 
-/// Settings of a [`Venue`].
+/// Settings of a [`TestServer`].
 #[derive(Clone, Debug, Default)]
-pub struct VenueBuilder {
+pub struct TestServerBuilder {
     address: Option<SocketAddr>,
     certificate: Option<Leaf>,
     is_forgetful: bool,
@@ -47,9 +47,9 @@ enum Leaf {
     Stranger,
 }
 
-/// What the venue, its threads and its peers share.
+/// What the server, its threads and its peers share.
 pub(super) struct Shared {
-    lifecycle: Lifecycle,
+    threads: Threads,
     pub(super) stop: Stop,
     is_forgetful: bool,
     seen: Mutex<Seen>,
@@ -70,18 +70,18 @@ struct Seen {
     is_stopped: bool,
 }
 
-impl Venue {
-    /// Starts a plain venue on a free port of 127.0.0.1. `script` plays every connection; its error ends that connection and is not told.
+impl TestServer {
+    /// Starts a plain server on a free port of 127.0.0.1. `script` plays every connection; its error ends that connection and is not told.
     ///
     /// # Panics
     /// If the system has no port to give.
-    pub fn start(script: impl Fn(&mut Peer) -> io::Result<()> + Send + Sync + 'static) -> Venue {
-        Venue::builder().start(script)
+    pub fn start(script: impl Fn(&mut Peer) -> io::Result<()> + Send + Sync + 'static) -> TestServer {
+        TestServer::builder().start(script)
     }
 
     /// Settings, for TLS and fixed ports.
-    pub fn builder() -> VenueBuilder {
-        VenueBuilder::default()
+    pub fn builder() -> TestServerBuilder {
+        TestServerBuilder::default()
     }
 
     /// `ws://127.0.0.1:PORT/`, or `wss://localhost:PORT/` with TLS.
@@ -97,7 +97,7 @@ impl Venue {
         self.address
     }
 
-    /// The root certificate of venues with TLS, for [`Builder::tls_root`](crate::Builder::tls_root).
+    /// The root certificate of servers with TLS, for [`Builder::tls_root`](crate::Builder::tls_root).
     pub fn root_pem() -> &'static [u8] {
         include_bytes!("certificates/root.pem")
     }
@@ -133,33 +133,33 @@ impl Venue {
     }
 
     /// Waits until so many connections have been accepted; whether they were in time.
-    pub fn wait_for_connections(&self, count: usize, within: Duration) -> bool {
-        self.shared.wait(within, |seen| seen.connections >= count)
+    pub fn wait_for_connections(&self, count: usize, timeout: Duration) -> bool {
+        self.shared.wait(timeout, |seen| seen.connections >= count)
     }
 
     /// Waits until so many opening handshakes have been answered; whether they were in time.
-    pub fn wait_for_openings(&self, count: usize, within: Duration) -> bool {
-        self.shared.wait(within, |seen| seen.openings >= count)
+    pub fn wait_for_openings(&self, count: usize, timeout: Duration) -> bool {
+        self.shared.wait(timeout, |seen| seen.openings >= count)
     }
 
     /// Waits until so many data messages have come; whether they were in time.
-    pub fn wait_for_messages(&self, count: usize, within: Duration) -> bool {
-        self.shared.wait(within, |seen| seen.messages.len() >= count)
+    pub fn wait_for_messages(&self, count: usize, timeout: Duration) -> bool {
+        self.shared.wait(timeout, |seen| seen.messages.len() >= count)
     }
 
     /// Waits until so many pings have come; whether they were in time.
-    pub fn wait_for_pings(&self, count: usize, within: Duration) -> bool {
-        self.shared.wait(within, |seen| seen.pings >= count)
+    pub fn wait_for_pings(&self, count: usize, timeout: Duration) -> bool {
+        self.shared.wait(timeout, |seen| seen.pings >= count)
     }
 
     /// Waits until a close frame has come; whether it was in time.
-    pub fn wait_for_close(&self, within: Duration) -> bool {
-        self.shared.wait(within, |seen| !seen.closes.is_empty())
+    pub fn wait_for_close(&self, timeout: Duration) -> bool {
+        self.shared.wait(timeout, |seen| !seen.closes.is_empty())
     }
 
     /// Waits until no connection is left; whether that was in time.
-    pub fn wait_until_empty(&self, within: Duration) -> bool {
-        self.shared.wait(within, |seen| seen.open_now == 0)
+    pub fn wait_until_empty(&self, timeout: Duration) -> bool {
+        self.shared.wait(timeout, |seen| seen.open_now == 0)
     }
 
     /// Forgets the messages and close codes that it has seen; the counts go on.
@@ -171,19 +171,19 @@ impl Venue {
     }
 
     /// Ends every connection that is there now, without a close frame.
-    pub fn sever_all(&self) {
-        self.shared.sever_all();
+    pub fn abort_all(&self) {
+        self.shared.abort_all();
     }
 }
 
-impl VenueBuilder {
-    /// Listens at this address instead of a free port of 127.0.0.1: for a venue that comes back.
+impl TestServerBuilder {
+    /// Listens at this address instead of a free port of 127.0.0.1: for a server that comes back.
     pub fn address(mut self, address: SocketAddr) -> Self {
         self.address = Some(address);
         self
     }
 
-    /// Speaks TLS, with a certificate for localhost that [`Venue::root_pem`] vouches for.
+    /// Speaks TLS, with a certificate for localhost that [`TestServer::root_pem`] vouches for.
     pub fn tls(mut self) -> Self {
         self.certificate = Some(Leaf::Localhost);
         self
@@ -213,11 +213,11 @@ impl VenueBuilder {
         self
     }
 
-    /// Starts the venue.
+    /// Starts the server.
     ///
     /// # Panics
     /// If the system does not let it listen.
-    pub fn start(self, script: impl Fn(&mut Peer) -> io::Result<()> + Send + Sync + 'static) -> Venue {
+    pub fn start(self, script: impl Fn(&mut Peer) -> io::Result<()> + Send + Sync + 'static) -> TestServer {
         let wanted = self.address.unwrap_or_else(|| ([127, 0, 0, 1], 0).into());
         let listener = TcpListener::bind(wanted).unwrap_or_else(|error| panic!("cannot listen on {wanted}: {error}"));
         // A longer queue than the default of 128: a thousand clients that come back at once would wait a second for their lost SYNs.
@@ -225,15 +225,10 @@ impl VenueBuilder {
         let address = listener.local_addr().expect("a bound socket has an address");
         let acceptor = self.certificate.map(acceptor);
         let is_tls = acceptor.is_some();
-        let lifecycle = Lifecycle::new(ThreadOptions { stack_size: Some(STACK), ..ThreadOptions::default() });
-        let stop = lifecycle.shutdown_signal();
-        let shared = Shared {
-            lifecycle,
-            stop,
-            is_forgetful: self.is_forgetful,
-            seen: Mutex::default(),
-            changed: Condvar::new(),
-        };
+        let threads = Threads::new(ThreadOptions { stack_size: Some(STACK), ..ThreadOptions::default() });
+        let stop = threads.shutdown_signal();
+        let shared =
+            Shared { threads, stop, is_forgetful: self.is_forgetful, seen: Mutex::default(), changed: Condvar::new() };
         let shared = Arc::new(shared);
         let accepting = Accepting {
             shared: Arc::clone(&shared),
@@ -242,10 +237,10 @@ impl VenueBuilder {
             obstacles: Obstacles { allowance: self.tls_stalls_after, trickle: self.trickles_every },
         };
         shared
-            .lifecycle
-            .spawn("venue-accept", Patience::Deadline, move || accepting.run(&listener))
-            .unwrap_or_else(|error| panic!("cannot start the venue: {}", error.chain()));
-        Venue { address, is_tls, shared }
+            .threads
+            .spawn("server-accept", JoinTimeout::Deadline, move || accepting.run(&listener))
+            .unwrap_or_else(|error| panic!("cannot start the server: {}", error.chain()));
+        TestServer { address, is_tls, shared }
     }
 }
 
@@ -266,7 +261,7 @@ fn acceptor(leaf: Leaf) -> TlsAcceptor {
 
 type Script = Arc<dyn Fn(&mut Peer) -> io::Result<()> + Send + Sync>;
 
-/// What the accepting thread runs on. Ends when a connection comes after the stop: `Venue::drop` makes one.
+/// What the accepting thread runs on. Ends when a connection comes after the stop: `TestServer::drop` makes one.
 struct Accepting {
     shared: Arc<Shared>,
     script: Script,
@@ -298,7 +293,7 @@ impl Accepting {
                 }
                 drop(leaving);
             };
-            if self.shared.lifecycle.spawn("venue-peer", Patience::Deadline, play).is_err() {
+            if self.shared.threads.spawn("server-peer", JoinTimeout::Deadline, play).is_err() {
                 self.shared.forget(number);
             }
         }
@@ -340,7 +335,7 @@ impl Shared {
         });
     }
 
-    /// Gives up the venue's own handle of a connection, so that the peer's is the last and its drop closes the socket.
+    /// Gives up the server's own handle of a connection, so that the peer's is the last and its drop closes the socket.
     pub(super) fn release(&self, number: usize) {
         self.note(|seen| drop(seen.sockets.remove(&number)));
     }
@@ -375,7 +370,7 @@ impl Shared {
         self.changed.notify_all();
     }
 
-    /// Waits until the venue stops, or the time is over; whether it stops.
+    /// Waits until the server stops, or the time is over; whether it stops.
     pub(super) fn wait_for_stop(&self, until: Option<Instant>) -> bool {
         let mut seen = self.seen.lock();
         while !seen.is_stopped {
@@ -388,8 +383,8 @@ impl Shared {
         true
     }
 
-    fn wait(&self, within: Duration, is_there: impl Fn(&Seen) -> bool) -> bool {
-        let deadline = Instant::now() + within;
+    fn wait(&self, timeout: Duration, is_there: impl Fn(&Seen) -> bool) -> bool {
+        let deadline = Instant::now() + timeout;
         let mut seen = self.seen.lock();
         while !is_there(&seen) {
             if self.changed.wait_until(&mut seen, deadline).timed_out() {
@@ -399,7 +394,7 @@ impl Shared {
         true
     }
 
-    fn sever_all(&self) {
+    fn abort_all(&self) {
         for socket in self.seen.lock().sockets.values() {
             // It may have gone by itself.
             let _ = socket.shutdown(Shutdown::Both);
@@ -407,22 +402,22 @@ impl Shared {
     }
 }
 
-impl Drop for Venue {
+impl Drop for TestServer {
     fn drop(&mut self) {
-        self.shared.lifecycle.shutdown();
+        self.shared.threads.shutdown();
         self.shared.note(|seen| seen.is_stopped = true);
-        self.shared.sever_all();
+        self.shared.abort_all();
         // Wakes `accept`, which nothing else does on every platform. A full backlog means that it is about to wake anyhow.
         let _ = TcpStream::connect_timeout(&self.address, Duration::from_millis(100));
-        let report = self.shared.lifecycle.join_until(Instant::now() + DROP_WITHIN);
+        let report = self.shared.threads.join_until(Instant::now() + DROP_WITHIN);
         if !report.is_clean() && !std::thread::panicking() {
-            log::error!("a script of the venue did not end when the venue was dropped: {report}");
+            log::error!("a script of the server did not end when the server was dropped: {report}");
         }
     }
 }
 
-impl std::fmt::Debug for Venue {
+impl std::fmt::Debug for TestServer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Venue").field("url", &self.url()).field("connections", &self.connections()).finish()
+        f.debug_struct("TestServer").field("url", &self.url()).field("connections", &self.connections()).finish()
     }
 }

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use crossbeam_channel::{Sender, bounded};
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
-use tautline::testing::Venue;
-use tautline::{Builder, Client, Handler, Line, MessageRef};
+use tautline::testing::TestServer;
+use tautline::{Builder, Client, Connection, Handler, MessageRef};
 
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
@@ -23,28 +23,28 @@ const SLACK: usize = 200;
 const SOON: Duration = Duration::from_secs(60);
 
 fn main() {
-    for (name, settings) in [("plain", Venue::builder()), ("TLS", Venue::builder().tls())] {
-        let venue = settings.forgetful().start(|peer| {
+    for (name, settings) in [("plain", TestServer::builder()), ("TLS", TestServer::builder().tls())] {
+        let server = settings.forgetful().start(|peer| {
             peer.upgrade()?;
             peer.flood(200)
         });
-        let allocations = count(&venue);
+        let allocations = count(&server);
         println!("{name}: {allocations} allocations in {COUNTED} messages to a handler");
         assert!(allocations <= SLACK);
     }
 }
 
-fn client(venue: &Venue) -> Builder {
-    Client::builder(venue.url())
-        .tls_root(Venue::root_pem())
+fn client(server: &TestServer) -> Builder {
+    Client::builder(server.url())
+        .tls_root(TestServer::root_pem())
         .tls_only_given_roots()
-        .close_within(Duration::from_millis(50))
+        .close_timeout(Duration::from_millis(50))
 }
 
 /// How often memory was asked for while `COUNTED` messages came.
-fn count(venue: &Venue) -> usize {
+fn count(server: &TestServer) -> usize {
     let (tell, told) = bounded(1);
-    let client = client(venue).start(Count { messages: 0, before: 0, tell }).expect("the settings are good");
+    let client = client(server).start_with(Count { messages: 0, before: 0, tell }).expect("the settings are good");
     let allocations = told.recv_timeout(SOON).expect("the flood comes");
     assert!(client.stop(SOON).is_clean());
     allocations
@@ -57,14 +57,14 @@ struct Count {
 }
 
 impl Handler for Count {
-    fn message(&mut self, line: &mut Line<'_>, _: MessageRef<'_>) {
+    fn message(&mut self, connection: &mut Connection<'_>, _: MessageRef<'_>) {
         self.messages += 1;
         if self.messages == WARM_UP {
             self.before = allocations();
         }
         if self.messages == WARM_UP + COUNTED {
             self.tell.send(allocations() - self.before).expect("the test waits");
-            line.stop();
+            connection.stop();
         }
     }
 }

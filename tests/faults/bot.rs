@@ -7,8 +7,8 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
-use tautline::testing::Venue;
-use tautline::{Client, DialFailure, Disconnect, Handler, Line, MessageRef, Pushed, Stopped};
+use tautline::testing::TestServer;
+use tautline::{Client, Connection, DialFailure, Disconnect, Handler, MessageRef, Push, Stopped};
 
 use crate::ROLE;
 
@@ -16,10 +16,10 @@ use crate::ROLE;
 const SOON: Duration = Duration::from_secs(30);
 
 pub(crate) const PING_EVERY: Duration = Duration::from_millis(50);
-/// For lines that are to be found dead.
+/// For connections that are to be found dead.
 pub(crate) const PONG_WITHIN: Duration = Duration::from_millis(400);
 
-/// For lines that are to live, on a machine that may be busy with other things.
+/// For connections that are to live, on a machine that may be busy with other things.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The process, from outside.
@@ -35,9 +35,9 @@ impl Bot {
         Bot::spawn_by(&[], &[])
     }
 
-    /// A venue instead, that answers to the same calls.
-    pub(crate) fn spawn_venue() -> Bot {
-        Bot::spawn_as("venue", &[], &[])
+    /// A server instead, that answers to the same calls.
+    pub(crate) fn spawn_server() -> Bot {
+        Bot::spawn_as("server", &[], &[])
     }
 
     /// Started by way of another program: `wrapper` and its arguments come before the bot's own command.
@@ -76,12 +76,12 @@ impl Bot {
         writeln!(self.orders.as_mut().expect("it is open until the end"), "{order}").expect("the bot lives");
     }
 
-    /// Has it dial a venue.
+    /// Has it dial a server.
     pub(crate) fn start(&mut self, url: &str) {
         self.order(&format!("start {url}"));
     }
 
-    /// Has it dial a venue with a setting by its name, as `builder` knows them.
+    /// Has it dial a server with a setting by its name, as `builder` knows them.
     pub(crate) fn start_with(&mut self, setting: &str, url: &str) {
         self.order(&format!("start_with {setting} {url}"));
     }
@@ -130,20 +130,20 @@ impl Drop for Bot {
     }
 }
 
-/// A venue in a process of its own, which can be stopped alone.
-pub(crate) fn run_venue() {
-    let venue = Venue::start(|peer| {
+/// A server in a process of its own, which can be stopped alone.
+pub(crate) fn run_server() {
+    let server = TestServer::start(|peer| {
         peer.upgrade()?;
         peer.echo()
     });
-    println!("listening {}", venue.url());
+    println!("listening {}", server.url());
     // Until whoever started it says so, or is gone.
     let _ = std::io::stdin().lock().lines().next();
 }
 
 /// The process, from inside.
 pub(crate) fn run() {
-    let mut client: Option<Client<Pushed>> = None;
+    let mut client: Option<Client<Push>> = None;
     let mut hoard: Vec<File> = Vec::new();
     let threads = getrlimit(Resource::Nproc);
     for order in std::io::stdin().lock().lines().map_while(Result::ok) {
@@ -151,7 +151,7 @@ pub(crate) fn run() {
             (what @ ("start" | "start_with"), rest) => {
                 let (setting, url) =
                     if what == "start" { ("", rest) } else { rest.split_once(' ').unwrap_or_default() };
-                match builder(url, setting).start(Tells) {
+                match builder(url, setting).start_with(Tells) {
                     Ok(started) => client = Some(started),
                     Err(error) => println!("not_started {} {}", error.kind().as_str(), error.chain()),
                 }
@@ -193,34 +193,34 @@ fn limit_threads(limit: Rlimit) {
 
 fn builder(url: &str, setting: &str) -> tautline::Builder {
     let builder = Client::builder(url)
-        .ping_every(PING_EVERY)
-        .pong_within(PONG_WITHIN)
-        .dial_within(Duration::from_secs(1))
-        .retry_min(Duration::from_millis(20))
-        .retry_max(Duration::from_millis(100));
+        .ping_interval(PING_EVERY)
+        .pong_timeout(PONG_WITHIN)
+        .connect_timeout(Duration::from_secs(1))
+        .retry_delay_min(Duration::from_millis(20))
+        .retry_delay_max(Duration::from_millis(100));
     match setting {
         "roots_of_the_system" => builder,
         "only_the_root_of_others" => builder.tls_root(OTHERS).tls_only_given_roots(),
-        "old_tls" => builder.tls_root(Venue::root_pem()).danger_allow_old_tls(),
-        "patience" => builder.tls_root(Venue::root_pem()).pong_within(PATIENCE),
-        "" => builder.tls_root(Venue::root_pem()),
+        "old_tls" => builder.tls_root(TestServer::root_pem()).danger_allow_old_tls(),
+        "join_timeout" => builder.tls_root(TestServer::root_pem()).pong_timeout(PATIENCE),
+        "" => builder.tls_root(TestServer::root_pem()),
         _ => panic!("no such setting: {setting}"),
     }
 }
 
-/// A certificate that vouches for none of the venue's.
+/// A certificate that vouches for none of the server's.
 const OTHERS: &[u8] = include_bytes!("../../src/testing/certificates/stranger.pem");
 
 struct Tells;
 
 impl Handler for Tells {
-    fn opened(&mut self, line: &mut Line<'_>) {
-        let opening = line.opening();
+    fn opened(&mut self, connection: &mut Connection<'_>) {
+        let opening = connection.opening();
         println!("opened {} peer {} took {}", opening.epoch, opening.peer, opening.took.as_millis());
     }
 
-    fn message(&mut self, line: &mut Line<'_>, message: MessageRef<'_>) {
-        println!("message {} {}", line.epoch(), message.text().unwrap_or_default());
+    fn message(&mut self, connection: &mut Connection<'_>, message: MessageRef<'_>) {
+        println!("message {} {}", connection.epoch(), message.text().unwrap_or_default());
     }
 
     fn disconnected(&mut self, disconnect: &Disconnect) {

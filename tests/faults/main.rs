@@ -1,4 +1,4 @@
-//! What happens to lines when the machine is against them: a network that swallows packets, no descriptors, no threads, signals, clocks that
+//! What happens to connections when the machine is against them: a network that swallows packets, no descriptors, no threads, signals, clocks that
 //! jump, processes that sleep, an environment that says what TLS trusts. Linux only.
 //!
 //! A program of its own. Every scenario has its client in a child process ([`bot`]), which can be starved, stopped and traced alone; those of
@@ -17,18 +17,18 @@ mod trust;
 
 /// What this process is, when it is not the test itself.
 #[cfg(target_os = "linux")]
-const ROLE: &str = "TAUTLINE_HARDSHIP_ROLE";
+const ROLE: &str = "TAUTLINE_FAULTS_ROLE";
 
 #[cfg(not(target_os = "linux"))]
 fn main() {
-    println!("SKIPPED: hardship is made by means of Linux");
+    println!("SKIPPED: faults is made by means of Linux");
 }
 
 #[cfg(target_os = "linux")]
 fn main() {
     match std::env::var(ROLE).as_deref() {
         Ok("bot") => bot::run(),
-        Ok("venue") => bot::run_venue(),
+        Ok("server") => bot::run_server(),
         Ok("namespace") => network::run(),
         _ => {
             trust::run();

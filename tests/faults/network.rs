@@ -4,7 +4,7 @@ use std::net::UdpSocket;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use tautline::testing::Venue;
+use tautline::testing::TestServer;
 
 use crate::bot::{Bot, PING_EVERY, PONG_WITHIN};
 use crate::{ROLE, scenario, skip, succeeds};
@@ -29,9 +29,9 @@ pub(crate) fn run() {
     sh("ip link set lo up");
     for is_tls in [false, true] {
         let name = |what: &str| format!("{what}, {}", if is_tls { "TLS" } else { "plain" });
-        scenario(&name("a line that a black hole swallows"), || black_hole(is_tls));
+        scenario(&name("a connection that a black hole swallows"), || black_hole(is_tls));
         scenario(&name("a black hole that heals in time"), || healed_in_time(is_tls));
-        scenario(&name("a line that a middlebox resets"), || reset(is_tls));
+        scenario(&name("a connection that a middlebox resets"), || reset(is_tls));
     }
     scenario("a resolver that does not answer", silent_resolver);
     scenario("dead IPv6 before live IPv4", dead_ipv6);
@@ -42,9 +42,9 @@ fn sh(command: &str) {
     assert!(status.success(), "{command}: {status}");
 }
 
-/// Swallows the packets of the venue's port, both ways.
-fn swallow(venue: &Venue) {
-    let port = venue.address().port();
+/// Swallows the packets of the server's port, both ways.
+fn swallow(server: &TestServer) {
+    let port = server.address().port();
     sh(&format!("iptables -A INPUT -p tcp --dport {port} -j DROP"));
     sh(&format!("iptables -A INPUT -p tcp --sport {port} -j DROP"));
 }
@@ -53,8 +53,8 @@ fn heal() {
     sh("iptables -F");
 }
 
-fn echo(is_tls: bool) -> Venue {
-    let builder = if is_tls { Venue::builder().tls() } else { Venue::builder() };
+fn echo(is_tls: bool) -> TestServer {
+    let builder = if is_tls { TestServer::builder().tls() } else { TestServer::builder() };
     builder.start(|peer| {
         peer.upgrade()?;
         peer.echo()
@@ -67,12 +67,12 @@ fn milliseconds(told: &str, behind: &str) -> u128 {
 }
 
 fn black_hole(is_tls: bool) {
-    let venue = echo(is_tls);
+    let server = echo(is_tls);
     let mut bot = Bot::spawn();
-    bot.start(&venue.url());
+    bot.start(&server.url());
     bot.expect("opened 1");
-    assert!(venue.wait_for_pings(2, SOON));
-    swallow(&venue);
+    assert!(server.wait_for_pings(2, SOON));
+    swallow(&server);
     let began = Instant::now();
     bot.expect("disconnected pong_timeout");
     // The ping before the hole may have been answered just before it.
@@ -86,31 +86,31 @@ fn black_hole(is_tls: bool) {
     bot.stop();
 }
 
-/// TCP repeats what was lost, and the line is none the worse for it.
+/// TCP repeats what was lost, and the connection is none the worse for it.
 fn healed_in_time(is_tls: bool) {
-    let venue = echo(is_tls);
+    let server = echo(is_tls);
     let mut bot = Bot::spawn();
-    bot.start_with("patience", &venue.url());
+    bot.start_with("join_timeout", &server.url());
     bot.expect("opened 1");
-    assert!(venue.wait_for_pings(2, SOON));
-    swallow(&venue);
+    assert!(server.wait_for_pings(2, SOON));
+    swallow(&server);
     bot.order("send into the hole");
     bot.expect("sent Some(Ok");
     std::thread::sleep(2 * PING_EVERY);
     heal();
     assert_eq!(bot.expect("message"), "message 1 into the hole");
     assert!(!bot.told_so_far().iter().any(|line| line.starts_with("disconnected")));
-    assert_eq!(venue.openings(), 1);
+    assert_eq!(server.openings(), 1);
     bot.stop();
 }
 
 fn reset(is_tls: bool) {
-    let venue = echo(is_tls);
+    let server = echo(is_tls);
     let mut bot = Bot::spawn();
-    bot.start(&venue.url());
+    bot.start(&server.url());
     bot.expect("opened 1");
     // The client's packets alone: the resets themselves have to arrive.
-    sh(&format!("iptables -A INPUT -p tcp --dport {} -j REJECT --reject-with tcp-reset", venue.address().port()));
+    sh(&format!("iptables -A INPUT -p tcp --dport {} -j REJECT --reject-with tcp-reset", server.address().port()));
     // The next packet, which is a ping, is answered by one.
     let end = bot.expect("disconnected");
     // Whoever asks the kernel first is told of the reset: the heart may be about to tell the reader, who sees an end without a reason.
@@ -134,28 +134,28 @@ fn silent_resolver() {
     let silent = UdpSocket::bind("127.0.0.1:53").expect("the port is free in a new namespace");
     replace("/etc/resolv.conf", "nameserver 127.0.0.1\noptions timeout:3 attempts:1\n");
     let mut bot = Bot::spawn();
-    bot.start("ws://venue.example:9/");
+    bot.start("ws://server.example:9/");
     // The lookup takes three seconds, a dial one: three dials wait for the same lookup, the fourth may ask again.
     for _ in 0..2 {
         let failure = bot.expect("dial_failed timeout");
-        assert!(failure.contains("resolving venue.example"), "{failure}");
+        assert!(failure.contains("resolving server.example"), "{failure}");
     }
     let mut question = [0; 512];
     assert!(silent.recv(&mut question).is_ok_and(|count| count > 0), "it asked");
     let began = Instant::now();
     bot.order("stop");
     let report = bot.expect("report ");
-    assert!(report.contains("tautline-resolve LATE") && !report.contains("reader LATE"), "{report}");
+    assert!(report.contains("taut-resolver LATE") && !report.contains("reader LATE"), "{report}");
     assert!(began.elapsed() < Duration::from_secs(1), "a lookup that hangs is not waited for: {:?}", began.elapsed());
 }
 
 fn dead_ipv6() {
-    // Usable at once: an address that is still being looked for twice on the network would not be dialled, or not first.
+    // Usable at once: an address that is still being looked for twice on the network would not be dialed, or not first.
     sh("ip -6 address add fd00::1/128 dev lo nodad && ip6tables -A INPUT -d fd00::1 -j DROP");
-    replace("/etc/hosts", "fd00::1 venue.example\n127.0.0.1 venue.example\n");
-    let venue = echo(false);
+    replace("/etc/hosts", "fd00::1 server.example\n127.0.0.1 server.example\n");
+    let server = echo(false);
     let mut bot = Bot::spawn();
-    bot.start(&format!("ws://venue.example:{}/", venue.address().port()));
+    bot.start(&format!("ws://server.example:{}/", server.address().port()));
     let opened = bot.expect("opened 1");
     assert!(opened.contains("peer 127.0.0.1:"), "{opened}");
     let took = milliseconds(&opened, "took");

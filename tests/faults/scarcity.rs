@@ -1,21 +1,21 @@
-//! No descriptors, no threads, signals at every turn. Over TLS; and the line comes back when the scarcity ends.
+//! No descriptors, no threads, signals at every turn. Over TLS; and the connection comes back when the scarcity ends.
 
-use tautline::testing::{Peer, Venue};
+use tautline::testing::{Peer, TestServer};
 
 use crate::bot::Bot;
 use crate::trust::ROOTS;
 use crate::{scenario, skip, succeeds};
 
 pub(crate) fn run() {
-    scenario("no descriptors while the line is down", no_descriptors_later);
+    scenario("no descriptors while the connection is down", no_descriptors_later);
     scenario("no descriptors from the start", no_descriptors_at_first);
     scenario("no descriptor for the roots of the system", no_descriptor_for_the_roots);
     threads();
     interruptions();
 }
 
-pub(crate) fn echo() -> Venue {
-    Venue::builder().tls().start(|peer: &mut Peer| {
+pub(crate) fn echo() -> TestServer {
+    TestServer::builder().tls().start(|peer: &mut Peer| {
         peer.upgrade()?;
         peer.echo()
     })
@@ -25,13 +25,13 @@ pub(crate) fn echo() -> Venue {
 const FEW: [&str; 3] = ["sh", "-c", "ulimit -n 64; exec \"$0\""];
 
 fn no_descriptors_later() {
-    let venue = echo();
+    let server = echo();
     let mut bot = Bot::spawn_by(&FEW, &[]);
-    bot.start(&venue.url());
+    bot.start(&server.url());
     bot.expect("opened 1");
     bot.order("hoard");
     bot.expect("hoarded");
-    venue.sever_all();
+    server.abort_all();
     bot.expect("disconnected");
     for _ in 0..3 {
         let failure = bot.expect("dial_failed");
@@ -44,11 +44,11 @@ fn no_descriptors_later() {
 
 /// The first connector is built while the process has no descriptors to read the system's roots with: it must not be kept.
 fn no_descriptors_at_first() {
-    let venue = echo();
+    let server = echo();
     let mut bot = Bot::spawn_by(&FEW, &[]);
     bot.order("hoard");
     bot.expect("hoarded");
-    bot.start(&venue.url());
+    bot.start(&server.url());
     for _ in 0..3 {
         bot.expect("dial_failed");
     }
@@ -62,12 +62,12 @@ fn no_descriptors_at_first() {
 fn no_descriptor_for_the_roots() {
     // Two to be woken by, and the socket. An address, as a lookup would need some too.
     const FOR_A_DIAL: usize = 3;
-    let venue = echo();
+    let server = echo();
     let mut bot = Bot::spawn_by(&FEW, &ROOTS);
     bot.order("hoard");
     bot.expect("hoarded");
     bot.order(&format!("release {FOR_A_DIAL}"));
-    bot.start_with("roots_of_the_system", &venue.url().replace("localhost", "127.0.0.1"));
+    bot.start_with("roots_of_the_system", &server.url().replace("localhost", "127.0.0.1"));
     for _ in 0..3 {
         let failure = bot.expect("dial_failed tls");
         assert!(failure.contains("certificate verify failed"), "{failure}");
@@ -88,18 +88,18 @@ fn threads() {
         return skip(NAME, "it needs root, setpriv, and a program that other users may run");
     }
     scenario(NAME, || {
-        let venue = echo();
+        let server = echo();
         let mut bot = Bot::spawn_by(&NOBODY, &[]);
-        bot.start(&venue.url());
+        bot.start(&server.url());
         bot.expect("opened 1");
         // Every dial of a name needs a thread for its lookup.
         bot.order("no_threads");
         bot.expect("limited");
-        venue.sever_all();
+        server.abort_all();
         bot.expect("disconnected");
         for _ in 0..3 {
             let failure = bot.expect("dial_failed io");
-            assert!(failure.contains("starting the thread tautline-resolve"), "{failure}");
+            assert!(failure.contains("starting the thread taut-resolver"), "{failure}");
         }
         bot.order("threads");
         bot.expect("limited");
@@ -109,7 +109,7 @@ fn threads() {
         let mut bot = Bot::spawn_by(&NOBODY, &[]);
         bot.order("no_threads");
         bot.expect("limited");
-        bot.start(&venue.url());
+        bot.start(&server.url());
         bot.expect("not_started io");
     });
 }
@@ -123,17 +123,17 @@ fn interruptions() {
         return skip(NAME, "it needs strace, and the right to trace");
     }
     scenario(NAME, || {
-        let venue = echo();
+        let server = echo();
         let mut bot = Bot::spawn_by(&strace, &[]);
-        bot.start(&venue.url());
+        bot.start(&server.url());
         bot.expect("opened 1");
         for number in 0..100 {
             bot.order(&format!("send {number}"));
             assert_eq!(bot.expect("message"), format!("message 1 {number}"));
         }
-        let pings = venue.pings();
-        assert!(venue.wait_for_pings(pings + 3, std::time::Duration::from_secs(20)));
-        venue.sever_all();
+        let pings = server.pings();
+        assert!(server.wait_for_pings(pings + 3, std::time::Duration::from_secs(20)));
+        server.abort_all();
         bot.expect("opened 2");
         bot.stop();
     });

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use rustix::process::Signal;
-use tautline::testing::Venue;
+use tautline::testing::TestServer;
 
 use crate::bot::{Bot, PING_EVERY};
 use crate::{scenario, skip};
@@ -20,65 +20,65 @@ pub(crate) fn run() {
     wall_clock();
 }
 
-/// The bot is stopped for longer than the pong limit. When it goes on its line is alive, whatever it missed: it asks at once, once.
+/// The bot is stopped for longer than the pong limit. When it goes on its connection is alive, whatever it missed: it asks at once, once.
 fn sleep() {
-    let venue = Venue::builder().tls().start(|peer| {
+    let server = TestServer::builder().tls().start(|peer| {
         peer.upgrade()?;
         peer.echo()
     });
     let mut bot = Bot::spawn();
-    bot.start_with("patience", &venue.url());
+    bot.start_with("join_timeout", &server.url());
     bot.expect("opened 1");
-    assert!(venue.wait_for_pings(3, SOON));
+    assert!(server.wait_for_pings(3, SOON));
     for _ in 0..2 {
         bot.signal(Signal::STOP);
         std::thread::sleep(ASLEEP);
-        let before = venue.pings();
+        let before = server.pings();
         bot.signal(Signal::CONT);
-        assert!(venue.wait_for_pings(before + 1, SOON), "it asks");
+        assert!(server.wait_for_pings(before + 1, SOON), "it asks");
         let missed = ASLEEP.as_millis() / PING_EVERY.as_millis();
-        assert!(venue.pings() - before < missed as usize / 2, "it does not make up for what it missed");
+        assert!(server.pings() - before < missed as usize / 2, "it does not make up for what it missed");
         bot.order("send awake");
         assert_eq!(bot.expect("message"), "message 1 awake");
     }
     let told = bot.told_so_far();
     assert!(!told.iter().any(|line| line.starts_with("disconnected")), "{told:?}");
-    assert_eq!(venue.openings(), 1);
+    assert_eq!(server.openings(), 1);
     bot.stop();
 }
 
 /// Both ends sleep, as on a machine that is suspended: a ping is unanswered for longer than the limit allows, and yet nobody is dead.
 fn machine_sleeps() {
-    let venue = Bot::spawn_venue();
-    let address = venue.expect("listening ");
+    let server = Bot::spawn_server();
+    let address = server.expect("listening ");
     let mut bot = Bot::spawn();
-    bot.start_with("patience", address.trim_start_matches("listening "));
+    bot.start_with("join_timeout", address.trim_start_matches("listening "));
     bot.expect("opened 1");
-    venue.signal(Signal::STOP);
+    server.signal(Signal::STOP);
     // Long enough for a ping to go out, and not to be overdue.
     std::thread::sleep(2 * PING_EVERY);
     bot.signal(Signal::STOP);
     std::thread::sleep(ASLEEP);
     bot.signal(Signal::CONT);
     std::thread::sleep(2 * PING_EVERY);
-    venue.signal(Signal::CONT);
+    server.signal(Signal::CONT);
     bot.order("send awake");
     assert_eq!(bot.expect("message"), "message 1 awake");
     bot.stop();
 }
 
-/// The venue's process is stopped: its kernel goes on acknowledging, and nothing else comes.
+/// The server's process is stopped: its kernel goes on acknowledging, and nothing else comes.
 fn peer_sleeps() {
-    let venue = Bot::spawn_venue();
-    let address = venue.expect("listening ");
+    let server = Bot::spawn_server();
+    let address = server.expect("listening ");
     let url = address.trim_start_matches("listening ");
     let mut bot = Bot::spawn();
     bot.start(url);
     bot.expect("opened 1");
-    venue.signal(Signal::STOP);
+    server.signal(Signal::STOP);
     bot.expect("disconnected pong_timeout");
     bot.expect("dial_failed timeout");
-    venue.signal(Signal::CONT);
+    server.signal(Signal::CONT);
     bot.expect("opened 2");
     bot.stop();
 }
@@ -103,19 +103,19 @@ fn wall_clock() {
             ("FAKETIME_NO_CACHE", "1"),
             ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
         ];
-        let venue = Venue::builder().tls().start(|peer| {
+        let server = TestServer::builder().tls().start(|peer| {
             peer.upgrade()?;
             peer.echo()
         });
         let mut bot = Bot::spawn_by(&["env"], &variables);
-        bot.start(&venue.url());
+        bot.start(&server.url());
         bot.expect("opened 1");
         bot.order("clock");
         let mut clock = bot.expect("clock ");
         for offset in ["+1h", "-1h", "+1d"] {
             set(offset);
-            let pings = venue.pings();
-            assert!(venue.wait_for_pings(pings + 10, SOON), "the pings go on");
+            let pings = server.pings();
+            assert!(server.wait_for_pings(pings + 10, SOON), "the pings go on");
             bot.order("send still here");
             assert_eq!(bot.expect("message"), "message 1 still here");
             bot.order("clock");
@@ -124,7 +124,7 @@ fn wall_clock() {
             clock = jumped;
         }
         // Dials and waits between them, too.
-        venue.sever_all();
+        server.abort_all();
         bot.expect("opened 2");
         bot.stop();
         std::fs::remove_file(&file).expect("it was written above");

@@ -6,7 +6,7 @@ use crate::bot::Bot;
 use crate::scarcity::echo;
 use crate::{scenario, skip, succeeds};
 
-/// The system's roots are those of the venue, and no others.
+/// The system's roots are those of the server, and no others.
 pub(crate) const ROOTS: [(&str, &str); 1] =
     [("SSL_CERT_FILE", concat!(env!("CARGO_MANIFEST_DIR"), "/src/testing/certificates/root.pem"))];
 
@@ -16,18 +16,18 @@ pub(crate) fn run() {
 }
 
 fn roots() {
-    let venue = echo();
+    let server = echo();
     let mut bot = Bot::spawn_by(&[], &ROOTS);
-    bot.start_with("roots_of_the_system", &venue.url());
+    bot.start_with("roots_of_the_system", &server.url());
     bot.expect("opened 1");
     bot.stop();
     // It is the variable that makes the difference.
     let mut bot = Bot::spawn();
-    bot.start_with("roots_of_the_system", &venue.url());
+    bot.start_with("roots_of_the_system", &server.url());
     bot.expect("stopped tls");
     bot.stop();
     let mut bot = Bot::spawn_by(&[], &ROOTS);
-    bot.start_with("only_the_root_of_others", &venue.url());
+    bot.start_with("only_the_root_of_others", &server.url());
     bot.expect("stopped tls");
     bot.stop();
 }

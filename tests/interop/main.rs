@@ -7,7 +7,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use tautline::testing::Venue;
+use tautline::testing::TestServer;
 use tautline::{Builder, Client, Deflate, ErrorKind, Event, Events};
 
 const SOON: Duration = Duration::from_secs(20);
@@ -35,7 +35,7 @@ impl Server {
     }
 
     fn client(&self) -> Builder {
-        Client::builder(format!("wss://localhost:{}/", self.port)).tls_root(Venue::root_pem())
+        Client::builder(format!("wss://localhost:{}/", self.port)).tls_root(TestServer::root_pem())
     }
 }
 
@@ -62,7 +62,7 @@ fn python_websockets() {
     let server = Server::start(Command::new(python).arg(server));
     converse(server.client());
     converse(server.client().compress(Deflate::new()));
-    converse(server.client().max_frame(1000));
+    converse(server.client().max_outgoing_frame_size(1000));
 }
 
 #[test]
@@ -76,29 +76,29 @@ fn node_ws() {
     converse(server.client());
     converse(server.client().compress(Deflate::new()));
     converse(server.client().compress(Deflate::new().client_no_context_takeover().server_no_context_takeover()));
-    converse(server.client().max_frame(1000));
+    converse(server.client().max_outgoing_frame_size(1000));
 }
 
 /// Text, binary, a mebibyte, pings both ways, and a close by the server.
 fn converse(builder: Builder) {
-    let client = builder.ping_every(Duration::from_millis(20)).max_attempts(1).connect().expect("it opens");
+    let client = builder.ping_interval(Duration::from_millis(20)).max_attempts(1).connect().expect("it opens");
     let mut events = client.events();
-    let Ok(Event::Opened(_)) = events.next_within(SOON) else { panic!("the opening comes first") };
+    let Ok(Event::Opened(_)) = events.next_timeout(SOON) else { panic!("the opening comes first") };
     assert_eq!(message(&mut events), b"hello");
 
-    client.send_text("grüße").expect("the line is open");
+    client.send_text("grüße").expect("the connection is open");
     assert_eq!(message(&mut events), "grüße".as_bytes());
     for size in [0, 1, 125, 126, 65_535, 65_536, 1 << 20] {
         let bytes: Vec<u8> = (0..size).map(|at: usize| (at.wrapping_mul(2_654_435_761) >> 7) as u8).collect();
-        client.send_binary(&bytes).expect("the line is open");
+        client.send_binary(&bytes).expect("the connection is open");
         assert!(message(&mut events) == bytes, "{size} bytes");
     }
     while client.stats().round_trip.count == 0 {
         std::thread::yield_now();
     }
 
-    client.send_text("close").expect("the line is open");
-    let Ok(Event::Disconnected(disconnect)) = events.next_within(SOON) else { panic!("the server closes") };
+    client.send_text("close").expect("the connection is open");
+    let Ok(Event::Disconnected(disconnect)) = events.next_timeout(SOON) else { panic!("the server closes") };
     assert_eq!(disconnect.error.kind(), ErrorKind::Closed);
     assert_eq!((disconnect.close.code, disconnect.close.reason.as_str()), (4001, "as you asked"));
     let report = client.stop(SOON);
@@ -106,7 +106,7 @@ fn converse(builder: Builder) {
 }
 
 fn message(events: &mut Events<'_>) -> Vec<u8> {
-    match events.next_within(SOON) {
+    match events.next_timeout(SOON) {
         Ok(Event::Message(message)) => message.into_bytes(),
         other => panic!("expected a message, got {other:?}"),
     }

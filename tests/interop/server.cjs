@@ -4,14 +4,14 @@ const https = require('https');
 const { WebSocketServer } = require('ws');
 
 const server = https.createServer({ cert: fs.readFileSync(process.argv[2]), key: fs.readFileSync(process.argv[3]) });
-const venue = new WebSocketServer({ server, maxPayload: 64 << 20, perMessageDeflate: { threshold: 0 } });
-venue.on('connection', (line) => {
-  line.ping('are you there');
+const server = new WebSocketServer({ server, maxPayload: 64 << 20, perMessageDeflate: { threshold: 0 } });
+server.on('connection', (connection) => {
+  connection.ping('are you there');
   // The client's pong has to come before anything else is said.
-  line.once('pong', () => line.send('hello'));
-  line.on('message', (message, isBinary) => {
-    if (!isBinary && message.toString() === 'close') return line.close(4001, 'as you asked');
-    line.send(message, { binary: isBinary });
+  connection.once('pong', () => connection.send('hello'));
+  connection.on('message', (message, isBinary) => {
+    if (!isBinary && message.toString() === 'close') return connection.close(4001, 'as you asked');
+    connection.send(message, { binary: isBinary });
   });
 });
 server.listen(0, 'localhost', () => console.log(server.address().port));

@@ -7,15 +7,15 @@ import sys
 import websockets
 
 
-async def talk(line):
-    await line.send("hello")
-    pong = await line.ping(b"are you there")
+async def talk(connection):
+    await connection.send("hello")
+    pong = await connection.ping(b"are you there")
     await asyncio.wait_for(pong, 10)
-    async for message in line:
+    async for message in connection:
         if message == "close":
-            await line.close(4001, "as you asked")
+            await connection.close(4001, "as you asked")
             return
-        await line.send(message)
+        await connection.send(message)
 
 
 async def main():

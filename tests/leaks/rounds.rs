@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
-use tautline::testing::{Census, Peer, Venue, VenueBuilder, assert_no_leaks};
-use tautline::{Client, Event, Verdict};
+use tautline::testing::{Census, Peer, TestServer, TestServerBuilder, assert_no_leaks};
+use tautline::{Client, Event, RetryDecision};
 
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
@@ -37,41 +37,41 @@ pub(crate) fn run() {
     a_leak_behind_what_has_gone_is_found();
     park_many_threads();
     let echo = || {
-        Venue::start(|peer| {
+        TestServer::start(|peer| {
             peer.upgrade()?;
             peer.echo()
         })
     };
-    let venue = echo();
-    check("stop", || round(&venue, |clients, _| clients.iter().for_each(stop)));
-    check("drop", || round(&venue, |clients, _| clients.clear()));
-    drop(venue);
+    let server = echo();
+    check("stop", || round(&server, |clients, _| clients.iter().for_each(stop)));
+    check("drop", || round(&server, |clients, _| clients.clear()));
+    drop(server);
     check("the server gone first", || {
-        let venue = echo();
-        round(&venue, |clients, venue| {
-            venue.sever_all();
+        let server = echo();
+        round(&server, |clients, server| {
+            server.abort_all();
             clients.iter().for_each(stop);
         });
     });
-    let venue = Venue::builder().tls().start(|peer| {
+    let server = TestServer::builder().tls().start(|peer| {
         peer.upgrade()?;
         peer.echo()
     });
-    check("TLS", || round(&venue, |clients, _| clients.iter().for_each(stop)));
-    drop(venue);
+    check("TLS", || round(&server, |clients, _| clients.iter().for_each(stop)));
+    drop(server);
     check("dials that nobody answers", dials_that_nobody_answers);
-    let fails = |name: &str, builder: VenueBuilder, script: fn(&mut Peer) -> io::Result<()>| {
-        let venue = builder.start(script);
-        check(name, || dials_that_fail(&venue, 100, SOON));
+    let fails = |name: &str, builder: TestServerBuilder, script: fn(&mut Peer) -> io::Result<()>| {
+        let server = builder.start(script);
+        check(name, || dials_that_fail(&server, 100, SOON));
     };
-    fails("refusals", Venue::builder(), |peer| peer.refuse(503, "", "busy"));
-    fails("refusals over TLS", Venue::builder().tls(), |peer| peer.refuse(503, "", "busy"));
-    fails("ends in the upgrade", Venue::builder().tls(), |peer| peer.read_request().map(drop));
-    let venue = Venue::start(|peer| peer.drain());
-    check("silence in the upgrade", || dials_that_fail(&venue, 100, Duration::from_millis(2)));
+    fails("refusals", TestServer::builder(), |peer| peer.refuse(503, "", "busy"));
+    fails("refusals over TLS", TestServer::builder().tls(), |peer| peer.refuse(503, "", "busy"));
+    fails("ends in the upgrade", TestServer::builder().tls(), |peer| peer.read_request().map(drop));
+    let server = TestServer::start(|peer| peer.drain());
+    check("silence in the upgrade", || dials_that_fail(&server, 100, Duration::from_millis(2)));
     // Each of these reads the roots anew, a tenth of a second of work: a few have to do.
-    let venue = Venue::builder().tls_for_a_stranger().start(|_| Ok(()));
-    check("certificates of strangers", || dials_that_fail(&venue, 5, SOON));
+    let server = TestServer::builder().tls_for_a_stranger().start(|_| Ok(()));
+    check("certificates of strangers", || dials_that_fail(&server, 5, SOON));
 }
 
 /// Each thread and each descriptor counts for itself: that others have gone meanwhile makes up for nothing.
@@ -135,11 +135,11 @@ fn check(name: &str, mut round: impl FnMut()) {
     assert!(resident_grown <= RESIDENT_SLACK, "{name}: resident memory has grown by {resident_grown} bytes");
 }
 
-fn round(venue: &Venue, end: impl FnOnce(&mut Vec<Client>, &Venue)) {
+fn round(server: &TestServer, end: impl FnOnce(&mut Vec<Client>, &TestServer)) {
     let mut clients: Vec<Client> = (0..CLIENTS)
         .map(|_| {
-            Client::builder(venue.url())
-                .tls_root(Venue::root_pem())
+            Client::builder(server.url())
+                .tls_root(TestServer::root_pem())
                 // Reading the system's roots a thousand times is not what is tested.
                 .tls_only_given_roots()
                 .thread_stack_size(256 * 1024)
@@ -148,7 +148,7 @@ fn round(venue: &Venue, end: impl FnOnce(&mut Vec<Client>, &Venue)) {
         })
         .collect();
     for client in &clients {
-        client.send_text("hello").expect("the line is open");
+        client.send_text("hello").expect("the connection is open");
     }
     for client in &clients {
         let echo = client.events().find_map(|event| match event {
@@ -157,14 +157,14 @@ fn round(venue: &Venue, end: impl FnOnce(&mut Vec<Client>, &Venue)) {
         });
         assert_eq!(echo.as_deref(), Some("hello"));
     }
-    end(&mut clients, venue);
+    end(&mut clients, server);
     for client in &clients {
         assert_eq!(client.live_threads(), 0);
     }
     drop(clients);
-    assert!(venue.wait_until_empty(SOON));
-    // What the venue remembers is its own.
-    venue.forget();
+    assert!(server.wait_until_empty(SOON));
+    // What the server remembers is its own.
+    server.forget();
 }
 
 fn stop(client: &Client) {
@@ -178,23 +178,25 @@ fn dials_that_nobody_answers() {
     failing_dials(&format!("ws://localhost:{}/", address.port()), 100, SOON);
 }
 
-/// Dials that fail at the step where the venue makes them fail.
-fn dials_that_fail(venue: &Venue, count: usize, within: Duration) {
-    failing_dials(&venue.url(), count, within);
-    assert!(venue.wait_until_empty(SOON));
-    venue.forget();
+/// Dials that fail at the step where the server makes them fail.
+fn dials_that_fail(server: &TestServer, count: usize, timeout: Duration) {
+    failing_dials(&server.url(), count, timeout);
+    assert!(server.wait_until_empty(SOON));
+    server.forget();
 }
 
-fn failing_dials(url: &str, count: usize, within: Duration) {
+fn failing_dials(url: &str, count: usize, timeout: Duration) {
     let builder = Client::builder(url)
-        .tls_root(Venue::root_pem())
+        .tls_root(TestServer::root_pem())
         .tls_only_given_roots()
         // Whatever it is that fails, and be it that a busy machine is late.
-        .retry_policy(|_, _| Verdict::Retry)
-        .dial_within(within);
-    let builder =
-        builder.retry_min(Duration::from_nanos(1)).retry_max(Duration::from_nanos(1)).max_attempts(count as u32);
-    let client = builder.start_pulled().expect("it starts");
+        .retry_policy(|_, _| RetryDecision::Retry)
+        .connect_timeout(timeout);
+    let builder = builder
+        .retry_delay_min(Duration::from_nanos(1))
+        .retry_delay_max(Duration::from_nanos(1))
+        .max_attempts(count as u32);
+    let client = builder.start().expect("it starts");
     assert_eq!(client.events().filter(|event| matches!(event, Event::DialFailed(_))).count(), count);
     stop(&client);
 }

@@ -1,4 +1,4 @@
-//! What reaches the log and what does not, and that a line that is down wakes nobody.
+//! What reaches the log and what does not, and that a connection that is down wakes nobody.
 //!
 //! A program of its own: a logger belongs to the whole process, and so do the threads that are counted.
 
@@ -10,8 +10,8 @@ use log::{Level, LevelFilter, Log, Metadata, Record};
 use parking_lot::Mutex;
 #[cfg(target_os = "linux")]
 use tautline::AppPing;
-use tautline::testing::{Peer, Venue};
-use tautline::{Client, Event, Line, MessageRef};
+use tautline::testing::{Peer, TestServer};
+use tautline::{Client, Connection, Event, MessageRef};
 
 const SOON: Duration = Duration::from_secs(20);
 const SECRET: &str = "hunter2";
@@ -40,12 +40,12 @@ fn main() {
     log::set_logger(&KEPT).expect("it is the first logger");
     log::set_max_level(LevelFilter::Trace);
     secrets_stay_out_at_every_level();
-    a_loop_logs_a_line_for_each_dial();
+    a_loop_logs_a_connection_for_each_dial();
     a_slow_handler_is_warned_of_once();
     what_closures_return_is_not_logged();
     a_drop_that_leaves_a_thread_behind_is_an_error_and_others_are_not();
     #[cfg(target_os = "linux")]
-    a_line_that_is_down_wakes_nobody();
+    a_connection_that_is_down_wakes_nobody();
     #[cfg(target_os = "linux")]
     a_reset_behind_a_busy_handler_keeps_nobody_busy();
 }
@@ -63,20 +63,20 @@ fn secrets_stay_out_at_every_level() {
         peer.close(4000, SECRET)?;
         peer.drain()
     };
-    for builder in [Venue::builder(), Venue::builder().tls()] {
-        let venue = builder.start(script);
-        let client = Client::builder(format!("{}{SECRET}?key={SECRET}", venue.url()))
-            .tls_root(Venue::root_pem())
+    for builder in [TestServer::builder(), TestServer::builder().tls()] {
+        let server = builder.start(script);
+        let client = Client::builder(format!("{}{SECRET}?key={SECRET}", server.url()))
+            .tls_root(TestServer::root_pem())
             .header("Authorization", SECRET)
-            .retry_min(Duration::from_millis(1))
-            .start_pulled()
+            .retry_delay_min(Duration::from_millis(1))
+            .start()
             .expect("it starts");
         let mut events = client.events();
         let (mut refusals, mut ends) = (0, 0);
         while ends < 2 {
-            match events.next_within(SOON).expect("an event comes") {
+            match events.next_timeout(SOON).expect("an event comes") {
                 Event::DialFailed(_) => refusals += 1,
-                Event::Message(_) => drop(client.send_text(SECRET).expect("the line is open")),
+                Event::Message(_) => drop(client.send_text(SECRET).expect("the connection is open")),
                 Event::Disconnected(_) => ends += 1,
                 _ => {}
             }
@@ -97,14 +97,14 @@ fn secrets_stay_out_at_every_level() {
     }
 }
 
-fn a_loop_logs_a_line_for_each_dial() {
+fn a_loop_logs_a_connection_for_each_dial() {
     const DIALS: usize = 100;
-    let venue = Venue::start(|peer| peer.refuse(503, "", ""));
-    let client = Client::builder(venue.url())
-        .retry_min(Duration::from_millis(1))
-        .retry_max(Duration::from_millis(1))
+    let server = TestServer::start(|peer| peer.refuse(503, "", ""));
+    let client = Client::builder(server.url())
+        .retry_delay_min(Duration::from_millis(1))
+        .retry_delay_max(Duration::from_millis(1))
         .max_attempts(DIALS as u32)
-        .start_pulled()
+        .start()
         .expect("it starts");
     let failed = client.events().filter(|event| matches!(event, Event::DialFailed(_))).count();
     assert_eq!(failed, DIALS);
@@ -115,13 +115,13 @@ fn a_loop_logs_a_line_for_each_dial() {
 }
 
 fn a_slow_handler_is_warned_of_once() {
-    let venue = Venue::start(|peer| {
+    let server = TestServer::start(|peer| {
         peer.upgrade()?;
         peer.send_text("work")?;
         peer.drain()
     });
     let is_warning = |(level, text): &(Level, String)| *level == Level::Warn && text.contains("handler has been busy");
-    let handler = move |line: &mut Line<'_>, _: MessageRef<'_>| {
+    let handler = move |connection: &mut Connection<'_>, _: MessageRef<'_>| {
         // Busy until it has been warned of, and then for some pings more.
         let wait = Duration::from_millis(5);
         let began = std::time::Instant::now();
@@ -129,25 +129,25 @@ fn a_slow_handler_is_warned_of_once() {
             std::thread::sleep(wait);
         }
         std::thread::sleep(60 * wait);
-        line.send_text("done").expect("the line is open");
+        connection.send_text("done").expect("the connection is open");
     };
-    let client = Client::builder(venue.url())
-        .ping_every(Duration::from_millis(20))
-        .pong_within(Duration::from_millis(100))
-        .start(handler)
+    let client = Client::builder(server.url())
+        .ping_interval(Duration::from_millis(20))
+        .pong_timeout(Duration::from_millis(100))
+        .start_with(handler)
         .expect("it starts");
-    assert!(venue.wait_for_messages(1, 2 * SOON));
+    assert!(server.wait_for_messages(1, 2 * SOON));
     assert!(client.stop(SOON).is_clean());
     assert_eq!(taken().iter().filter(|entry| is_warning(entry)).count(), 1);
 }
 
 /// HTTP clients put whole URLs into their errors.
 fn what_closures_return_is_not_logged() {
-    let asking = Client::builder_asking(|_| Err(format!("GET https://a.example/token?key={SECRET} failed").into()));
-    let resolving = Client::builder("ws://venue.example/")
+    let asking = Client::builder_from_fn(|_| Err(format!("GET https://a.example/token?key={SECRET} failed").into()));
+    let resolving = Client::builder("ws://server.example/")
         .resolver(|_: &str, _: u16| Err(io::Error::other(format!("GET https://a.example/dns?key={SECRET} failed"))));
     for builder in [asking, resolving] {
-        let error = builder.max_attempts(1).start_pulled().expect("it starts").wait_closed(SOON).expect("it gives up");
+        let error = builder.max_attempts(1).start().expect("it starts").wait_closed(SOON).expect("it gives up");
         assert!(!format!("{error:?} {}", error.chain()).contains(SECRET));
         assert!(std::error::Error::source(&error).is_some_and(|source| source.to_string().contains(SECRET)));
         let kept = taken();
@@ -157,7 +157,7 @@ fn what_closures_return_is_not_logged() {
 }
 
 fn a_drop_that_leaves_a_thread_behind_is_an_error_and_others_are_not() {
-    let venue = Venue::start(|peer| {
+    let server = TestServer::start(|peer| {
         peer.upgrade()?;
         peer.send_text("work")?;
         peer.drain()
@@ -165,30 +165,30 @@ fn a_drop_that_leaves_a_thread_behind_is_an_error_and_others_are_not() {
     for is_late in [false, true] {
         let (release, held) = bounded::<()>(0);
         let (tell, told) = bounded(1);
-        let handler = move |_: &mut Line<'_>, _: MessageRef<'_>| {
+        let handler = move |_: &mut Connection<'_>, _: MessageRef<'_>| {
             tell.send(()).expect("the test waits");
             assert!(!is_late || held.recv().is_err());
         };
-        let settings = Client::builder(venue.url()).close_within(Duration::from_millis(20));
-        let drop_within = if is_late { Duration::from_millis(200) } else { SOON };
-        let client = settings.drop_within(drop_within).start(handler).expect("it starts");
+        let settings = Client::builder(server.url()).close_timeout(Duration::from_millis(20));
+        let drop_timeout = if is_late { Duration::from_millis(200) } else { SOON };
+        let client = settings.drop_timeout(drop_timeout).start_with(handler).expect("it starts");
         told.recv_timeout(SOON).expect("the handler is called");
         let stopper = client.stopper();
         drop(client);
         let errors: Vec<_> = taken().into_iter().filter(|(level, _)| *level == Level::Error).collect();
         assert_eq!(errors.len(), usize::from(is_late), "{errors:?}");
-        assert!(errors.iter().all(|(_, text)| text.contains("tautline-reader LATE")), "{errors:?}");
+        assert!(errors.iter().all(|(_, text)| text.contains("taut-reader LATE")), "{errors:?}");
         drop(release);
         assert!(stopper.stop(SOON).is_clean());
     }
 }
 
 #[cfg(target_os = "linux")]
-fn a_line_that_is_down_wakes_nobody() {
+fn a_connection_that_is_down_wakes_nobody() {
     let refuse = |peer: &mut Peer| -> io::Result<()> { peer.refuse(503, "Retry-After: 3600\r\n", "") };
-    let venue = Venue::start(refuse);
-    let client = Client::builder(venue.url()).retry_after_max(180 * SOON).start_pulled().expect("it starts");
-    let failure = client.events().next_within(SOON).expect("the dial fails");
+    let server = TestServer::start(refuse);
+    let client = Client::builder(server.url()).retry_after_max(180 * SOON).start().expect("it starts");
+    let failure = client.events().next_timeout(SOON).expect("the dial fails");
     assert!(matches!(failure, Event::DialFailed(_)), "{failure:?}");
     // It may take a moment until both have their names and have fallen asleep: what counts is that there is half a second in which neither wakes.
     let deadline = std::time::Instant::now() + SOON;
@@ -207,7 +207,7 @@ fn a_line_that_is_down_wakes_nobody() {
 #[cfg(target_os = "linux")]
 fn a_reset_behind_a_busy_handler_keeps_nobody_busy() {
     let (go, gone) = bounded::<()>(0);
-    let venue = Venue::start(move |peer| {
+    let server = TestServer::start(move |peer| {
         peer.upgrade()?;
         peer.send_text("work")?;
         assert!(gone.recv().is_err());
@@ -215,19 +215,19 @@ fn a_reset_behind_a_busy_handler_keeps_nobody_busy() {
     });
     let (release, held) = bounded::<()>(0);
     let (tell, told) = bounded(1);
-    let handler = move |_: &mut Line<'_>, _: MessageRef<'_>| {
+    let handler = move |_: &mut Connection<'_>, _: MessageRef<'_>| {
         tell.send(()).expect("the test waits");
         assert!(held.recv().is_err());
     };
     let interval = Duration::from_millis(20);
-    let client = Client::builder(venue.url())
-        .ping_every(interval)
+    let client = Client::builder(server.url())
+        .ping_interval(interval)
         .app_ping(AppPing::text("ping", interval))
-        .start(handler)
+        .start_with(handler)
         .expect("it starts");
     told.recv_timeout(SOON).expect("the handler is called");
     drop(go);
-    assert!(venue.wait_until_empty(SOON));
+    assert!(server.wait_until_empty(SOON));
     // Some pings later all that could fail has failed. What counts is that there is half a second of little work.
     std::thread::sleep(5 * interval);
     let deadline = std::time::Instant::now() + SOON;
@@ -237,7 +237,7 @@ fn a_reset_behind_a_busy_handler_keeps_nobody_busy() {
         if ticks_of_the_heart() - before < 15 {
             break;
         }
-        assert!(std::time::Instant::now() < deadline, "the heart spins");
+        assert!(std::time::Instant::now() < deadline, "the heartbeat spins");
     }
     drop(release);
     drop(client);
@@ -253,7 +253,7 @@ fn ticks_of_the_heart() -> u64 {
             let (name, fields) = stat.rsplit_once(')')?;
             let fields: Vec<u64> =
                 fields.split_whitespace().skip(11).take(2).filter_map(|field| field.parse().ok()).collect();
-            name.ends_with("tautline-heart").then(|| fields.iter().sum::<u64>())
+            name.ends_with("taut-heartbeat").then(|| fields.iter().sum::<u64>())
         })
         .sum()
 }
@@ -268,7 +268,7 @@ fn sleeps() -> Vec<(String, String)> {
             let name = std::fs::read_to_string(path.join("comm")).ok()?;
             let status = std::fs::read_to_string(path.join("status")).ok()?;
             let line = status.lines().find(|line| line.starts_with("voluntary_ctxt_switches"))?;
-            name.starts_with("tautline").then(|| (name.trim().to_owned(), line.to_owned()))
+            name.starts_with("taut-").then(|| (name.trim().to_owned(), line.to_owned()))
         })
         .collect();
     found.sort();

@@ -1,29 +1,31 @@
-//! How lines end: clean and abnormal, by the peer and by us.
+//! How connections end: clean and abnormal, by the peer and by us.
 
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
-use tautline::testing::{Received, Venue, VenueBuilder};
-use tautline::{CloseReason, Deflate, Disconnect, ErrorKind, Event, Handler, Line, MessageRef, Payload, SendError};
+use tautline::testing::{Received, TestServer, TestServerBuilder};
+use tautline::{
+    CloseReason, Connection, Deflate, Disconnect, ErrorKind, Event, Handler, MessageRef, Payload, SendError,
+};
 
 use crate::support::{MS, SOON, builder, disconnected, message, next, opened, plain_and_tls};
 
-/// How a line ends whose peer plays `script` after the opening, plain and over TLS; and what the peer saw last.
+/// How a connection ends whose peer plays `script` after the opening, plain and over TLS; and what the peer saw last.
 fn ends(
     script: impl Fn(&mut tautline::testing::Peer) -> std::io::Result<()> + Send + Sync + Clone + 'static,
     check: impl Fn(&Disconnect),
 ) {
-    plain_and_tls(|builder_of_venue| {
+    plain_and_tls(|server_builder| {
         let script = script.clone();
-        let venue = builder_of_venue().start(move |peer| {
+        let server = server_builder().start(move |peer| {
             peer.upgrade()?;
             script(peer)
         });
-        let client = builder(&venue)
-            .max_message(100_000)
-            .close_within(50 * MS)
+        let client = builder(&server)
+            .max_message_size(100_000)
+            .close_timeout(50 * MS)
             .max_attempts(1)
-            .start_pulled()
+            .start()
             .expect("it starts");
         let mut events = client.events();
         opened(&mut events);
@@ -34,7 +36,7 @@ fn ends(
 /// The close frame that the client sends when its peer sends these bytes.
 fn answer_to(bytes: &'static [u8]) -> (u16, ErrorKind) {
     let (tell, told) = bounded(1);
-    let venue = Venue::start(move |peer| {
+    let server = TestServer::start(move |peer| {
         peer.upgrade()?;
         peer.write(bytes)?;
         loop {
@@ -44,7 +46,7 @@ fn answer_to(bytes: &'static [u8]) -> (u16, ErrorKind) {
             }
         }
     });
-    let client = builder(&venue).max_message(1000).max_attempts(1).start_pulled().expect("it starts");
+    let client = builder(&server).max_message_size(1000).max_attempts(1).start().expect("it starts");
     let mut events = client.events();
     opened(&mut events);
     let kind = disconnected(&mut events).error.kind();
@@ -108,9 +110,9 @@ fn an_end_without_a_close_frame_is_1006() {
 
 #[test]
 fn the_answer_to_a_close_frame_repeats_its_code_and_the_connection_ends() {
-    plain_and_tls(|builder_of_venue| {
+    plain_and_tls(|server_builder| {
         let (tell, told) = bounded(2);
-        let venue = builder_of_venue().start(move |peer| {
+        let server = server_builder().start(move |peer| {
             peer.upgrade()?;
             peer.close(1001, "going")?;
             // Whatever follows a close frame is dropped.
@@ -119,7 +121,7 @@ fn the_answer_to_a_close_frame_repeats_its_code_and_the_connection_ends() {
             tell.send(peer.receive()?).expect("the test waits");
             Ok(())
         });
-        let client = builder(&venue).max_attempts(1).start_pulled().expect("it starts");
+        let client = builder(&server).max_attempts(1).start().expect("it starts");
         assert_eq!(told.recv_timeout(SOON), Ok(Received::Close(Some(1001), String::new())));
         assert_eq!(told.recv_timeout(SOON), Ok(Received::End));
         let mut events = client.events();
@@ -131,20 +133,20 @@ fn the_answer_to_a_close_frame_repeats_its_code_and_the_connection_ends() {
 
 #[test]
 fn a_peer_that_closes_and_keeps_tcp_open_is_severed_at_the_close_deadline() {
-    let venue = Venue::start(|peer| {
+    let server = TestServer::start(|peer| {
         peer.upgrade()?;
         peer.close(1000, "")?;
         peer.stall()
     });
-    let client = builder(&venue).close_within(30 * MS).connect().expect("it opens");
-    assert!(venue.wait_for_openings(2, SOON), "it goes on after the deadline");
+    let client = builder(&server).close_timeout(30 * MS).connect().expect("it opens");
+    assert!(server.wait_for_openings(2, SOON), "it goes on after the deadline");
     assert!(client.stop(SOON).is_clean());
 }
 
-/// A venue that tells of every close frame that comes, and answers it with 4001 and a reason of its own.
-fn telling(builder: VenueBuilder) -> (Venue, Receiver<Received>) {
+/// A server that tells of every close frame that comes, and answers it with 4001 and a reason of its own.
+fn telling(builder: TestServerBuilder) -> (TestServer, Receiver<Received>) {
     let (tell, told) = bounded(10);
-    let venue = builder.start(move |peer| {
+    let server = builder.start(move |peer| {
         peer.upgrade()?;
         loop {
             match peer.receive()? {
@@ -158,15 +160,15 @@ fn telling(builder: VenueBuilder) -> (Venue, Receiver<Received>) {
             }
         }
     });
-    (venue, told)
+    (server, told)
 }
 
 #[test]
 fn a_stop_says_what_it_is_told_to_say() {
-    plain_and_tls(|builder_of_venue| {
+    plain_and_tls(|server_builder| {
         for reason in ["", "grüße", &"x".repeat(123)] {
-            let (venue, told) = telling(builder_of_venue());
-            let client = builder(&venue).connect().expect("it opens");
+            let (server, told) = telling(server_builder());
+            let client = builder(&server).connect().expect("it opens");
             let report = client.stop_with(&CloseReason::new(4000, reason), SOON).expect("it may be said");
             assert!(report.is_clean(), "{report}");
             assert_eq!(told.recv_timeout(SOON), Ok(Received::Close(Some(4000), reason.to_owned())));
@@ -181,15 +183,15 @@ fn a_stop_says_what_it_is_told_to_say() {
 
 #[test]
 fn the_words_of_the_first_stop_are_sent() {
-    let (venue, told) = telling(Venue::builder());
-    let client = builder(&venue).connect().expect("it opens");
+    let (server, told) = telling(TestServer::builder());
+    let client = builder(&server).connect().expect("it opens");
     let stopper = client.stopper();
-    stopper.signal();
+    stopper.request_stop();
     stopper.stop_with(&CloseReason::new(4000, "too late"), SOON).expect("it may be said");
     assert_eq!(told.recv_timeout(SOON), Ok(Received::Close(Some(1000), String::new())));
 
-    let (venue, told) = telling(Venue::builder());
-    let client = builder(&venue).connect().expect("it opens");
+    let (server, told) = telling(TestServer::builder());
+    let client = builder(&server).connect().expect("it opens");
     client.stop_with(&CloseReason::new(1001, "first"), SOON).expect("it may be said");
     client.stop_with(&CloseReason::new(4000, "too late"), SOON).expect("it may be said");
     assert!(client.stop(SOON).is_clean());
@@ -199,12 +201,12 @@ fn the_words_of_the_first_stop_are_sent() {
 
 #[test]
 fn a_reconnect_says_what_it_is_told_to_say_and_the_end_what_the_peer_answered() {
-    plain_and_tls(|builder_of_venue| {
-        let (venue, told) = telling(builder_of_venue());
-        let client = builder(&venue).connect().expect("it opens");
+    plain_and_tls(|server_builder| {
+        let (server, told) = telling(server_builder());
+        let client = builder(&server).connect().expect("it opens");
         let mut events = client.events();
         opened(&mut events);
-        client.reconnect_with(&CloseReason::new(3000, "a gap")).expect("a line is open");
+        client.reconnect_with(&CloseReason::new(3000, "a gap")).expect("a connection is open");
         assert_eq!(told.recv_timeout(SOON), Ok(Received::Close(Some(3000), "a gap".to_owned())));
         let disconnect = disconnected(&mut events);
         assert_eq!(disconnect.close, CloseReason::new(4001, "as you wish"));
@@ -215,21 +217,21 @@ fn a_reconnect_says_what_it_is_told_to_say_and_the_end_what_the_peer_answered() 
 }
 
 #[test]
-fn a_handler_that_asks_for_a_new_line_says_why() {
-    let (venue, told) = telling(Venue::builder());
+fn a_handler_that_asks_for_a_new_connection_says_why() {
+    let (server, told) = telling(TestServer::builder());
     let (tell, ends) = bounded(1);
     struct Picky(Sender<CloseReason>);
     impl Handler for Picky {
-        fn opened(&mut self, line: &mut Line<'_>) {
-            line.send_text("a gap").expect("the line is open");
+        fn opened(&mut self, connection: &mut Connection<'_>) {
+            connection.send_text("a gap").expect("the connection is open");
         }
 
-        fn message(&mut self, line: &mut Line<'_>, message: MessageRef<'_>) {
-            let refused = line.reconnect_with(&CloseReason::new(1005, "")).expect_err("it never travels");
+        fn message(&mut self, connection: &mut Connection<'_>, message: MessageRef<'_>) {
+            let refused = connection.reconnect_with(&CloseReason::new(1005, "")).expect_err("it never travels");
             assert_eq!(refused.reason().kind(), ErrorKind::Config);
             let text = message.text().expect("it is text");
-            line.reconnect_with(&CloseReason::new(4002, text)).expect("it may be said");
-            line.reconnect();
+            connection.reconnect_with(&CloseReason::new(4002, text)).expect("it may be said");
+            connection.reconnect();
         }
 
         fn disconnected(&mut self, disconnect: &Disconnect) {
@@ -237,7 +239,7 @@ fn a_handler_that_asks_for_a_new_line_says_why() {
             let _ = self.0.try_send(disconnect.close.clone());
         }
     }
-    let client = builder(&venue).start(Picky(tell)).expect("it starts");
+    let client = builder(&server).start_with(Picky(tell)).expect("it starts");
     assert_eq!(told.recv_timeout(SOON), Ok(Received::Close(Some(4002), "a gap".to_owned())));
     // Told when the call of the handler returned, before an answer could come.
     assert_eq!(ends.recv_timeout(SOON), Ok(CloseReason::new(4002, "a gap")));
@@ -245,9 +247,9 @@ fn a_handler_that_asks_for_a_new_line_says_why() {
 }
 
 #[test]
-fn what_may_not_be_said_is_refused_and_leaves_the_line_alone() {
-    let (venue, told) = telling(Venue::builder());
-    let client = builder(&venue).connect().expect("it opens");
+fn what_may_not_be_said_is_refused_and_leaves_the_connection_alone() {
+    let (server, told) = telling(TestServer::builder());
+    let client = builder(&server).connect().expect("it opens");
     let mut events = client.events();
     opened(&mut events);
     let codes = [0, 999, 1002, 1004, 1005, 1006, 1015, 1016, 2999, 5000, u16::MAX];
@@ -264,7 +266,7 @@ fn what_may_not_be_said_is_refused_and_leaves_the_line_alone() {
             assert!(error.to_string().contains(allowed), "{error}");
         }
     }
-    client.send_text("still here").expect("the line is open");
+    client.send_text("still here").expect("the connection is open");
     assert_eq!(message(&mut events).text(), Some("still here"));
     assert!(told.try_recv().is_err());
     for code in [1000, 1001, 1003, 1007, 1014, 3000, 4999] {
@@ -307,8 +309,8 @@ fn what_is_too_long_is_answered_with_1009() {
 }
 
 #[test]
-fn garbage_ends_the_line_and_not_the_client() {
-    let venue = Venue::start(|peer| {
+fn garbage_ends_the_connection_and_not_the_client() {
+    let server = TestServer::start(|peer| {
         peer.upgrade()?;
         if peer.number() == 0 {
             peer.write(&[0xff; 5000])?;
@@ -317,7 +319,7 @@ fn garbage_ends_the_line_and_not_the_client() {
         peer.send_text("sane again")?;
         peer.echo()
     });
-    let client = builder(&venue).close_within(30 * MS).connect().expect("it opens");
+    let client = builder(&server).close_timeout(30 * MS).connect().expect("it opens");
     let mut events = client.events();
     opened(&mut events);
     assert_eq!(disconnected(&mut events).error.kind(), ErrorKind::Protocol);
@@ -326,14 +328,14 @@ fn garbage_ends_the_line_and_not_the_client() {
 }
 
 #[test]
-fn a_compressed_line_carries_what_was_sent() {
-    // The scripted venue does not compress: it declines, and everything goes as it is.
-    let venue = Venue::start(|peer| {
+fn a_compressed_connection_carries_what_was_sent() {
+    // The scripted server does not compress: it declines, and everything goes as it is.
+    let server = TestServer::start(|peer| {
         let request = peer.upgrade()?;
         peer.send_text(request.header("Sec-WebSocket-Extensions").unwrap_or("none"))?;
         peer.echo()
     });
-    let client = builder(&venue).compress(Deflate::new()).connect().expect("it opens");
+    let client = builder(&server).compress(Deflate::new()).connect().expect("it opens");
     let mut events = client.events();
     assert!(!opened(&mut events).is_compressed);
     assert_eq!(message(&mut events).text(), Some("permessage-deflate; client_max_window_bits"));
@@ -342,15 +344,15 @@ fn a_compressed_line_carries_what_was_sent() {
 
 #[test]
 fn the_reason_of_a_close_is_read_even_when_a_send_hits_the_reset_behind_it() {
-    plain_and_tls(|builder_of_venue| {
-        let venue = builder_of_venue().start(|peer| {
+    plain_and_tls(|server_builder| {
+        let server = server_builder().start(|peer| {
             peer.upgrade()?;
             peer.receive_message()?;
             peer.send_text("you are too fast")?;
             peer.close(4008, "slow down")?;
             peer.reset()
         });
-        let client = builder(&venue).connect().expect("it opens");
+        let client = builder(&server).connect().expect("it opens");
         let mut events = client.events();
         for _ in 0..30 {
             let sender = client.sender().pinned_to(opened(&mut events).epoch);
@@ -364,7 +366,7 @@ fn the_reason_of_a_close_is_read_even_when_a_send_hits_the_reset_behind_it() {
 
 #[test]
 fn a_reset_that_a_sender_meets_first_is_told_as_one() {
-    let venue = Venue::start(|peer| {
+    let server = TestServer::start(|peer| {
         peer.upgrade()?;
         peer.send_text("busy")?;
         peer.receive_message()?;
@@ -375,7 +377,7 @@ fn a_reset_that_a_sender_meets_first_is_told_as_one() {
     let (told, ends) = bounded(1);
     struct Busy(Sender<()>, Receiver<()>, Sender<ErrorKind>);
     impl Handler for Busy {
-        fn message(&mut self, _: &mut Line<'_>, _: MessageRef<'_>) {
+        fn message(&mut self, _: &mut Connection<'_>, _: MessageRef<'_>) {
             self.0.send(()).expect("the test waits");
             assert!(self.1.recv().is_err());
         }
@@ -385,10 +387,10 @@ fn a_reset_that_a_sender_meets_first_is_told_as_one() {
             self.2.send(disconnect.error.kind()).expect("the test waits");
         }
     }
-    let client = builder(&venue).max_attempts(1).start(Busy(entered, held, told)).expect("it starts");
+    let client = builder(&server).max_attempts(1).start_with(Busy(entered, held, told)).expect("it starts");
     is_busy.recv_timeout(SOON).expect("the message comes");
-    client.send_text("now").expect("the line is open");
-    assert!(venue.wait_until_empty(SOON));
+    client.send_text("now").expect("the connection is open");
+    assert!(server.wait_until_empty(SOON));
     // The kernel tells the first who asks, and the reader is busy.
     let deadline = Instant::now() + SOON;
     while client.send_text("too late").is_ok() {
@@ -401,20 +403,20 @@ fn a_reset_that_a_sender_meets_first_is_told_as_one() {
 
 #[test]
 fn a_close_within_that_never_ends_ends_with_the_answer() {
-    let venue = Venue::start(|peer| {
+    let server = TestServer::start(|peer| {
         peer.upgrade()?;
         peer.close(1000, "")?;
         peer.drain()
     });
-    let client = builder(&venue).close_within(Duration::MAX).connect().expect("it opens");
+    let client = builder(&server).close_timeout(Duration::MAX).connect().expect("it opens");
     let mut events = client.events();
     opened(&mut events);
     assert_eq!(disconnected(&mut events).error.kind(), ErrorKind::Closed);
 }
 
 #[test]
-fn nothing_of_a_line_is_delivered_once_the_program_has_left_it() {
-    let venue = Venue::start(|peer| {
+fn nothing_of_a_connection_is_delivered_once_the_program_has_left_it() {
+    let server = TestServer::start(|peer| {
         peer.upgrade()?;
         peer.send_text("ready")?;
         loop {
@@ -428,11 +430,11 @@ fn nothing_of_a_line_is_delivered_once_the_program_has_left_it() {
             }
         }
     });
-    let client = builder(&venue).connect().expect("it opens");
+    let client = builder(&server).connect().expect("it opens");
     let mut events = client.events();
     opened(&mut events);
     message(&mut events);
-    client.reconnect().expect("a line is open");
+    client.reconnect().expect("a connection is open");
     match next(&mut events) {
         Event::Disconnected(_) => {}
         other => panic!("{other:?}"),
@@ -441,10 +443,10 @@ fn nothing_of_a_line_is_delivered_once_the_program_has_left_it() {
 
 #[test]
 fn a_fragmented_send_leaves_the_closing_handshake_alone() {
-    plain_and_tls(|venue| {
+    plain_and_tls(|server| {
         let (closing, is_closing) = bounded(1);
         let (answer, told) = bounded::<()>(1);
-        let venue = venue().start(move |peer| {
+        let server = server().start(move |peer| {
             peer.upgrade()?;
             if peer.number() > 0 {
                 return peer.drain();
@@ -455,20 +457,20 @@ fn a_fragmented_send_leaves_the_closing_handshake_alone() {
             peer.close(1000, "bye")?;
             peer.drain()
         });
-        let client = builder(&venue).close_within(SOON).connect().expect("it opens");
+        let client = builder(&server).close_timeout(SOON).connect().expect("it opens");
         let mut events = client.events();
         opened(&mut events);
         let mut pieces = 0;
         let result = client.sender().send_fragmented(std::iter::from_fn(|| {
             pieces += 1;
             if pieces == 3 {
-                client.reconnect().expect("a line is open");
+                client.reconnect().expect("a connection is open");
                 is_closing.recv_timeout(SOON).expect("the close frame passes between fragments");
             }
             (pieces < 9).then_some(Payload::Text("piece"))
         }));
         assert!(matches!(result, Err(SendError::Unknown(_))), "{result:?}");
-        answer.send(()).expect("the venue waits");
+        answer.send(()).expect("the server waits");
         assert_eq!(disconnected(&mut events).close.reason, "bye");
     });
 }

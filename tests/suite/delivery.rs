@@ -4,16 +4,16 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use crossbeam_channel::{bounded, select, unbounded};
-use tautline::testing::{Received, Venue};
-use tautline::{Event, NoEvent, WhenFull};
+use tautline::testing::{Received, TestServer};
+use tautline::{Event, TryNextError, WhenFull};
 
 #[cfg(unix)]
 use crate::support::plain_and_tls;
 use crate::support::{MS, SOON, builder, disconnected, echo, message, next, opened, until};
 
 /// Sends `count` numbered messages, then a last one that says so when the test lets it.
-fn burst(count: usize, finish: crossbeam_channel::Receiver<()>) -> Venue {
-    Venue::start(move |peer| {
+fn burst(count: usize, finish: crossbeam_channel::Receiver<()>) -> TestServer {
+    TestServer::start(move |peer| {
         peer.upgrade()?;
         for number in 0..count {
             peer.send_text(&number.to_string())?;
@@ -28,15 +28,15 @@ fn burst(count: usize, finish: crossbeam_channel::Receiver<()>) -> Venue {
 #[test]
 fn a_program_that_lags_is_disconnected_and_its_queue_can_still_be_read() {
     let (go, finish) = bounded::<()>(1);
-    let venue = burst(100, finish);
-    let client = builder(&venue).queue_messages(10).connect().expect("it opens");
-    assert!(venue.wait_for_openings(2, SOON), "the line comes back");
+    let server = burst(100, finish);
+    let client = builder(&server).queue_messages(10).connect().expect("it opens");
+    assert!(server.wait_for_openings(2, SOON), "the connection comes back");
     let mut events = client.events();
     assert_eq!(opened(&mut events).epoch, 1);
     for number in 0..10 {
         assert_eq!(message(&mut events).text(), Some(number.to_string().as_str()));
     }
-    let Event::Lag(lag) = next(&mut events) else { panic!("something was lost") };
+    let Event::Lagged(lag) = next(&mut events) else { panic!("something was lost") };
     assert!(lag.lost >= 1);
     let disconnect = disconnected(&mut events);
     assert_eq!(disconnect.error.kind().as_str(), "lagged");
@@ -47,16 +47,16 @@ fn a_program_that_lags_is_disconnected_and_its_queue_can_still_be_read() {
 #[test]
 fn dropping_the_oldest_keeps_the_newest_and_counts_the_rest() {
     let (go, finish) = bounded::<()>(1);
-    let venue = burst(1000, finish);
-    let client = builder(&venue).queue_messages(10).when_full(WhenFull::DropOldest).connect().expect("it opens");
+    let server = burst(1000, finish);
+    let client = builder(&server).queue_messages(10).when_full(WhenFull::DropOldest).connect().expect("it opens");
     until("the burst arrives", || client.stats().messages_received >= 1000);
-    go.send(()).expect("the venue waits");
+    go.send(()).expect("the server waits");
     until("the last message arrives", || client.stats().messages_received >= 1001);
     // The last batch may still be on its way into the queue.
     until("the oldest make room", || client.stats().messages_lost >= 991);
     let mut events = client.events();
     opened(&mut events);
-    let Event::Lag(lag) = next(&mut events) else { panic!("something was lost") };
+    let Event::Lagged(lag) = next(&mut events) else { panic!("something was lost") };
     assert_eq!(lag.lost, 991);
     let texts: Vec<String> = (0..10).map(|_| message(&mut events).into_text().expect("it is text")).collect();
     assert_eq!(texts[0], "991");
@@ -66,25 +66,25 @@ fn dropping_the_oldest_keeps_the_newest_and_counts_the_rest() {
 #[test]
 fn dropping_the_newest_keeps_the_oldest_and_counts_the_rest() {
     let (go, finish) = bounded::<()>(1);
-    let venue = burst(1000, finish);
-    let client = builder(&venue).queue_messages(10).when_full(WhenFull::DropNewest).connect().expect("it opens");
+    let server = burst(1000, finish);
+    let client = builder(&server).queue_messages(10).when_full(WhenFull::DropNewest).connect().expect("it opens");
     until("the newest find no room", || client.stats().messages_lost >= 990);
     let mut events = client.events();
     opened(&mut events);
     for number in 0..10 {
         assert_eq!(message(&mut events).text(), Some(number.to_string().as_str()));
     }
-    let Event::Lag(lag) = next(&mut events) else { panic!("something was lost") };
+    let Event::Lagged(lag) = next(&mut events) else { panic!("something was lost") };
     assert_eq!(lag.lost, 990);
-    go.send(()).expect("the venue waits");
+    go.send(()).expect("the server waits");
     assert_eq!(message(&mut events).text(), Some("last"));
 }
 
 #[test]
 fn blocking_loses_nothing() {
     let (go, finish) = bounded::<()>(1);
-    let venue = burst(50_000, finish);
-    let client = builder(&venue).queue_messages(10).when_full(WhenFull::Block).connect().expect("it opens");
+    let server = burst(50_000, finish);
+    let client = builder(&server).queue_messages(10).when_full(WhenFull::Block).connect().expect("it opens");
     let mut events = client.events();
     opened(&mut events);
     for number in 0..50_000 {
@@ -97,11 +97,11 @@ fn blocking_loses_nothing() {
 #[test]
 fn a_blocked_reader_stops_at_once() {
     let (go, finish) = bounded::<()>(1);
-    let venue = burst(50_000, finish);
-    let client = builder(&venue)
+    let server = burst(50_000, finish);
+    let client = builder(&server)
         .queue_messages(10)
         .when_full(WhenFull::Block)
-        .close_within(20 * MS)
+        .close_timeout(20 * MS)
         .connect()
         .expect("it opens");
     until("the queue is full", || client.stats().queue_depth >= 11);
@@ -114,7 +114,7 @@ fn a_blocked_reader_stops_at_once() {
 fn where_nobody_pulls_pings_are_answered_all_the_same() {
     for rule in [WhenFull::DropOldest, WhenFull::DropNewest] {
         let (tell, told) = bounded(1);
-        let venue = Venue::start(move |peer| {
+        let server = TestServer::start(move |peer| {
             peer.upgrade()?;
             for number in 0..1000 {
                 peer.send_text(&number.to_string())?;
@@ -130,7 +130,7 @@ fn where_nobody_pulls_pings_are_answered_all_the_same() {
             }
         });
         let client =
-            builder(&venue).queue_messages(10).when_full(rule).ping_every(10 * MS).connect().expect("it opens");
+            builder(&server).queue_messages(10).when_full(rule).ping_interval(10 * MS).connect().expect("it opens");
         assert_eq!(told.recv_timeout(SOON), Ok(()));
         assert_eq!(client.epoch(), 1);
     }
@@ -138,14 +138,14 @@ fn where_nobody_pulls_pings_are_answered_all_the_same() {
 
 #[test]
 fn the_queue_is_bounded_in_bytes() {
-    let venue = Venue::start(|peer| {
+    let server = TestServer::start(|peer| {
         peer.upgrade()?;
         for _ in 0..100 {
             peer.send_binary(&[0; 1000])?;
         }
         peer.echo()
     });
-    let client = builder(&venue).queue_bytes(10_000).when_full(WhenFull::DropNewest).connect().expect("it opens");
+    let client = builder(&server).queue_bytes(10_000).when_full(WhenFull::DropNewest).connect().expect("it opens");
     until("the rest find no room", || client.stats().messages_lost >= 90);
     // The opening, ten messages, the lag.
     assert_eq!(client.stats().queue_depth, 12);
@@ -153,21 +153,21 @@ fn the_queue_is_bounded_in_bytes() {
 
 #[test]
 fn a_pull_ends_in_time_and_says_why_there_is_no_event() {
-    let venue = echo(Venue::builder());
-    let client = builder(&venue).connect().expect("it opens");
+    let server = echo(TestServer::builder());
+    let client = builder(&server).connect().expect("it opens");
     let mut events = client.events();
     opened(&mut events);
-    assert_eq!(events.try_next().map_err(|none| none == NoEvent::Yet).err(), Some(true));
-    assert_eq!(events.next_within(MS).map_err(|none| none == NoEvent::Yet).err(), Some(true));
+    assert_eq!(events.try_next().map_err(|none| none == TryNextError::Empty).err(), Some(true));
+    assert_eq!(events.next_timeout(MS).map_err(|none| none == TryNextError::Empty).err(), Some(true));
     client.stop(SOON);
-    while events.next_within(SOON).is_ok() {}
-    assert_eq!(events.try_next().map_err(|none| none == NoEvent::Ended).err(), Some(true));
+    while events.next_timeout(SOON).is_ok() {}
+    assert_eq!(events.try_next().map_err(|none| none == TryNextError::Disconnected).err(), Some(true));
 }
 
 #[test]
 fn a_program_can_select_over_events_and_its_own_channels() {
-    let venue = echo(Venue::builder());
-    let client = builder(&venue).connect().expect("it opens");
+    let server = echo(TestServer::builder());
+    let client = builder(&server).connect().expect("it opens");
     let (order, orders) = bounded(1);
     let mut events = client.events();
     let ready = events.ready();
@@ -176,7 +176,7 @@ fn a_program_can_select_over_events_and_its_own_channels() {
     while seen.len() < 2 {
         select! {
             recv(orders) -> order => {
-                client.send_text(order.expect("the test sends")).expect("the line is open");
+                client.send_text(order.expect("the test sends")).expect("the connection is open");
             }
             recv(ready) -> _ => while let Ok(event) = events.try_next() {
                 match event {
@@ -194,8 +194,8 @@ fn a_program_can_select_over_events_and_its_own_channels() {
 #[test]
 fn frames_glued_to_the_answer_of_the_handshake_are_delivered() {
     for tls in [false, true] {
-        let settings = if tls { Venue::builder().tls() } else { Venue::builder() };
-        let venue = settings.start(|peer| {
+        let settings = if tls { TestServer::builder().tls() } else { TestServer::builder() };
+        let server = settings.start(|peer| {
             let request = peer.read_request()?;
             let mut answer = request.acceptance("").into_bytes();
             answer.extend_from_slice(b"\x81\x05glued\x81\x04half");
@@ -206,7 +206,7 @@ fn frames_glued_to_the_answer_of_the_handshake_are_delivered() {
             peer.write(later)?;
             peer.echo()
         });
-        let client = builder(&venue).connect().expect("it opens");
+        let client = builder(&server).connect().expect("it opens");
         let mut events = client.events();
         opened(&mut events);
         assert_eq!(message(&mut events).text(), Some("glued"));
@@ -217,8 +217,8 @@ fn frames_glued_to_the_answer_of_the_handshake_are_delivered() {
 #[test]
 fn several_may_pull_and_each_event_goes_to_one() {
     let (go, finish) = bounded::<()>(1);
-    let venue = burst(1000, finish);
-    let client = builder(&venue).connect().expect("it opens");
+    let server = burst(1000, finish);
+    let client = builder(&server).connect().expect("it opens");
     let total: usize = thread::scope(|scope| {
         let pullers: Vec<_> = (0..4)
             .map(|_| scope.spawn(|| client.events().filter(|event| matches!(event, Event::Message(_))).count()))
@@ -234,39 +234,39 @@ fn several_may_pull_and_each_event_goes_to_one() {
 #[test]
 #[cfg(unix)]
 fn a_reader_that_spins_delivers_sends_and_stops_like_any_other() {
-    plain_and_tls(|builder_of_venue| {
-        let venue = echo(builder_of_venue());
-        let client = builder(&venue).busy_poll().connect().expect("it opens");
+    plain_and_tls(|server_builder| {
+        let server = echo(server_builder());
+        let client = builder(&server).busy_poll().connect().expect("it opens");
         let mut events = client.events();
         opened(&mut events);
         for number in 0..100 {
-            client.send_text(&number.to_string()).expect("the line is open");
+            client.send_text(&number.to_string()).expect("the connection is open");
             assert_eq!(message(&mut events).text(), Some(number.to_string().as_str()));
         }
-        venue.sever_all();
+        server.abort_all();
         disconnected(&mut events);
         assert_eq!(opened(&mut events).epoch, 2);
         assert!(client.stop(SOON).is_clean());
-        // A venue that says nothing: what ends the spinning is the stop.
-        let silent = builder_of_venue().start(|peer| {
+        // A server that says nothing: what ends the spinning is the stop.
+        let silent = server_builder().start(|peer| {
             peer.upgrade()?;
             peer.drain()
         });
-        let client = builder(&silent).busy_poll().close_within(10 * MS).connect().expect("it opens");
+        let client = builder(&silent).busy_poll().close_timeout(10 * MS).connect().expect("it opens");
         assert!(client.stop(SOON).is_clean());
     });
 }
 
 #[test]
 fn every_thread_calls_the_hook_first_and_outlives_a_panic_in_it() {
-    let venue = echo(Venue::builder().tls());
+    let server = echo(TestServer::builder().tls());
     let (started, threads) = unbounded();
     let hook = move |name: &str| {
         let own = thread::current().name().map(str::to_owned);
         started.send((name.to_owned(), own)).expect("the test waits");
         std::panic::resume_unwind(Box::new("on purpose"));
     };
-    let client = builder(&venue).on_thread_start(hook).connect().expect("it opens all the same");
+    let client = builder(&server).on_thread_start(hook).connect().expect("it opens all the same");
     let mut names: Vec<String> = (0..3)
         .map(|_| {
             let (name, own) = threads.recv_timeout(SOON).expect("three threads start");
@@ -275,18 +275,18 @@ fn every_thread_calls_the_hook_first_and_outlives_a_panic_in_it() {
         })
         .collect();
     names.sort();
-    assert_eq!(names, ["tautline-heart", "tautline-reader", "tautline-resolve"]);
+    assert_eq!(names, ["taut-heartbeat", "taut-reader", "taut-resolver"]);
     assert!(client.stop(SOON).is_clean());
 }
 
 #[test]
 fn messages_know_when_they_came_by_both_clocks() {
-    let venue = echo(Venue::builder());
-    let client = builder(&venue).connect().expect("it opens");
+    let server = echo(TestServer::builder());
+    let client = builder(&server).connect().expect("it opens");
     let mut events = client.events();
     opened(&mut events);
     let (before, before_wall) = (Instant::now(), SystemTime::now());
-    client.send_text("now").expect("the line is open");
+    client.send_text("now").expect("the connection is open");
     let message = message(&mut events);
     assert!(message.received_at() >= before && message.received_at() <= Instant::now());
     // The two clocks are read one after the other, and a machine may pause in between.
@@ -299,12 +299,12 @@ fn messages_know_when_they_came_by_both_clocks() {
 #[test]
 #[cfg(target_os = "linux")]
 fn the_kernel_tells_when_it_got_what_a_busy_handler_let_lie() {
-    use tautline::{Line, MessageRef};
+    use tautline::{Connection, MessageRef};
 
-    plain_and_tls(|venue| {
+    plain_and_tls(|server| {
         for is_spinning in [false, true] {
             let (sent, is_answered) = unbounded();
-            let venue = venue().start(move |peer| {
+            let server = server().start(move |peer| {
                 peer.upgrade()?;
                 loop {
                     peer.receive_message()?;
@@ -314,20 +314,20 @@ fn the_kernel_tells_when_it_got_what_a_busy_handler_let_lie() {
             });
             let (got, messages) = unbounded();
             let (release, held) = unbounded::<()>();
-            let handler = move |_: &mut Line<'_>, message: MessageRef<'_>| {
+            let handler = move |_: &mut Connection<'_>, message: MessageRef<'_>| {
                 got.send(message.to_owned()).expect("the test waits");
                 // Ends when the test lets go.
                 held.recv().ok();
             };
-            let builder = builder(&venue).kernel_timestamps();
+            let builder = builder(&server).kernel_timestamps();
             let builder = if is_spinning { builder.busy_poll() } else { builder };
-            let client = builder.start(handler).expect("it starts");
+            let client = builder.start_with(handler).expect("it starts");
             client.wait_open(SOON).expect("it opens");
             let ask = || {
-                client.send_text("what time is it?").expect("the line is open");
+                client.send_text("what time is it?").expect("the connection is open");
                 is_answered.recv_timeout(SOON).expect("it is answered");
             };
-            // The first line of a machine that asks for times may get some messages before the kernel has begun to note them.
+            // The first connection of a machine that asks for times may get some messages before the kernel has begun to note them.
             let deadline = Instant::now() + SOON;
             loop {
                 ask();

@@ -7,8 +7,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
-use tautline::testing::{Received, Venue};
-use tautline::{AppPing, Client, ErrorKind, Event, Line, MessageRef, Payload, SendError, WhenFull};
+use tautline::testing::{Received, TestServer};
+use tautline::{AppPing, Client, Connection, ErrorKind, Event, MessageRef, Payload, SendError, WhenFull};
 
 use crate::support::{MS, SOON, builder, disconnected, echo, message, next, opened, plain_and_tls, skipped, until};
 
@@ -26,10 +26,10 @@ fn assert_takes(between: RangeInclusive<Duration>, mut run: impl FnMut() -> Dura
 #[test]
 fn at_least_two_pings_in_half_a_second_at_an_interval_of_a_tenth() {
     assert_takes(200 * MS..=500 * MS, || {
-        let venue = echo(Venue::builder());
+        let server = echo(TestServer::builder());
         let began = Instant::now();
-        let client = builder(&venue).ping_every(100 * MS).connect().expect("it opens");
-        assert!(venue.wait_for_pings(2, SOON));
+        let client = builder(&server).ping_interval(100 * MS).connect().expect("it opens");
+        assert!(server.wait_for_pings(2, SOON));
         let took = began.elapsed();
         assert!(client.stop(SOON).is_clean());
         took
@@ -38,12 +38,12 @@ fn at_least_two_pings_in_half_a_second_at_an_interval_of_a_tenth() {
 
 #[test]
 fn a_server_that_never_pongs_is_left_and_dialled_again_at_least_twice() {
-    plain_and_tls(|builder_of_venue| {
-        let venue = builder_of_venue().start(|peer| {
+    plain_and_tls(|server_builder| {
+        let server = server_builder().start(|peer| {
             peer.upgrade()?;
             peer.drain()
         });
-        let client = builder(&venue).ping_every(20 * MS).pong_within(30 * MS).start_pulled().expect("it starts");
+        let client = builder(&server).ping_interval(20 * MS).pong_timeout(30 * MS).start().expect("it starts");
         let mut events = client.events();
         for epoch in 1..=3 {
             assert_eq!(opened(&mut events).epoch, epoch);
@@ -51,7 +51,7 @@ fn a_server_that_never_pongs_is_left_and_dialled_again_at_least_twice() {
             assert_eq!(disconnect.error.kind(), ErrorKind::PongTimeout);
             assert_eq!(disconnect.close.code, 1006);
         }
-        assert!(venue.openings() >= 3);
+        assert!(server.openings() >= 3);
         assert_eq!(client.stats().drops["pong_timeout"], 3);
         assert!(client.stop(SOON).is_clean());
     });
@@ -60,14 +60,14 @@ fn a_server_that_never_pongs_is_left_and_dialled_again_at_least_twice() {
 #[test]
 fn any_byte_counts_as_life() {
     // Never a pong, but a byte of a long frame every few milliseconds, for three times the pong limit.
-    let venue = Venue::start(|peer| {
+    let server = TestServer::start(|peer| {
         peer.upgrade()?;
         peer.write(&[0x82, 100])?;
         peer.trickle(&[7; 99], 12 * MS)?;
         peer.write(&[7])?;
         peer.drain()
     });
-    let client = builder(&venue).ping_every(10 * MS).pong_within(400 * MS).connect().expect("it opens");
+    let client = builder(&server).ping_interval(10 * MS).pong_timeout(400 * MS).connect().expect("it opens");
     let mut events = client.events();
     opened(&mut events);
     assert_eq!(message(&mut events).bytes(), [7; 100]);
@@ -79,12 +79,12 @@ fn any_byte_counts_as_life() {
 fn bytes_that_end_in_the_middle_of_a_tls_record_count_as_life() {
     const BYTES: usize = 1300;
     // Never a pong, but a single TLS record byte by byte, for more than three times the pong limit.
-    let venue = Venue::builder().tls().trickles_every(MS).start(|peer| {
+    let server = TestServer::builder().tls().trickles_every(MS).start(|peer| {
         peer.upgrade()?;
         peer.send_binary(&[7; BYTES])?;
         peer.drain()
     });
-    let builder = builder(&venue).dial_within(6 * SOON).ping_every(10 * MS).pong_within(400 * MS);
+    let builder = builder(&server).connect_timeout(6 * SOON).ping_interval(10 * MS).pong_timeout(400 * MS);
     let client = builder.connect().expect("it opens");
     let mut events = client.events();
     opened(&mut events);
@@ -97,15 +97,15 @@ fn bytes_that_end_in_the_middle_of_a_tls_record_count_as_life() {
         falls >= 20
     });
     // On a busy machine every byte may be late, though none by the limit.
-    let event = events.next_within(6 * SOON).expect("an event comes");
+    let event = events.next_timeout(6 * SOON).expect("an event comes");
     assert!(matches!(&event, Event::Message(message) if message.bytes() == [7; BYTES]), "{event:?}");
 }
 
 #[test]
 fn pings_are_answered_with_their_payload() {
-    plain_and_tls(|builder_of_venue| {
+    plain_and_tls(|server_builder| {
         let (tell, told) = bounded(10);
-        let venue = builder_of_venue().start(move |peer| {
+        let server = server_builder().start(move |peer| {
             peer.upgrade()?;
             for payload in [&b""[..], b"one", &[0xff; 125]] {
                 peer.ping(payload)?;
@@ -113,7 +113,7 @@ fn pings_are_answered_with_their_payload() {
             }
             peer.echo()
         });
-        let client = builder(&venue).connect().expect("it opens");
+        let client = builder(&server).connect().expect("it opens");
         for payload in [&b""[..], b"one", &[0xff; 125]] {
             assert_eq!(told.recv_timeout(SOON), Ok(Received::Pong(payload.to_vec())));
         }
@@ -123,7 +123,7 @@ fn pings_are_answered_with_their_payload() {
 
 #[test]
 fn unasked_late_and_repeated_pongs_are_harmless() {
-    let venue = Venue::start(|peer| {
+    let server = TestServer::start(|peer| {
         peer.upgrade()?;
         for _ in 0..3 {
             peer.pong(b"unasked")?;
@@ -136,7 +136,7 @@ fn unasked_late_and_repeated_pongs_are_harmless() {
         peer.send_text("still here")?;
         peer.echo()
     });
-    let client = builder(&venue).ping_every(10 * MS).connect().expect("it opens");
+    let client = builder(&server).ping_interval(10 * MS).connect().expect("it opens");
     let mut events = client.events();
     opened(&mut events);
     assert_eq!(message(&mut events).text(), Some("still here"));
@@ -146,7 +146,7 @@ fn unasked_late_and_repeated_pongs_are_harmless() {
 
 #[test]
 fn a_pong_that_answers_no_ping_tells_no_round_trip() {
-    let venue = Venue::start(|peer| {
+    let server = TestServer::start(|peer| {
         peer.upgrade()?;
         peer.pong(b"unasked")?;
         let Received::Ping(first) = peer.receive()? else { return Ok(()) };
@@ -159,7 +159,7 @@ fn a_pong_that_answers_no_ping_tells_no_round_trip() {
         peer.send_text("still here")?;
         peer.drain()
     });
-    let client = builder(&venue).ping_every(100 * MS).pong_within(SOON).connect().expect("it opens");
+    let client = builder(&server).ping_interval(100 * MS).pong_timeout(SOON).connect().expect("it opens");
     let mut events = client.events();
     opened(&mut events);
     assert_eq!(message(&mut events).text(), Some("still here"));
@@ -170,7 +170,7 @@ fn a_pong_that_answers_no_ping_tells_no_round_trip() {
 fn after_a_ping_flood_the_last_ping_is_answered_and_none_twice() {
     const PINGS: u32 = 100_000;
     let (tell, told) = bounded(1);
-    let venue = Venue::start(move |peer| {
+    let server = TestServer::start(move |peer| {
         peer.upgrade()?;
         for number in 0..PINGS {
             peer.ping(&number.to_be_bytes())?;
@@ -185,14 +185,14 @@ fn after_a_ping_flood_the_last_ping_is_answered_and_none_twice() {
         tell.send(()).expect("the test waits");
         peer.echo()
     });
-    let client = builder(&venue).connect().expect("it opens");
+    let client = builder(&server).connect().expect("it opens");
     assert_eq!(told.recv_timeout(SOON), Ok(()));
     assert!(client.stop(SOON).is_clean());
 }
 
 #[test]
 fn a_ping_flood_does_not_block_the_reader() {
-    let venue = Venue::start(|peer| {
+    let server = TestServer::start(|peer| {
         peer.upgrade()?;
         // The peer reads nothing meanwhile, so pongs find no room at some time.
         for number in 0u32..200_000 {
@@ -201,15 +201,15 @@ fn a_ping_flood_does_not_block_the_reader() {
         peer.send_text("after the flood")?;
         peer.echo()
     });
-    let client = builder(&venue).connect().expect("it opens");
+    let client = builder(&server).connect().expect("it opens");
     let mut events = client.events();
     opened(&mut events);
     assert_eq!(message(&mut events).text(), Some("after the flood"));
 }
 
 #[test]
-fn a_slow_handler_is_not_a_dead_line() {
-    let venue = Venue::start(|peer| {
+fn a_slow_handler_is_not_a_dead_connection() {
+    let server = TestServer::start(|peer| {
         peer.upgrade()?;
         peer.send_text("work")?;
         peer.echo()
@@ -217,25 +217,25 @@ fn a_slow_handler_is_not_a_dead_line() {
     let (tell, told) = bounded(1);
     let calls = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&calls);
-    let handler = move |line: &mut Line<'_>, _: MessageRef<'_>| {
+    let handler = move |connection: &mut Connection<'_>, _: MessageRef<'_>| {
         if counted.fetch_add(1, Ordering::SeqCst) == 0 {
             // Longer than the pong limit, with pings unanswered all the while: the one test that has to let time pass.
             std::thread::park_timeout(900 * MS);
-            line.send_text("done").expect("the line is open");
+            connection.send_text("done").expect("the connection is open");
         } else {
-            tell.send(line.epoch()).expect("the test waits");
+            tell.send(connection.epoch()).expect("the test waits");
         }
     };
-    let client = builder(&venue).ping_every(20 * MS).pong_within(300 * MS).start(handler).expect("it starts");
-    assert_eq!(told.recv_timeout(SOON), Ok(1), "the echo comes by the same line");
+    let client = builder(&server).ping_interval(20 * MS).pong_timeout(300 * MS).start_with(handler).expect("it starts");
+    assert_eq!(told.recv_timeout(SOON), Ok(1), "the echo comes by the same connection");
     assert!(client.stop(SOON).is_clean());
     assert!(client.stats().drops.keys().all(|kind| *kind == "stopped"));
 }
 
 #[test]
 fn the_idle_limit_counts_data_and_not_pongs() {
-    let venue = echo(Venue::builder());
-    let client = builder(&venue).ping_every(10 * MS).idle_limit(100 * MS).connect().expect("it opens");
+    let server = echo(TestServer::builder());
+    let client = builder(&server).ping_interval(10 * MS).idle_timeout(100 * MS).connect().expect("it opens");
     let mut events = client.events();
     opened(&mut events);
     let disconnect = disconnected(&mut events);
@@ -245,7 +245,7 @@ fn the_idle_limit_counts_data_and_not_pongs() {
 
 #[test]
 fn application_pings_are_sent_and_their_replies_are_awaited() {
-    let venue = Venue::start(|peer| {
+    let server = TestServer::start(|peer| {
         peer.upgrade()?;
         for _ in 0..2 {
             if peer.receive_message()? == Received::Text("ping".to_owned()) {
@@ -255,7 +255,7 @@ fn application_pings_are_sent_and_their_replies_are_awaited() {
         peer.drain()
     });
     let ping = AppPing::text("ping", 20 * MS).answered_by(|message| message.text() == Some("pong"));
-    let client = builder(&venue).without_pings().pong_within(300 * MS).app_ping(ping).connect().expect("it opens");
+    let client = builder(&server).without_pings().pong_timeout(300 * MS).app_ping(ping).connect().expect("it opens");
     let mut events = client.events();
     opened(&mut events);
     for _ in 0..2 {
@@ -263,14 +263,14 @@ fn application_pings_are_sent_and_their_replies_are_awaited() {
     }
     // The third is not answered.
     assert_eq!(disconnected(&mut events).error.kind(), ErrorKind::PongTimeout);
-    assert_eq!(venue.pings(), 0);
+    assert_eq!(server.pings(), 0);
 }
 
 #[test]
 fn quiet_application_pings_are_not_sent_while_data_flows() {
     const INTERVAL: Duration = Duration::from_millis(500);
     let (tell, told) = bounded(1);
-    let venue = Venue::start(move |peer| {
+    let server = TestServer::start(move |peer| {
         peer.upgrade()?;
         // Data flows for three intervals. Where the machine pauses for one of them, it is quiet, and what comes is no fault.
         let (began, mut last, mut is_gap, mut pings) = (Instant::now(), Instant::now(), false, 0);
@@ -278,19 +278,19 @@ fn quiet_application_pings_are_not_sent_while_data_flows() {
             is_gap |= last.elapsed() >= INTERVAL / 2;
             last = Instant::now();
             peer.send_text("data")?;
-            pings += usize::from(peer.receive_within(10 * MS)?.is_some());
+            pings += usize::from(peer.receive_timeout(10 * MS)?.is_some());
         }
         tell.send((pings, is_gap)).expect("the test waits");
         peer.send_text("end of data")?;
         peer.echo()
     });
     let pings_of = |ping: AppPing| {
-        let client = builder(&venue).without_pings().app_ping(ping).connect().expect("it opens");
+        let client = builder(&server).without_pings().app_ping(ping).connect().expect("it opens");
         let mut events = client.events();
         opened(&mut events);
         while message(&mut events).text() != Some("end of data") {}
         assert_eq!(message(&mut events).text(), Some("ping"), "quiet at last, and the echo of the ping comes");
-        told.recv_timeout(SOON).expect("the venue has counted")
+        told.recv_timeout(SOON).expect("the server has counted")
     };
     // Any other asks whether data flows or not.
     assert!(pings_of(AppPing::text("ping", INTERVAL)).0 >= 1);
@@ -307,14 +307,14 @@ fn quiet_application_pings_are_not_sent_while_data_flows() {
 #[test]
 fn a_ping_on_demand_confirms_what_was_sent_before_it() {
     let (tell, told) = bounded(1);
-    let venue = Venue::start(move |peer| {
+    let server = TestServer::start(move |peer| {
         peer.upgrade()?;
         loop {
             match peer.receive()? {
                 Received::Ping(payload) => {
                     peer.pong(&payload)?;
                     peer.send_text("ponged")?;
-                    // Read one more, unconfirmed message, then drop the line.
+                    // Read one more, unconfirmed message, then drop the connection.
                     peer.receive()?;
                     tell.send(()).expect("the test waits");
                     return peer.reset();
@@ -324,38 +324,38 @@ fn a_ping_on_demand_confirms_what_was_sent_before_it() {
             }
         }
     });
-    let client = builder(&venue).connect().expect("it opens");
+    let client = builder(&server).connect().expect("it opens");
     let mut events = client.events();
     opened(&mut events);
     assert_eq!(client.send_text("one").map(|receipt| receipt.sequence).ok(), Some(1));
     assert_eq!(client.send_text("two").map(|receipt| receipt.sequence).ok(), Some(2));
-    client.ping().expect("the line is open");
+    client.ping().expect("the connection is open");
     assert_eq!(message(&mut events).text(), Some("ponged"));
     assert_eq!(client.send_text("three").map(|receipt| receipt.sequence).ok(), Some(3));
-    told.recv_timeout(SOON).expect("the venue read it");
+    told.recv_timeout(SOON).expect("the server read it");
     let disconnect = disconnected(&mut events);
     assert_eq!((disconnect.sent, disconnect.confirmed), (3, 2));
 }
 
 #[test]
-fn a_dead_line_is_noticed_within_interval_plus_limit() {
-    let venue = Venue::start(|peer| {
+fn a_dead_connection_is_noticed_within_interval_plus_limit() {
+    let server = TestServer::start(|peer| {
         peer.upgrade()?;
         peer.drain()
     });
     assert_takes(200 * MS..=400 * MS, || {
-        let client = builder(&venue).ping_every(100 * MS).pong_within(100 * MS).connect().expect("it opens");
+        let client = builder(&server).ping_interval(100 * MS).pong_timeout(100 * MS).connect().expect("it opens");
         let mut events = client.events();
         opened(&mut events);
-        let Event::Disconnected(disconnect) = next(&mut events) else { panic!("the line is dead") };
+        let Event::Disconnected(disconnect) = next(&mut events) else { panic!("the connection is dead") };
         assert_eq!(disconnect.error.kind(), ErrorKind::PongTimeout);
         disconnect.lasted
     });
 }
 
 #[test]
-fn a_slow_maker_of_pings_hides_no_dead_line() {
-    let venue = Venue::start(|peer| {
+fn a_slow_maker_of_pings_hides_no_dead_connection() {
+    let server = TestServer::start(|peer| {
         peer.upgrade()?;
         peer.stall()
     });
@@ -365,15 +365,16 @@ fn a_slow_maker_of_pings_hides_no_dead_line() {
         "ping".to_owned()
     };
     let ping = AppPing::made_by(make, 100 * MS);
-    let client = builder(&venue).ping_every(20 * MS).pong_within(150 * MS).app_ping(ping).connect().expect("it opens");
+    let client =
+        builder(&server).ping_interval(20 * MS).pong_timeout(150 * MS).app_ping(ping).connect().expect("it opens");
     let mut events = client.events();
     opened(&mut events);
     assert_eq!(disconnected(&mut events).error.kind(), ErrorKind::PongTimeout);
 }
 
 #[test]
-fn a_line_is_left_alone_while_our_own_fragments_keep_its_pings_back() {
-    let venue = Venue::start(|peer| {
+fn a_connection_is_left_alone_while_our_own_fragments_keep_its_pings_back() {
+    let server = TestServer::start(|peer| {
         peer.upgrade()?;
         loop {
             match peer.receive_message()? {
@@ -384,7 +385,7 @@ fn a_line_is_left_alone_while_our_own_fragments_keep_its_pings_back() {
         }
     });
     let ping = AppPing::text("ping", 100 * MS).answered_by(|message| message.text() == Some("pong"));
-    let client = builder(&venue).without_pings().pong_within(300 * MS).app_ping(ping).connect().expect("it opens");
+    let client = builder(&server).without_pings().pong_timeout(300 * MS).app_ping(ping).connect().expect("it opens");
     let mut pieces = 0;
     let sent = client.sender().send_fragmented(std::iter::from_fn(|| {
         pieces += 1;
@@ -396,8 +397,8 @@ fn a_line_is_left_alone_while_our_own_fragments_keep_its_pings_back() {
 }
 
 #[test]
-fn a_full_queue_that_blocks_the_reader_is_no_dead_line() {
-    let venue = Venue::start(|peer| {
+fn a_full_queue_that_blocks_the_reader_is_no_dead_connection() {
+    let server = TestServer::start(|peer| {
         peer.upgrade()?;
         for _ in 0..3 {
             peer.send_text("tick")?;
@@ -405,11 +406,11 @@ fn a_full_queue_that_blocks_the_reader_is_no_dead_line() {
         peer.echo()
     });
     let limit = 100 * MS;
-    let client = builder(&venue)
+    let client = builder(&server)
         .queue_messages(1)
         .when_full(WhenFull::Block)
-        .ping_every(20 * MS)
-        .pong_within(limit)
+        .ping_interval(20 * MS)
+        .pong_timeout(limit)
         .connect()
         .expect("it opens");
     // The reader waits for room, for some limits: what passes is what is tested.
@@ -425,45 +426,45 @@ fn a_full_queue_that_blocks_the_reader_is_no_dead_line() {
 
 #[test]
 fn application_pings_are_made_when_they_are_sent() {
-    let venue = echo(Venue::builder());
+    let server = echo(TestServer::builder());
     let made = AtomicUsize::new(0);
     let ping = AppPing::made_by(move || format!("ping {}", made.fetch_add(1, Ordering::SeqCst)), 5 * MS);
-    let client = builder(&venue).app_ping(ping).connect().expect("it opens");
-    assert!(venue.wait_for_messages(3, SOON));
+    let client = builder(&server).app_ping(ping).connect().expect("it opens");
+    assert!(server.wait_for_messages(3, SOON));
     assert!(client.stop(SOON).is_clean());
-    assert_eq!(venue.messages()[..3], [b"ping 0".to_vec(), b"ping 1".to_vec(), b"ping 2".to_vec()]);
+    assert_eq!(server.messages()[..3], [b"ping 0".to_vec(), b"ping 1".to_vec(), b"ping 2".to_vec()]);
     let (sent, told) = (client.stats().messages_sent, highest_sequence(&client));
     assert_eq!(sent, told, "they are counted as what they are");
 }
 
-/// The highest sequence of the last line.
+/// The highest sequence of the last connection.
 fn highest_sequence(client: &Client) -> u64 {
     let ends = client.events().filter_map(|event| match event {
         Event::Disconnected(disconnect) => Some(disconnect.sent),
         _ => None,
     });
-    ends.last().expect("a line has ended")
+    ends.last().expect("a connection has ended")
 }
 
 #[test]
 fn a_maker_of_pings_that_panics_ends_the_client() {
-    let venue = echo(Venue::builder());
+    let server = echo(TestServer::builder());
     let ping = AppPing::made_by(|| std::panic::resume_unwind(Box::new("on purpose")), MS);
-    let client = builder(&venue).app_ping(ping).connect().expect("it opens");
+    let client = builder(&server).app_ping(ping).connect().expect("it opens");
     assert_eq!(client.wait_closed(SOON).map(|end| end.kind()), Some(ErrorKind::HandlerPanicked));
     assert!(client.take_panic().is_some());
 }
 
 #[test]
 fn a_matcher_that_panics_ends_the_client_with_one_end_for_the_opening() {
-    let venue = Venue::start(|peer| {
+    let server = TestServer::start(|peer| {
         peer.upgrade()?;
         peer.receive_message()?;
         peer.send_text("boom")?;
         peer.drain()
     });
     let ping = AppPing::text("ping", 20 * MS).answered_by(|_| std::panic::resume_unwind(Box::new("on purpose")));
-    let client = builder(&venue).app_ping(ping).connect().expect("it opens");
+    let client = builder(&server).app_ping(ping).connect().expect("it opens");
     let (mut ends, mut last) = (0, None);
     for event in client.events() {
         ends += usize::from(matches!(event, Event::Disconnected(_)));
@@ -471,26 +472,26 @@ fn a_matcher_that_panics_ends_the_client_with_one_end_for_the_opening() {
     }
     assert_eq!(ends, 1);
     assert!(matches!(last, Some(Event::Stopped(_))));
-    assert_eq!(client.end().map(|end| end.kind()), Some(ErrorKind::HandlerPanicked));
+    assert_eq!(client.stop_reason().map(|end| end.kind()), Some(ErrorKind::HandlerPanicked));
     assert!(client.take_panic().is_some());
 }
 
 #[test]
-fn a_slow_handler_makes_no_line_idle() {
-    plain_and_tls(|venue| {
-        let venue = venue().start(|peer| {
+fn a_slow_handler_makes_no_connection_idle() {
+    plain_and_tls(|server| {
+        let server = server().start(|peer| {
             peer.upgrade()?;
             loop {
                 peer.send_binary(&vec![1; 300_000])?;
             }
         });
         let (tell, told) = bounded(0);
-        let handler = move |_: &mut Line<'_>, _: MessageRef<'_>| {
+        let handler = move |_: &mut Connection<'_>, _: MessageRef<'_>| {
             // Longer than the limit each time, and the next message lies in the kernel.
             thread::sleep(400 * MS);
             tell.send(()).ok();
         };
-        let client = builder(&venue).idle_limit(300 * MS).start(handler).expect("it starts");
+        let client = builder(&server).idle_timeout(300 * MS).start_with(handler).expect("it starts");
         for _ in 0..5 {
             told.recv_timeout(SOON).expect("messages come");
         }
@@ -501,13 +502,13 @@ fn a_slow_handler_makes_no_line_idle() {
 }
 
 #[test]
-fn a_blocked_sender_hides_no_dead_line() {
-    plain_and_tls(|venue| {
-        let venue = venue().start(|peer| {
+fn a_blocked_sender_hides_no_dead_connection() {
+    plain_and_tls(|server| {
+        let server = server().start(|peer| {
             peer.upgrade()?;
             peer.stall()
         });
-        let builder = builder(&venue).send_within(60 * SOON).ping_every(50 * MS).pong_within(200 * MS);
+        let builder = builder(&server).send_timeout(60 * SOON).ping_interval(50 * MS).pong_timeout(200 * MS);
         let client = builder.max_attempts(1).connect().expect("it opens");
         let sender = client.sender();
         // Much more than the kernel takes while nobody reads.
@@ -521,8 +522,8 @@ fn a_blocked_sender_hides_no_dead_line() {
 }
 
 #[test]
-fn pongs_that_find_no_room_hide_no_dead_line() {
-    let venue = Venue::start(|peer| {
+fn pongs_that_find_no_room_hide_no_dead_connection() {
+    let server = TestServer::start(|peer| {
         peer.limit_receive_buffer(4096)?;
         peer.upgrade()?;
         // More pongs than the kernel takes while nobody reads, and then silence.
@@ -534,7 +535,7 @@ fn pongs_that_find_no_room_hide_no_dead_line() {
         }
         peer.stall()
     });
-    let builder = builder(&venue).tcp_send_buffer(4096).ping_every(1000 * MS).pong_within(300 * MS);
+    let builder = builder(&server).tcp_send_buffer(4096).ping_interval(1000 * MS).pong_timeout(300 * MS);
     let client = builder.connect().expect("it opens");
     let mut events = client.events();
     opened(&mut events);
@@ -543,7 +544,7 @@ fn pongs_that_find_no_room_hide_no_dead_line() {
 
 #[test]
 fn a_peer_that_reads_slowly_and_says_nothing_is_alive() {
-    let venue = Venue::start(|peer| {
+    let server = TestServer::start(|peer| {
         peer.limit_receive_buffer(64 * 1024)?;
         peer.upgrade()?;
         // Two seconds for all of it, and no pong.
@@ -552,18 +553,18 @@ fn a_peer_that_reads_slowly_and_says_nothing_is_alive() {
             peer.wait(12 * MS)?;
         }
     });
-    let builder = builder(&venue).tcp_send_buffer(64 * 1024).ping_every(100 * MS).pong_within(700 * MS);
-    let client = builder.send_within(3 * SOON).connect().expect("it opens");
-    // One send as far as the line is concerned: no ping passes between its parts.
+    let builder = builder(&server).tcp_send_buffer(64 * 1024).ping_interval(100 * MS).pong_timeout(700 * MS);
+    let client = builder.send_timeout(3 * SOON).connect().expect("it opens");
+    // One send as far as the connection is concerned: no ping passes between its parts.
     let piece = vec![0; 64 * 1024];
     let receipt = client.send_batch(&[Payload::Binary(&piece); 160]).expect("it gets through");
     assert_eq!((receipt.epoch, receipt.sequence), (1, 160));
 }
 
 #[test]
-fn a_line_that_stalls_in_the_middle_of_a_tls_record_is_left() {
+fn a_connection_that_stalls_in_the_middle_of_a_tls_record_is_left() {
     for bytes in [1, 5, 60] {
-        let venue = Venue::builder().tls().start(move |peer| {
+        let server = TestServer::builder().tls().start(move |peer| {
             peer.upgrade()?;
             if peer.number() == 0 {
                 peer.stall_writes_after(bytes);
@@ -572,7 +573,7 @@ fn a_line_that_stalls_in_the_middle_of_a_tls_record_is_left() {
             peer.send_text("whole")?;
             peer.echo()
         });
-        let client = builder(&venue).ping_every(50 * MS).pong_within(500 * MS).start_pulled().expect("it starts");
+        let client = builder(&server).ping_interval(50 * MS).pong_timeout(500 * MS).start().expect("it starts");
         let mut events = client.events();
         opened(&mut events);
         assert_eq!(disconnected(&mut events).error.kind(), ErrorKind::PongTimeout);

@@ -1,4 +1,4 @@
-//! TLS that changes its keys in the middle of a line.
+//! TLS that changes its keys in the middle of a connection.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -7,19 +7,20 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use crossbeam_channel::{Sender, bounded};
-use tautline::testing::Venue;
-use tautline::{Client, ErrorKind, Event, Line, MessageRef, SendError};
+use tautline::testing::TestServer;
+use tautline::{Client, Connection, ErrorKind, Event, MessageRef, SendError};
 
 use crate::openssl::Server;
 use crate::support::{MS, SOON, disconnected, message, opened};
 
 const ROUNDS: usize = 5;
 
-/// Opens a line, has the server do `command` several times, and checks that messages go both ways between them.
+/// Opens a connection, has the server do `command` several times, and checks that messages go both ways between them.
 fn converse(version: &str, command: &[u8]) {
     let Some((mut server, port)) = Server::start(&[version]) else { return };
-    let builder = Client::builder(format!("wss://localhost:{port}/")).tls_root(Venue::root_pem()).close_within(50 * MS);
-    let client = builder.start_pulled().expect("it starts");
+    let builder =
+        Client::builder(format!("wss://localhost:{port}/")).tls_root(TestServer::root_pem()).close_timeout(50 * MS);
+    let client = builder.start().expect("it starts");
     server.accept();
     let mut events = client.events();
     opened(&mut events);
@@ -29,11 +30,11 @@ fn converse(version: &str, command: &[u8]) {
         server.say(command);
         // Behind the command in the same direction, and against it in the other.
         let text = format!("up {round}");
-        client.send_text(&text).expect("the line is open");
+        client.send_text(&text).expect("the connection is open");
         server.expect_text(&text);
         server.say(b"\x81\x05later");
         assert_eq!(message(&mut events).text(), Some("later"));
-        client.send_text("still here").expect("the line is open");
+        client.send_text("still here").expect("the connection is open");
         server.expect_text("still here");
     }
     // Otherwise this shows nothing.
@@ -45,12 +46,12 @@ fn converse(version: &str, command: &[u8]) {
 }
 
 #[test]
-fn a_key_update_leaves_the_line_alone() {
+fn a_key_update_leaves_the_connection_alone() {
     converse("-tls1_3", b"K\n");
 }
 
 #[test]
-fn a_renegotiation_leaves_the_line_alone() {
+fn a_renegotiation_leaves_the_connection_alone() {
     converse("-tls1_2", b"r\n");
 }
 
@@ -59,19 +60,20 @@ fn a_handler_that_sends_while_the_peer_renegotiates_waits_for_nobody() {
     let Some((mut server, port)) = Server::start(&["-tls1_2"]) else { return };
     let (tell, told) = bounded(10);
     let (release, held) = bounded::<()>(0);
-    let handler = move |line: &mut Line<'_>, message: MessageRef<'_>| {
+    let handler = move |connection: &mut Connection<'_>, message: MessageRef<'_>| {
         if message.text() == Some("wait") {
             tell.send(None).expect("the test waits");
             // Ends when the test lets go.
             held.recv().ok();
         } else {
-            tell.send(Some(line.send_text("up"))).expect("the test waits");
+            tell.send(Some(connection.send_text("up"))).expect("the test waits");
         }
     };
-    let builder = Client::builder(format!("wss://localhost:{port}/")).tls_root(Venue::root_pem()).close_within(50 * MS);
+    let builder =
+        Client::builder(format!("wss://localhost:{port}/")).tls_root(TestServer::root_pem()).close_timeout(50 * MS);
     // The server answers no ping, and shows what it has to say of the renegotiation only when something comes.
-    let builder = builder.ping_every(50 * MS).pong_within(60 * SOON);
-    let client = builder.send_within(60 * SOON).start(handler).expect("it starts");
+    let builder = builder.ping_interval(50 * MS).pong_timeout(60 * SOON);
+    let client = builder.send_timeout(60 * SOON).start_with(handler).expect("it starts");
     server.accept();
     server.say(b"\x81\x04wait");
     assert!(told.recv_timeout(SOON).expect("it is called").is_none());
@@ -81,7 +83,7 @@ fn a_handler_that_sends_while_the_peer_renegotiates_waits_for_nobody() {
     drop(release);
     let sent = told.recv_timeout(SOON).expect("the send waits for nothing").expect("it is the second call");
     assert!(matches!(&sent, Ok(_) | Err(SendError::NotSent(_))), "{sent:?}");
-    // The line goes on, with the message that did not get through too.
+    // The connection goes on, with the message that did not get through too.
     if sent.is_err() {
         client.send_text("up").expect("the reader reads again");
     }
@@ -132,11 +134,11 @@ fn a_peer_that_is_gone_in_the_middle_of_a_renegotiation_is_noticed() {
     let (tell, told) = bounded(1);
     let port = relay(port, &is_gone, tell);
     let client = Client::builder(format!("wss://localhost:{port}/"))
-        .tls_root(Venue::root_pem())
-        .close_within(50 * MS)
-        .ping_every(1000 * MS)
-        .pong_within(300 * MS)
-        .start_pulled()
+        .tls_root(TestServer::root_pem())
+        .close_timeout(50 * MS)
+        .ping_interval(1000 * MS)
+        .pong_timeout(300 * MS)
+        .start()
         .expect("it starts");
     server.accept();
     let mut events = client.events();

@@ -1,8 +1,8 @@
-//! What users of the crate rely on, tested against scripted venues.
+//! What users of the crate rely on, tested against scripted servers.
 
 mod closing;
 mod delivery;
-mod dialling;
+mod dialing;
 mod heartbeat;
 mod keys;
 mod openssl;

@@ -1,4 +1,4 @@
-//! `openssl s_server`, which can do to a TLS line what a venue cannot. It speaks no WebSocket, so whoever drives it does that for it.
+//! `openssl s_server`, which can do to a TLS connection what a server cannot. It speaks no WebSocket, so whoever drives it does that for it.
 
 use std::io::{Read, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -19,7 +19,7 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// For one connection, with the venue's certificate for localhost unless the arguments name another. `None`, and said loudly, where there is
+    /// For one connection, with the server's certificate for localhost unless the arguments name another. `None`, and said loudly, where there is
     /// no `openssl`.
     pub(crate) fn start(arguments: &[&str]) -> Option<(Server, u16)> {
         let mut command = Command::new("openssl");
@@ -98,7 +98,7 @@ impl Server {
     }
 }
 
-/// The file of a certificate or a key of the scripted venue.
+/// The file of a certificate or a key of the scripted server.
 pub(crate) fn certificate(name: &str) -> String {
     format!("{}/src/testing/certificates/{name}", env!("CARGO_MANIFEST_DIR"))
 }

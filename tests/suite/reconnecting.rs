@@ -1,23 +1,23 @@
-//! After every drop the line comes back, at a measured pace.
+//! After every drop the connection comes back, at a measured pace.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use tautline::testing::Venue;
-use tautline::{Client, Endpoint, ErrorKind, Event, Payload, SendError, State, Verdict};
+use tautline::testing::TestServer;
+use tautline::{Client, Endpoint, ErrorKind, Event, Payload, RetryDecision, SendError, State};
 
 use crate::support::{MS, SOON, builder, disconnected, echo, message, next, opened, plain_and_tls};
 
 #[test]
-fn after_a_drop_the_line_comes_back_with_a_new_epoch() {
-    plain_and_tls(|builder_of_venue| {
-        let venue = builder_of_venue().start(|peer| {
+fn after_a_drop_the_connection_comes_back_with_a_new_epoch() {
+    plain_and_tls(|server_builder| {
+        let server = server_builder().start(|peer| {
             peer.upgrade()?;
             peer.send_text(&peer.number().to_string())?;
             if peer.number() < 3 { peer.reset() } else { peer.echo() }
         });
-        let client = builder(&venue).connect().expect("it opens");
+        let client = builder(&server).connect().expect("it opens");
         let mut events = client.events();
         for epoch in 1..=3u64 {
             assert_eq!(opened(&mut events).epoch, epoch);
@@ -37,8 +37,8 @@ fn after_a_drop_the_line_comes_back_with_a_new_epoch() {
 #[test]
 fn what_no_retry_mends_ends_the_client_with_that_error() {
     for status in [401, 403, 404] {
-        let venue = Venue::start(move |peer| peer.refuse(status, "X-Secret: secret\r\n", "go away"));
-        let client = builder(&venue).start_pulled().expect("it starts");
+        let server = TestServer::start(move |peer| peer.refuse(status, "X-Secret: secret\r\n", "go away"));
+        let client = builder(&server).start().expect("it starts");
         let mut events = client.events();
         let Event::DialFailed(failure) = next(&mut events) else { panic!("the dial fails") };
         assert_eq!((failure.attempt, failure.retry_in), (1, None));
@@ -49,14 +49,14 @@ fn what_no_retry_mends_ends_the_client_with_that_error() {
         assert!(!format!("{:?} {}", stopped.reason, stopped.reason.chain()).contains("secret"));
         assert!(events.next().is_none());
         assert_eq!(client.state(), State::Closed);
-        assert_eq!(venue.connections(), 1);
+        assert_eq!(server.connections(), 1);
         assert!(client.stop(SOON).is_clean());
     }
 }
 
 #[test]
 fn other_statuses_are_retried_and_retry_after_is_a_floor() {
-    let venue = Venue::start(|peer| match peer.number() {
+    let server = TestServer::start(|peer| match peer.number() {
         0 => peer.refuse(429, "Retry-After: 1\r\n", ""),
         1 => peer.refuse(503, "", "busy"),
         2 => peer.refuse(302, "Location: ws://elsewhere/\r\n", ""),
@@ -66,7 +66,7 @@ fn other_statuses_are_retried_and_retry_after_is_a_floor() {
         }
     });
     let began = Instant::now();
-    let client = builder(&venue).start_pulled().expect("it starts");
+    let client = builder(&server).start().expect("it starts");
     let mut events = client.events();
     for (attempt, status) in [(1, 429), (2, 503), (3, 302)] {
         let Event::DialFailed(failure) = next(&mut events) else { panic!("the dial fails") };
@@ -81,7 +81,7 @@ fn other_statuses_are_retried_and_retry_after_is_a_floor() {
 #[test]
 fn retry_after_is_capped_in_both_its_forms() {
     let cap = 50 * MS;
-    let venue = Venue::start(|peer| match peer.number() {
+    let server = TestServer::start(|peer| match peer.number() {
         0 => peer.refuse(418, "Retry-After: 86400\r\n", ""),
         1 => peer.refuse(503, "Retry-After: Fri, 31 Dec 9999 23:59:59 GMT\r\n", ""),
         _ => {
@@ -89,7 +89,7 @@ fn retry_after_is_capped_in_both_its_forms() {
             peer.echo()
         }
     });
-    let client = builder(&venue).retry_after_max(cap).start_pulled().expect("it starts");
+    let client = builder(&server).retry_after_max(cap).start().expect("it starts");
     let mut events = client.events();
     for _ in 0..2 {
         let Event::DialFailed(failure) = next(&mut events) else { panic!("the dial fails") };
@@ -100,9 +100,9 @@ fn retry_after_is_capped_in_both_its_forms() {
 }
 
 #[test]
-fn half_a_message_does_not_outlive_its_line_in_either_direction() {
-    plain_and_tls(|builder_of_venue| {
-        let venue = builder_of_venue().start(|peer| {
+fn half_a_message_does_not_outlive_its_connection_in_either_direction() {
+    plain_and_tls(|server_builder| {
+        let server = server_builder().start(|peer| {
             peer.upgrade()?;
             if peer.number() == 0 {
                 // The first fragment of two.
@@ -112,84 +112,84 @@ fn half_a_message_does_not_outlive_its_line_in_either_direction() {
             peer.send_text("new")?;
             peer.echo()
         });
-        let client = builder(&venue).connect().expect("it opens");
+        let client = builder(&server).connect().expect("it opens");
         let mut events = client.events();
         opened(&mut events);
         disconnected(&mut events);
         opened(&mut events);
         let first = message(&mut events);
         assert_eq!((first.text(), first.epoch()), (Some("new"), 2));
-        // The line ends between two fragments, and another opens meanwhile.
+        // The connection ends between two fragments, and another opens meanwhile.
         let fragments = ["one ", "two ", "three"].into_iter().map(|text| {
             // Each is asked for before the one ahead of it goes out: by now "one " has gone.
             if text == "three" {
-                venue.sever_all();
+                server.abort_all();
                 disconnected(&mut events);
                 assert_eq!(opened(&mut events).epoch, 3);
             }
             Payload::Text(text)
         });
-        let error = client.sender().send_fragmented(fragments).expect_err("its line has ended");
+        let error = client.sender().send_fragmented(fragments).expect_err("its connection has ended");
         assert!(matches!(error, SendError::Unknown(_)), "{error:?}");
-        client.send_text("whole").expect("the new line is open");
-        assert!(venue.wait_for_messages(1, SOON));
-        assert_eq!(venue.messages(), [b"whole".to_vec()]);
+        client.send_text("whole").expect("the new connection is open");
+        assert!(server.wait_for_messages(1, SOON));
+        assert_eq!(server.messages(), [b"whole".to_vec()]);
     });
 }
 
 #[test]
 fn max_attempts_counts_dials_in_a_row_and_the_last_error_is_told() {
-    let venue = Venue::start(|peer| peer.refuse(503, "", ""));
-    let client = builder(&venue).max_attempts(3).start_pulled().expect("it starts");
+    let server = TestServer::start(|peer| peer.refuse(503, "", ""));
+    let client = builder(&server).max_attempts(3).start().expect("it starts");
     let events: Vec<Event> = client.events().collect();
     assert_eq!(events.len(), 4, "{events:?}");
     let Some(Event::Stopped(stopped)) = events.last() else { panic!("it ends") };
     assert_eq!(stopped.reason.status().map(|status| status.as_u16()), Some(503));
-    assert_eq!(venue.connections(), 3);
+    assert_eq!(server.connections(), 3);
 }
 
 #[test]
 fn a_server_that_accepts_and_drops_uses_up_the_attempts() {
-    let venue = Venue::start(|peer| peer.upgrade().map(drop));
-    let client = builder(&venue).max_attempts(4).start_pulled().expect("it starts");
+    let server = TestServer::start(|peer| peer.upgrade().map(drop));
+    let client = builder(&server).max_attempts(4).start().expect("it starts");
     assert!(matches!(client.events().last(), Some(Event::Stopped(_))));
-    assert_eq!(venue.openings(), 4);
+    assert_eq!(server.openings(), 4);
 }
 
 #[test]
-fn a_stable_line_resets_the_attempts() {
-    let venue = Venue::start(|peer| peer.upgrade().map(drop));
-    // Every line is stable at once, so the attempts never add up.
-    let client = builder(&venue).max_attempts(2).stable_after(Duration::ZERO).start_pulled().expect("it starts");
-    assert!(venue.wait_for_openings(10, SOON));
+fn a_stable_connection_resets_the_attempts() {
+    let server = TestServer::start(|peer| peer.upgrade().map(drop));
+    // Every connection is stable at once, so the attempts never add up.
+    let client = builder(&server).max_attempts(2).stable_after(Duration::ZERO).start().expect("it starts");
+    assert!(server.wait_for_openings(10, SOON));
     assert!(client.stop(SOON).is_clean());
-    assert_eq!(client.end().map(|end| end.kind()), Some(ErrorKind::Stopped));
+    assert_eq!(client.stop_reason().map(|end| end.kind()), Some(ErrorKind::Stopped));
 }
 
 #[test]
 fn a_single_attempt_is_never_retried() {
-    let venue = Venue::start(|peer| {
+    let server = TestServer::start(|peer| {
         peer.upgrade()?;
         peer.close(1012, "restart")
     });
-    let client = builder(&venue).max_attempts(1).stable_after(Duration::ZERO).start_pulled().expect("it starts");
+    let client = builder(&server).max_attempts(1).stable_after(Duration::ZERO).start().expect("it starts");
     let Some(Event::Stopped(stopped)) = client.events().last() else { panic!("it ends") };
     assert_eq!(stopped.reason.close_reason().map(|close| close.code), Some(1012));
-    assert_eq!(venue.connections(), 1);
+    assert_eq!(server.connections(), 1);
 }
 
 #[test]
 fn connect_makes_one_dial_and_leaves_nothing_running() {
-    let venue = Venue::start(|peer| peer.refuse(503, "", "busy"));
-    let error = builder(&venue).connect().expect_err("it is refused");
+    let server = TestServer::start(|peer| peer.refuse(503, "", "busy"));
+    let error = builder(&server).connect().expect_err("it is refused");
     assert_eq!(error.status().map(|status| status.as_u16()), Some(503));
-    assert!(venue.wait_until_empty(SOON));
-    assert_eq!(venue.connections(), 1);
+    assert!(server.wait_until_empty(SOON));
+    assert_eq!(server.connections(), 1);
 }
 
 #[test]
 fn the_policy_decides_by_code_and_status() {
-    let venue = Venue::start(|peer| match peer.number() {
+    let server = TestServer::start(|peer| match peer.number() {
         0 => peer.refuse(404, "", ""),
         1 => {
             peer.upgrade()?;
@@ -200,44 +200,44 @@ fn the_policy_decides_by_code_and_status() {
             peer.close(4002, "")
         }
     });
-    let client = builder(&venue)
+    let client = builder(&server)
         .retry_policy(|error, default| match error.close_reason().map(|close| close.code) {
-            Some(4002) => Verdict::GiveUp,
-            Some(4001) => Verdict::RetryAfter(20 * MS),
-            _ if error.status().is_some() => Verdict::Retry,
+            Some(4002) => RetryDecision::GiveUp,
+            Some(4001) => RetryDecision::RetryAfter(20 * MS),
+            _ if error.status().is_some() => RetryDecision::Retry,
             _ => default,
         })
-        .start_pulled()
+        .start()
         .expect("it starts");
     let Some(Event::Stopped(stopped)) = client.events().last() else { panic!("it ends") };
     assert_eq!(stopped.reason.close_reason().map(|close| close.code), Some(4002));
-    assert_eq!(venue.connections(), 3);
+    assert_eq!(server.connections(), 3);
 }
 
 #[test]
 fn an_endpoint_closure_is_asked_before_each_dial() {
-    let venue = Venue::start(|peer| {
+    let server = TestServer::start(|peer| {
         let request = peer.upgrade()?;
         peer.send_text(&format!("{} {}", request.path, request.header("X-Token").unwrap_or("none")))?;
         peer.receive_message()?;
         peer.close(1000, "")
     });
     let asked = AtomicUsize::new(0);
-    let url = venue.url();
-    let client = Client::builder_asking(move |context| {
+    let url = server.url();
+    let client = Client::builder_from_fn(move |context| {
         assert!(context.remaining() > Duration::ZERO && !context.is_stopping());
         match asked.fetch_add(1, Ordering::SeqCst) {
             1 => Err("the token service is down".into()),
             number => Ok(Endpoint::new(format!("{url}?n={number}")).header("X-Token", number.to_string())),
         }
     })
-    .retry_min(MS)
-    .start_pulled()
+    .retry_delay_min(MS)
+    .start()
     .expect("it starts");
     let mut events = client.events();
     opened(&mut events);
     assert_eq!(message(&mut events).text(), Some("/?n=0 0"));
-    client.send_text("on").expect("the line is open");
+    client.send_text("on").expect("the connection is open");
     disconnected(&mut events);
     let Event::DialFailed(failure) = next(&mut events) else { panic!("the closure fails") };
     assert_eq!(failure.error.kind(), ErrorKind::Endpoint);
@@ -247,14 +247,14 @@ fn an_endpoint_closure_is_asked_before_each_dial() {
 
 #[test]
 fn several_endpoints_are_taken_in_turn() {
-    let venues: Vec<Venue> = (0..3).map(|_| Venue::start(|peer| peer.upgrade().map(drop))).collect();
-    let mut settings = builder(&venues[0]);
-    for venue in &venues[1..] {
-        settings = settings.or_endpoint(venue.url());
+    let servers: Vec<TestServer> = (0..3).map(|_| TestServer::start(|peer| peer.upgrade().map(drop))).collect();
+    let mut settings = builder(&servers[0]);
+    for server in &servers[1..] {
+        settings = settings.add_endpoint(server.url());
     }
-    let client = settings.start_pulled().expect("it starts");
-    for venue in &venues {
-        assert!(venue.wait_for_openings(3, SOON));
+    let client = settings.start().expect("it starts");
+    for server in &servers {
+        assert!(server.wait_for_openings(3, SOON));
     }
     assert!(client.stop(SOON).is_clean());
 }
@@ -262,29 +262,29 @@ fn several_endpoints_are_taken_in_turn() {
 #[test]
 fn what_one_endpoint_refuses_for_good_another_may_grant() {
     let [gone, good] = [404, 0].map(|status| {
-        Venue::start(move |peer| match status {
+        TestServer::start(move |peer| match status {
             0 => peer.upgrade().map(drop),
             _ => peer.refuse(status, "", ""),
         })
     });
-    let client = builder(&gone).or_endpoint(good.url()).start_pulled().expect("it starts");
-    assert!(good.wait_for_openings(3, SOON), "{:?}", client.end());
+    let client = builder(&gone).add_endpoint(good.url()).start().expect("it starts");
+    assert!(good.wait_for_openings(3, SOON), "{:?}", client.stop_reason());
     assert!(client.stop(SOON).is_clean());
 
-    let also_gone = Venue::start(|peer| peer.refuse(401, "", ""));
-    let client = builder(&gone).or_endpoint(also_gone.url()).start_pulled().expect("it starts");
+    let also_gone = TestServer::start(|peer| peer.refuse(401, "", ""));
+    let client = builder(&gone).add_endpoint(also_gone.url()).start().expect("it starts");
     let end = client.wait_closed(SOON).expect("both have refused");
     assert_eq!(end.status().map(|status| status.as_u16()), Some(401));
 }
 
 #[test]
 fn retry_after_of_one_endpoint_does_not_delay_the_dial_to_another() {
-    let busy = Venue::start(|peer| peer.refuse(503, "Retry-After: 3600\r\n", ""));
-    let good = echo(Venue::builder());
-    let client = builder(&busy).or_endpoint(good.url()).retry_after_max(360 * SOON).start_pulled().expect("it starts");
+    let busy = TestServer::start(|peer| peer.refuse(503, "Retry-After: 3600\r\n", ""));
+    let good = echo(TestServer::builder());
+    let client = builder(&busy).add_endpoint(good.url()).retry_after_max(360 * SOON).start().expect("it starts");
     assert!(client.wait_open(SOON).is_ok());
     // The next turn is that of the first, which has asked for an hour.
-    client.reconnect().expect("the line is open");
+    client.reconnect().expect("the connection is open");
     let mut events = client.events();
     let Event::DialFailed(failure) = next(&mut events) else { panic!("the first is busy") };
     assert!(failure.retry_in.is_some_and(|wait| wait < SOON), "{failure:?}");
@@ -295,8 +295,8 @@ fn retry_after_of_one_endpoint_does_not_delay_the_dial_to_another() {
 
 #[test]
 fn a_wait_for_an_opening_that_is_too_long_tells_why_the_last_dial_failed() {
-    let venue = Venue::start(|peer| peer.refuse(503, "Retry-After: 3600\r\n", ""));
-    let client = builder(&venue).retry_after_max(360 * SOON).start_pulled().expect("it starts");
+    let server = TestServer::start(|peer| peer.refuse(503, "Retry-After: 3600\r\n", ""));
+    let client = builder(&server).retry_after_max(360 * SOON).start().expect("it starts");
     assert!(matches!(next(&mut client.events()), Event::DialFailed(_)));
     let error = client.wait_open(MS).expect_err("it is refused");
     assert_eq!((error.kind(), error.budget()), (ErrorKind::Timeout, Some("wait_open")));
@@ -305,11 +305,11 @@ fn a_wait_for_an_opening_that_is_too_long_tells_why_the_last_dial_failed() {
 
 #[test]
 fn delays_are_jittered_over_the_whole_range_and_the_first_one_too() {
-    let venue = Venue::start(|peer| peer.refuse(503, "", ""));
+    let server = TestServer::start(|peer| peer.refuse(503, "", ""));
     let first_delays: Vec<Duration> = (0..40)
         .map(|_| {
             let client =
-                Client::builder(venue.url()).retry_min(SOON).retry_max(SOON).start_pulled().expect("it starts");
+                Client::builder(server.url()).retry_delay_min(SOON).retry_delay_max(SOON).start().expect("it starts");
             let Event::DialFailed(failure) = next(&mut client.events()) else { panic!("it is refused") };
             failure.retry_in.expect("it retries")
         })
@@ -321,55 +321,58 @@ fn delays_are_jittered_over_the_whole_range_and_the_first_one_too() {
 }
 
 #[test]
-fn a_wish_for_a_new_line_is_not_for_a_policy_to_refuse() {
-    let venue = echo(Venue::builder());
-    let obeys_the_venue = |error: &tautline::Error, default| match error.close_reason().map(|close| close.code) {
-        Some(1000) => Verdict::GiveUp,
+fn a_wish_for_a_new_connection_is_not_for_a_policy_to_refuse() {
+    let server = echo(TestServer::builder());
+    let obeys_the_server = |error: &tautline::Error, default| match error.close_reason().map(|close| close.code) {
+        Some(1000) => RetryDecision::GiveUp,
         _ => default,
     };
-    let client = builder(&venue).retry_policy(obeys_the_venue).connect().expect("it opens");
-    client.reconnect().expect("the line is open");
-    assert!(venue.wait_for_openings(2, SOON), "{:?}", client.end());
+    let client = builder(&server).retry_policy(obeys_the_server).connect().expect("it opens");
+    client.reconnect().expect("the connection is open");
+    assert!(server.wait_for_openings(2, SOON), "{:?}", client.stop_reason());
 }
 
 #[test]
-fn a_program_can_ask_for_a_new_line() {
-    let venue = Venue::start(|peer| {
+fn a_program_can_ask_for_a_new_connection() {
+    let server = TestServer::start(|peer| {
         peer.upgrade()?;
         peer.send_text("gap")?;
         peer.echo()
     });
     let openings = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&openings);
-    let handler = move |line: &mut tautline::Line<'_>, _: tautline::MessageRef<'_>| {
+    let handler = move |connection: &mut tautline::Connection<'_>, _: tautline::MessageRef<'_>| {
         if counted.fetch_add(1, Ordering::SeqCst) < 3 {
-            line.reconnect();
-            assert!(line.ping().is_err_and(|error| error.is_not_sent()), "no ping leaves on a line that is ending");
+            connection.reconnect();
+            assert!(
+                connection.ping().is_err_and(|error| error.is_not_sent()),
+                "no ping leaves on a connection that is ending"
+            );
         }
     };
-    let client = builder(&venue).start(handler).expect("it starts");
-    assert!(venue.wait_for_openings(4, SOON));
+    let client = builder(&server).start_with(handler).expect("it starts");
+    assert!(server.wait_for_openings(4, SOON));
     assert!(client.stop(SOON).is_clean());
-    assert_eq!(venue.closes()[..3], [Some(1000); 3], "each line was ended politely");
+    assert_eq!(server.closes()[..3], [Some(1000); 3], "each connection was ended politely");
 }
 
 #[test]
-fn a_program_that_pulls_can_ask_for_a_new_line() {
-    let venue = Venue::start(|peer| {
+fn a_program_that_pulls_can_ask_for_a_new_connection() {
+    let server = TestServer::start(|peer| {
         peer.upgrade()?;
         if peer.number() == 0 { peer.drain() } else { peer.echo() }
     });
-    // The first peer never answers the close frame: the line is severed at the deadline.
-    let client = builder(&venue).close_within(30 * MS).connect().expect("it opens");
+    // The first peer never answers the close frame: the connection is aborted at the deadline.
+    let client = builder(&server).close_timeout(30 * MS).connect().expect("it opens");
     let mut events = client.events();
     opened(&mut events);
     for epoch in 2..=3 {
-        client.reconnect().expect("a line is open");
+        client.reconnect().expect("a connection is open");
         let disconnect = disconnected(&mut events);
         assert_eq!(disconnect.error.close_reason().map(|close| close.code), Some(1000));
         assert_eq!(disconnect.is_clean(), epoch == 3, "the first peer never answers, the second does");
         assert!(disconnect.retry_in.is_some());
         assert_eq!(opened(&mut events).epoch, epoch);
     }
-    assert_eq!(venue.closes(), [Some(1000); 2]);
+    assert_eq!(server.closes(), [Some(1000); 2]);
 }

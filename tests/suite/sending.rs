@@ -4,26 +4,28 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
-use tautline::testing::{Received, Venue};
-use tautline::{Client, Disconnect, ErrorKind, Event, Handler, Line, MessageRef, Payload, Receipt, SendError, Sender};
+use tautline::testing::{Received, TestServer};
+use tautline::{
+    Client, Connection, Disconnect, ErrorKind, Event, Handler, MessageRef, Payload, Receipt, SendError, Sender,
+};
 
 use crate::support::{MS, SOON, builder, disconnected, echo, message, next, opened, plain_and_tls};
 
 #[test]
 fn messages_of_every_size_come_back_as_they_were_sent() {
-    plain_and_tls(|builder_of_venue| {
-        let venue = echo(builder_of_venue());
-        let client = builder(&venue).connect().expect("it opens");
+    plain_and_tls(|server_builder| {
+        let server = echo(server_builder());
+        let client = builder(&server).connect().expect("it opens");
         let mut events = client.events();
         opened(&mut events);
         let sizes = [0, 1, 125, 126, 127, 65_535, 65_536, 65_537, 200_000, 3 << 20];
         for (index, &size) in sizes.iter().enumerate() {
             let bytes: Vec<u8> = (0..size).map(|at| (at % 251) as u8).collect();
-            let receipt = client.send_binary(&bytes).expect("the line is open");
+            let receipt = client.send_binary(&bytes).expect("the connection is open");
             assert_eq!((receipt.epoch, receipt.sequence), (1, index as u64 + 1));
             assert!(message(&mut events).bytes() == bytes, "{size} bytes");
         }
-        client.send_text("grüße €").expect("the line is open");
+        client.send_text("grüße €").expect("the connection is open");
         assert_eq!(message(&mut events).text(), Some("grüße €"));
         let stats = client.stats();
         assert_eq!((stats.messages_sent, stats.messages_received), (11, 11));
@@ -32,21 +34,21 @@ fn messages_of_every_size_come_back_as_they_were_sent() {
 
 #[test]
 fn long_messages_are_split_into_frames_when_frames_are_limited() {
-    let venue = echo(Venue::builder());
-    let client = builder(&venue).max_frame(10).connect().expect("it opens");
+    let server = echo(TestServer::builder());
+    let client = builder(&server).max_outgoing_frame_size(10).connect().expect("it opens");
     let mut events = client.events();
     opened(&mut events);
     for text in ["", "short", "exactly 10", "one more..1", &"x".repeat(1005)] {
-        client.send_text(text).expect("the line is open");
+        client.send_text(text).expect("the connection is open");
         assert_eq!(message(&mut events).text(), Some(text));
     }
 }
 
 #[test]
 fn a_batch_arrives_in_order_with_one_receipt() {
-    plain_and_tls(|builder_of_venue| {
-        let venue = echo(builder_of_venue());
-        let client = builder(&venue).connect().expect("it opens");
+    plain_and_tls(|server_builder| {
+        let server = echo(server_builder());
+        let client = builder(&server).connect().expect("it opens");
         let mut events = client.events();
         opened(&mut events);
         let texts: Vec<String> = (0..1000).map(|number| format!("order {number}")).collect();
@@ -64,9 +66,9 @@ fn a_batch_arrives_in_order_with_one_receipt() {
 
 #[test]
 fn a_peer_that_never_reads_costs_a_send_its_budget_and_the_reader_nothing() {
-    plain_and_tls(|builder_of_venue| {
+    plain_and_tls(|server_builder| {
         let (go, going) = bounded::<()>(0);
-        let venue = builder_of_venue().start(move |peer| {
+        let server = server_builder().start(move |peer| {
             peer.upgrade()?;
             // Never reads; writes when the test says so.
             while going.recv().is_ok() {
@@ -74,7 +76,7 @@ fn a_peer_that_never_reads_costs_a_send_its_budget_and_the_reader_nothing() {
             }
             peer.stall()
         });
-        let client = builder(&venue).send_within(300 * MS).connect().expect("it opens");
+        let client = builder(&server).send_timeout(300 * MS).connect().expect("it opens");
         let mut events = client.events();
         opened(&mut events);
         let sender = client.sender();
@@ -91,21 +93,21 @@ fn a_peer_that_never_reads_costs_a_send_its_budget_and_the_reader_nothing() {
             });
             // Reading goes on while the send is blocked.
             for _ in 0..3 {
-                go.send(()).expect("the venue is there");
+                go.send(()).expect("the server is there");
                 assert_eq!(message(&mut events).text(), Some("still talking"));
             }
             let (sent, error) = sending.join().expect("it does not panic");
-            assert_eq!(error.reason().budget(), Some("send_within"));
+            assert_eq!(error.reason().budget(), Some("send_timeout"));
             match error {
-                // A byte of it was taken: its fate is unknown, and the line is severed.
+                // A byte of it was taken: its fate is unknown, and the connection is aborted.
                 SendError::Unknown(_) => {
                     let disconnect = disconnected(&mut events);
                     assert_eq!(disconnect.error.kind(), ErrorKind::Timeout);
                     assert_eq!((disconnect.sent, disconnect.confirmed), (sent + 1, 0));
                 }
-                // No byte was taken: the line is left alone.
+                // No byte was taken: the connection is left alone.
                 SendError::NotSent(_) => {
-                    go.send(()).expect("the venue is there");
+                    go.send(()).expect("the server is there");
                     assert_eq!(message(&mut events).text(), Some("still talking"));
                 }
                 other => panic!("{other:?}"),
@@ -117,9 +119,9 @@ fn a_peer_that_never_reads_costs_a_send_its_budget_and_the_reader_nothing() {
 
 #[test]
 fn both_sides_that_fill_their_buffers_do_not_deadlock() {
-    plain_and_tls(|builder_of_venue| {
+    plain_and_tls(|server_builder| {
         // The peer writes 64 MiB before it reads anything; so do we.
-        let venue = builder_of_venue().start(|peer| {
+        let server = server_builder().start(|peer| {
             peer.upgrade()?;
             let block = vec![1; 1 << 20];
             for _ in 0..64 {
@@ -128,10 +130,10 @@ fn both_sides_that_fill_their_buffers_do_not_deadlock() {
             peer.echo()
         });
         let (tell, told) = bounded(200);
-        let handler = move |_: &mut Line<'_>, message: MessageRef<'_>| {
+        let handler = move |_: &mut Connection<'_>, message: MessageRef<'_>| {
             tell.send(message.bytes().len()).expect("the test waits");
         };
-        let client = builder(&venue).send_within(SOON).start(handler).expect("it starts");
+        let client = builder(&server).send_timeout(SOON).start_with(handler).expect("it starts");
         client.wait_open(SOON).expect("it opens");
         let block = vec![2; 1 << 20];
         for _ in 0..64 {
@@ -145,18 +147,18 @@ fn both_sides_that_fill_their_buffers_do_not_deadlock() {
 }
 
 #[test]
-fn while_no_line_is_open_sends_are_not_sent_at_once() {
-    let venue = Venue::start(|peer| peer.stall());
-    let client = builder(&venue).start_pulled().expect("it starts");
-    assert!(venue.wait_for_connections(1, SOON));
-    let error = client.send_text("early").expect_err("no line is open");
+fn while_no_connection_is_open_sends_are_not_sent_at_once() {
+    let server = TestServer::start(|peer| peer.stall());
+    let client = builder(&server).start().expect("it starts");
+    assert!(server.wait_for_connections(1, SOON));
+    let error = client.send_text("early").expect_err("no connection is open");
     assert!(error.is_not_sent());
     assert_eq!(error.reason().kind(), ErrorKind::Connect);
 }
 
 #[test]
-fn nothing_sent_on_one_line_leaves_by_another() {
-    let venue = Venue::start(|peer| {
+fn nothing_sent_on_one_connection_leaves_by_another() {
+    let server = TestServer::start(|peer| {
         peer.upgrade()?;
         if peer.number() == 0 {
             peer.receive_message()?;
@@ -164,24 +166,24 @@ fn nothing_sent_on_one_line_leaves_by_another() {
         }
         peer.echo()
     });
-    let client = builder(&venue).connect().expect("it opens");
+    let client = builder(&server).connect().expect("it opens");
     let mut events = client.events();
     let first = client.sender().pinned_to(opened(&mut events).epoch);
-    first.send_text("drop me").expect("the line is open");
+    first.send_text("drop me").expect("the connection is open");
     disconnected(&mut events);
     opened(&mut events);
-    let error = first.send_text("stale").expect_err("its line has ended");
+    let error = first.send_text("stale").expect_err("its connection has ended");
     assert!(error.is_not_sent());
-    client.send_text("fresh").expect("the line is open");
+    client.send_text("fresh").expect("the connection is open");
     assert_eq!(message(&mut events).text(), Some("fresh"));
-    assert_eq!(venue.messages(), [b"drop me".to_vec(), b"fresh".to_vec()]);
+    assert_eq!(server.messages(), [b"drop me".to_vec(), b"fresh".to_vec()]);
 }
 
 #[test]
-fn many_senders_share_a_line_and_their_messages_stay_whole_and_numbered() {
-    plain_and_tls(|builder_of_venue| {
-        let venue = echo(builder_of_venue());
-        let client = builder(&venue).connect().expect("it opens");
+fn many_senders_share_a_connection_and_their_messages_stay_whole_and_numbered() {
+    plain_and_tls(|server_builder| {
+        let server = echo(server_builder());
+        let client = builder(&server).connect().expect("it opens");
         let mut events = client.events();
         opened(&mut events);
         const THREADS: usize = 8;
@@ -194,7 +196,7 @@ fn many_senders_share_a_line_and_their_messages_stay_whole_and_numbered() {
                         (0..EACH)
                             .map(|number| {
                                 let text = format!("{thread}:{number}:{}", "x".repeat(number * 7));
-                                sender.send_text(&text).expect("the line is open").sequence
+                                sender.send_text(&text).expect("the connection is open").sequence
                             })
                             .collect::<Vec<u64>>()
                     })
@@ -221,30 +223,30 @@ fn many_senders_share_a_line_and_their_messages_stay_whole_and_numbered() {
 }
 
 #[test]
-fn a_handler_sends_on_its_own_line() {
+fn a_handler_sends_on_its_own_connection() {
     struct Bot;
     impl Handler for Bot {
-        fn opened(&mut self, line: &mut Line<'_>) {
-            assert_eq!(line.opening().epoch, line.epoch());
-            line.send_text("subscribe").expect("the line is open");
+        fn opened(&mut self, connection: &mut Connection<'_>) {
+            assert_eq!(connection.opening().epoch, connection.epoch());
+            connection.send_text("subscribe").expect("the connection is open");
         }
-        fn message(&mut self, line: &mut Line<'_>, message: MessageRef<'_>) {
+        fn message(&mut self, connection: &mut Connection<'_>, message: MessageRef<'_>) {
             if message.text() == Some("subscribe") {
-                line.send_binary(b"order").expect("the line is open");
+                connection.send_binary(b"order").expect("the connection is open");
             }
         }
     }
-    let venue = echo(Venue::builder());
-    let client = builder(&venue).start(Bot).expect("it starts");
-    assert!(venue.wait_for_messages(2, SOON));
-    assert_eq!(venue.messages(), [b"subscribe".to_vec(), b"order".to_vec()]);
+    let server = echo(TestServer::builder());
+    let client = builder(&server).start_with(Bot).expect("it starts");
+    assert!(server.wait_for_messages(2, SOON));
+    assert_eq!(server.messages(), [b"subscribe".to_vec(), b"order".to_vec()]);
     assert!(client.stop(SOON).is_clean());
 }
 
 #[test]
 fn a_sender_that_outlives_its_client_says_so() {
-    let venue = echo(Venue::builder());
-    let client = builder(&venue).connect().expect("it opens");
+    let server = echo(TestServer::builder());
+    let client = builder(&server).connect().expect("it opens");
     let sender = client.sender();
     drop(client);
     let error = sender.send_text("too late").expect_err("the client is gone");
@@ -254,15 +256,15 @@ fn a_sender_that_outlives_its_client_says_so() {
 
 #[test]
 fn text_and_headers_stay_out_of_every_debug_and_display() {
-    let venue = Venue::start(|peer| {
+    let server = TestServer::start(|peer| {
         peer.upgrade_with("X-Session: secret\r\n")?;
         peer.send_text("secret")?;
         peer.close(1008, "secret")
     });
-    let url = format!("{}secret?key=secret", venue.url());
+    let url = format!("{}secret?key=secret", server.url());
     let settings = Client::builder(url).header("Authorization", "secret").max_attempts(1);
     let mut shown = format!("{settings:?}");
-    let client = settings.start_pulled().expect("it starts");
+    let client = settings.start().expect("it starts");
     for event in client.events() {
         shown.push_str(&format!("{event:?}"));
         match event {
@@ -276,34 +278,34 @@ fn text_and_headers_stay_out_of_every_debug_and_display() {
 }
 
 #[test]
-fn a_send_on_a_line_that_was_severed_fails_and_is_told() {
-    let venue = Venue::start(|peer| {
+fn a_send_on_a_connection_that_was_severed_fails_and_is_told() {
+    let server = TestServer::start(|peer| {
         peer.upgrade()?;
         peer.drain()
     });
-    let client = builder(&venue).retry_min(SOON).retry_max(SOON).connect().expect("it opens");
+    let client = builder(&server).retry_delay_min(SOON).retry_delay_max(SOON).connect().expect("it opens");
     let mut events = client.events();
     opened(&mut events);
-    venue.sever_all();
+    server.abort_all();
     assert!(matches!(next(&mut events), Event::Disconnected(_)));
-    let error = client.send_text("gone").expect_err("the line has ended");
+    let error = client.send_text("gone").expect_err("the connection has ended");
     assert!(error.is_not_sent(), "{error:?}");
 }
 
 #[test]
-fn what_the_venue_receives_is_masked_text_and_binary() {
+fn what_the_server_receives_is_masked_text_and_binary() {
     // `Peer::receive` refuses frames without a mask.
     let (tell, told) = bounded(2);
-    let venue = Venue::start(move |peer| {
+    let server = TestServer::start(move |peer| {
         peer.upgrade()?;
         for _ in 0..2 {
             tell.send(peer.receive()?).expect("the test waits");
         }
         peer.echo()
     });
-    let client = builder(&venue).connect().expect("it opens");
-    client.send_text("text").expect("the line is open");
-    client.send_binary(&[0xff]).expect("the line is open");
+    let client = builder(&server).connect().expect("it opens");
+    client.send_text("text").expect("the connection is open");
+    client.send_binary(&[0xff]).expect("the connection is open");
     assert_eq!(told.recv_timeout(SOON), Ok(Received::Text("text".to_owned())));
     assert_eq!(told.recv_timeout(SOON), Ok(Received::Binary(vec![0xff])));
     assert!(client.stop(Duration::from_secs(5)).is_clean());
@@ -311,9 +313,9 @@ fn what_the_venue_receives_is_masked_text_and_binary() {
 
 #[test]
 fn fragments_arrive_as_one_message_and_control_frames_pass_between_them() {
-    plain_and_tls(|builder_of_venue| {
-        let venue = echo(builder_of_venue());
-        let client = builder(&venue).ping_every(5 * MS).connect().expect("it opens");
+    plain_and_tls(|server_builder| {
+        let server = echo(server_builder());
+        let client = builder(&server).ping_interval(5 * MS).connect().expect("it opens");
         let sender = client.sender();
         let mut events = client.events();
         opened(&mut events);
@@ -322,21 +324,21 @@ fn fragments_arrive_as_one_message_and_control_frames_pass_between_them() {
         assert_eq!(message(&mut events).text(), Some("one message in pieces €"));
         assert_eq!(sender.send_reader(&[7; 100_001][..], 1000).map(|receipt| receipt.sequence).ok(), Some(2));
         assert_eq!(message(&mut events).bytes(), [7; 100_001]);
-        // The source waits for pings to pass, which they could not if it held the line.
-        let before = venue.pings();
-        let patient = (0..3).map(|index| {
-            assert!(index == 0 || venue.wait_for_pings(before + index, SOON));
+        // The source waits for pings to pass, which they could not if it held the connection.
+        let before = server.pings();
+        let monitor = (0..3).map(|index| {
+            assert!(index == 0 || server.wait_for_pings(before + index, SOON));
             Payload::Text("slow ")
         });
-        assert!(sender.send_fragmented(patient).is_ok());
+        assert!(sender.send_fragmented(monitor).is_ok());
         assert_eq!(message(&mut events).text(), Some("slow slow slow "));
     });
 }
 
 #[test]
 fn other_messages_wait_for_the_end_of_a_fragmented_one() {
-    let venue = echo(Venue::builder());
-    let client = builder(&venue).connect().expect("it opens");
+    let server = echo(TestServer::builder());
+    let client = builder(&server).connect().expect("it opens");
     let mut events = client.events();
     opened(&mut events);
     let (begun, beginning) = bounded(0);
@@ -349,19 +351,19 @@ fn other_messages_wait_for_the_end_of_a_fragmented_one() {
                 }
                 Payload::Text("x")
             });
-            sender.send_fragmented(fragments).expect("the line is open");
+            sender.send_fragmented(fragments).expect("the connection is open");
         });
         beginning.recv_timeout(SOON).expect("it begins");
-        other.send_text("whole").expect("the line is open");
+        other.send_text("whole").expect("the connection is open");
     });
     assert_eq!(message(&mut events).text(), Some("x".repeat(100).as_str()));
     assert_eq!(message(&mut events).text(), Some("whole"));
 }
 
 #[test]
-fn fragments_that_cannot_be_finished_sever_the_line_and_are_told() {
-    let venue = echo(Venue::builder());
-    let client = builder(&venue).connect().expect("it opens");
+fn fragments_that_cannot_be_finished_sever_the_connection_and_are_told() {
+    let server = echo(TestServer::builder());
+    let client = builder(&server).connect().expect("it opens");
     let sender = client.sender();
     let mut events = client.events();
     opened(&mut events);
@@ -369,7 +371,7 @@ fn fragments_that_cannot_be_finished_sever_the_line_and_are_told() {
     assert!(none.is_not_sent() && none.reason().kind() == ErrorKind::Config);
     let early = sender.send_fragmented([Payload::Text("a"), Payload::Binary(b"b")]).expect_err("they are mixed");
     assert!(early.is_not_sent(), "it was seen before the first had gone");
-    assert!(sender.send_text("the line is left alone").is_ok());
+    assert!(sender.send_text("the connection is left alone").is_ok());
     message(&mut events);
     let late = sender.send_fragmented([Payload::Text("a"), Payload::Text("b"), Payload::Binary(b"c")]);
     assert!(matches!(late, Err(SendError::Unknown(_))), "{late:?}");
@@ -377,12 +379,12 @@ fn fragments_that_cannot_be_finished_sever_the_line_and_are_told() {
 }
 
 #[test]
-fn a_panic_in_the_middle_of_a_fragmented_message_ends_the_line_and_holds_nobody_up() {
-    let venue = Venue::start(|peer| {
+fn a_panic_in_the_middle_of_a_fragmented_message_ends_the_connection_and_holds_nobody_up() {
+    let server = TestServer::start(|peer| {
         peer.upgrade()?;
         peer.drain()
     });
-    let client = builder(&venue).start_pulled().expect("it starts");
+    let client = builder(&server).start().expect("it starts");
     let mut events = client.events();
     opened(&mut events);
     let sender = client.sender();
@@ -394,33 +396,33 @@ fn a_panic_in_the_middle_of_a_fragmented_message_ends_the_line_and_holds_nobody_
     assert!(panic.is_err());
     let end = disconnected(&mut events);
     assert!(end.error.to_string().contains("panicked"), "{}", end.error);
-    // The next line is as good as new.
+    // The next connection is as good as new.
     opened(&mut events);
     assert!(sender.send_text("next").is_ok());
 }
 
 #[test]
 fn a_batch_that_is_cut_says_of_no_message_that_arrived_that_it_was_not_sent() {
-    plain_and_tls(|venue| {
+    plain_and_tls(|server| {
         for buffer in [8, 48] {
             let (go, told) = bounded::<()>(1);
-            let venue = venue().start(move |peer| {
+            let server = server().start(move |peer| {
                 peer.limit_receive_buffer(64 * 1024)?;
                 peer.upgrade()?;
                 told.recv().expect("the test says when");
                 peer.drain()
             });
-            let builder = builder(&venue).tcp_send_buffer(buffer * 1024).send_within(200 * MS).max_attempts(1);
+            let builder = builder(&server).tcp_send_buffer(buffer * 1024).send_timeout(200 * MS).max_attempts(1);
             let client = builder.connect().expect("it opens");
             let texts: Vec<String> = (0..10_000).map(|number| format!("{number:090}")).collect();
             let batch: Vec<Payload<'_>> = texts.iter().map(|text| Payload::Text(text)).collect();
             let error = client.send_batch(&batch).expect_err("it does not fit");
-            go.send(()).expect("the venue waits");
-            // The line may still be good: the cut was between two frames.
+            go.send(()).expect("the server waits");
+            // The connection may still be good: the cut was between two frames.
             drop(client);
-            assert!(venue.wait_until_empty(SOON));
+            assert!(server.wait_until_empty(SOON));
             let most = error.sent + usize::from(!error.next.is_not_sent());
-            let arrived = venue.messages().len();
+            let arrived = server.messages().len();
             assert!(error.sent <= arrived && arrived <= most, "{arrived} arrived: {error:?}");
         }
     });
@@ -429,16 +431,16 @@ fn a_batch_that_is_cut_says_of_no_message_that_arrived_that_it_was_not_sent() {
 #[test]
 fn fragments_keep_the_limit_of_frames() {
     let (tell, told) = bounded(1);
-    let venue = Venue::start(move |peer| {
+    let server = TestServer::start(move |peer| {
         peer.upgrade()?;
         let received = peer.receive_message()?;
         tell.send(received).expect("the test waits");
         peer.drain()
     });
-    let client = builder(&venue).max_frame(10).without_pings().connect().expect("it opens");
+    let client = builder(&server).max_outgoing_frame_size(10).without_pings().connect().expect("it opens");
     let before = client.stats().bytes_sent;
     let piece = "a".repeat(45);
-    client.sender().send_fragmented([piece.as_str(), &piece].map(Payload::Text)).expect("the line is open");
+    client.sender().send_fragmented([piece.as_str(), &piece].map(Payload::Text)).expect("the connection is open");
     let Received::Text(text) = told.recv_timeout(SOON).expect("it comes") else { panic!("it was text") };
     assert_eq!(text, piece.repeat(2));
     // Twice four frames of ten and one of five, each with a head of six.
@@ -448,51 +450,51 @@ fn fragments_keep_the_limit_of_frames() {
 #[test]
 fn a_message_whose_fragments_broke_off_is_confirmed_by_no_pong() {
     let (ping, pinged) = bounded(1);
-    let venue = Venue::start(move |peer| {
+    let server = TestServer::start(move |peer| {
         peer.upgrade()?;
         while !matches!(peer.receive()?, Received::Ping(payload) if peer.pong(&payload).is_ok()) {}
         ping.send(()).expect("the test waits");
         peer.drain()
     });
-    let client = builder(&venue).without_pings().connect().expect("it opens");
+    let client = builder(&server).without_pings().connect().expect("it opens");
     let mut events = client.events();
     opened(&mut events);
     let (mut pieces, mut end) = (0, None);
     let result = client.sender().send_fragmented(std::iter::from_fn(|| {
         pieces += 1;
         if pieces == 3 {
-            client.ping().expect("the line is open");
+            client.ping().expect("the connection is open");
             pinged.recv_timeout(SOON).expect("a ping passes between fragments");
             let deadline = Instant::now() + SOON;
             while client.stats().round_trip.count == 0 {
                 assert!(Instant::now() < deadline, "the pong comes");
                 thread::yield_now();
             }
-            venue.sever_all();
+            server.abort_all();
             end = Some(disconnected(&mut events));
         }
         (pieces < 9).then_some(Payload::Text("piece"))
     }));
     assert!(matches!(result, Err(SendError::Unknown(_))), "{result:?}");
-    let end = end.expect("the line was severed");
+    let end = end.expect("the connection was aborted");
     assert_eq!((end.sent, end.confirmed), (1, 0));
 }
 
 #[test]
 fn no_message_of_a_batch_that_was_never_begun_counts_as_sent() {
     let (go, gone) = bounded::<()>(0);
-    let venue = Venue::start(move |peer| {
+    let server = TestServer::start(move |peer| {
         peer.upgrade()?;
         assert!(gone.recv().is_err());
         peer.close(1001, "")?;
         peer.stall()
     });
-    let client = builder(&venue).max_attempts(1).close_within(50 * MS).connect().expect("it opens");
+    let client = builder(&server).max_attempts(1).close_timeout(50 * MS).connect().expect("it opens");
     let large = vec![0; 50_000];
     let batch = vec![Payload::Binary(&large); 2000];
     let error = thread::scope(|scope| {
         let sending = scope.spawn(|| client.sender().send_batch(&batch));
-        // Nobody reads: it has got somewhere and is stuck when the venue closes.
+        // Nobody reads: it has got somewhere and is stuck when the server closes.
         thread::sleep(50 * MS);
         drop(go);
         sending.join().expect("it does not panic").expect_err("nobody reads")
@@ -511,18 +513,18 @@ fn no_message_of_a_batch_that_was_never_begun_counts_as_sent() {
 fn whoever_sends_while_the_end_is_told_gets_no_receipt() {
     struct Sends(Option<Sender>, crossbeam_channel::Sender<Result<Receipt, SendError>>);
     impl Handler for Sends {
-        fn opened(&mut self, line: &mut Line<'_>) {
-            self.0 = Some(line.sender());
+        fn opened(&mut self, connection: &mut Connection<'_>) {
+            self.0 = Some(connection.sender());
         }
-        fn message(&mut self, line: &mut Line<'_>, _: MessageRef<'_>) {
-            line.stop();
+        fn message(&mut self, connection: &mut Connection<'_>, _: MessageRef<'_>) {
+            connection.stop();
         }
         fn disconnected(&mut self, _: &Disconnect) {
             let sender = self.0.as_ref().expect("it was opened");
             self.1.send(sender.send_text("cancel all")).expect("the test waits");
         }
     }
-    let venue = Venue::start(|peer| {
+    let server = TestServer::start(|peer| {
         peer.upgrade()?;
         peer.send_text("go")?;
         peer.drain()
@@ -530,7 +532,7 @@ fn whoever_sends_while_the_end_is_told_gets_no_receipt() {
     let (tell, told) = bounded(1);
     for _ in 0..20 {
         let handler = Sends(None, tell.clone());
-        let client = builder(&venue).close_within(5 * MS).start(handler).expect("it starts");
+        let client = builder(&server).close_timeout(5 * MS).start_with(handler).expect("it starts");
         let result = told.recv_timeout(SOON).expect("it ends");
         assert!(result.as_ref().is_err_and(SendError::is_not_sent), "{result:?}");
         assert!(client.stop(SOON).is_clean());

@@ -10,8 +10,10 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
-use tautline::testing::{Received, Venue};
-use tautline::{AppPing, Client, ErrorKind, Event, Handler, Line, MessageRef, Outcome, Pushed, State, StopReport};
+use tautline::testing::{Received, TestServer};
+use tautline::{
+    AppPing, Client, Connection, ErrorKind, Event, Handler, MessageRef, Push, State, StopReport, ThreadOutcome,
+};
 
 use crate::support::{MS, SOON, builder, disconnected, echo, next, opened, plain_and_tls, until};
 
@@ -55,7 +57,7 @@ fn assert_ends_at_once<D, K>(mut start: impl FnMut() -> (Client<D>, K)) {
 }
 
 fn silent() -> impl Handler {
-    |_: &mut Line<'_>, _: MessageRef<'_>| {}
+    |_: &mut Connection<'_>, _: MessageRef<'_>| {}
 }
 
 #[test]
@@ -67,7 +69,7 @@ fn an_end_while_connecting_is_at_once() {
     let address = listener.local_addr().expect("an address");
     let filler = std::net::TcpStream::connect(address).expect("the first has room");
     assert_ends_at_once(|| {
-        let client = Client::builder(format!("ws://{address}/")).start(silent()).expect("it starts");
+        let client = Client::builder(format!("ws://{address}/")).start_with(silent()).expect("it starts");
         assert!(matches!(client.state(), State::Connecting { attempt: 1 }));
         (client, ())
     });
@@ -79,7 +81,7 @@ fn an_end_in_the_tls_handshake_is_at_once() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let port = listener.local_addr().expect("an address").port();
     let start = || {
-        let client = Client::builder(format!("wss://localhost:{port}/")).start(silent()).expect("it starts");
+        let client = Client::builder(format!("wss://localhost:{port}/")).start_with(silent()).expect("it starts");
         let (mut socket, _) = listener.accept().expect("it dials");
         // The first byte of the handshake: from here on the client waits for the answer.
         socket.read_exact(&mut [0]).expect("it begins the handshake");
@@ -93,15 +95,15 @@ fn an_end_in_the_tls_handshake_is_at_once() {
 #[test]
 fn an_end_in_the_middle_of_a_tls_handshake_is_at_once() {
     // Reading the system's roots is work and not a wait, some ten milliseconds of it: this one has read them for all.
-    let good = echo(Venue::builder().tls());
+    let good = echo(TestServer::builder().tls());
     let _first = builder(&good).connect().expect("it opens");
     for bytes in [1, 100, 700] {
-        let venue = Venue::builder().tls().tls_stalls_after(bytes).start(|peer| peer.upgrade().map(drop));
+        let server = TestServer::builder().tls().tls_stalls_after(bytes).start(|peer| peer.upgrade().map(drop));
         let mut dials = 0;
         assert_ends_at_once(|| {
-            let client = builder(&venue).start(silent()).expect("it starts");
+            let client = builder(&server).start_with(silent()).expect("it starts");
             dials += 1;
-            assert!(venue.wait_for_connections(dials, SOON));
+            assert!(server.wait_for_connections(dials, SOON));
             (client, ())
         });
     }
@@ -109,18 +111,18 @@ fn an_end_in_the_middle_of_a_tls_handshake_is_at_once() {
 
 #[test]
 fn an_end_in_the_upgrade_is_at_once() {
-    plain_and_tls(|builder_of_venue| {
-        let good = echo(builder_of_venue());
+    plain_and_tls(|server_builder| {
+        let good = echo(server_builder());
         let _first = builder(&good).connect().expect("it opens");
         let (tell, told) = bounded(100);
-        let venue = builder_of_venue().start(move |peer| {
+        let server = server_builder().start(move |peer| {
             peer.read_request()?;
             peer.write(b"HTTP/1.1 101 Swit")?;
             tell.send(()).expect("the test waits");
             peer.stall()
         });
         assert_ends_at_once(|| {
-            let client = builder(&venue).start(silent()).expect("it starts");
+            let client = builder(&server).start_with(silent()).expect("it starts");
             told.recv_timeout(SOON).expect("it asks for the upgrade");
             (client, ())
         });
@@ -128,31 +130,31 @@ fn an_end_in_the_upgrade_is_at_once() {
 }
 
 #[test]
-fn the_end_of_an_open_and_idle_line_is_polite_and_at_once() {
-    plain_and_tls(|builder_of_venue| {
-        let venue = echo(builder_of_venue());
-        assert_ends_at_once(|| (builder(&venue).connect().expect("it opens"), ()));
-        assert!(venue.wait_until_empty(SOON));
-        let closes = venue.closes();
-        assert!(closes.len() == venue.openings() && closes.iter().all(|&code| code == Some(1000)), "{closes:?}");
+fn the_end_of_an_open_and_idle_connection_is_polite_and_at_once() {
+    plain_and_tls(|server_builder| {
+        let server = echo(server_builder());
+        assert_ends_at_once(|| (builder(&server).connect().expect("it opens"), ()));
+        assert!(server.wait_until_empty(SOON));
+        let closes = server.closes();
+        assert!(closes.len() == server.openings() && closes.iter().all(|&code| code == Some(1000)), "{closes:?}");
     });
 }
 
 #[test]
-fn the_end_of_a_flooded_line_is_at_once() {
-    plain_and_tls(|builder_of_venue| {
-        let venue = builder_of_venue().start(|peer| {
+fn the_end_of_a_flooded_connection_is_at_once() {
+    plain_and_tls(|server_builder| {
+        let server = server_builder().start(|peer| {
             peer.upgrade()?;
             peer.flood(200)
         });
         // The flood does not read, so it never answers the close frame.
         assert_ends_at_once(|| {
             let (tell, told) = bounded(1);
-            let handler = move |_: &mut Line<'_>, _: MessageRef<'_>| {
+            let handler = move |_: &mut Connection<'_>, _: MessageRef<'_>| {
                 // Full after the first message: one is enough.
                 let _ = tell.try_send(());
             };
-            let client = builder(&venue).close_within(20 * MS).start(handler).expect("it starts");
+            let client = builder(&server).close_timeout(20 * MS).start_with(handler).expect("it starts");
             told.recv_timeout(SOON).expect("the flood comes");
             (client, ())
         });
@@ -161,32 +163,32 @@ fn the_end_of_a_flooded_line_is_at_once() {
 
 #[test]
 fn an_end_waits_for_a_close_that_never_comes_no_longer_than_close_within() {
-    plain_and_tls(|builder_of_venue| {
-        let venue = builder_of_venue().start(|peer| {
+    plain_and_tls(|server_builder| {
+        let server = server_builder().start(|peer| {
             peer.upgrade()?;
             peer.drain()
         });
         for (nth, by) in [By::Stop, By::Drop].into_iter().enumerate() {
-            let client = builder(&venue).close_within(50 * MS).drop_within(HOUR).connect().expect("it opens");
+            let client = builder(&server).close_timeout(50 * MS).drop_timeout(HOUR).connect().expect("it opens");
             let (took, report) = end(client, by);
             assert!(report.is_clean(), "by {by:?}: {report}");
             assert!((40 * MS..SOON).contains(&took), "by {by:?}, after {took:?}");
-            until("a close frame", || venue.closes().len() > nth);
+            until("a close frame", || server.closes().len() > nth);
         }
     });
 }
 
 #[test]
 fn an_end_is_over_at_the_close_deadline_where_the_close_is_answered_and_tcp_stays_open() {
-    plain_and_tls(|builder_of_venue| {
-        let venue = builder_of_venue().start(|peer| {
+    plain_and_tls(|server_builder| {
+        let server = server_builder().start(|peer| {
             peer.upgrade()?;
             while !matches!(peer.receive()?, Received::Close(..) | Received::End) {}
             peer.close(1000, "")?;
             peer.stall()
         });
         for by in [By::Stop, By::Drop] {
-            let client = builder(&venue).close_within(50 * MS).drop_within(HOUR).connect().expect("it opens");
+            let client = builder(&server).close_timeout(50 * MS).drop_timeout(HOUR).connect().expect("it opens");
             let (took, report) = end(client, by);
             assert!(report.is_clean(), "by {by:?}: {report}");
             assert!((40 * MS..SOON).contains(&took), "by {by:?}, after {took:?}");
@@ -196,41 +198,41 @@ fn an_end_is_over_at_the_close_deadline_where_the_close_is_answered_and_tcp_stay
 
 #[test]
 fn a_short_stop_cuts_the_polite_end_short() {
-    let venue = Venue::start(|peer| {
+    let server = TestServer::start(|peer| {
         peer.upgrade()?;
         peer.drain()
     });
-    let client = builder(&venue).close_within(Duration::from_secs(60)).connect().expect("it opens");
+    let client = builder(&server).close_timeout(Duration::from_secs(60)).connect().expect("it opens");
     let report = client.stop(1000 * MS);
     assert!(report.is_clean(), "{report}");
 }
 
 #[test]
 fn a_second_stop_with_less_time_overtakes_the_first() {
-    let venue = Venue::start(|peer| {
+    let server = TestServer::start(|peer| {
         peer.upgrade()?;
         peer.drain()
     });
-    let client = builder(&venue).close_within(Duration::from_secs(3600)).connect().expect("it opens");
+    let client = builder(&server).close_timeout(Duration::from_secs(3600)).connect().expect("it opens");
     thread::scope(|scope| {
-        let patient = scope.spawn(|| client.stop(Duration::from_secs(3600)));
-        assert!(venue.wait_for_close(SOON));
+        let monitor = scope.spawn(|| client.stop(Duration::from_secs(3600)));
+        assert!(server.wait_for_close(SOON));
         assert!(client.stop(1000 * MS).is_clean());
-        assert!(patient.join().expect("it does not panic").is_clean());
+        assert!(monitor.join().expect("it does not panic").is_clean());
     });
 }
 
 #[test]
 fn an_end_during_backoff_comes_before_the_delay() {
-    let venue = Venue::start(|_| Ok(()));
+    let server = TestServer::start(|_| Ok(()));
     assert_ends_at_once(|| {
-        let client = Client::builder(venue.url())
-            .retry_min(Duration::from_secs(3600))
-            .retry_max(Duration::from_secs(3600))
-            .start_pulled()
+        let client = Client::builder(server.url())
+            .retry_delay_min(Duration::from_secs(3600))
+            .retry_delay_max(Duration::from_secs(3600))
+            .start()
             .expect("it starts");
         assert!(matches!(next(&mut client.events()), Event::DialFailed(_)));
-        assert!(matches!(client.state(), State::Waiting { attempt: 2, .. }));
+        assert!(matches!(client.state(), State::Backoff { attempt: 2, .. }));
         (client, ())
     });
 }
@@ -245,19 +247,19 @@ fn a_lookup_that_hangs_is_reported_and_not_waited_for() {
             assert!(held.recv().is_err());
             Err(std::io::Error::other("too late"))
         };
-        let client = Client::builder("ws://venue.example/")
-            .drop_within(Duration::from_secs(3600))
+        let client = Client::builder("ws://server.example/")
+            .drop_timeout(Duration::from_secs(3600))
             .resolver(resolver)
-            .start(silent())
+            .start_with(silent())
             .expect("it starts");
         told.recv_timeout(SOON).expect("it resolves");
         assert_eq!(client.live_threads(), 3);
         let stopper = client.stopper();
         let (took, report) = end(client, by);
         assert!(took < SOON, "by {by:?}, after {took:?}");
-        let late: Vec<_> = report.threads().iter().filter(|thread| thread.outcome == Outcome::Late).collect();
+        let late: Vec<_> = report.threads().iter().filter(|thread| thread.outcome == ThreadOutcome::TimedOut).collect();
         assert_eq!(late.len(), 1, "by {by:?}: {report}");
-        assert_eq!(late[0].name, "tautline-resolve");
+        assert_eq!(late[0].name, "taut-resolver");
         drop(release);
         // A stop waits 20 ms for a lookup, which may be too short for a busy machine.
         until("the lookup has ended", || stopper.stop(SOON).is_clean());
@@ -272,34 +274,36 @@ fn stop_from_the_handler_returns_at_once_and_nothing_is_delivered_after_it() {
         calls: usize,
     }
     impl Handler for Once {
-        fn opened(&mut self, line: &mut Line<'_>) {
-            self.stopper = Some(line.stopper());
+        fn opened(&mut self, connection: &mut Connection<'_>) {
+            self.stopper = Some(connection.stopper());
         }
-        fn message(&mut self, _: &mut Line<'_>, _: MessageRef<'_>) {
+        fn message(&mut self, _: &mut Connection<'_>, _: MessageRef<'_>) {
             self.calls += 1;
             assert_eq!(self.calls, 1, "a message after the stop");
             let report = self.stopper.as_ref().expect("it was opened").stop(Duration::from_secs(3600));
             self.report.send(report).expect("the test waits");
         }
     }
-    let venue = Venue::start(|peer| {
+    let server = TestServer::start(|peer| {
         peer.upgrade()?;
         peer.flood(10)
     });
     let (report, reported) = bounded(1);
-    let client =
-        builder(&venue).close_within(20 * MS).start(Once { stopper: None, report, calls: 0 }).expect("it starts");
+    let client = builder(&server)
+        .close_timeout(20 * MS)
+        .start_with(Once { stopper: None, report, calls: 0 })
+        .expect("it starts");
     let report = reported.recv_timeout(SOON).expect("it stops");
-    assert!(report.threads().iter().any(|thread| thread.outcome == Outcome::Current), "{report}");
+    assert!(report.threads().iter().any(|thread| thread.outcome == ThreadOutcome::Current), "{report}");
     assert!(!report.is_clean());
     assert!(client.stop(SOON).is_clean());
-    assert_eq!(client.end().map(|end| end.kind()), Some(ErrorKind::Stopped));
+    assert_eq!(client.stop_reason().map(|end| end.kind()), Some(ErrorKind::Stopped));
 }
 
 #[test]
 fn stop_from_eight_threads_at_once_gives_eight_clean_reports() {
-    let venue = echo(Venue::builder());
-    let client = builder(&venue).connect().expect("it opens");
+    let server = echo(TestServer::builder());
+    let client = builder(&server).connect().expect("it opens");
     thread::scope(|scope| {
         let stops: Vec<_> = (0..8).map(|_| scope.spawn(|| client.stop(SOON))).collect();
         for stop in stops {
@@ -313,19 +317,19 @@ fn stop_from_eight_threads_at_once_gives_eight_clean_reports() {
 
 #[test]
 fn an_end_while_a_sender_is_blocked_ends_the_send_and_skips_the_close_frame() {
-    plain_and_tls(|builder_of_venue| {
+    plain_and_tls(|server_builder| {
         for by in [By::Stop, By::Drop] {
-            let venue = builder_of_venue().start(|peer| {
+            let server = server_builder().start(|peer| {
                 peer.upgrade()?;
                 peer.stall()
             });
-            let client = builder(&venue).send_within(Duration::from_secs(3600)).connect().expect("it opens");
+            let client = builder(&server).send_timeout(Duration::from_secs(3600)).connect().expect("it opens");
             let sender = client.sender();
             let (tell, told) = bounded(1);
             let blocked = thread::spawn(move || {
                 let large = vec![0; 1 << 20];
                 loop {
-                    // Until the line is gone the test hears of each send.
+                    // Until the connection is gone the test hears of each send.
                     let _ = tell.send(());
                     if let Err(error) = sender.send_binary(&large) {
                         return error;
@@ -343,15 +347,15 @@ fn an_end_while_a_sender_is_blocked_ends_the_send_and_skips_the_close_frame() {
                 matches!(error.reason().kind(), ErrorKind::Io | ErrorKind::Stopped | ErrorKind::Closed),
                 "{error:?}"
             );
-            assert!(venue.closes().is_empty(), "there was no room for a close frame");
+            assert!(server.closes().is_empty(), "there was no room for a close frame");
         }
     });
 }
 
 #[test]
-fn an_end_while_the_line_is_on_its_way_to_its_end_is_bounded_by_the_same_close_deadline() {
-    plain_and_tls(|builder_of_venue| {
-        let venue = builder_of_venue().start(|peer| {
+fn an_end_while_the_connection_is_on_its_way_to_its_end_is_bounded_by_the_same_close_deadline() {
+    plain_and_tls(|server_builder| {
+        let server = server_builder().start(|peer| {
             peer.upgrade()?;
             peer.close(1001, "")?;
             // Our answer is read, and TCP stays open.
@@ -359,10 +363,11 @@ fn an_end_while_the_line_is_on_its_way_to_its_end_is_bounded_by_the_same_close_d
             peer.stall()
         });
         for by in [By::Stop, By::Drop] {
-            let client = builder(&venue).close_within(100 * MS).drop_within(HOUR).retry_min(HOUR).retry_max(HOUR);
-            let client = client.start_pulled().expect("it starts");
-            until("the line is on its way to its end", || {
-                matches!(client.state(), State::Ending | State::Waiting { .. })
+            let client =
+                builder(&server).close_timeout(100 * MS).drop_timeout(HOUR).retry_delay_min(HOUR).retry_delay_max(HOUR);
+            let client = client.start().expect("it starts");
+            until("the connection is on its way to its end", || {
+                matches!(client.state(), State::Closing | State::Backoff { .. })
             });
             let (took, report) = end(client, by);
             assert!(report.is_clean(), "by {by:?}: {report}");
@@ -376,17 +381,17 @@ fn a_busy_handler_is_reported_late_and_the_heart_is_not() {
     for by in [By::Stop, By::Drop] {
         let (release, held) = bounded::<()>(0);
         let (tell, told) = bounded(1);
-        let venue = Venue::start(|peer| {
+        let server = TestServer::start(|peer| {
             peer.upgrade()?;
             peer.send_text("work")?;
             peer.drain()
         });
-        let handler = move |_: &mut Line<'_>, _: MessageRef<'_>| {
+        let handler = move |_: &mut Connection<'_>, _: MessageRef<'_>| {
             tell.send(()).expect("the test waits");
             assert!(held.recv().is_err());
         };
-        let settings = builder(&venue).close_within(20 * MS).drop_within(500 * MS);
-        let client = settings.start(handler).expect("it starts");
+        let settings = builder(&server).close_timeout(20 * MS).drop_timeout(500 * MS);
+        let client = settings.start_with(handler).expect("it starts");
         let stopper = client.stopper();
         told.recv_timeout(SOON).expect("the handler is called");
         let report = match by {
@@ -394,7 +399,7 @@ fn a_busy_handler_is_reported_late_and_the_heart_is_not() {
             By::Drop => end(client, by).1,
         };
         for thread in report.threads() {
-            let expected = if thread.name == "tautline-reader" { Outcome::Late } else { Outcome::Ended };
+            let expected = if thread.name == "taut-reader" { ThreadOutcome::TimedOut } else { ThreadOutcome::Joined };
             assert_eq!(thread.outcome, expected, "by {by:?}: {report}");
         }
         drop(release);
@@ -406,29 +411,29 @@ fn a_busy_handler_is_reported_late_and_the_heart_is_not() {
 fn a_panic_in_the_handler_ends_the_client_once_and_reaches_the_user() {
     struct Panics(Arc<AtomicBool>);
     impl Handler for Panics {
-        fn message(&mut self, _: &mut Line<'_>, _: MessageRef<'_>) {
+        fn message(&mut self, _: &mut Connection<'_>, _: MessageRef<'_>) {
             panic!("on purpose");
         }
         fn stopped(&mut self, _: &tautline::Stopped) {
             self.0.store(true, Ordering::SeqCst);
         }
     }
-    let venue = Venue::start(|peer| {
+    let server = TestServer::start(|peer| {
         peer.upgrade()?;
         peer.send_text("boom")?;
         peer.echo()
     });
     let called_again = Arc::new(AtomicBool::new(false));
-    let client = builder(&venue).start(Panics(Arc::clone(&called_again))).expect("it starts");
-    assert!(venue.wait_for_close(SOON), "the line is closed politely");
-    assert!(venue.wait_until_empty(SOON));
+    let client = builder(&server).start_with(Panics(Arc::clone(&called_again))).expect("it starts");
+    assert!(server.wait_for_close(SOON), "the connection is closed politely");
+    assert!(server.wait_until_empty(SOON));
     let report = client.stop(SOON);
     assert!(report.is_clean(), "{report}");
-    assert_eq!(client.end().map(|end| end.kind()), Some(ErrorKind::HandlerPanicked));
+    assert_eq!(client.stop_reason().map(|end| end.kind()), Some(ErrorKind::HandlerPanicked));
     let panic = client.take_panic().expect("the panic is kept");
     assert_eq!(panic.downcast_ref::<&str>(), Some(&"on purpose"));
     assert!(!called_again.load(Ordering::SeqCst), "a handler that has panicked is not called again");
-    assert_eq!(venue.openings(), 1);
+    assert_eq!(server.openings(), 1);
 }
 
 #[test]
@@ -443,10 +448,10 @@ fn a_panic_in_any_call_of_the_handler_is_its_last_call() {
         }
     }
     impl Handler for Panics {
-        fn opened(&mut self, _: &mut Line<'_>) {
+        fn opened(&mut self, _: &mut Connection<'_>) {
             self.called("opened");
         }
-        fn message(&mut self, _: &mut Line<'_>, _: MessageRef<'_>) {
+        fn message(&mut self, _: &mut Connection<'_>, _: MessageRef<'_>) {
             self.called("message");
         }
         fn disconnected(&mut self, _: &tautline::Disconnect) {
@@ -459,7 +464,7 @@ fn a_panic_in_any_call_of_the_handler_is_its_last_call() {
             self.called("stopped");
         }
     }
-    let venue = Venue::start(|peer| match peer.number() % 2 {
+    let server = TestServer::start(|peer| match peer.number() % 2 {
         0 => peer.refuse(503, "", ""),
         _ => {
             peer.upgrade()?;
@@ -470,56 +475,56 @@ fn a_panic_in_any_call_of_the_handler_is_its_last_call() {
     });
     for what in ["dial_failed", "opened", "message", "disconnected"] {
         let calls = Arc::new(Mutex::new(Vec::new()));
-        let client = builder(&venue).start(Panics(what, Arc::clone(&calls))).expect("it starts");
+        let client = builder(&server).start_with(Panics(what, Arc::clone(&calls))).expect("it starts");
         let end = client.wait_closed(SOON).expect("the panic ends it");
         assert_eq!(end.kind(), ErrorKind::HandlerPanicked, "{what}");
         assert!(client.stop(SOON).is_clean(), "{what}");
         assert!(client.take_panic().is_some() && client.take_panic().is_none(), "{what}");
         assert_eq!(calls.lock().last(), Some(&what));
-        let ended_a_line = matches!(what, "opened" | "message");
-        assert_eq!(client.stats().drops.contains_key("handler_panicked"), ended_a_line, "{what}");
+        let ended_a_connection = matches!(what, "opened" | "message");
+        assert_eq!(client.stats().drops.contains_key("handler_panicked"), ended_a_connection, "{what}");
     }
     // In the last call of all there is nothing left to end.
-    let client = builder(&venue).start(Panics("stopped", Arc::default())).expect("it starts");
+    let client = builder(&server).start_with(Panics("stopped", Arc::default())).expect("it starts");
     assert!(client.stop(SOON).is_clean());
     assert!(client.take_panic().is_some());
 }
 
 #[test]
 fn a_client_that_its_own_handler_drops_does_not_wait_for_itself() {
-    struct Owns(Receiver<Client<Pushed>>, Sender<()>);
+    struct Owns(Receiver<Client<Push>>, Sender<()>);
     impl Handler for Owns {
-        fn message(&mut self, _: &mut Line<'_>, _: MessageRef<'_>) {
+        fn message(&mut self, _: &mut Connection<'_>, _: MessageRef<'_>) {
             drop(self.0.recv().expect("the test sends it"));
             self.1.send(()).expect("the test waits");
         }
     }
-    let venue = Venue::start(|peer| {
+    let server = TestServer::start(|peer| {
         peer.upgrade()?;
         peer.send_text("go")?;
         peer.echo()
     });
     let (give, given) = bounded(1);
     let (tell, told) = bounded(1);
-    let client = builder(&venue).start(Owns(given, tell)).expect("it starts");
+    let client = builder(&server).start_with(Owns(given, tell)).expect("it starts");
     give.send(client).map_err(drop).expect("the handler waits");
     assert_eq!(told.recv_timeout(SOON), Ok(()));
-    assert!(venue.wait_until_empty(SOON));
-    assert_eq!(venue.openings(), 1);
+    assert!(server.wait_until_empty(SOON));
+    assert_eq!(server.openings(), 1);
 }
 
 #[test]
 fn a_panic_after_a_stop_from_the_handler_is_not_lost() {
-    let venue = Venue::start(|peer| {
+    let server = TestServer::start(|peer| {
         peer.upgrade()?;
         peer.send_text("boom")?;
         peer.echo()
     });
-    let handler = |line: &mut Line<'_>, _: MessageRef<'_>| {
-        line.stop();
+    let handler = |connection: &mut Connection<'_>, _: MessageRef<'_>| {
+        connection.stop();
         panic!("on purpose");
     };
-    let client = builder(&venue).start(handler).expect("it starts");
+    let client = builder(&server).start_with(handler).expect("it starts");
     assert_eq!(client.wait_closed(SOON).map(|end| end.kind()), Some(ErrorKind::HandlerPanicked));
     assert!(client.take_panic().is_some());
     assert!(client.stop(SOON).is_clean());
@@ -527,14 +532,14 @@ fn a_panic_after_a_stop_from_the_handler_is_not_lost() {
 
 #[test]
 fn a_client_dropped_during_a_panic_stops_quietly() {
-    let venue = echo(Venue::builder());
-    let url = venue.url();
+    let server = echo(TestServer::builder());
+    let url = server.url();
     let panicking = thread::spawn(move || {
         let _client = Client::builder(url).connect().expect("it opens");
         panic!("on purpose");
     });
     assert!(panicking.join().is_err());
-    assert!(venue.wait_until_empty(SOON));
+    assert!(server.wait_until_empty(SOON));
 }
 
 /// Something of the program's in a thread-local of one of the threads, that takes a while to drop: a log's guard, a pool's connection.
@@ -554,13 +559,15 @@ thread_local! {
 #[test]
 fn a_stop_is_not_late_because_of_what_a_thread_drops_last() {
     let (release, held) = bounded(0);
-    let venue = echo(Venue::builder());
-    let client =
-        builder(&venue).on_thread_start(move |_| KEPT.set(Some(SlowToDrop(held.clone())))).connect().expect("it opens");
+    let server = echo(TestServer::builder());
+    let client = builder(&server)
+        .on_thread_start(move |_| KEPT.set(Some(SlowToDrop(held.clone()))))
+        .connect()
+        .expect("it opens");
     let began = Instant::now();
     let report = client.stop(300 * MS);
     assert!(began.elapsed() < SOON, "it was waited for: {report}");
-    assert!(report.threads().iter().all(|thread| thread.outcome == Outcome::Late), "{report}");
+    assert!(report.threads().iter().all(|thread| thread.outcome == ThreadOutcome::TimedOut), "{report}");
     assert_eq!(client.live_threads(), 2);
     drop(release);
     assert!(client.stop(SOON).is_clean());
@@ -572,15 +579,15 @@ fn dials_do_not_wait_for_what_the_thread_of_an_earlier_lookup_drops_last() {
     let (release, held) = bounded(0);
     let lookups = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&lookups);
-    let client = Client::builder("ws://venue.example:1/")
+    let client = Client::builder("ws://server.example:1/")
         .resolver(move |_: &str, port| {
             counted.fetch_add(1, Ordering::SeqCst);
             KEPT.set(Some(SlowToDrop(held.clone())));
             Ok(vec![([127, 0, 0, 1], port).into()])
         })
-        .retry_min(MS)
-        .retry_max(MS)
-        .start(silent())
+        .retry_delay_min(MS)
+        .retry_delay_max(MS)
+        .start_with(silent())
         .expect("it starts");
     until("it dials again", || lookups.load(Ordering::SeqCst) >= 3);
     let began = Instant::now();
@@ -592,9 +599,9 @@ fn dials_do_not_wait_for_what_the_thread_of_an_earlier_lookup_drops_last() {
 }
 
 #[test]
-fn a_maker_of_pings_that_hangs_keeps_no_line_open() {
+fn a_maker_of_pings_that_hangs_keeps_no_connection_open() {
     for by in [By::Stop, By::Drop] {
-        let venue = Venue::start(|peer| {
+        let server = TestServer::start(|peer| {
             peer.upgrade()?;
             peer.drain()
         });
@@ -605,7 +612,7 @@ fn a_maker_of_pings_that_hangs_keeps_no_line_open() {
             assert!(held.recv().is_err());
             "ping".to_owned()
         };
-        let settings = builder(&venue).app_ping(AppPing::made_by(make, MS)).drop_within(300 * MS);
+        let settings = builder(&server).app_ping(AppPing::made_by(make, MS)).drop_timeout(300 * MS);
         let client = settings.connect().expect("it opens");
         told.recv_timeout(SOON).expect("a ping is made");
         let stopper = client.stopper();
@@ -613,8 +620,8 @@ fn a_maker_of_pings_that_hangs_keeps_no_line_open() {
             By::Stop => client.stop(300 * MS),
             By::Drop => end(client, by).1,
         };
-        // It still hangs, and the line is over all the same.
-        assert!(venue.wait_until_empty(SOON), "by {by:?}: {report}");
+        // It still hangs, and the connection is over all the same.
+        assert!(server.wait_until_empty(SOON), "by {by:?}: {report}");
         drop(release);
         assert!(stopper.stop(SOON).is_clean());
     }
@@ -622,18 +629,18 @@ fn a_maker_of_pings_that_hangs_keeps_no_line_open() {
 
 #[test]
 fn a_handler_that_waits_for_the_end_keeps_nothing_from_it() {
-    let venue = Venue::start(|peer| {
+    let server = TestServer::start(|peer| {
         peer.upgrade()?;
         peer.send_text("go")?;
         peer.drain()
     });
-    let (give, given) = bounded::<std::sync::Weak<Client<Pushed>>>(1);
+    let (give, given) = bounded::<std::sync::Weak<Client<Push>>>(1);
     let (tell, told) = bounded(1);
-    let handler = move |_: &mut Line<'_>, _: MessageRef<'_>| {
+    let handler = move |_: &mut Connection<'_>, _: MessageRef<'_>| {
         let client = given.recv().expect("the test sends it").upgrade().expect("the test keeps it");
         tell.send(client.wait_closed(HOUR).map(|end| end.kind())).expect("the test waits");
     };
-    let client = Arc::new(builder(&venue).close_within(20 * MS).start(handler).expect("it starts"));
+    let client = Arc::new(builder(&server).close_timeout(20 * MS).start_with(handler).expect("it starts"));
     give.send(Arc::downgrade(&client)).expect("the handler waits");
     assert_eq!(told.recv_timeout(SOON), Ok(None), "it has not ended");
     assert!(client.stop(SOON).is_clean());
@@ -641,13 +648,13 @@ fn a_handler_that_waits_for_the_end_keeps_nothing_from_it() {
 
 #[test]
 fn a_stop_without_a_budget_says_goodbye_all_the_same() {
-    // Over TLS what the venue has sent beside messages may lie unread, and severing then resets, which takes the close frame along.
+    // Over TLS what the server has sent beside messages may lie unread, and aborting then resets, which takes the close frame along.
     for budget in [Duration::ZERO, MS] {
         for _ in 0..10 {
-            let venue = echo(Venue::builder());
-            let client = builder(&venue).connect().expect("it opens");
+            let server = echo(TestServer::builder());
+            let client = builder(&server).connect().expect("it opens");
             client.stop(budget);
-            assert!(venue.wait_for_close(SOON), "nothing was said in {budget:?}");
+            assert!(server.wait_for_close(SOON), "nothing was said in {budget:?}");
         }
     }
 }
@@ -655,16 +662,16 @@ fn a_stop_without_a_budget_says_goodbye_all_the_same() {
 #[test]
 fn a_later_stop_leaves_the_polite_end_most_of_its_own_budget() {
     let (go, gone) = bounded::<()>(0);
-    let venue = Venue::start(move |peer| {
+    let server = TestServer::start(move |peer| {
         peer.upgrade()?;
         while !matches!(peer.receive()?, Received::Close(..)) {}
         // Its answer is under way while somebody loses patience.
         assert!(gone.recv().is_err());
         peer.close(1000, "")
     });
-    let client = builder(&venue).close_within(HOUR).connect().expect("it opens");
-    client.stopper().signal();
-    assert!(venue.wait_for_close(SOON));
+    let client = builder(&server).close_timeout(HOUR).connect().expect("it opens");
+    client.stopper().request_stop();
+    assert!(server.wait_for_close(SOON));
     // Longer than what a stop keeps back at most, so that the time since the signal would count for more than this stop's own.
     thread::sleep(300 * MS);
     thread::scope(|scope| {
@@ -679,8 +686,8 @@ fn a_later_stop_leaves_the_polite_end_most_of_its_own_budget() {
 
 #[test]
 fn stop_is_idempotent_and_closed_is_final() {
-    let venue = echo(Venue::builder());
-    let settings = builder(&venue);
+    let server = echo(TestServer::builder());
+    let settings = builder(&server);
     let client = settings.clone().connect().expect("it opens");
     for _ in 0..3 {
         assert!(client.stop(SOON).is_clean());
@@ -693,8 +700,8 @@ fn stop_is_idempotent_and_closed_is_final() {
 
 #[test]
 fn a_stopped_client_tells_its_end_once_and_its_events_end() {
-    let venue = echo(Venue::builder());
-    let client = builder(&venue).connect().expect("it opens");
+    let server = echo(TestServer::builder());
+    let client = builder(&server).connect().expect("it opens");
     assert!(client.stop(SOON).is_clean());
     let mut events = client.events();
     opened(&mut events);
@@ -709,11 +716,11 @@ fn a_stopped_client_tells_its_end_once_and_its_events_end() {
 fn wait_open_hears_of_a_stop() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("an address");
-    let client = Client::builder(format!("ws://{address}/")).start(silent()).expect("it starts");
+    let client = Client::builder(format!("ws://{address}/")).start_with(silent()).expect("it starts");
     let (socket, _) = listener.accept().expect("it dials");
     thread::scope(|scope| {
         let waiting = scope.spawn(|| client.wait_open(Duration::from_secs(3600)));
-        client.stopper().signal();
+        client.stopper().request_stop();
         let began = Instant::now();
         assert_eq!(waiting.join().expect("it does not panic").map_err(|error| error.kind()), Err(ErrorKind::Stopped));
         assert!(began.elapsed() < SOON);

@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-use tautline::testing::{Venue, VenueBuilder};
+use tautline::testing::{TestServer, TestServerBuilder};
 use tautline::{Builder, Client, Disconnect, Event, Events, Message, Opened};
 
 /// Long enough for any event on a busy machine; a test that passes never waits for it.
@@ -11,13 +11,13 @@ pub(crate) const SOON: Duration = Duration::from_secs(10);
 
 pub(crate) const MS: Duration = Duration::from_millis(1);
 
-/// A client of the venue that trusts its certificate and retries fast.
-pub(crate) fn builder(venue: &Venue) -> Builder {
-    Client::builder(venue.url()).tls_root(Venue::root_pem()).retry_min(MS).retry_max(5 * MS)
+/// A client of the server that trusts its certificate and retries fast.
+pub(crate) fn builder(server: &TestServer) -> Builder {
+    Client::builder(server.url()).tls_root(TestServer::root_pem()).retry_delay_min(MS).retry_delay_max(5 * MS)
 }
 
-/// A venue that sends back what it gets, for as long as it is asked to.
-pub(crate) fn echo(builder: VenueBuilder) -> Venue {
+/// A server that sends back what it gets, for as long as it is asked to.
+pub(crate) fn echo(builder: TestServerBuilder) -> TestServer {
     builder.start(|peer| {
         peer.upgrade()?;
         peer.echo()
@@ -28,7 +28,7 @@ pub(crate) fn echo(builder: VenueBuilder) -> Venue {
 pub(crate) fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     let deadline = Instant::now() + SOON;
     while !is_so() {
-        assert!(Instant::now() < deadline, "{what}: not within {SOON:?}");
+        assert!(Instant::now() < deadline, "{what}: not timeout {SOON:?}");
         std::thread::yield_now();
     }
 }
@@ -40,7 +40,7 @@ pub(crate) fn skipped(why: &str) {
 
 /// The next event.
 pub(crate) fn next(events: &mut Events<'_>) -> Event {
-    events.next_within(SOON).expect("an event comes")
+    events.next_timeout(SOON).expect("an event comes")
 }
 
 /// The next event, which has to be an opening.
@@ -59,19 +59,19 @@ pub(crate) fn message(events: &mut Events<'_>) -> Message {
     }
 }
 
-/// The next event that is not a message, which has to be the end of a line.
+/// The next event that is not a message, which has to be the end of a connection.
 pub(crate) fn disconnected(events: &mut Events<'_>) -> Disconnect {
     loop {
         match next(events) {
             Event::Disconnected(disconnect) => return disconnect,
-            Event::Message(_) | Event::Lag(_) => {}
-            other => panic!("expected the end of a line, got {other:?}"),
+            Event::Message(_) | Event::Lagged(_) => {}
+            other => panic!("expected the end of a connection, got {other:?}"),
         }
     }
 }
 
 /// Runs a test plain and over TLS.
-pub(crate) fn plain_and_tls(test: impl Fn(fn() -> VenueBuilder)) {
-    test(Venue::builder);
-    test(|| Venue::builder().tls());
+pub(crate) fn plain_and_tls(test: impl Fn(fn() -> TestServerBuilder)) {
+    test(TestServer::builder);
+    test(|| TestServer::builder().tls());
 }

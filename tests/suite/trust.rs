@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use tautline::testing::Venue;
+use tautline::testing::TestServer;
 use tautline::{Builder, Client};
 
 use crate::openssl::{Server, certificate};
@@ -10,11 +10,11 @@ use crate::support::{MS, opened};
 
 /// A client of a server that answers no close frame.
 fn builder(port: u16) -> Builder {
-    Client::builder(format!("wss://localhost:{port}/")).tls_root(Venue::root_pem()).close_within(50 * MS)
+    Client::builder(format!("wss://localhost:{port}/")).tls_root(TestServer::root_pem()).close_timeout(50 * MS)
 }
 
 fn opens(builder: &Builder, server: &mut Server) {
-    let client = builder.clone().start_pulled().expect("it starts");
+    let client = builder.clone().start().expect("it starts");
     server.accept();
     opened(&mut client.events());
 }

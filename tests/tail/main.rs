@@ -27,7 +27,7 @@ mod conversation {
     use std::time::Duration;
 
     use serde_json::{Value, json};
-    use tautline::testing::{Received, Venue};
+    use tautline::testing::{Received, TestServer};
 
     /// Set for a child that is to be `tail`.
     pub(crate) const ROLE: &str = "TAUTLINE_IS_TAIL";
@@ -96,11 +96,11 @@ mod conversation {
         let last = objects.last().expect("it says how it ended");
         assert_eq!((&last["event"], &last["clean"]), (&json!("stopped"), &json!(true)), "{objects:?}");
         let threads = last["threads"].as_array().expect("the threads");
-        assert!(threads.iter().any(|thread| thread["name"] == "tautline-reader" && thread["ended"] == true), "{last}");
+        assert!(threads.iter().any(|thread| thread["name"] == "taut-reader" && thread["ended"] == true), "{last}");
     }
 
     fn every_event_is_an_object_and_the_end_comes_last() {
-        let venue = Venue::start(|peer| {
+        let server = TestServer::start(|peer| {
             peer.upgrade_with("Sec-WebSocket-Protocol: v2\r\n")?;
             assert_eq!(peer.receive_message()?, Received::Text("hello".into()));
             peer.send_text("a \"quoted\" text")?;
@@ -109,7 +109,7 @@ mod conversation {
             peer.drain()
         });
         let (status, objects, _) =
-            run_to_end(&[&venue.url(), "--json", "--send", "hello", "--subprotocol", "v2", "--max-attempts", "1"]);
+            run_to_end(&[&server.url(), "--json", "--send", "hello", "--subprotocol", "v2", "--max-attempts", "1"]);
         assert_ends_clean(&objects);
         let told: Vec<_> = objects[..objects.len() - 1].iter().cloned().map(stripped).collect();
         let expected = [
@@ -124,8 +124,8 @@ mod conversation {
     }
 
     fn a_refusal_that_no_retry_mends_gives_up_at_once() {
-        let venue = Venue::start(|peer| peer.refuse(401, "", "no such key"));
-        let (status, objects, _) = run_to_end(&[&venue.url(), "--json"]);
+        let server = TestServer::start(|peer| peer.refuse(401, "", "no such key"));
+        let (status, objects, _) = run_to_end(&[&server.url(), "--json"]);
         assert_eq!(kinds(&objects), ["gave_up", "stopped"]);
         let gave_up = json!({"event": "gave_up", "kind": "http", "status": 401, "body": "no such key"});
         assert_eq!(stripped(objects[0].clone()), gave_up);
@@ -134,9 +134,9 @@ mod conversation {
     }
 
     fn the_last_failed_dial_is_told_as_giving_up() {
-        let venue = Venue::start(|peer| peer.refuse(503, "", ""));
-        let arguments = ["--json", "--max-attempts", "3", "--retry-min", "1ms", "--retry-max", "1ms"];
-        let (status, objects, _) = run_to_end(&[&[venue.url().as_str()], &arguments[..]].concat());
+        let server = TestServer::start(|peer| peer.refuse(503, "", ""));
+        let arguments = ["--json", "--max-attempts", "3", "--retry-delay-min", "1ms", "--retry-delay-max", "1ms"];
+        let (status, objects, _) = run_to_end(&[&[server.url().as_str()], &arguments[..]].concat());
         assert_eq!(kinds(&objects), ["dial_failed", "dial_failed", "gave_up", "stopped"]);
         assert_eq!(stripped(objects[1].clone()), json!({"event": "dial_failed", "attempt": 2, "kind": "http"}));
         assert!(objects[1]["retry_in_ms"].is_u64() && objects[1]["detail"].is_string());
@@ -166,12 +166,12 @@ mod conversation {
 
     fn a_signal_ends_the_line_politely() {
         for which in [rustix::process::Signal::INT, rustix::process::Signal::TERM] {
-            let venue = Venue::start(|peer| {
+            let server = TestServer::start(|peer| {
                 peer.upgrade()?;
                 peer.send_text("tick")?;
                 peer.echo()
             });
-            let mut child = tail(&[&venue.url(), "--json"]).spawn().expect("it starts");
+            let mut child = tail(&[&server.url(), "--json"]).spawn().expect("it starts");
             let mut lines = lines_of(&mut child);
             read_until("message", &mut lines);
             signal(&child, which);
@@ -180,8 +180,8 @@ mod conversation {
             assert_eq!((&rest[0]["kind"], &rest[0]["retry_in_ms"]), (&json!("stopped"), &Value::Null));
             assert_ends_clean(&rest);
             assert_eq!(child.wait().expect("it ends").code(), Some(0));
-            assert!(venue.wait_until_empty(SOON));
-            assert_eq!(venue.closes(), [Some(1000)]);
+            assert!(server.wait_until_empty(SOON));
+            assert_eq!(server.closes(), [Some(1000)]);
         }
     }
 
@@ -194,7 +194,7 @@ mod conversation {
             (&["wss://127.0.0.1:1/", "--ca", not_a_root], "--ca"),
             (&["ws://127.0.0.1:1/", "--for", "soon"], "--for"),
             (&["ws://127.0.0.1:1/", "--count", "0"], "--count"),
-            (&["ws://127.0.0.1:1/", "--ping-every", "0s"], "ping_every"),
+            (&["ws://127.0.0.1:1/", "--ping-interval", "0s"], "ping_interval"),
             (&["ws://127.0.0.1:1/", "--header", "X"], "NAME: VALUE"),
             (&["ws://127.0.0.1:1/", "--no-such-flag"], "--no-such-flag"),
         ] {
@@ -205,13 +205,13 @@ mod conversation {
     }
 
     fn lines_of_standard_input_are_sent_or_told_of() {
-        let venue = Venue::start(|peer| {
+        let server = TestServer::start(|peer| {
             peer.upgrade()?;
             peer.echo()
         });
         // For ever, as far as a clock can tell.
         let for_ever = "18446744073709551615s";
-        let mut child = tail(&[&venue.url(), "--json", "--stdin", "--count", "2", "--for", for_ever])
+        let mut child = tail(&[&server.url(), "--json", "--stdin", "--count", "2", "--for", for_ever])
             .stdin(Stdio::piped())
             .spawn()
             .expect("it starts");
@@ -228,12 +228,12 @@ mod conversation {
     }
 
     fn a_reader_that_goes_away_ends_it_politely() {
-        let venue = Venue::start(|peer| {
+        let server = TestServer::start(|peer| {
             peer.upgrade()?;
             while peer.send_text("tick").is_ok() {}
             Ok(())
         });
-        let mut child = tail(&[&venue.url(), "--close-within", "50ms"]).spawn().expect("it starts");
+        let mut child = tail(&[&server.url(), "--close-timeout", "50ms"]).spawn().expect("it starts");
         let mut first = [0; 5];
         let mut stdout = child.stdout.take().expect("it is piped");
         stdout.read_exact(&mut first).expect("a message comes");
@@ -242,38 +242,38 @@ mod conversation {
     }
 
     fn it_trusts_what_it_is_told_to() {
-        let venue = Venue::builder().tls().start(|peer| {
+        let server = TestServer::builder().tls().start(|peer| {
             peer.upgrade()?;
             peer.send_text("tick")?;
             peer.drain()
         });
         let roots = std::env::temp_dir().join(format!("tautline-tail-{}.pem", std::process::id()));
-        std::fs::write(&roots, Venue::root_pem()).expect("there is room for a file");
+        std::fs::write(&roots, TestServer::root_pem()).expect("there is room for a file");
         let path = roots.to_str().expect("it is UTF-8");
-        let url = venue.url();
+        let url = server.url();
         for trust in [&["--ca", path][..], &["--insecure"]] {
-            let arguments = [&[url.as_str(), "--json", "--count", "1", "--close-within", "50ms"], trust].concat();
+            let arguments = [&[url.as_str(), "--json", "--count", "1", "--close-timeout", "50ms"], trust].concat();
             let (status, objects, _) = run_to_end(&arguments);
             assert_eq!(kinds(&objects), ["opened", "message", "disconnected", "stopped"]);
             assert_eq!(status, 0);
         }
         std::fs::remove_file(&roots).expect("it is still there");
-        let (status, objects, _) = run_to_end(&[&venue.url(), "--json", "--retry-max", "1ms"]);
+        let (status, objects, _) = run_to_end(&[&server.url(), "--json", "--retry-delay-max", "1ms"]);
         assert_eq!((status, kinds(&objects)), (1, vec!["dial_failed", "gave_up", "stopped"]));
         assert_eq!(objects[1]["kind"], "tls");
     }
 
     fn messages_alone_go_to_standard_output_without_json() {
-        let venue = Venue::start(|peer| {
+        let server = TestServer::start(|peer| {
             peer.upgrade()?;
             peer.send_text("one")?;
             peer.send_text("two")?;
             peer.drain()
         });
         for (quiet, expected) in [(None, "one\ntwo\n"), (Some("--quiet"), "")] {
-            let url = venue.url();
+            let url = server.url();
             let arguments: Vec<&str> =
-                [url.as_str(), "--count", "2", "--close-within", "50ms"].into_iter().chain(quiet).collect();
+                [url.as_str(), "--count", "2", "--close-timeout", "50ms"].into_iter().chain(quiet).collect();
             let output = tail(&arguments).output().expect("it starts");
             assert_eq!(String::from_utf8_lossy(&output.stdout), expected);
             let told = String::from_utf8_lossy(&output.stderr);

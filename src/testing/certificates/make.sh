@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes the certificates of the scripted venue: a root, a leaf for localhost and the loopback addresses, and one for another host.
+# Makes the certificates of the scripted server: a root, a leaf for localhost and the loopback addresses, and one for another host.
 # They last for a hundred years and protect nothing: their keys are public.
 set -eu
 cd "$(dirname "$0")"

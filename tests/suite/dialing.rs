@@ -1,4 +1,4 @@
-//! From a URL to an open line, and everything that can go wrong on the way.
+//! From a URL to an open connection, and everything that can go wrong on the way.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -7,36 +7,38 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
-use tautline::testing::Venue;
+use tautline::testing::TestServer;
 use tautline::{Client, Error, ErrorKind};
 
 use crate::support::{MS, SOON, builder, disconnected, echo, message, opened, plain_and_tls, skipped};
 
-fn refused(venue: &Venue) -> Error {
-    builder(venue).dial_within(SOON).connect().expect_err("it is refused")
+fn refused(server: &TestServer) -> Error {
+    builder(server).connect_timeout(SOON).connect().expect_err("it is refused")
 }
 
 /// Dials with more and more time until the error names `step`: on a busy machine a small budget may run out at a step before it.
 fn ends_in_time(step: &str, dial: impl Fn(Duration) -> Error) {
-    let mut within = 80 * MS;
+    let mut timeout = 80 * MS;
     loop {
         let began = Instant::now();
-        let error = dial(within);
+        let error = dial(timeout);
         let took = began.elapsed();
-        assert_eq!((error.kind(), error.budget()), (ErrorKind::Timeout, Some("dial_within")), "{error}");
-        assert!(took >= within && took < within + SOON, "{took:?} of {within:?}: {error}");
+        assert_eq!((error.kind(), error.budget()), (ErrorKind::Timeout, Some("connect_timeout")), "{error}");
+        assert!(took >= timeout && took < timeout + SOON, "{took:?} of {timeout:?}: {error}");
         if error.to_string().contains(step) {
             return;
         }
-        within *= 2;
-        assert!(within <= SOON, "never came to {step}: {error}");
+        timeout *= 2;
+        assert!(timeout <= SOON, "never came to {step}: {error}");
     }
 }
 
 #[test]
 fn a_dial_that_stalls_at_any_step_ends_at_its_deadline_and_names_the_step() {
-    let url = |url: String| move |within| Client::builder(&url).dial_within(within).connect().expect_err("it stalls");
-    let to = |venue: Venue| move |within| builder(&venue).dial_within(within).connect().expect_err("it stalls");
+    let url =
+        |url: String| move |timeout| Client::builder(&url).connect_timeout(timeout).connect().expect_err("it stalls");
+    let to =
+        |server: TestServer| move |timeout| builder(&server).connect_timeout(timeout).connect().expect_err("it stalls");
     // TCP: the queue is full.
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     socket2::SockRef::from(&listener).listen(0).expect("it listens");
@@ -45,65 +47,65 @@ fn a_dial_that_stalls_at_any_step_ends_at_its_deadline_and_names_the_step() {
     ends_in_time("connecting to", url(format!("ws://{address}/")));
     drop(filler);
     // TLS and upgrade: nobody answers, or too little, or too slowly.
-    let silent = Venue::start(|peer| peer.stall());
+    let silent = TestServer::start(|peer| peer.stall());
     ends_in_time("upgrade with", url(silent.url()));
     ends_in_time("TLS handshake with", url(silent.url().replace("ws://", "wss://")));
     for bytes in [1, 100, 700] {
-        let venue = Venue::builder().tls().tls_stalls_after(bytes);
-        ends_in_time("TLS handshake with", to(venue.start(|peer| peer.upgrade().map(drop))));
+        let server = TestServer::builder().tls().tls_stalls_after(bytes);
+        ends_in_time("TLS handshake with", to(server.start(|peer| peer.upgrade().map(drop))));
     }
-    let venue = Venue::builder().tls().trickles_every(10 * MS);
-    ends_in_time("TLS handshake with", to(venue.start(|peer| peer.upgrade().map(drop))));
-    plain_and_tls(|builder_of_venue| {
-        let venue = builder_of_venue().start(|peer| {
+    let server = TestServer::builder().tls().trickles_every(10 * MS);
+    ends_in_time("TLS handshake with", to(server.start(|peer| peer.upgrade().map(drop))));
+    plain_and_tls(|server_builder| {
+        let server = server_builder().start(|peer| {
             peer.read_request()?;
             peer.trickle(&b"HTTP/1.1 101 Switching Protocols\r\nX-Endless: ".repeat(100), 5 * MS)
         });
-        ends_in_time("upgrade with", to(venue));
+        ends_in_time("upgrade with", to(server));
     });
     // Resolving: the lookup hangs.
     let (release, held) = bounded::<()>(0);
-    ends_in_time("resolving venue.example", move |within| {
+    ends_in_time("resolving server.example", move |timeout| {
         let held = held.clone();
         let resolver = move |_: &str, _: u16| {
             assert!(held.recv().is_err());
             Err(io::Error::other("too late"))
         };
-        let builder = Client::builder("ws://venue.example/").resolver(resolver);
-        builder.dial_within(within).connect().expect_err("it hangs")
+        let builder = Client::builder("ws://server.example/").resolver(resolver);
+        builder.connect_timeout(timeout).connect().expect_err("it hangs")
     });
     drop(release);
 }
 
 #[test]
 fn a_lookup_that_hangs_is_asked_again_by_the_next_dial_and_not_started_twice() {
-    let venue = echo(Venue::builder());
-    let address = venue.address();
+    let server = echo(TestServer::builder());
+    let address = server.address();
     let (release, held) = bounded::<()>(0);
     let lookups = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&lookups);
     let resolver = move |host: &str, port: u16| {
-        assert_eq!((host, port), ("venue.example", 80));
+        assert_eq!((host, port), ("server.example", 80));
         counted.fetch_add(1, Ordering::SeqCst);
         assert!(held.recv().is_err());
         Ok(vec![address])
     };
-    let client = Client::builder("ws://venue.example/")
+    let client = Client::builder("ws://server.example/")
         .resolver(resolver)
-        .dial_within(20 * MS)
-        .retry_min(MS)
-        .retry_max(5 * MS)
-        .start_pulled()
+        .connect_timeout(20 * MS)
+        .retry_delay_min(MS)
+        .retry_delay_max(5 * MS)
+        .start()
         .expect("it starts");
     let mut events = client.events();
     for _ in 0..3 {
-        assert!(matches!(events.next_within(SOON), Ok(tautline::Event::DialFailed(_))));
+        assert!(matches!(events.next_timeout(SOON), Ok(tautline::Event::DialFailed(_))));
         assert!(client.live_threads() <= 3);
     }
     assert_eq!(lookups.load(Ordering::SeqCst), 1);
     drop(release);
     loop {
-        match events.next_within(SOON).expect("it opens") {
+        match events.next_timeout(SOON).expect("it opens") {
             tautline::Event::Opened(_) => break,
             tautline::Event::DialFailed(_) => {}
             other => panic!("{other:?}"),
@@ -113,14 +115,14 @@ fn a_lookup_that_hangs_is_asked_again_by_the_next_dial_and_not_started_twice() {
 
 #[test]
 fn a_refused_address_starts_the_next_at_once() {
-    let venue = echo(Venue::builder());
-    let alive = venue.address();
+    let server = echo(TestServer::builder());
+    let alive = server.address();
     // Ports that nobody listens on any more.
     let dead: Vec<SocketAddr> = (0..5)
         .map(|_| TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port"))
         .collect();
     let resolver = move |_: &str, _: u16| Ok(dead.iter().copied().chain([alive]).collect());
-    let client = Client::builder("ws://venue.example/").resolver(resolver).connect().expect("the last answers");
+    let client = Client::builder("ws://server.example/").resolver(resolver).connect().expect("the last answers");
     let mut events = client.events();
     let opened = opened(&mut events);
     assert_eq!(opened.peer, alive);
@@ -129,15 +131,15 @@ fn a_refused_address_starts_the_next_at_once() {
 
 #[test]
 fn an_address_that_does_not_answer_is_passed_after_the_stagger() {
-    let venue = echo(Venue::builder());
-    let alive = venue.address();
+    let server = echo(TestServer::builder());
+    let alive = server.address();
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     socket2::SockRef::from(&listener).listen(0).expect("it listens");
     let hole = listener.local_addr().expect("an address");
     let filler = std::net::TcpStream::connect(hole).expect("the first has room");
     let resolver = move |_: &str, _: u16| Ok(vec![hole, alive]);
     let began = Instant::now();
-    let client = Client::builder("ws://venue.example/").resolver(resolver).connect().expect("the second answers");
+    let client = Client::builder("ws://server.example/").resolver(resolver).connect().expect("the second answers");
     assert!(began.elapsed() >= 200 * MS);
     assert_eq!(opened(&mut client.events()).peer, alive);
     drop(filler);
@@ -157,7 +159,7 @@ fn names_that_do_not_resolve() {
     let failing = |_: &str, _: u16| Err(io::Error::other("no such host"));
     let panicking = |_: &str, _: u16| -> io::Result<Vec<SocketAddr>> { panic!("on purpose") };
     let dial = |builder: tautline::Builder| builder.connect().expect_err("it does not resolve").kind();
-    let start = || Client::builder("ws://venue.example/");
+    let start = || Client::builder("ws://server.example/");
     assert_eq!(dial(start().resolver(empty)), ErrorKind::Resolve);
     assert_eq!(dial(start().resolver(failing)), ErrorKind::Resolve);
     assert_eq!(dial(start().resolver(panicking)), ErrorKind::Resolve);
@@ -165,48 +167,48 @@ fn names_that_do_not_resolve() {
 
 #[test]
 fn lies_in_the_upgrade_are_refused_before_opened_fires() {
-    plain_and_tls(|builder_of_venue| {
+    plain_and_tls(|server_builder| {
         for lie in ["Sec-WebSocket-Extensions: permessage-deflate\r\n", "Sec-WebSocket-Protocol: unasked\r\n"] {
-            let venue = builder_of_venue().start(move |peer| {
+            let server = server_builder().start(move |peer| {
                 peer.upgrade_with(lie)?;
                 peer.echo()
             });
-            assert_eq!(refused(&venue).kind(), ErrorKind::Upgrade);
+            assert_eq!(refused(&server).kind(), ErrorKind::Upgrade);
         }
-        let venue = builder_of_venue().start(|peer| {
+        let server = server_builder().start(|peer| {
             let request = peer.read_request()?;
             peer.write(request.acceptance("").replace("Sec-WebSocket-Accept: ", "Sec-WebSocket-Accept: x").as_bytes())?;
             peer.echo()
         });
-        assert_eq!(refused(&venue).kind(), ErrorKind::Upgrade);
-        let venue = builder_of_venue().start(|peer| {
+        assert_eq!(refused(&server).kind(), ErrorKind::Upgrade);
+        let server = server_builder().start(|peer| {
             peer.read_request()?;
             peer.write(b"SSH-2.0-OpenSSH_9.2\r\n")?;
             peer.drain()
         });
-        assert_eq!(refused(&venue).kind(), ErrorKind::Upgrade);
-        let venue = builder_of_venue().start(|_| Ok(()));
-        assert!(matches!(refused(&venue).kind(), ErrorKind::Upgrade | ErrorKind::Io));
+        assert_eq!(refused(&server).kind(), ErrorKind::Upgrade);
+        let server = server_builder().start(|_| Ok(()));
+        assert!(matches!(refused(&server).kind(), ErrorKind::Upgrade | ErrorKind::Io));
     });
 }
 
 #[test]
 fn an_endless_head_is_refused() {
-    let venue = Venue::start(|peer| {
+    let server = TestServer::start(|peer| {
         peer.read_request()?;
         peer.write(b"HTTP/1.1 101 Switching Protocols\r\nX: ")?;
         loop {
             peer.write(&[b'x'; 4096])?;
         }
     });
-    let error = refused(&venue);
+    let error = refused(&server);
     assert_eq!(error.kind(), ErrorKind::Upgrade);
     assert!(error.to_string().contains("64 KiB"), "{error}");
 }
 
 #[test]
 fn subprotocols_headers_and_interim_answers() {
-    let venue = Venue::start(|peer| {
+    let server = TestServer::start(|peer| {
         let request = peer.read_request()?;
         peer.write(b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n")?;
         peer.write(request.acceptance("Sec-WebSocket-Protocol: v2\r\nX-Region: tokyo\r\n").as_bytes())?;
@@ -217,7 +219,7 @@ fn subprotocols_headers_and_interim_answers() {
         peer.send_text(&format!("{} {}", request.path, seen.join("|")))?;
         peer.echo()
     });
-    let url = format!("{}stream?x=1", venue.url());
+    let url = format!("{}stream?x=1", server.url());
     let client = Client::builder(url)
         .header("X-Key", "k")
         .header("User-Agent", "bot")
@@ -229,76 +231,76 @@ fn subprotocols_headers_and_interim_answers() {
     let opened = opened(&mut events);
     assert_eq!(opened.subprotocol.as_deref(), Some("v2"));
     assert_eq!(opened.headers.get("x-region").and_then(|value| value.to_str().ok()), Some("tokyo"));
-    assert_eq!(message(&mut events).into_text().ok(), Some(format!("/stream?x=1 v1, v2|k|{}|bot", venue.address())));
+    assert_eq!(message(&mut events).into_text().ok(), Some(format!("/stream?x=1 v1, v2|k|{}|bot", server.address())));
 }
 
 #[test]
 fn a_certificate_of_an_unknown_root_ends_the_client_at_the_second_dial() {
-    let venue = Venue::builder().tls().start(|peer| peer.upgrade().map(drop));
-    let client = Client::builder(venue.url()).retry_min(MS).start_pulled().expect("it starts");
+    let server = TestServer::builder().tls().start(|peer| peer.upgrade().map(drop));
+    let client = Client::builder(server.url()).retry_delay_min(MS).start().expect("it starts");
     let events: Vec<_> = client.events().collect();
     assert_eq!(events.len(), 3, "{events:?}");
-    let reason = client.end().expect("it has ended");
+    let reason = client.stop_reason().expect("it has ended");
     assert!(
         reason.kind() == ErrorKind::Tls && reason.is_verification_failure() && !reason.is_retryable(),
         "{reason:?}"
     );
-    assert_eq!(venue.connections(), 2);
+    assert_eq!(server.connections(), 2);
 }
 
 #[test]
 fn a_certificate_that_is_refused_now_and_then_ends_nobody() {
-    let stranger = echo(Venue::builder().tls_for_a_stranger());
-    let good = Venue::builder().tls().start(|peer| peer.upgrade().map(drop));
-    let client = builder(&stranger).or_endpoint(good.url()).start_pulled().expect("it starts");
-    assert!(good.wait_for_openings(3, SOON), "{:?}", client.end());
+    let stranger = echo(TestServer::builder().tls_for_a_stranger());
+    let good = TestServer::builder().tls().start(|peer| peer.upgrade().map(drop));
+    let client = builder(&stranger).add_endpoint(good.url()).start().expect("it starts");
+    assert!(good.wait_for_openings(3, SOON), "{:?}", client.stop_reason());
     assert!(stranger.connections() >= 2);
     assert!(client.stop(SOON).is_clean());
 }
 
 #[test]
 fn refused_certificates_with_another_failure_between_them_are_not_in_a_row() {
-    let stranger = echo(Venue::builder().tls_for_a_stranger());
+    let stranger = echo(TestServer::builder().tls_for_a_stranger());
     let urls = [stranger.url(), "ws://127.0.0.1:1/".to_owned()];
     let dials = AtomicUsize::new(0);
-    let client = Client::builder_asking(move |_| Ok(urls[dials.fetch_add(1, Ordering::Relaxed) % 2].as_str().into()))
-        .tls_root(Venue::root_pem())
-        .retry_min(MS)
-        .retry_max(5 * MS)
-        .start_pulled()
+    let client = Client::builder_from_fn(move |_| Ok(urls[dials.fetch_add(1, Ordering::Relaxed) % 2].as_str().into()))
+        .tls_root(TestServer::root_pem())
+        .retry_delay_min(MS)
+        .retry_delay_max(5 * MS)
+        .start()
         .expect("it starts");
-    assert!(stranger.wait_for_connections(4, SOON), "{:?}", client.end());
+    assert!(stranger.wait_for_connections(4, SOON), "{:?}", client.stop_reason());
     assert!(client.stop(SOON).is_clean());
 }
 
 #[test]
 fn connect_does_not_wait_for_an_endpoint_closure_that_hangs() {
     let (release, held) = bounded::<()>(0);
-    let dial_within = 50 * MS;
+    let connect_timeout = 50 * MS;
     let began = Instant::now();
-    let error = Client::builder_asking(move |context| {
-        assert!(context.remaining() <= dial_within);
+    let error = Client::builder_from_fn(move |context| {
+        assert!(context.remaining() <= connect_timeout);
         assert!(held.recv().is_err());
         assert_eq!(context.remaining(), Duration::ZERO);
         Err("too late".into())
     })
-    .dial_within(dial_within)
-    .drop_within(360 * SOON)
+    .connect_timeout(connect_timeout)
+    .drop_timeout(360 * SOON)
     .connect()
     .expect_err("the closure hangs");
     assert!(began.elapsed() < SOON, "it was waited for");
-    assert_eq!((error.kind(), error.budget()), (ErrorKind::Timeout, Some("dial_within")));
+    assert_eq!((error.kind(), error.budget()), (ErrorKind::Timeout, Some("connect_timeout")));
     drop(release);
 }
 
 #[test]
 fn a_certificate_for_another_host_is_refused_unless_told_otherwise() {
-    let venue = echo(Venue::builder().tls_for_a_stranger());
-    let error = refused(&venue);
+    let server = echo(TestServer::builder().tls_for_a_stranger());
+    let error = refused(&server);
     assert!(error.is_verification_failure(), "{}", error.chain());
-    assert!(builder(&venue).danger_accept_invalid_hostnames().connect().is_ok());
+    assert!(builder(&server).danger_accept_invalid_hostnames().connect().is_ok());
     assert!(
-        Client::builder(venue.url())
+        Client::builder(server.url())
             .danger_accept_invalid_certificates()
             .danger_accept_invalid_hostnames()
             .connect()
@@ -315,10 +317,10 @@ fn settings_that_can_never_work_are_refused_before_anything_starts() {
         good().header("Host", "x"),
         good().header("X", "a\r\nb"),
         good().subprotocol("a b"),
-        good().dial_within(Duration::ZERO),
-        good().ping_every(Duration::ZERO),
+        good().connect_timeout(Duration::ZERO),
+        good().ping_interval(Duration::ZERO),
         good().max_attempts(0),
-        good().max_message(0),
+        good().max_message_size(0),
         good().queue_messages(0),
         good().tcp_keepalive(999 * MS),
         good().tcp_keepalive(Duration::from_secs(40_000)),
@@ -328,8 +330,8 @@ fn settings_that_can_never_work_are_refused_before_anything_starts() {
         good().tls_root("-----BEGIN CERTIFICATE-----\nnonsense\n-----END CERTIFICATE-----\n"),
         good().tls_root("neither PEM nor DER"),
         good().tls_identity_pem("nonsense", "nonsense"),
-        good().or_endpoint("nonsense"),
-        Client::builder_asking(|_| Err("never asked".into())).header("Upgrade", "x"),
+        good().add_endpoint("nonsense"),
+        Client::builder_from_fn(|_| Err("never asked".into())).header("Upgrade", "x"),
     ];
     for builder in bad {
         let error = builder.clone().connect().expect_err("it can never work");
@@ -345,35 +347,35 @@ fn ipv6_loopback_is_dialled_by_its_bracketed_address() {
         skipped("this machine has no IPv6 loopback");
         return;
     }
-    let venue = echo(Venue::builder().address(address));
-    assert!(venue.url().starts_with("ws://[::1]:"));
-    let client = builder(&venue).connect().expect("it opens");
-    assert_eq!(opened(&mut client.events()).peer, venue.address());
+    let server = echo(TestServer::builder().address(address));
+    assert!(server.url().starts_with("ws://[::1]:"));
+    let client = builder(&server).connect().expect("it opens");
+    assert_eq!(opened(&mut client.events()).peer, server.address());
 }
 
 #[test]
 fn a_body_that_stalls_does_not_eat_the_dial() {
-    let venue = Venue::start(|peer| {
+    let server = TestServer::start(|peer| {
         peer.read_request()?;
         peer.write(b"HTTP/1.1 503 Busy\r\nContent-Length: 4000\r\n\r\nsorry")?;
         peer.stall()
     });
     let began = Instant::now();
-    let error = builder(&venue).dial_within(Duration::from_secs(60)).connect().expect_err("it is refused");
+    let error = builder(&server).connect_timeout(Duration::from_secs(60)).connect().expect_err("it is refused");
     assert_eq!(error.refusal().map(|refusal| refusal.body.clone()), Some(b"sorry".to_vec()));
     assert!(began.elapsed() < SOON);
 }
 
 #[test]
 fn options_of_the_socket_and_a_client_certificate_are_used() {
-    let venue = Venue::builder().tls().start(|peer| {
+    let server = TestServer::builder().tls().start(|peer| {
         peer.upgrade()?;
         peer.send_text(&peer.address()?.ip().to_string())?;
         peer.echo()
     });
     let certificate = include_bytes!("../../src/testing/certificates/localhost.pem");
     let key = include_bytes!("../../src/testing/certificates/localhost.key");
-    let client = builder(&venue)
+    let client = builder(&server)
         .bind_address("127.0.0.2".parse().expect("an address"))
         .tcp_keepalive(SOON)
         .tcp_receive_buffer(64 * 1024)
@@ -395,15 +397,15 @@ fn an_address_of_the_other_family_than_the_bound_one_is_not_tried() {
 }
 
 #[test]
-fn a_venue_that_trickles_every_byte_is_a_venue_like_any_other() {
-    plain_and_tls(|builder_of_venue| {
-        let venue = echo(builder_of_venue().trickles_every(Duration::from_micros(5)));
-        let client = builder(&venue).dial_within(SOON).connect().expect("it opens");
+fn a_venue_that_trickles_every_byte_is_a_server_like_any_other() {
+    plain_and_tls(|server_builder| {
+        let server = echo(server_builder().trickles_every(Duration::from_micros(5)));
+        let client = builder(&server).connect_timeout(SOON).connect().expect("it opens");
         let mut events = client.events();
         opened(&mut events);
         let text = "x".repeat(200);
         for _ in 0..3 {
-            client.send_text(&text).expect("the line is open");
+            client.send_text(&text).expect("the connection is open");
             assert_eq!(message(&mut events).text(), Some(text.as_str()));
         }
         assert_eq!(client.epoch(), 1);
@@ -412,24 +414,24 @@ fn a_venue_that_trickles_every_byte_is_a_venue_like_any_other() {
 
 #[test]
 fn interim_answers_without_end_end_the_dial() {
-    let venue = Venue::start(|peer| {
+    let server = TestServer::start(|peer| {
         peer.read_request()?;
         let flood = "HTTP/1.1 100 Continue\r\n\r\n".repeat(4000);
         loop {
             peer.write(flood.as_bytes())?;
         }
     });
-    let error = builder(&venue).connect().expect_err("nobody has answered");
+    let error = builder(&server).connect().expect_err("nobody has answered");
     assert_eq!(error.kind(), ErrorKind::Upgrade, "{error}");
-    let client = builder(&venue).start_pulled().expect("it starts");
-    assert!(venue.wait_for_connections(2, SOON));
+    let client = builder(&server).start().expect("it starts");
+    assert!(server.wait_for_connections(2, SOON));
     assert!(client.stop(SOON).is_clean());
 }
 
 #[test]
 fn an_opening_is_seen_however_short_it_is() {
     for _ in 0..20 {
-        let venue = Venue::start(|peer| {
+        let server = TestServer::start(|peer| {
             if peer.number() > 0 {
                 return peer.stall();
             }
@@ -438,7 +440,7 @@ fn an_opening_is_seen_however_short_it_is() {
             bytes.extend_from_slice(&[0x88, 2, 0x03, 0xe8]);
             peer.write(&bytes)
         });
-        let client = builder(&venue).max_attempts(1).connect().expect("it has opened");
+        let client = builder(&server).max_attempts(1).connect().expect("it has opened");
         let mut events = client.events();
         opened(&mut events);
         disconnected(&mut events);
@@ -447,12 +449,12 @@ fn an_opening_is_seen_however_short_it_is() {
 
 #[test]
 fn a_refusal_in_http_1_0_is_a_refusal() {
-    let venue = Venue::start(|peer| {
+    let server = TestServer::start(|peer| {
         peer.read_request()?;
         peer.write(b"HTTP/1.0 401 Unauthorized\r\nRetry-After: 7\r\nContent-Length: 2\r\n\r\nno")?;
         peer.drain()
     });
-    let error = builder(&venue).connect().expect_err("it is refused");
+    let error = builder(&server).connect().expect_err("it is refused");
     assert_eq!(error.kind(), ErrorKind::Http);
     assert!(!error.is_retryable());
 }
