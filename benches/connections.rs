@@ -1,6 +1,7 @@
-//! One connection: how long it takes to open and to stop. AfterClose many connections in one process: how long they take to open, to answer, to come back after
-//! the server has dropped them all, and to stop, and what each of them holds. `cargo bench --bench connections [-- COUNT]`, 1,000 by default; the
-//! server is a process of its own.
+//! One connection: how long it takes to open and to stop. AfterClose many connections in one
+//! process: how long they take to open, to answer, to come back after the server has dropped them
+//! all, and to stop, and what each of them holds. `cargo bench --bench connections [-- COUNT]`,
+//! 1,000 by default; the server is a process of its own.
 
 use std::alloc::System;
 use std::io::{BufRead, BufReader, Write};
@@ -28,7 +29,8 @@ const EXCHANGES: usize = 10;
 fn main() {
     // Two descriptors a connection, and two more while it dials.
     let limit = getrlimit(Resource::Nofile);
-    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }).expect("the soft limit may be raised");
+    setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })
+        .expect("the soft limit may be raised");
     match std::env::var(SERVER).as_deref() {
         Ok(kind) => serve(kind == "tls"),
         _ => {
@@ -63,7 +65,10 @@ impl Server {
     fn start(is_tls: bool) -> Server {
         let own = std::env::current_exe().expect("this program has a path");
         let mut command = Command::new(own);
-        command.env(SERVER, if is_tls { "tls" } else { "plain" }).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command
+            .env(SERVER, if is_tls { "tls" } else { "plain" })
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
         let mut process = command.spawn().expect("the server's process can be started");
         let mut url = String::new();
         let output = process.stdout.take().expect("it is piped");
@@ -106,8 +111,11 @@ fn measure(count: usize, is_tls: bool) {
     let mut server = Server::start(is_tls);
     let (to, told) = channel();
     let tells = || Tells { to: to.clone(), answers: 0 };
-    let builder = Client::builder(server.url.as_str()).tls_root(TestServer::root_pem()).thread_stack_size(256 * 1024);
-    // Whatever the first connection of a process costs for good (the roots of TLS) is not a connection's.
+    let builder = Client::builder(server.url.as_str())
+        .tls_root(TestServer::root_pem())
+        .thread_stack_size(256 * 1024);
+    // Whatever the first connection of a process costs for good (the roots of TLS) is not a
+    // connection's.
     let first = builder.clone().start_with(tells()).expect("it starts");
     await_all(&told, 1, &mut 0, |told| matches!(told, Told::Opened));
     one(&server.url, &builder, is_tls);
@@ -115,8 +123,9 @@ fn measure(count: usize, is_tls: bool) {
     let mut threads = 0;
 
     let opening = Instant::now();
-    let clients: Vec<Client<Push>> =
-        (0..count).map(|_| builder.clone().start_with(tells()).expect("there are threads")).collect();
+    let clients: Vec<Client<Push>> = (0..count)
+        .map(|_| builder.clone().start_with(tells()).expect("there are threads"))
+        .collect();
     await_all(&told, count, &mut threads, |told| matches!(told, Told::Opened));
     let opened = opening.elapsed();
     let heap = (live_heap() - heap) / count;
@@ -136,7 +145,8 @@ fn measure(count: usize, is_tls: bool) {
 
     let stopping = Instant::now();
     clients.iter().for_each(|client| client.stopper().request_stop());
-    let clean = clients.iter().filter(|client| client.stop(Duration::from_secs(5)).is_clean()).count();
+    let clean =
+        clients.iter().filter(|client| client.stop(Duration::from_secs(5)).is_clean()).count();
     let stopped = stopping.elapsed();
     drop(first);
     println!(
@@ -149,11 +159,16 @@ fn measure(count: usize, is_tls: bool) {
     server.process.wait().expect("it is a child of ours");
 }
 
-/// One connection at a time, and beside it tungstenite's blocking client, which starts no thread. Both read the system's roots once, before.
+/// One connection at a time, and beside it tungstenite's blocking client, which starts no thread.
+/// Both read the system's roots once, before.
 fn one(url: &str, builder: &Builder, is_tls: bool) {
     let address = url.split('/').nth(2).expect("a URL has a host");
-    let root = native_tls::Certificate::from_pem(TestServer::root_pem()).expect("it is a certificate");
-    let connector = native_tls::TlsConnector::builder().disable_built_in_roots(true).add_root_certificate(root).build();
+    let root =
+        native_tls::Certificate::from_pem(TestServer::root_pem()).expect("it is a certificate");
+    let connector = native_tls::TlsConnector::builder()
+        .disable_built_in_roots(true)
+        .add_root_certificate(root)
+        .build();
     let connector = connector.expect("the settings are good");
     let (mut opened, mut stopped, mut theirs) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
@@ -189,10 +204,16 @@ fn one(url: &str, builder: &Builder, is_tls: bool) {
 }
 
 /// Waits for so many of a kind, and keeps the highest number of threads seen.
-fn await_all(told: &Receiver<Told>, count: usize, threads: &mut usize, is_kind: impl Fn(&Told) -> bool) {
+fn await_all(
+    told: &Receiver<Told>,
+    count: usize,
+    threads: &mut usize,
+    is_kind: impl Fn(&Told) -> bool,
+) {
     let mut left = count;
     while left > 0 {
-        let next = told.recv_timeout(Duration::from_secs(60)).expect("something happens timeout a minute");
+        let next =
+            told.recv_timeout(Duration::from_secs(60)).expect("something happens timeout a minute");
         left -= usize::from(is_kind(&next));
         if left % 100 == 0 {
             *threads = (*threads).max(field("Threads:"));

@@ -1,7 +1,10 @@
-//! This client as a driver for the load server: `driver echo URL N SIZE | firehose URL | paced URL` prints one connection of JSON.
+//! This client as a driver for the load server: `driver echo URL N SIZE | firehose URL | paced URL`
+//! prints one connection of JSON.
 //!
-//! Messages are taken by a handler on the reader thread; with `PULL=1` through `events()`, sends then come from another thread than the
-//! reader's; with `SPIN=1` the reader spins (`busy_poll`), with `STAMP=1` the kernel notes when it gets what comes (`kernel_timestamps`). `CA` names the root certificate. Times are CLOCK_MONOTONIC, CPU is that of the whole process.
+//! Messages are taken by a handler on the reader thread; with `PULL=1` through `events()`, sends
+//! then come from another thread than the reader's; with `SPIN=1` the reader spins (`busy_poll`),
+//! with `STAMP=1` the kernel notes when it gets what comes (`kernel_timestamps`). `CA` names the
+//! root certificate. Times are CLOCK_MONOTONIC, CPU is that of the whole process.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -10,7 +13,8 @@ use rustix::time::{ClockId, clock_gettime};
 use tautline::{Builder, Client, Connection, Error, ErrorKind, Event, Handler, MessageRef};
 
 fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
+    let arguments: Vec<String> =
+        std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let end = match words.as_slice() {
         ["echo", url, count, size] => match (count.parse(), size.parse()) {
@@ -34,7 +38,9 @@ fn run(url: &str, job: impl Job) -> Result<(), Error> {
     let mut builder = Client::builder(url).max_attempts(1);
     if url.starts_with("wss") {
         let file = std::env::var("CA").unwrap_or_else(|_| "certs/ca.pem".to_owned());
-        builder = builder.tls_root(std::fs::read(file).expect("CA names a readable file")).tls_only_given_roots();
+        builder = builder
+            .tls_root(std::fs::read(file).expect("CA names a readable file"))
+            .tls_only_given_roots();
     }
     if std::env::var_os("SPIN").is_some() {
         builder = builder.busy_poll();
@@ -76,7 +82,9 @@ impl<J: Job> Bench<J> {
     fn act(&self, next: Next, connection: &mut Connection<'_>) {
         match next {
             Next::Nothing => {}
-            Next::Send => drop(connection.send_text(self.0.payload()).map_err(|error| panic!("{error}"))),
+            Next::Send => {
+                drop(connection.send_text(self.0.payload()).map_err(|error| panic!("{error}")))
+            }
             Next::Stop => connection.stop(),
         }
     }
@@ -155,7 +163,10 @@ fn resident_kib() -> u64 {
 }
 
 fn percentile(sorted: &[u64], part: f64) -> u64 {
-    sorted.get(((sorted.len() as f64 * part) as usize).min(sorted.len().saturating_sub(1))).copied().unwrap_or(0)
+    sorted
+        .get(((sorted.len() as f64 * part) as usize).min(sorted.len().saturating_sub(1)))
+        .copied()
+        .unwrap_or(0)
 }
 
 /// Round trips one after the other; the first tenth warms up.
@@ -172,7 +183,14 @@ impl Echo {
     fn new(count: usize, size: usize) -> Self {
         let text = r#"{"op":"order","sym":"BTCUSDT","px":60123.45,"qty":0.0123,"id":1234567890},"#;
         let payload = text.chars().cycle().take(size).collect();
-        Echo { payload, count, done: 0, sent_at: 0, times: Vec::with_capacity(count), since: Since::default() }
+        Echo {
+            payload,
+            count,
+            done: 0,
+            sent_at: 0,
+            times: Vec::with_capacity(count),
+            since: Since::default(),
+        }
     }
 
     fn next(&mut self) -> Next {

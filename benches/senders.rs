@@ -1,8 +1,10 @@
-//! How long a send takes its thread: on a quiet connection, on a connection that is flooded at the same time, and with 1 to 16 threads that send at once.
-//! `cargo bench --bench senders`; the server is a process of its own, which reads everything and, on `/flood`, sends as fast as it can.
+//! How long a send takes its thread: on a quiet connection, on a connection that is flooded at the
+//! same time, and with 1 to 16 threads that send at once. `cargo bench --bench senders`; the server
+//! is a process of its own, which reads everything and, on `/flood`, sends as fast as it can.
 //!
-//! The bare socket beside it has a thread that reads and one that writes, and no library. The thread that sends has a CPU of its own: the server
-//! and the thread that reads share another, so that what is timed is the send, and not the wait for a CPU.
+//! The bare socket beside it has a thread that reads and one that writes, and no library. The
+//! thread that sends has a CPU of its own: the server and the thread that reads share another, so
+//! that what is timed is the send, and not the wait for a CPU.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -49,7 +51,8 @@ fn main() {
             }));
             drop(client);
             let (mut socket, reader) = server.bare(path);
-            rounds[bare].push(single(|| socket.write_all(&frame(ORDER)).expect("the connection is open")));
+            rounds[bare]
+                .push(single(|| socket.write_all(&frame(ORDER)).expect("the connection is open")));
             socket.shutdown(Shutdown::Both).expect("it is connected");
             reader.join().expect("it ends with the connection");
         }
@@ -59,9 +62,12 @@ fn main() {
         all.sort();
         all[ROUNDS / 2]
     };
-    println!("medians of {ROUNDS} rounds    p50 quiet  p99 quiet  p50 flooded  p99 flooded  p99 flooded over quiet");
+    println!(
+        "medians of {ROUNDS} rounds    p50 quiet  p99 quiet  p50 flooded  p99 flooded  p99 flooded over quiet"
+    );
     for (name, quiet, flooded) in [("send_text", 0, 2), ("bare socket", 1, 3)] {
-        let (calm, busy) = (median(quiet, |single| single.p99), median(flooded, |single| single.p99));
+        let (calm, busy) =
+            (median(quiet, |single| single.p99), median(flooded, |single| single.p99));
         println!(
             "{name:<22} {:>9.1?}  {calm:>9.1?}  {:>11.1?}  {busy:>11.1?}  {:.2}",
             median(quiet, |single| single.p50),
@@ -72,7 +78,10 @@ fn main() {
     stay_on(&[READING, SENDING]);
     for threads in [1, 2, 4, 8, 16] {
         let client = server.client("/quiet");
-        println!("{threads} threads: {:.2} million messages a second", rush(&client, threads) / 1e6);
+        println!(
+            "{threads} threads: {:.2} million messages a second",
+            rush(&client, threads) / 1e6
+        );
     }
 }
 
@@ -139,7 +148,11 @@ impl Server {
     fn start() -> Server {
         let own = std::env::current_exe().expect("this program has a path");
         let mut command = Command::new(own);
-        let mut process = command.env(SERVER, "1").stdout(Stdio::piped()).spawn().expect("processes can be started");
+        let mut process = command
+            .env(SERVER, "1")
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("processes can be started");
         let mut address = String::new();
         let output = process.stdout.take().expect("it is piped");
         BufReader::new(output).read_line(&mut address).expect("it tells where it listens");
@@ -148,8 +161,10 @@ impl Server {
 
     /// A client of a new connection.
     fn client(&self, path: &str) -> Client<Push> {
-        let builder = Client::builder(format!("ws://{}{path}", self.address)).on_thread_start(|_| stay_on(&[READING]));
-        let client = builder.start_with(|_: &mut Connection<'_>, _: MessageRef<'_>| {}).expect("it starts");
+        let builder = Client::builder(format!("ws://{}{path}", self.address))
+            .on_thread_start(|_| stay_on(&[READING]));
+        let client =
+            builder.start_with(|_: &mut Connection<'_>, _: MessageRef<'_>| {}).expect("it starts");
         client.wait_open(Duration::from_secs(10)).expect("the server answers");
         client
     }
@@ -158,7 +173,8 @@ impl Server {
     fn bare(&self, path: &str) -> (TcpStream, JoinHandle<()>) {
         let mut socket = TcpStream::connect(&self.address).expect("the server listens");
         socket.set_nodelay(true).expect("it is connected");
-        write!(socket, "GET {path} HTTP/1.1\r\nSec-WebSocket-Key: x\r\n\r\n").expect("it is connected");
+        write!(socket, "GET {path} HTTP/1.1\r\nSec-WebSocket-Key: x\r\n\r\n")
+            .expect("it is connected");
         let mut reading = socket.try_clone().expect("there are descriptors");
         let reader = std::thread::spawn(move || {
             stay_on(&[READING]);

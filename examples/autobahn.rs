@@ -1,7 +1,8 @@
-//! The client's side of the Autobahn test suite: `autobahn URL AGENT` runs every case of the fuzzing server at URL. Without arguments it
-//! rehearses with a server of its own.
+//! The client's side of the Autobahn test suite: `autobahn URL AGENT` runs every case of the
+//! fuzzing server at URL. Without arguments it rehearses with a server of its own.
 //!
-//! Each case is a connection of its own, on which every message is sent back as it came until the server ends it, well or not.
+//! Each case is a connection of its own, on which every message is sent back as it came until the
+//! server ends it, well or not.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -36,14 +37,18 @@ fn run(url: &str, agent: &str) -> Result<(), String> {
     let count = case_count(url)?;
     for case in 1..=count {
         // Compression is offered to every case; only those about it accept.
-        let builder = connection(&format!("{url}/runCase?case={case}&agent={agent}")).compress(Deflate::new());
+        let builder = connection(&format!("{url}/runCase?case={case}&agent={agent}"))
+            .compress(Deflate::new());
         let client = builder.start_with(Echo).map_err(|error| error.chain())?;
-        // A case may break the connection in any way: only that it ends matters here, the server judges how.
+        // A case may break the connection in any way: only that it ends matters here, the server
+        // judges how.
         if client.wait_closed(CASE_WITHIN).is_none() {
             return Err(format!("case {case} of {count} took longer than {CASE_WITHIN:?}"));
         }
     }
-    let reports = connection(&format!("{url}/updateReports?agent={agent}")).start().map_err(|error| error.chain())?;
+    let reports = connection(&format!("{url}/updateReports?agent={agent}"))
+        .start()
+        .map_err(|error| error.chain())?;
     reports.events().for_each(drop);
     Ok(())
 }
@@ -67,7 +72,9 @@ fn rehearse() -> Result<(), String> {
     if server.messages() != [TEXT.as_bytes(), BYTES] {
         return Err("the server did not get back what it had sent".to_owned());
     }
-    println!("rehearsed: 2 messages came back as they were sent; `autobahn URL AGENT` runs the suite");
+    println!(
+        "rehearsed: 2 messages came back as they were sent; `autobahn URL AGENT` runs the suite"
+    );
     Ok(())
 }
 
@@ -75,9 +82,11 @@ fn connection(url: &str) -> Builder {
     Client::builder(url).max_attempts(1).send_timeout(Duration::from_secs(60))
 }
 
-/// Anything but a number is an error: a run of no cases would look like one in which all of them passed.
+/// Anything but a number is an error: a run of no cases would look like one in which all of them
+/// passed.
 fn case_count(url: &str) -> Result<usize, String> {
-    let client = connection(&format!("{url}/getCaseCount")).connect().map_err(|error| error.chain())?;
+    let client =
+        connection(&format!("{url}/getCaseCount")).connect().map_err(|error| error.chain())?;
     let answer = client.events().find_map(|event| match event {
         Event::Message(message) => Some(message),
         _ => None,

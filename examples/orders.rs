@@ -1,6 +1,7 @@
 //! How a bot treats `NotSent` and `Unknown`: it never sends an order twice, and never forgets one.
 //!
-//! `cargo run --example orders` trades on a loopback venue that is down at first, stops reading in the middle, and comes back.
+//! `cargo run --example orders` trades on a loopback venue that is down at first, stops reading in
+//! the middle, and comes back.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -14,7 +15,8 @@ use tautline::{Client, Event, SendError};
 
 const ORDERS: u64 = 8;
 
-/// Big enough to fill both kernels' buffers when the venue stops reading: an order with a very long note.
+/// Big enough to fill both kernels' buffers when the venue stops reading: an order with a very long
+/// note.
 const NOTE: usize = 8 << 20;
 
 fn main() {
@@ -33,7 +35,12 @@ fn main() {
         .start()
         .expect("the settings are good");
 
-    let mut desk = Desk { client: &client, open: (1..=ORDERS).collect(), in_doubt: Vec::new(), done: Vec::new() };
+    let mut desk = Desk {
+        client: &client,
+        open: (1..=ORDERS).collect(),
+        in_doubt: Vec::new(),
+        done: Vec::new(),
+    };
     desk.trade(Duration::from_secs(20));
 
     println!("executed by the venue, by client order id: {:?}", executed.lock());
@@ -54,7 +61,8 @@ struct Desk<'a> {
 
 impl Desk<'_> {
     fn trade(&mut self, timeout: Duration) {
-        // While no connection is open every send is `NotSent`, at once: nothing is queued behind our back.
+        // While no connection is open every send is `NotSent`, at once: nothing is queued behind
+        // our back.
         self.send_next();
         let deadline = Instant::now() + timeout;
         let mut events = self.client.events();
@@ -84,7 +92,8 @@ impl Desk<'_> {
         }
     }
 
-    /// Sends the next open order, one at a time: the one in flight when a connection ends is the only one in doubt.
+    /// Sends the next open order, one at a time: the one in flight when a connection ends is the
+    /// only one in doubt.
     fn send_next(&mut self) {
         let Some(id) = self.open.pop() else { return };
         let order = json!({"method": "order.place", "id": id, "note": "x".repeat(NOTE)});
@@ -107,7 +116,9 @@ impl Desk<'_> {
 
     fn answer(&mut self, text: &str) {
         let Ok(answer) = serde_json::from_str::<Value>(text) else { return };
-        let (Some(id), Some(status)) = (answer["id"].as_u64(), answer["status"].as_str()) else { return };
+        let (Some(id), Some(status)) = (answer["id"].as_u64(), answer["status"].as_str()) else {
+            return;
+        };
         // Answered already: the order's own answer and that to our question may both come.
         let Some(place) = self.in_doubt.iter().position(|&doubtful| doubtful == id) else { return };
         self.in_doubt.remove(place);
@@ -135,7 +146,8 @@ impl Desk<'_> {
     }
 }
 
-/// The venue: refuses the first connection, stops reading on the second, resets the third behind an order's back.
+/// The venue: refuses the first connection, stops reading on the second, resets the third behind an
+/// order's back.
 fn play(peer: &mut Peer, executed: &Mutex<BTreeMap<u64, u32>>) -> io::Result<()> {
     if peer.number() == 0 {
         return peer.refuse(503, "Retry-After: 1\r\n", "back in a moment");

@@ -1,7 +1,9 @@
-//! Many connections against a server that misbehaves at random, and a check on every message, send, epoch, thread, descriptor and byte.
+//! Many connections against a server that misbehaves at random, and a check on every message, send,
+//! epoch, thread, descriptor and byte.
 //!
-//! `cargo run --release --example soak -- --connections 100 --for 30m` is the long run; without options it takes ten seconds. The seed decides what the
-//! server does to which connection; when things happen is up to the machine.
+//! `cargo run --release --example soak -- --connections 100 --for 30m` is the long run; without
+//! options it takes ten seconds. The seed decides what the server does to which connection; when
+//! things happen is up to the machine.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -19,10 +21,12 @@ use rand::{RngExt, SeedableRng};
 use tautline::testing::Census;
 use tautline::testing::{Peer, Received, TestServer};
 use tautline::{
-    Client, Connection, Disconnect, Handler, MessageRef, Opened, Push, SendError, Sender, StopReport, Stopped,
+    Client, Connection, Disconnect, Handler, MessageRef, Opened, Push, SendError, Sender,
+    StopReport, Stopped,
 };
 
-/// Many connections against a server that misbehaves at random; exit status 0 when every check held.
+/// Many connections against a server that misbehaves at random; exit status 0 when every check
+/// held.
 #[derive(Parser)]
 #[command(name = "soak", version)]
 struct Options {
@@ -79,10 +83,12 @@ struct Record {
     has_stopped: AtomicBool,
 }
 
-/// After this long a message has been read by the server, or never will be: no connection lives longer.
+/// After this long a message has been read by the server, or never will be: no connection lives
+/// longer.
 const SETTLED_AFTER: Duration = Duration::from_secs(10);
 
-/// What became of each send that has not been settled. Those that have been are counted and forgotten, so that a long run does not grow.
+/// What became of each send that has not been settled. Those that have been are counted and
+/// forgotten, so that a long run does not grow.
 #[derive(Default)]
 struct Sends {
     /// The id of the first in the list.
@@ -102,7 +108,12 @@ struct Send {
 
 impl Sends {
     fn begin(&mut self) -> usize {
-        self.unsettled.push_back(Send { began: Instant::now(), outcome: Outcome::Begun, arrivals: 0, place: 0 });
+        self.unsettled.push_back(Send {
+            began: Instant::now(),
+            outcome: Outcome::Begun,
+            arrivals: 0,
+            place: 0,
+        });
         self.first + self.unsettled.len() - 1
     }
 
@@ -132,25 +143,33 @@ impl Record {
         }
     }
 
-    /// Judges the sends that began `before`: each was delivered once, or not at all, as its outcome says.
+    /// Judges the sends that began `before`: each was delivered once, or not at all, as its outcome
+    /// says.
     fn settle(&self, before: Instant) {
         let mut sends = self.sends.lock();
         let confirmed = self.confirmed.lock();
         while sends.unsettled.front().is_some_and(|send| send.began < before) {
-            let Some(Send { outcome, arrivals, place, .. }) = sends.unsettled.pop_front() else { break };
+            let Some(Send { outcome, arrivals, place, .. }) = sends.unsettled.pop_front() else {
+                break;
+            };
             let id = sends.first;
             sends.first += 1;
             let is_confirmed = matches!(outcome, Outcome::Taken { epoch, sequence }
                 if confirmed.get(&epoch).is_some_and(|confirmed| sequence <= *confirmed));
-            // What the server reads n-th on a connection is what was sent n-th on it: nothing is lost, repeated or overtaken in between.
+            // What the server reads n-th on a connection is what was sent n-th on it: nothing is
+            // lost, repeated or overtaken in between.
             if let (Outcome::Taken { sequence, .. }, 1) = (outcome, arrivals) {
                 if place != sequence {
-                    self.fault(format!("send {id} was sent as number {sequence} and read as number {place}"));
+                    self.fault(format!(
+                        "send {id} was sent as number {sequence} and read as number {place}"
+                    ));
                 }
             }
             let kind = match (outcome, arrivals) {
                 (Outcome::Taken { .. }, 1) => "taken by the kernel, read by the server",
-                (Outcome::Taken { .. }, 0) if !is_confirmed => "taken by the kernel, lost with the connection",
+                (Outcome::Taken { .. }, 0) if !is_confirmed => {
+                    "taken by the kernel, lost with the connection"
+                }
                 (Outcome::NotSent, 0) => "not sent",
                 (Outcome::Unknown, 0) => "unknown, and lost",
                 (Outcome::Unknown, 1) => "unknown, and read by the server",
@@ -170,7 +189,8 @@ struct Check {
     record: Arc<Record>,
     epoch: u64,
     is_open: bool,
-    /// The server connection that this epoch talks to, by its first message, and the next number from it.
+    /// The server connection that this epoch talks to, by its first message, and the next number
+    /// from it.
     server_connection: Option<u64>,
     next: u64,
 }
@@ -179,9 +199,13 @@ impl Handler for Check {
     fn opened(&mut self, connection: &mut Connection<'_>) {
         let opened: &Opened = connection.opening();
         if self.is_open || opened.epoch != self.epoch + 1 {
-            self.record.fault(format!("epoch {} opened after {} (open: {})", opened.epoch, self.epoch, self.is_open));
+            self.record.fault(format!(
+                "epoch {} opened after {} (open: {})",
+                opened.epoch, self.epoch, self.is_open
+            ));
         }
-        (self.epoch, self.is_open, self.server_connection, self.next) = (opened.epoch, true, None, 0);
+        (self.epoch, self.is_open, self.server_connection, self.next) =
+            (opened.epoch, true, None, 0);
         self.record.openings.fetch_add(1, Ordering::Relaxed);
     }
 
@@ -193,7 +217,11 @@ impl Handler for Check {
             return;
         };
         let known = *self.server_connection.get_or_insert(server_connection);
-        if !self.is_open || connection.epoch() != self.epoch || known != server_connection || number != self.next {
+        if !self.is_open
+            || connection.epoch() != self.epoch
+            || known != server_connection
+            || number != self.next
+        {
             let expected = self.next;
             self.record
                 .fault(format!("message {number} of server connection {server_connection} for {expected} of {known}"));
@@ -204,15 +232,18 @@ impl Handler for Check {
 
     fn disconnected(&mut self, disconnect: &Disconnect) {
         if !self.is_open || disconnect.epoch != self.epoch {
-            self.record.fault(format!("epoch {} ended and {} was open", disconnect.epoch, self.epoch));
+            self.record
+                .fault(format!("epoch {} ended and {} was open", disconnect.epoch, self.epoch));
         }
         if disconnect.confirmed > disconnect.sent {
-            self.record.fault(format!("{} confirmed of {} sent", disconnect.confirmed, disconnect.sent));
+            self.record
+                .fault(format!("{} confirmed of {} sent", disconnect.confirmed, disconnect.sent));
         }
         self.is_open = false;
         let mut confirmed = self.record.confirmed.lock();
         confirmed.insert(disconnect.epoch, disconnect.confirmed);
-        // Sends of older epochs than these have been settled: a server_connection needs a moment to come back.
+        // Sends of older epochs than these have been settled: a server_connection needs a moment to
+        // come back.
         while confirmed.len() > 1_000 {
             confirmed.pop_first();
         }
@@ -228,15 +259,21 @@ impl Handler for Check {
 }
 
 fn run(options: &Options) -> Report {
-    let records: Arc<Vec<Arc<Record>>> = Arc::new((0..options.connections).map(|_| Arc::default()).collect());
+    let records: Arc<Vec<Arc<Record>>> =
+        Arc::new((0..options.connections).map(|_| Arc::default()).collect());
     let (seed, kept) = (options.seed, Arc::clone(&records));
     let server = TestServer::builder().forgetful().start(move |peer| misbehave(peer, seed, &kept));
     let clients: Vec<Client<Push>> = records
         .iter()
         .enumerate()
         .map(|(index, record)| {
-            let check =
-                Check { record: Arc::clone(record), epoch: 0, is_open: false, server_connection: None, next: 0 };
+            let check = Check {
+                record: Arc::clone(record),
+                epoch: 0,
+                is_open: false,
+                server_connection: None,
+                next: 0,
+            };
             Client::builder(format!("{}{index}", server.url()))
                 .retry_delay_min(Duration::from_millis(5))
                 .retry_delay_max(Duration::from_millis(100))
@@ -262,12 +299,15 @@ fn run(options: &Options) -> Report {
         while began.elapsed() < options.duration {
             thread::park_timeout(interval.min(options.duration.saturating_sub(began.elapsed())));
             let settled = Instant::now().checked_sub(SETTLED_AFTER);
-            records.iter().for_each(|record| settled.into_iter().for_each(|before| record.settle(before)));
+            records
+                .iter()
+                .for_each(|record| settled.into_iter().for_each(|before| record.settle(before)));
             samples.push(Sample::take(&clients));
         }
         is_over.store(true, Ordering::Relaxed);
     });
-    let stops: Vec<StopReport> = clients.iter().map(|client| client.stop(Duration::from_secs(10))).collect();
+    let stops: Vec<StopReport> =
+        clients.iter().map(|client| client.stop(Duration::from_secs(10))).collect();
     let connections = server.connections();
     drop(clients);
     // Whatever is on its way to the server arrives, or is lost with its connection.
@@ -297,14 +337,16 @@ fn send(clients: &[Client<Push>], records: &[Arc<Record>], is_over: &AtomicBool)
                 None => record.fault(format!("send {id} took longer than {SETTLED_AFTER:?}")),
             }
         }
-        // A pause, so that most of the time the server keeps up: what is tested is faults, not load.
+        // A pause, so that most of the time the server keeps up: what is tested is faults, not
+        // load.
         thread::park_timeout(PAUSE);
     }
 }
 
 /// The server's end of one connection.
 fn misbehave(peer: &mut Peer, seed: u64, records: &[Arc<Record>]) -> io::Result<()> {
-    let mut rng = StdRng::seed_from_u64(seed.wrapping_mul(1_000_003).wrapping_add(peer.number() as u64));
+    let mut rng =
+        StdRng::seed_from_u64(seed.wrapping_mul(1_000_003).wrapping_add(peer.number() as u64));
     match rng.random_range(0..20) {
         0 => return peer.refuse(503, "Retry-After: 0\r\n", "busy"),
         1 => return Ok(()),
@@ -324,7 +366,8 @@ fn misbehave(peer: &mut Peer, seed: u64, records: &[Arc<Record>]) -> io::Result<
     let (mut number, mut read) = (0u64, 0u64);
     while began.elapsed() < state {
         for _ in 0..rng.random_range(0..20) {
-            let text = format!("{} {number} {}", peer.number(), "y".repeat(rng.random_range(0..300)));
+            let text =
+                format!("{} {number} {}", peer.number(), "y".repeat(rng.random_range(0..300)));
             number += 1;
             peer.send_text(&text)?;
         }
@@ -375,7 +418,8 @@ fn arrived(record: &Record, text: &str, place: u64) {
     };
     match record.sends.lock().find(id) {
         Some(send) => (send.arrivals, send.place) = (send.arrivals.saturating_add(1), place),
-        None => record.fault(format!("send {id} was read later than {SETTLED_AFTER:?} after it had begun")),
+        None => record
+            .fault(format!("send {id} was read later than {SETTLED_AFTER:?} after it had begun")),
     }
 }
 
@@ -405,7 +449,8 @@ impl Sample {
     }
 }
 
-/// How much the last third of a run may hold beyond the one before: buffers of connections that happen to be flooded, and a tenth.
+/// How much the last third of a run may hold beyond the one before: buffers of connections that
+/// happen to be flooded, and a tenth.
 const GROWTH_MAX_KIB: u64 = 16 * 1024;
 
 /// What was found.
@@ -469,24 +514,30 @@ impl Report {
         for (kind, count) in &record.sends.lock().settled {
             *self.sends.entry(kind).or_default() += count;
         }
-        self.faults.extend(record.faults.lock().iter().map(|fault| format!("connection {index}: {fault}")));
+        self.faults.extend(
+            record.faults.lock().iter().map(|fault| format!("connection {index}: {fault}")),
+        );
     }
 
     /// What a run holds may go up and down, and must not go up all the time.
     fn check_flatness(&mut self, connections: u64) {
-        // A connection has a connection, both ends of it, and while it is dialed a pair to wake it by. The server's end of a connection that is gone may linger.
+        // A connection has a connection, both ends of it, and while it is dialed a pair to wake it
+        // by. The server's end of a connection that is gone may linger.
         let descriptors = 100 + 10 * connections;
         for sample in &self.samples {
             if sample.threads > 2 * connections || sample.descriptors > descriptors {
                 let Sample { threads, descriptors, .. } = sample;
-                self.faults
-                    .push(format!("{threads} threads and {descriptors} descriptors for {connections} connections"));
+                self.faults.push(format!(
+                    "{threads} threads and {descriptors} descriptors for {connections} connections"
+                ));
             }
         }
         // The first third is the way up.
         let settled = &self.samples[self.samples.len() / 3..];
         let (early, late) = settled.split_at(settled.len() / 2);
-        let highest = |samples: &[Sample]| samples.iter().map(|sample| sample.resident_kib).max().unwrap_or(0);
+        let highest = |samples: &[Sample]| {
+            samples.iter().map(|sample| sample.resident_kib).max().unwrap_or(0)
+        };
         let growth = highest(late).saturating_sub(highest(early));
         if self.samples.len() >= 30 && growth > GROWTH_MAX_KIB + highest(early) / 10 {
             self.faults.push(format!("resident memory grew by {growth} KiB in the last third"));
@@ -498,7 +549,10 @@ impl Report {
             "{} connections, {} senders, seed {}, {:.1?}",
             options.connections, options.senders, options.seed, self.took
         );
-        println!("{} connections, {} openings, {} messages in order", self.connections, self.openings, self.messages);
+        println!(
+            "{} connections, {} openings, {} messages in order",
+            self.connections, self.openings, self.messages
+        );
         println!("ends by kind: {:?}", self.ends);
         for (kind, count) in &self.sends {
             println!("  sends {kind}: {count}");
@@ -523,6 +577,7 @@ fn print_chart(name: &str, values: impl Iterator<Item = u64>) {
     let values: Vec<u64> = values.collect();
     let (Some(&low), Some(&high)) = (values.iter().min(), values.iter().max()) else { return };
     let span = (high - low).max(1);
-    let chart: String = values.iter().map(|value| BARS[((value - low) * 7 / span) as usize]).collect();
+    let chart: String =
+        values.iter().map(|value| BARS[((value - low) * 7 / span) as usize]).collect();
     println!("{name:>12} {low} to {high}: {chart}");
 }

@@ -1,4 +1,5 @@
-//! Stops a client in each state of its life, and prints how long that took: `cargo run --release --example stop_anywhere`.
+//! Stops a client in each state of its life, and prints how long that took: `cargo run --release
+//! --example stop_anywhere`.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -56,7 +57,10 @@ fn resolving() -> StopReport {
         let _ = held.recv();
         Err(io::Error::other("released"))
     };
-    let client = Client::builder("ws://server.example/").resolver(resolver).start_with(ignore).expect("it starts");
+    let client = Client::builder("ws://server.example/")
+        .resolver(resolver)
+        .start_with(ignore)
+        .expect("it starts");
     wait.recv_timeout(SOON).expect("it resolves");
     let report = client.stop(SOON);
     drop(release);
@@ -141,7 +145,11 @@ fn blocked() -> StopReport {
 fn waiting() -> StopReport {
     let server = TestServer::start(|_| Ok(()));
     let hour = Duration::from_secs(3600);
-    let client = Client::builder(server.url()).retry_delay_min(hour).retry_delay_max(hour).start().expect("it starts");
+    let client = Client::builder(server.url())
+        .retry_delay_min(hour)
+        .retry_delay_max(hour)
+        .start()
+        .expect("it starts");
     assert!(matches!(client.events().next(), Some(Event::DialFailed(_))));
     client.stop(SOON)
 }

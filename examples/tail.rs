@@ -1,4 +1,5 @@
-//! `tail -f` for a WebSocket: prints what a server sends and what becomes of the connection, and stops politely on SIGINT and SIGTERM.
+//! `tail -f` for a WebSocket: prints what a server sends and what becomes of the connection, and
+//! stops politely on SIGINT and SIGTERM.
 //!
 //! `cargo run --example tail -- --help` lists the options.
 
@@ -16,15 +17,17 @@ use crossbeam_channel::{Receiver, at, never, select, tick};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tautline::{
-    Builder, Client, Disconnect, Error, ErrorKind, Event, Message, Opened, Sender, State, StopReport, ThreadOutcome,
-    TryNextError,
+    Builder, Client, Disconnect, Error, ErrorKind, Event, Message, Opened, Sender, State,
+    StopReport, ThreadOutcome, TryNextError,
 };
 
-/// Prints what a WebSocket sends, like `tail -f`, and keeps the connection up. Messages go to standard output; with --json everything does,
-/// one object a line. Logs go to standard error (RUST_LOG=tautline=debug).
+/// Prints what a WebSocket sends, like `tail -f`, and keeps the connection up. Messages go to
+/// standard output; with --json everything does, one object a line. Logs go to standard error
+/// (RUST_LOG=tautline=debug).
 ///
-/// SIGINT and SIGTERM stop it politely, and when they come a second time at once. Exit status: 0 when it stopped as asked, 1 when the client gave up
-/// or the output could not be written, 2 for wrong usage.
+/// SIGINT and SIGTERM stop it politely, and when they come a second time at once. Exit status: 0
+/// when it stopped as asked, 1 when the client gave up or the output could not be written, 2 for
+/// wrong usage.
 #[derive(Parser)]
 #[command(name = "tail", version, verbatim_doc_comment)]
 struct Options {
@@ -51,7 +54,8 @@ struct Options {
     /// Send a ping this often [default: 15s]
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     ping_interval: Option<Duration>,
-    /// Give the connection up when a ping stays unanswered, and the connection silent, for this long [default: 10s]
+    /// Give the connection up when a ping stays unanswered, and the connection silent, for this
+    /// long [default: 10s]
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     pong_timeout: Option<Duration>,
     /// Give the connection up when no message comes for this long [default: never]
@@ -78,7 +82,8 @@ struct Options {
     /// A connection open for this long resets the count of attempts [default: 30s]
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     stable_after: Option<Duration>,
-    /// Give up after N dials in a row without a stable connection; 1: never retry [default: no limit]
+    /// Give up after N dials in a row without a stable connection; 1: never retry [default: no
+    /// limit]
     #[arg(long, value_name = "N")]
     max_attempts: Option<u32>,
     /// The longest message that is taken [default: 16777216]
@@ -121,18 +126,23 @@ pub(crate) fn main() -> ExitCode {
 /// Runs until it is told to stop (`true`) or the client gives up (`false`).
 fn run(options: &Options) -> Result<bool, String> {
     // Before the first thread is started, so that no signal finds the default handler.
-    let signalled = watch_signals().map_err(|error| format!("cannot watch for signals: {error}"))?;
+    let signalled =
+        watch_signals().map_err(|error| format!("cannot watch for signals: {error}"))?;
     let client = builder(options)?.start().map_err(|error| match &options.ca {
-        Some(path) if error.to_string().contains("root certificate") => format!("--ca {}: {error}", path.display()),
+        Some(path) if error.to_string().contains("root certificate") => {
+            format!("--ca {}: {error}", path.display())
+        }
         _ => error.chain(),
     })?;
     let printer = Arc::new(Printer::new(options.json));
     if options.stdin {
         let (sender, printer) = (client.sender(), Arc::clone(&printer));
-        // Nobody can interrupt a read of standard input: this thread is not joined, and falls silent when the printer does.
+        // Nobody can interrupt a read of standard input: this thread is not joined, and falls
+        // silent when the printer does.
         thread::spawn(move || send_lines(&sender, &printer));
     }
-    let mut tail = Tail { options, client: &client, printer: &printer, messages: 0, gave_up: false };
+    let mut tail =
+        Tail { options, client: &client, printer: &printer, messages: 0, gave_up: false };
     tail.follow(&signalled);
     let report = client.stop(options.stop_timeout);
     tail.drain();
@@ -153,7 +163,8 @@ fn builder(options: &Options) -> Result<Builder, String> {
         builder = builder.subprotocol(name);
     }
     if let Some(path) = &options.ca {
-        let pem = std::fs::read(path).map_err(|error| format!("cannot read --ca {}: {error}", path.display()))?;
+        let pem = std::fs::read(path)
+            .map_err(|error| format!("cannot read --ca {}: {error}", path.display()))?;
         builder = builder.tls_root(pem);
     }
     if options.insecure {
@@ -180,7 +191,8 @@ fn with<T>(builder: Builder, value: Option<T>, set: impl FnOnce(Builder, T) -> B
     }
 }
 
-/// A channel that gets a token at SIGINT and SIGTERM. A second signal ends the program the hard way.
+/// A channel that gets a token at SIGINT and SIGTERM. A second signal ends the program the hard
+/// way.
 #[cfg(unix)]
 fn watch_signals() -> io::Result<Receiver<()>> {
     use signal_hook::consts::{SIGINT, SIGTERM};
@@ -220,7 +232,11 @@ impl Tail<'_> {
         let mut events = self.client.events();
         let ready = events.ready();
         // Beyond what the clock can tell is for ever.
-        let end = self.options.for_duration.and_then(|wait| Instant::now().checked_add(wait)).map_or_else(never, at);
+        let end = self
+            .options
+            .for_duration
+            .and_then(|wait| Instant::now().checked_add(wait))
+            .map_or_else(never, at);
         let counting = if self.options.quiet { tick(Duration::from_secs(1)) } else { never() };
         loop {
             select! {
@@ -237,7 +253,9 @@ impl Tail<'_> {
                 match events.try_next() {
                     Ok(event) => {
                         self.print(event);
-                        if self.options.count.is_some_and(|count| self.messages >= count) || self.printer.is_broken() {
+                        if self.options.count.is_some_and(|count| self.messages >= count)
+                            || self.printer.is_broken()
+                        {
                             return;
                         }
                     }
@@ -248,7 +266,8 @@ impl Tail<'_> {
         }
     }
 
-    /// What is left after the stop: openings and ends of connections, each of the one having the other, and why the client ended.
+    /// What is left after the stop: openings and ends of connections, each of the one having the
+    /// other, and why the client ended.
     fn drain(&mut self) {
         let mut events = self.client.events();
         // Nothing is waited for but the last word of a client whose stop had no time.
@@ -274,7 +293,8 @@ impl Tail<'_> {
                 }
             }
             Event::Disconnected(disconnect) => {
-                self.printer.notice(&disconnected_json(&disconnect), || disconnected_text(&disconnect));
+                self.printer
+                    .notice(&disconnected_json(&disconnect), || disconnected_text(&disconnect));
             }
             // The last failed dial is told as `gave_up`, and only so.
             Event::DialFailed(failure) => {
@@ -288,13 +308,18 @@ impl Tail<'_> {
                         json["body"] = body.as_str().into();
                     }
                     self.printer.notice(&json, || {
-                        format!("{failure}{}; dialing again in {retry_in:.1?}", Quoted(body.as_deref()))
+                        format!(
+                            "{failure}{}; dialing again in {retry_in:.1?}",
+                            Quoted(body.as_deref())
+                        )
                     });
                 }
             }
             Event::Lagged(lag) => {
-                let json = json!({"event": "lag", "lost": lag.lost, "lost_notices": lag.lost_notices});
-                self.printer.notice(&json, || format!("{} messages lost: the queue was full", lag.lost));
+                let json =
+                    json!({"event": "lag", "lost": lag.lost, "lost_notices": lag.lost_notices});
+                self.printer
+                    .notice(&json, || format!("{} messages lost: the queue was full", lag.lost));
             }
             Event::Stopped(stopped) => self.print_reason(&stopped.reason),
             other => self.printer.notice(&json!({"event": "other"}), || format!("{other:?}")),
@@ -315,12 +340,17 @@ impl Tail<'_> {
         if let Some(body) = &body {
             json["body"] = body.as_str().into();
         }
-        self.printer.notice(&json, || format!("gave up: {}{}", reason.chain(), Quoted(body.as_deref())));
+        self.printer
+            .notice(&json, || format!("gave up: {}{}", reason.chain(), Quoted(body.as_deref())));
     }
 
     fn print_opened(&self, opened: &Opened) {
         self.printer.notice(&opened_json(opened), || {
-            let chosen = opened.subprotocol.as_ref().map(|name| format!(", subprotocol {name}")).unwrap_or_default();
+            let chosen = opened
+                .subprotocol
+                .as_ref()
+                .map(|name| format!(", subprotocol {name}"))
+                .unwrap_or_default();
             format!("open, epoch {}, after {:.1?}{chosen}", opened.epoch, opened.took)
         });
     }
@@ -351,8 +381,11 @@ impl Tail<'_> {
 
 /// Sends each line of standard input. A line that could not be sent is told of and not repeated.
 fn send_lines(sender: &Sender, printer: &Printer) {
-    // `echo hello | tail --stdin` is to work: the first dial gets its chance before the first line is read.
-    while matches!(sender.state(), State::Connecting { attempt: 1 }) && !sender.stopper().is_stopping() {
+    // `echo hello | tail --stdin` is to work: the first dial gets its chance before the first line
+    // is read.
+    while matches!(sender.state(), State::Connecting { attempt: 1 })
+        && !sender.stopper().is_stopping()
+    {
         if sender.wait_open(Duration::from_millis(50)).is_ok() {
             break;
         }
@@ -363,8 +396,12 @@ fn send_lines(sender: &Sender, printer: &Printer) {
             Err(error) => return printer.complain(format_args!("tail: standard input: {error}\n")),
         };
         let sent = match std::str::from_utf8(line.strip_suffix(b"\r").unwrap_or(&line)) {
-            Ok(text) => sender.send_text(text).map_err(|error| (error.is_not_sent(), error.reason().chain())),
-            Err(_) => Err((true, "a line that is not UTF-8, as a text message has to be".to_owned())),
+            Ok(text) => sender
+                .send_text(text)
+                .map_err(|error| (error.is_not_sent(), error.reason().chain())),
+            Err(_) => {
+                Err((true, "a line that is not UTF-8, as a text message has to be".to_owned()))
+            }
         };
         match sent {
             Ok(_) => {}
@@ -454,9 +491,12 @@ impl Printer {
         *is_done = is_last;
         let mut out = io::stdout().lock();
         if let Err(error) = out.write_all(line).and_then(|()| out.flush()) {
-            // Stop, and stop politely. In `tail | head` whoever read us is gone, which is as it should be; a full disk is not.
+            // Stop, and stop politely. In `tail | head` whoever read us is gone, which is as it
+            // should be; a full disk is not.
             self.is_broken.store(true, Ordering::Relaxed);
-            if error.kind() != io::ErrorKind::BrokenPipe && !self.has_failed.swap(true, Ordering::Relaxed) {
+            if error.kind() != io::ErrorKind::BrokenPipe
+                && !self.has_failed.swap(true, Ordering::Relaxed)
+            {
                 self.complain(format_args!("tail: cannot write to standard output: {error}\n"));
             }
         }

@@ -1,4 +1,5 @@
-//! The client: owns the threads of one connection, and lets go of all of them when told to or dropped.
+//! The client: owns the threads of one connection, and lets go of all of them when told to or
+//! dropped.
 
 use std::any::Any;
 use std::error::Error as StdError;
@@ -26,11 +27,12 @@ use crate::sync::threads::{JoinTimeout, StopReport, ThreadOutcome, Threads};
 
 /// One connection to a venue, kept up by two threads until it is stopped or dropped.
 ///
-/// A `Client<Pull>`, from [`connect`](Builder::connect) or [`start`](Builder::start), queues what comes for
-/// [`events`](Client::events). A `Client<Push>`, from [`start_with`](Builder::start_with), hands it to a [`Handler`].
+/// A `Client<Pull>`, from [`connect`](Builder::connect) or [`start`](Builder::start), queues what
+/// comes for [`events`](Client::events). A `Client<Push>`, from
+/// [`start_with`](Builder::start_with), hands it to a [`Handler`].
 ///
-/// All methods may be called from any thread, and from inside the handler. Dropping it stops it, and waits `drop_timeout` at most
-/// (5 s by default).
+/// All methods may be called from any thread, and from inside the handler. Dropping it stops it,
+/// and waits `drop_timeout` at most (5 s by default).
 pub struct Client<D = Pull> {
     shared: Arc<Shared>,
     sender: Sender,
@@ -49,38 +51,49 @@ pub enum Pull {}
 pub enum Push {}
 
 impl Client {
-    /// The settings of a client that dials `endpoint`: a URL (`ws://` or `wss://`), or an [`Endpoint`] with headers of its own.
+    /// The settings of a client that dials `endpoint`: a URL (`ws://` or `wss://`), or an
+    /// [`Endpoint`] with headers of its own.
     ///
     /// Nothing is checked yet: [`connect`](Builder::connect) and [`start`](Builder::start) do that.
     pub fn builder(endpoint: impl Into<Endpoint>) -> Builder {
         Builder::new(endpoint.into())
     }
 
-    /// The settings of a client that asks `endpoint` before each dial where to: for venues whose URL or headers come from a token call.
+    /// The settings of a client that asks `endpoint` before each dial where to: for venues whose
+    /// URL or headers come from a token call.
     ///
-    /// The closure runs on the reader thread, inside the budget `connect_timeout`, but nothing can interrupt it: give calls that it makes a
-    /// timeout of their own ([`DialContext::remaining`]). Its error is retried, unless it is an [`Error`] of this crate that is not retryable.
+    /// The closure runs on the reader thread, inside the budget `connect_timeout`, but nothing can
+    /// interrupt it: give calls that it makes a timeout of their own ([`DialContext::remaining`]).
+    /// Its error is retried, unless it is an [`Error`] of this crate that is not retryable.
     pub fn builder_from_fn(
-        endpoint: impl Fn(&DialContext) -> Result<Endpoint, Box<dyn StdError + Send + Sync>> + Send + Sync + 'static,
+        endpoint: impl Fn(&DialContext) -> Result<Endpoint, Box<dyn StdError + Send + Sync>>
+        + Send
+        + Sync
+        + 'static,
     ) -> Builder {
         Builder::asking(Arc::new(endpoint))
     }
 }
 
-/// How much later than the dial's own deadline a dial that is not over must be in an endpoint closure.
+/// How much later than the dial's own deadline a dial that is not over must be in an endpoint
+/// closure.
 const CLOSURE_GRACE: Duration = Duration::from_millis(500);
 
 impl Builder {
-    /// Makes one dial within `connect_timeout`, and a client to pull from when it succeeds. Later drops are retried as usual.
+    /// Makes one dial within `connect_timeout`, and a client to pull from when it succeeds. Later
+    /// drops are retried as usual.
     ///
     /// # Errors
-    /// Why that dial failed, or `Config`. Nothing is left running then, save a lookup or an endpoint closure that hangs, which nothing can
-    /// interrupt: it ends when it returns, and takes its threads along.
+    /// Why that dial failed, or `Config`. Nothing is left running then, save a lookup or an
+    /// endpoint closure that hangs, which nothing can interrupt: it ends when it returns, and takes
+    /// its threads along.
     pub fn connect(self) -> Result<Client<Pull>, Error> {
         let connect_timeout = self.settings.connect_timeout;
         let mut client = self.pulled(true)?;
         // The dial keeps its own deadline; this one is for an endpoint closure that does not.
-        let Err(error) = client.shared.wait_first_open(connect_timeout.saturating_add(CLOSURE_GRACE)) else {
+        let Err(error) =
+            client.shared.wait_first_open(connect_timeout.saturating_add(CLOSURE_GRACE))
+        else {
             return Ok(client);
         };
         let is_closure_late = error.budget() == Some(WAIT_OPEN);
@@ -100,7 +113,8 @@ impl Builder {
         self.pulled(false)
     }
 
-    /// Returns at once; dials in the background, and retries. What comes is handed to `handler`, on the reader thread.
+    /// Returns at once; dials in the background, and retries. What comes is handed to `handler`, on
+    /// the reader thread.
     ///
     /// # Errors
     /// `Config`, or `Io` when the system has no threads to give.
@@ -120,7 +134,9 @@ impl Builder {
     }
 
     fn pulled(self, first_decides: bool) -> Result<Client<Pull>, Error> {
-        self.launch(first_decides, |queue, shared| QueueSink::new(Arc::clone(queue), shared.shutdown.clone()))
+        self.launch(first_decides, |queue, shared| {
+            QueueSink::new(Arc::clone(queue), shared.shutdown.clone())
+        })
     }
 
     fn launch<M, D: EventSink>(
@@ -130,7 +146,8 @@ impl Builder {
     ) -> Result<Client<M>, Error> {
         let config = self.check()?;
         let settings = &config.settings;
-        let (shared, wakeup) = Shared::new(Threads::new(settings.threads.clone()), settings.send_timeouts());
+        let (shared, wakeup) =
+            Shared::new(Threads::new(settings.threads.clone()), settings.send_timeouts());
         let queue = Arc::new(Queue::new(settings.queue));
         let client = Client {
             sender: Sender::new(Arc::clone(&shared)),
@@ -139,13 +156,17 @@ impl Builder {
             shared: Arc::clone(&shared),
             delivery: PhantomData,
         };
-        let dial =
-            DialSettings { resolver: settings.resolver.clone(), tcp: settings.tcp.clone(), tls: settings.tls.clone() };
+        let dial = DialSettings {
+            resolver: settings.resolver.clone(),
+            tcp: settings.tcp.clone(),
+            tls: settings.tls.clone(),
+        };
         let dialer = Dialer::new(dial, Arc::clone(&shared.threads));
         let (reading, reader) = bounded(0);
         let heartbeat = Heartbeat::new(Arc::clone(&shared), wakeup, reader, settings);
         let delivery = delivery(&queue, &shared);
-        let supervisor = Supervisor::new(Arc::clone(&shared), config, dialer, delivery, first_decides);
+        let supervisor =
+            Supervisor::new(Arc::clone(&shared), config, dialer, delivery, first_decides);
 
         // From here on an early return drops the client, which stops whatever has been started.
         shared.threads.spawn("taut-heartbeat", JoinTimeout::Deadline, move || heartbeat.run())?;
@@ -159,7 +180,8 @@ impl Builder {
 }
 
 impl Client<Pull> {
-    /// What happens, from the opening on: an iterator that blocks, and ends when the client has stopped and everything has been read.
+    /// What happens, from the opening on: an iterator that blocks, and ends when the client has
+    /// stopped and everything has been read.
     pub fn events(&self) -> Events<'_> {
         Events::new(&self.queue)
     }
@@ -206,7 +228,8 @@ impl<D> Client<D> {
         self.sender.reconnect()
     }
 
-    /// Ends the connection that is open now with a close code and reason of your own, and dials again. See [`Sender::reconnect_with`].
+    /// Ends the connection that is open now with a close code and reason of your own, and dials
+    /// again. See [`Sender::reconnect_with`].
     ///
     /// # Errors
     /// As [`Sender::reconnect_with`].
@@ -242,7 +265,8 @@ impl<D> Client<D> {
         self.shared.wait_open(timeout)
     }
 
-    /// Waits until the client has ended by itself or has been stopped, and says why; `None` when it has not within the time.
+    /// Waits until the client has ended by itself or has been stopped, and says why; `None` when it
+    /// has not within the time.
     pub fn wait_closed(&self, timeout: Duration) -> Option<Error> {
         self.shared.wait_closed(timeout)
     }
@@ -252,7 +276,8 @@ impl<D> Client<D> {
         self.shared.end()
     }
 
-    /// What a panicking handler threw, once: hand it to [`std::panic::resume_unwind`] to go on with the panic here.
+    /// What a panicking handler threw, once: hand it to [`std::panic::resume_unwind`] to go on with
+    /// the panic here.
     pub fn take_panic(&self) -> Option<Box<dyn Any + Send>> {
         self.shared.take_panic()
     }
@@ -261,36 +286,43 @@ impl<D> Client<D> {
     pub fn stats(&self) -> Stats {
         let mut stats = self.shared.counters.snapshot();
         if let Active::Open(connection) = self.shared.active() {
-            stats.last_byte_age = Some(sync::now().saturating_duration_since(connection.last_byte()));
+            stats.last_byte_age =
+                Some(sync::now().saturating_duration_since(connection.last_byte()));
         }
         stats.queue_depth = self.queue.depth();
         stats.messages_lost = self.queue.lag().lost;
         stats
     }
 
-    /// How many threads of this client live: 2 while it runs, 3 during a lookup, 0 after a clean stop. For leak tests.
+    /// How many threads of this client live: 2 while it runs, 3 during a lookup, 0 after a clean
+    /// stop. For leak tests.
     pub fn live_threads(&self) -> usize {
         self.shared.threads.live_threads()
     }
 
-    /// Stops the client: politely with a close frame if a connection is open, within `close_timeout` (1 s by default), then at once. Waits until
-    /// every thread has ended, `timeout` at most, and says what became of each. Of `timeout`, a quarter, and 200 ms at most, is kept for the threads
-    /// to end in: a polite end that would take longer is cut short.
+    /// Stops the client: politely with a close frame if a connection is open, within
+    /// `close_timeout` (1 s by default), then at once. Waits until every thread has ended,
+    /// `timeout` at most, and says what became of each. Of `timeout`, a quarter, and 200 ms at
+    /// most, is kept for the threads to end in: a polite end that would take longer is cut short.
     ///
-    /// Idempotent, allowed from any thread and from several at once. From inside the handler it signals and returns at once: the reader is
-    /// `Current` in the report then. A lookup that hangs in the system's resolver is given 20 ms, whatever the budget.
+    /// Idempotent, allowed from any thread and from several at once. From inside the handler it
+    /// signals and returns at once: the reader is `Current` in the report then. A lookup that hangs
+    /// in the system's resolver is given 20 ms, whatever the budget.
     pub fn stop(&self, timeout: Duration) -> StopReport {
         self.shared.stop(CloseFrame::normal(), timeout)
     }
 
-    /// As [`stop`](Client::stop), and the close frame says `close` instead of 1000 and no reason (RFC 6455 section 7.4).
+    /// As [`stop`](Client::stop), and the close frame says `close` instead of 1000 and no reason
+    /// (RFC 6455 section 7.4).
     ///
-    /// The first stop's words are sent, whichever kind it was, and those of a connection that was ending before stay. No frame is sent where `stop`
-    /// sends none: when no connection is open, or a sender is blocked.
+    /// The first stop's words are sent, whichever kind it was, and those of a connection that was
+    /// ending before stay. No frame is sent where `stop` sends none: when no connection is open, or
+    /// a sender is blocked.
     ///
     /// # Errors
-    /// `Config`, when the code is none that may be sent or the reason is too long: [`CloseReason::new`] says what is allowed. Nothing is
-    /// stopped then, and the connection goes on as it was.
+    /// `Config`, when the code is none that may be sent or the reason is too long:
+    /// [`CloseReason::new`] says what is allowed. Nothing is stopped then, and the connection goes
+    /// on as it was.
     ///
     /// # Examples
     /// ```no_run
@@ -314,7 +346,8 @@ impl<D> Client<D> {
 impl<D> Drop for Client<D> {
     fn drop(&mut self) {
         let report = self.shared.stop(CloseFrame::normal(), self.drop_timeout);
-        let is_late = report.threads().iter().any(|thread| thread.outcome == ThreadOutcome::TimedOut);
+        let is_late =
+            report.threads().iter().any(|thread| thread.outcome == ThreadOutcome::TimedOut);
         // Quiet during a panic: the panic is the news.
         if is_late && !std::thread::panicking() {
             log::error!("a client was dropped and not all of its threads ended in time: {report}");
@@ -324,7 +357,10 @@ impl<D> Drop for Client<D> {
 
 impl<D> fmt::Debug for Client<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Client").field("state", &self.state()).field("epoch", &self.epoch()).finish_non_exhaustive()
+        f.debug_struct("Client")
+            .field("state", &self.state())
+            .field("epoch", &self.epoch())
+            .finish_non_exhaustive()
     }
 }
 

@@ -10,9 +10,10 @@ use http::{HeaderMap, StatusCode};
 
 /// Why a dial or a connection failed.
 ///
-/// It says what was being done, keeps its cause in [`source`](StdError::source) and is cheap to clone. It never shows a query
-/// string, a header value or a payload, neither by `Display` nor by `Debug`: hosts and ports are as far as it goes. What a closure of the program's
-/// own has returned (an endpoint closure, a resolver) may hold any of these, so it stands in `source` alone.
+/// It says what was being done, keeps its cause in [`source`](StdError::source) and is cheap to
+/// clone. It never shows a query string, a header value or a payload, neither by `Display` nor by
+/// `Debug`: hosts and ports are as far as it goes. What a closure of the program's own has returned
+/// (an endpoint closure, a resolver) may hold any of these, so it stands in `source` alone.
 #[derive(Clone)]
 pub struct Error(Arc<Repr>);
 
@@ -57,7 +58,8 @@ pub enum ErrorKind {
     Timeout,
     /// The server broke RFC 6455 or RFC 7692 on an open connection.
     Protocol,
-    /// The server closed the connection, or it ended without a close frame (code 1006); see [`Error::close_reason`].
+    /// The server closed the connection, or it ended without a close frame (code 1006); see
+    /// [`Error::close_reason`].
     Closed,
     /// A ping was not answered in time and nothing else came either.
     PongTimeout,
@@ -106,12 +108,14 @@ impl fmt::Display for ErrorKind {
     }
 }
 
-/// The close code and reason that ended a connection (RFC 6455 section 7.1.5), or that is to end one.
+/// The close code and reason that ended a connection (RFC 6455 section 7.1.5), or that is to end
+/// one.
 #[derive(Clone, PartialEq, Eq)]
 pub struct CloseReason {
     /// The status code. 1005 when the close frame had none, 1006 when there was no close frame.
     pub code: u16,
-    /// What stands beside the code, at most 123 bytes. Where the peer chose it, treat it as payload.
+    /// What stands beside the code, at most 123 bytes. Where the peer chose it, treat it as
+    /// payload.
     pub reason: String,
 }
 
@@ -119,8 +123,9 @@ impl CloseReason {
     /// A code and a reason to send, for [`Client::stop_with`](crate::Client::stop_with) and
     /// [`Client::reconnect_with`](crate::Client::reconnect_with).
     ///
-    /// Nothing is checked yet: those calls do that. A client may send the codes 1000, 1001, 1003, 1007 to 1014 and 3000 to 4999 (RFC 6455
-    /// section 7.4 and what IANA has registered since; 4000 to 4999 are for private use), and a reason of at most 123 bytes of UTF-8 (section 5.5).
+    /// Nothing is checked yet: those calls do that. A client may send the codes 1000, 1001, 1003,
+    /// 1007 to 1014 and 3000 to 4999 (RFC 6455 section 7.4 and what IANA has registered since; 4000
+    /// to 4999 are for private use), and a reason of at most 123 bytes of UTF-8 (section 5.5).
     ///
     /// ```
     /// let handover = tautline::CloseReason::new(1001, "another instance takes over");
@@ -169,7 +174,8 @@ impl Error {
         Self::build(kind, context.into(), None, None)
     }
 
-    /// An error that another one caused. `context` says what we were at, and leaves the cause to `source`.
+    /// An error that another one caused. `context` says what we were at, and leaves the cause to
+    /// `source`.
     pub(crate) fn caused(
         kind: ErrorKind,
         context: impl Into<Cow<'static, str>>,
@@ -178,7 +184,8 @@ impl Error {
         Self::build(kind, context.into(), None, Some(source.into()))
     }
 
-    /// As [`caused`](Error::caused), by what a closure of the program's returned: it is kept, and shown to nobody who does not ask for it.
+    /// As [`caused`](Error::caused), by what a closure of the program's returned: it is kept, and
+    /// shown to nobody who does not ask for it.
     pub(crate) fn caused_by_closure(
         kind: ErrorKind,
         context: impl Into<Cow<'static, str>>,
@@ -187,7 +194,8 @@ impl Error {
         Self::build(kind, context.into(), Some(Detail::ForeignCause), Some(source.into()))
     }
 
-    /// The same error, which a retry has been shown not to mend: a certificate refused twice in a row, for example.
+    /// The same error, which a retry has been shown not to mend: a certificate refused twice in a
+    /// row, for example.
     pub(crate) fn for_good(self) -> Self {
         let context = self.0.context.clone();
         // What it was is its own cause now; `Display` says it once.
@@ -215,7 +223,8 @@ impl Error {
     }
 
     pub(crate) fn refused(host: &str, refusal: Refusal) -> Self {
-        let context = format!("{host} answered the upgrade with status {}", refusal.status.as_u16());
+        let context =
+            format!("{host} answered the upgrade with status {}", refusal.status.as_u16());
         Self::build(ErrorKind::Http, context.into(), Some(Detail::Refusal(refusal)), None)
     }
 
@@ -225,7 +234,12 @@ impl Error {
 
     /// The program asked for a new connection.
     pub(crate) fn left(close: CloseReason) -> Self {
-        Self::build(ErrorKind::Closed, "the program asked for a new connection".into(), Some(Detail::Left(close)), None)
+        Self::build(
+            ErrorKind::Closed,
+            "the program asked for a new connection".into(),
+            Some(Detail::Left(close)),
+            None,
+        )
     }
 
     /// Whether the connection ended because the program asked for a new one.
@@ -272,7 +286,8 @@ impl Error {
         }
     }
 
-    /// The name of the setting or call whose budget ran out, for [`ErrorKind::Timeout`]: `"connect_timeout"` or `"wait_open"`, for example.
+    /// The name of the setting or call whose budget ran out, for [`ErrorKind::Timeout`]:
+    /// `"connect_timeout"` or `"wait_open"`, for example.
     pub fn budget(&self) -> Option<&'static str> {
         match self.0.detail {
             Some(Detail::Budget(name)) => Some(name),
@@ -283,22 +298,27 @@ impl Error {
     /// Whether dialing again may help. The client asks this same question before it retries, and a
     /// [`retry_policy`](crate::Builder::retry_policy) may overrule the answer.
     ///
-    /// `false` for a setting or URL that cannot work, for 401, 403 and 404, for a certificate that is refused at two dials in a row, for a panic
-    /// of the handler and for a stop. Every other status is retried, redirects included, which are not followed.
+    /// `false` for a setting or URL that cannot work, for 401, 403 and 404, for a certificate that
+    /// is refused at two dials in a row, for a panic of the handler and for a stop. Every other
+    /// status is retried, redirects included, which are not followed.
     pub fn is_retryable(&self) -> bool {
         if matches!(self.0.detail, Some(Detail::Final)) {
             return false;
         }
         match self.kind() {
             ErrorKind::Config | ErrorKind::HandlerPanicked | ErrorKind::Stopped => false,
-            ErrorKind::Http => !matches!(self.status().map(|status| status.as_u16()), Some(401 | 403 | 404)),
+            ErrorKind::Http => {
+                !matches!(self.status().map(|status| status.as_u16()), Some(401 | 403 | 404))
+            }
             _ => true,
         }
     }
 
-    /// Whether the server's certificate was examined and refused, as opposed to a handshake that broke off.
+    /// Whether the server's certificate was examined and refused, as opposed to a handshake that
+    /// broke off.
     pub fn is_verification_failure(&self) -> bool {
-        self.kind() == ErrorKind::Tls && self.0.source.as_deref().is_some_and(|source| says_verification_failed(source))
+        self.kind() == ErrorKind::Tls
+            && self.0.source.as_deref().is_some_and(|source| says_verification_failed(source))
     }
 
     /// The kind of the system's error that caused it, if one did.
@@ -306,7 +326,8 @@ impl Error {
         self.0.source.as_ref()?.downcast_ref::<std::io::Error>().map(std::io::Error::kind)
     }
 
-    /// The error and its causes on one line: what a log wants. What a closure of the program's own returned is left out.
+    /// The error and its causes on one line: what a log wants. What a closure of the program's own
+    /// returned is left out.
     pub fn chain(&self) -> String {
         let mut text = self.to_string();
         let mut cause = self.shown_cause();
@@ -330,7 +351,8 @@ impl Error {
     }
 }
 
-/// Whether an error of the platform's TLS says that the certificate was refused. native-tls has no kind for it, so its text has to do.
+/// Whether an error of the platform's TLS says that the certificate was refused. native-tls has no
+/// kind for it, so its text has to do.
 fn says_verification_failed(source: &(dyn StdError + 'static)) -> bool {
     const WORDINGS: [&str; 8] = [
         // OpenSSL.
@@ -381,14 +403,16 @@ impl StdError for Error {
 
 /// What became of a message that was not sent whole.
 ///
-/// The reason is an [`Error`] whose kind says why: `Timeout` (the budget `send_timeout` ran out), `Stopped`, `Closed`, `Io`,
-/// `Connect` (no connection is open), `Config` (an empty batch, fragments that are none or of both kinds, a close code that may not be sent).
+/// The reason is an [`Error`] whose kind says why: `Timeout` (the budget `send_timeout` ran out),
+/// `Stopped`, `Closed`, `Io`, `Connect` (no connection is open), `Config` (an empty batch,
+/// fragments that are none or of both kinds, a close code that may not be sent).
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum SendError {
     /// No byte of the message was taken. It is safe to send it again.
     NotSent(Error),
-    /// At least one byte was taken, and the connection has been aborted. The peer may or may not have the message: ask the venue.
+    /// At least one byte was taken, and the connection has been aborted. The peer may or may not
+    /// have the message: ask the venue.
     Unknown(Error),
 }
 
@@ -457,8 +481,15 @@ mod tests {
 
     #[test]
     fn a_timeout_names_its_budget_and_its_step() {
-        let error = Error::timeout("connect_timeout", Duration::from_secs(5), "TLS handshake with stream.example.com");
-        assert_eq!(error.to_string(), "timed out after 5s (connect_timeout): TLS handshake with stream.example.com");
+        let error = Error::timeout(
+            "connect_timeout",
+            Duration::from_secs(5),
+            "TLS handshake with stream.example.com",
+        );
+        assert_eq!(
+            error.to_string(),
+            "timed out after 5s (connect_timeout): TLS handshake with stream.example.com"
+        );
         assert_eq!(error.budget(), Some("connect_timeout"));
         assert!(error.is_retryable());
     }
@@ -467,8 +498,12 @@ mod tests {
     fn a_refusal_shows_its_status_and_hides_its_headers_and_body() {
         let mut headers = HeaderMap::new();
         headers.insert("set-cookie", "secret=1".parse().expect("a legal header"));
-        let refusal =
-            Refusal { status: StatusCode::UNAUTHORIZED, headers, body: b"secret".to_vec(), retry_after: None };
+        let refusal = Refusal {
+            status: StatusCode::UNAUTHORIZED,
+            headers,
+            body: b"secret".to_vec(),
+            retry_after: None,
+        };
         let error = Error::refused("example.com:443", refusal);
         assert!(!error.is_retryable());
         assert!(!format!("{error:?} {error} {:?}", error.refusal()).contains("secret"));
@@ -476,17 +511,25 @@ mod tests {
 
     #[test]
     fn what_a_closure_returned_is_in_source_and_nowhere_else() {
-        let error =
-            Error::caused_by_closure(ErrorKind::Endpoint, "asking where to dial", "GET /token?key=hunter2 failed");
-        let late = Error::timeout("wait_open", Duration::from_secs(1), "waiting").because(error.clone());
+        let error = Error::caused_by_closure(
+            ErrorKind::Endpoint,
+            "asking where to dial",
+            "GET /token?key=hunter2 failed",
+        );
+        let late =
+            Error::timeout("wait_open", Duration::from_secs(1), "waiting").because(error.clone());
         assert!(error.source().is_some_and(|source| source.to_string().contains("hunter2")));
-        assert!(!format!("{error} {error:?} {} {late:?} {}", error.chain(), late.chain()).contains("hunter2"));
+        assert!(
+            !format!("{error} {error:?} {} {late:?} {}", error.chain(), late.chain())
+                .contains("hunter2")
+        );
         assert!(late.chain().ends_with("asking where to dial"), "{}", late.chain());
     }
 
     #[test]
     fn the_cause_is_in_source_and_not_in_display() {
-        let error = Error::caused(ErrorKind::Connect, "connecting to a:1", std::io::Error::other("boom"));
+        let error =
+            Error::caused(ErrorKind::Connect, "connecting to a:1", std::io::Error::other("boom"));
         assert_eq!(error.to_string(), "connecting to a:1");
         assert_eq!(error.chain(), "connecting to a:1: boom");
     }

@@ -73,7 +73,8 @@ pub(crate) struct Arrival {
 }
 
 /// What a message carries.
-// Exhaustive, unlike other enums here: RFC 6455 section 5.6 knows no third kind, and who matches both should need no arm for it.
+// Exhaustive, unlike other enums here: RFC 6455 section 5.6 knows no third kind, and who matches
+// both should need no arm for it.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Payload<'a> {
     /// A text message: valid UTF-8 (RFC 6455 section 5.6).
@@ -118,23 +119,27 @@ impl<'a> MessageRef<'a> {
         self.epoch
     }
 
-    /// When the `recv` that brought its last bytes returned: monotonic, one reading of the clock for all messages of a `recv`.
+    /// When the `recv` that brought its last bytes returned: monotonic, one reading of the clock
+    /// for all messages of a `recv`.
     #[inline]
     pub fn received_at(&self) -> Instant {
         self.arrival.at
     }
 
-    /// When the kernel got the last bytes of the `recv` that brought this message, by the wall clock, if it was asked to note it
-    /// (`Builder::kernel_timestamps`, on Linux). [`received_wall`](MessageRef::received_wall) less this is how long they lay in the kernel, and how long the
-    /// reader took to wake. A message that came in one piece with the answer to the opening handshake has none, nor do those of the
-    /// moment that the kernel takes to begin with it.
+    /// When the kernel got the last bytes of the `recv` that brought this message, by the wall
+    /// clock, if it was asked to note it (`Builder::kernel_timestamps`, on Linux).
+    /// [`received_wall`](MessageRef::received_wall) less this is how long they lay in the kernel,
+    /// and how long the reader took to wake. A message that came in one piece with the answer to
+    /// the opening handshake has none, nor do those of the moment that the kernel takes to begin
+    /// with it.
     #[inline]
     pub fn kernel_received(&self) -> Option<SystemTime> {
         self.arrival.kernel
     }
 
-    /// [`received_at`](MessageRef::received_at) by the wall clock, worked out when it is asked for: the wall clock's now, less the time that has
-    /// passed since. Costs two readings of clocks; a wall clock that was set in between shows.
+    /// [`received_at`](MessageRef::received_at) by the wall clock, worked out when it is asked for:
+    /// the wall clock's now, less the time that has passed since. Costs two readings of clocks; a
+    /// wall clock that was set in between shows.
     pub fn received_wall(&self) -> SystemTime {
         wall_of(self.arrival.at)
     }
@@ -284,15 +289,17 @@ pub struct Disconnect {
     pub epoch: u64,
     /// Why.
     pub error: Error,
-    /// The close code and reason (RFC 6455 section 7.1.5): what the peer's close frame said, 1005 if it said nothing; what ours says if we closed
-    /// first and no answer had come when this was told; after a stop, which is told before its close frame is written, what that says if there
+    /// The close code and reason (RFC 6455 section 7.1.5): what the peer's close frame said, 1005
+    /// if it said nothing; what ours says if we closed first and no answer had come when this was
+    /// told; after a stop, which is told before its close frame is written, what that says if there
     /// is room for it; 1006 if there was no close frame at all.
     pub close: CloseReason,
     /// How long the connection was open.
     pub lasted: Duration,
     /// The highest sequence that a send on this connection was given. 0: nothing was sent.
     pub sent: u64,
-    /// The highest sequence that a later pong covers: the peer had read that far. What was sent after it is in doubt.
+    /// The highest sequence that a later pong covers: the peer had read that far. What was sent
+    /// after it is in doubt.
     pub confirmed: u64,
     /// When the next dial starts, from the end of this connection. `None`: never, the client ends.
     pub retry_in: Option<Duration>,
@@ -301,10 +308,12 @@ pub struct Disconnect {
 }
 
 impl Disconnect {
-    /// Whether a close frame of the peer ended the connection, as opposed to a failure, a silence or a stop.
+    /// Whether a close frame of the peer ended the connection, as opposed to a failure, a silence
+    /// or a stop.
     ///
-    /// After [`Sender::reconnect`](crate::Sender::reconnect) that frame is the answer to ours: `false` when the peer gave none, and also when
-    /// the connection was told as ended before the answer came, which a message of the peer between the two brings about.
+    /// After [`Sender::reconnect`](crate::Sender::reconnect) that frame is the answer to ours:
+    /// `false` when the peer gave none, and also when the connection was told as ended before the
+    /// answer came, which a message of the peer between the two brings about.
     pub fn is_clean(&self) -> bool {
         self.error.kind() == ErrorKind::Closed && self.has_peer_closed
     }
@@ -312,7 +321,13 @@ impl Disconnect {
 
 impl fmt::Display for Disconnect {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "connection {} ended after {:.1?}: {}", self.epoch, self.lasted, self.error.chain())
+        write!(
+            f,
+            "connection {} ended after {:.1?}: {}",
+            self.epoch,
+            self.lasted,
+            self.error.chain()
+        )
     }
 }
 

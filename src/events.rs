@@ -1,4 +1,5 @@
-//! The events queue: bounded in messages and bytes, between the reader thread and a program that pulls.
+//! The events queue: bounded in messages and bytes, between the reader thread and a program that
+//! pulls.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -14,20 +15,22 @@ use crate::time::after;
 
 /// What happens to a message that finds the events queue full.
 ///
-/// ReconnectPolicy touch messages only: openings, ends and failed dials have room of their own, for 1,024 of them, and the oldest make room then; a
-/// [`Lagged`] says so.
+/// ReconnectPolicy touch messages only: openings, ends and failed dials have room of their own, for
+/// 1,024 of them, and the oldest make room then; a [`Lagged`] says so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum WhenFull {
-    /// The connection ends with the kind `Lagged` and comes back: what is in the queue can still be read, and the program takes a new snapshot.
-    /// The default, because a gap that nobody notices costs more than a reconnect.
+    /// The connection ends with the kind `Lagged` and comes back: what is in the queue can still be
+    /// read, and the program takes a new snapshot. The default, because a gap that nobody notices
+    /// costs more than a reconnect.
     #[default]
     Disconnect,
     /// The oldest message makes room, and `Lagged` says how many were lost.
     DropOldest,
     /// The new message is dropped, and `Lagged` says how many were lost.
     DropNewest,
-    /// The reader waits for room. It reads nothing meanwhile, so pings go unanswered and the venue may close the connection.
+    /// The reader waits for room. It reads nothing meanwhile, so pings go unanswered and the venue
+    /// may close the connection.
     Block,
 }
 
@@ -39,8 +42,8 @@ pub(crate) struct Bounds {
     pub(crate) when_full: WhenFull,
 }
 
-/// Notices (openings, ends, lags) have their own room beside the messages. A program that reads nothing through a thousand reconnects loses
-/// the oldest of them, and `Lagged` says so.
+/// Notices (openings, ends, lags) have their own room beside the messages. A program that reads
+/// nothing through a thousand reconnects loses the oldest of them, and `Lagged` says so.
 const NOTICES: usize = 1024;
 
 /// How many events a consumer takes out under one hold of the lock.
@@ -58,9 +61,11 @@ pub(crate) struct Queue {
     inner: Mutex<Inner>,
     /// Signalled when events come in and when the queue ends. Waits under `inner`.
     readable: Condvar,
-    /// Received when room appears while the reader is blocked. One ring is remembered, so none is lost.
+    /// Received when room appears while the reader is blocked. One ring is remembered, so none is
+    /// lost.
     room: (WakeTx<()>, Receiver<()>),
-    /// A receiver has been lent, which has to be ready for what consumers have taken out and not handed on, too.
+    /// A receiver has been lent, which has to be ready for what consumers have taken out and not
+    /// handed on, too.
     has_lent: AtomicBool,
 }
 
@@ -79,7 +84,8 @@ struct Inner {
     is_ended: bool,
     lost: u64,
     lost_notices: u64,
-    /// Lent to `select!`; holds a ring whenever the queue is not empty. Dropped when somebody has been told that it has ended.
+    /// Lent to `select!`; holds a ring whenever the queue is not empty. Dropped when somebody has
+    /// been told that it has ended.
     wakeup: Option<WakeTx<()>>,
     lent: Option<Receiver<()>>,
 }
@@ -120,7 +126,8 @@ impl Queue {
         self.readable.notify_all();
     }
 
-    /// Moves a batch of messages in, as far as the rule lets it. Under `Block` it waits for room, until shutdown.
+    /// Moves a batch of messages in, as far as the rule lets it. Under `Block` it waits for room,
+    /// until shutdown.
     fn push_batch(&self, batch: &mut VecDeque<Event>, shutdown: &Shutdown) -> Result<(), Full> {
         while !batch.is_empty() {
             let mut inner = self.inner.lock();
@@ -174,7 +181,8 @@ impl Queue {
     /// Waits for room; `false` when the client has to end instead.
     fn await_room(&self, shutdown: &Shutdown) -> bool {
         // The ring is remembered, so the period is a second connection of defence only.
-        let woken = wait(shutdown, &self.room.1, Some(after(sync::now(), Duration::from_millis(100))));
+        let woken =
+            wait(shutdown, &self.room.1, Some(after(sync::now(), Duration::from_millis(100))));
         self.inner.lock().is_blocked = false;
         !matches!(woken, Woken::Shutdown)
     }
@@ -247,7 +255,8 @@ impl Queue {
         self.tell(&mut inner);
     }
 
-    /// Makes the lent receiver ready again, if events are left here or with the one who asks, or the end is.
+    /// Makes the lent receiver ready again, if events are left here or with the one who asks, or
+    /// the end is.
     fn keep_ready(&self, are_left: bool) {
         let mut inner = self.inner.lock();
         if are_left || !inner.events.is_empty() || inner.is_ended {
@@ -287,8 +296,10 @@ enum Taken {
 
 impl Inner {
     fn has_room(&self, bytes: usize, bounds: &Bounds) -> bool {
-        // A message larger than the whole bound is let into an empty queue: it could never be delivered otherwise.
-        self.messages == 0 || (self.messages < bounds.messages && self.bytes.saturating_add(bytes) <= bounds.bytes)
+        // A message larger than the whole bound is let into an empty queue: it could never be
+        // delivered otherwise.
+        self.messages == 0
+            || (self.messages < bounds.messages && self.bytes.saturating_add(bytes) <= bounds.bytes)
     }
 
     fn push_message(&mut self, event: Event, bytes: usize) {
@@ -355,8 +366,9 @@ impl Inner {
         }
     }
 
-    /// Nothing can come any more: whoever waits with `select!` has to ask once more to hear it, and the lent receiver disconnects when one has.
-    /// Not before: another may hold events that it will put back.
+    /// Nothing can come any more: whoever waits with `select!` has to ask once more to hear it, and
+    /// the lent receiver disconnects when one has. Not before: another may hold events that it will
+    /// put back.
     fn wake_if_over(&mut self) {
         if self.is_ended && self.events.is_empty() {
             self.wake();
@@ -379,9 +391,11 @@ fn payload_bytes(event: &Event) -> usize {
     }
 }
 
-/// What has happened to a client, pulled: a blocking iterator that ends when the client has stopped and everything has been read.
+/// What has happened to a client, pulled: a blocking iterator that ends when the client has stopped
+/// and everything has been read.
 ///
-/// Borrowed from a [`Client`](crate::Client). Several may exist, in several threads; each event goes to one of them.
+/// Borrowed from a [`Client`](crate::Client). Several may exist, in several threads; each event
+/// goes to one of them.
 pub struct Events<'a> {
     queue: &'a Queue,
     /// Taken out and not yet handed on; put back on drop.
@@ -406,7 +420,8 @@ impl<'a> Events<'a> {
     /// The next event, waiting for it `timeout` at most.
     ///
     /// # Errors
-    /// [`TryNextError::Empty`] when none came in time, [`TryNextError::Disconnected`] when none will come any more.
+    /// [`TryNextError::Empty`] when none came in time, [`TryNextError::Disconnected`] when none
+    /// will come any more.
     pub fn next_timeout(&mut self, timeout: Duration) -> Result<Event, TryNextError> {
         self.next_until(|| Some(after(sync::now(), timeout)))
     }
@@ -419,11 +434,12 @@ impl<'a> Events<'a> {
         self.next_timeout(Duration::ZERO)
     }
 
-    /// A receiver for the `select!` of crossbeam-channel 0.5, that is ready whenever an event is, and now and then when none is: ask
-    /// [`try_next`](Events::try_next).
+    /// A receiver for the `select!` of crossbeam-channel 0.5, that is ready whenever an event is,
+    /// and now and then when none is: ask [`try_next`](Events::try_next).
     ///
-    /// It disconnects, which makes it ready too, once `try_next` has said [`TryNextError::Disconnected`]. The events themselves stay in the
-    /// queue until they are taken, so that its bounds hold.
+    /// It disconnects, which makes it ready too, once `try_next` has said
+    /// [`TryNextError::Disconnected`]. The events themselves stay in the queue until they are
+    /// taken, so that its bounds hold.
     ///
     /// ```no_run
     /// # use std::time::Duration;
@@ -453,7 +469,10 @@ impl<'a> Events<'a> {
     }
 
     #[inline]
-    fn next_until(&mut self, until: impl FnOnce() -> Option<Instant>) -> Result<Event, TryNextError> {
+    fn next_until(
+        &mut self,
+        until: impl FnOnce() -> Option<Instant>,
+    ) -> Result<Event, TryNextError> {
         if self.taken.is_empty() {
             match self.queue.take(&mut self.taken, until()) {
                 Taken::Some => {}
@@ -567,7 +586,10 @@ mod tests {
     }
 
     fn message(text: &str) -> Event {
-        Event::Message(MessageRef::new(Payload::Text(text), 1, Arrival { at: Instant::now(), kernel: None }).to_owned())
+        Event::Message(
+            MessageRef::new(Payload::Text(text), 1, Arrival { at: Instant::now(), kernel: None })
+                .to_owned(),
+        )
     }
 
     fn notice() -> Event {
@@ -580,7 +602,8 @@ mod tests {
         queue.push_batch(&mut batch, &threads.shutdown_signal())
     }
 
-    /// Everything in the queue, in short: the text of messages, `lost/notices` of lags, `*` for notices.
+    /// Everything in the queue, in short: the text of messages, `lost/notices` of lags, `*` for
+    /// notices.
     fn drain(queue: &Queue) -> Vec<String> {
         let mut events = Events::new(queue);
         std::iter::from_fn(|| events.try_next().ok())
@@ -731,7 +754,8 @@ mod tests {
 
     #[test]
     fn ends_have_room_however_many_lags_there_are() {
-        let queue = Queue::new(Bounds { messages: 4096, bytes: 1 << 30, when_full: WhenFull::DropNewest });
+        let queue =
+            Queue::new(Bounds { messages: 4096, bytes: 1 << 30, when_full: WhenFull::DropNewest });
         let threads = Threads::new(ThreadOptions::default());
         let push = |count: usize| {
             let mut batch: VecDeque<Event> = (0..count).map(|_| message("x")).collect();

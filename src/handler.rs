@@ -11,13 +11,14 @@ use crate::sender::{Receipt, Sender, Stopper};
 
 /// What a program does with what comes.
 ///
-/// Called with `&mut self` by the thread `taut-reader` alone, so nothing in it needs a lock, and dropped there before that thread counts
-/// as ended. While a call runs nothing is read: a handler that takes longer than the pong limit gets a warning in the log, and the connection is
-/// not taken for dead meanwhile. A panic ends the client once, with the kind `HandlerPanicked`; what was thrown is kept for
-/// [`Client::take_panic`](crate::Client::take_panic).
+/// Called with `&mut self` by the thread `taut-reader` alone, so nothing in it needs a lock, and
+/// dropped there before that thread counts as ended. While a call runs nothing is read: a handler
+/// that takes longer than the pong limit gets a warning in the log, and the connection is not taken
+/// for dead meanwhile. A panic ends the client once, with the kind `HandlerPanicked`; what was
+/// thrown is kept for [`Client::take_panic`](crate::Client::take_panic).
 ///
-/// What a handler may keep: a [`Sender`] and a [`Stopper`]. An `Arc<Client>` inside its own handler is a cycle: such a client is never
-/// dropped, and so never stopped.
+/// What a handler may keep: a [`Sender`] and a [`Stopper`]. An `Arc<Client>` inside its own handler
+/// is a cycle: such a client is never dropped, and so never stopped.
 ///
 /// A closure `FnMut(&mut Connection<'_>, MessageRef<'_>)` is a handler for messages alone.
 pub trait Handler: Send + 'static {
@@ -54,10 +55,11 @@ where
     }
 }
 
-/// The open connection, for the length of a call of the handler: sends on that very connection, and never on a later one.
+/// The open connection, for the length of a call of the handler: sends on that very connection, and
+/// never on a later one.
 ///
-/// A send from inside the handler happens on the reader's thread: while it waits for room nothing is read. It is bounded by `send_timeout`
-/// like any other.
+/// A send from inside the handler happens on the reader's thread: while it waits for room nothing
+/// is read. It is bounded by `send_timeout` like any other.
 ///
 /// It stays where it is: what may be kept and moved is a [`Sender`].
 /// ```compile_fail,E0277
@@ -72,7 +74,11 @@ pub struct Connection<'a> {
 }
 
 impl<'a> Connection<'a> {
-    pub(crate) fn new(connection: &'a Arc<OpenConnection>, opened: &'a Opened, sender: &'a Sender) -> Self {
+    pub(crate) fn new(
+        connection: &'a Arc<OpenConnection>,
+        opened: &'a Opened,
+        sender: &'a Sender,
+    ) -> Self {
         Connection { connection, opened, sender, stays: PhantomData }
     }
 
@@ -118,7 +124,8 @@ impl<'a> Connection<'a> {
         self.sender.ping_on(self.connection)
     }
 
-    /// A sender that may be kept and moved to other threads. It sends on whatever connection is open at the time.
+    /// A sender that may be kept and moved to other threads. It sends on whatever connection is
+    /// open at the time.
     pub fn sender(&self) -> Sender {
         self.sender.clone()
     }
@@ -128,7 +135,8 @@ impl<'a> Connection<'a> {
         self.sender.stopper()
     }
 
-    /// Tells the client to stop, and returns at once; no further message is delivered after the call that said so.
+    /// Tells the client to stop, and returns at once; no further message is delivered after the
+    /// call that said so.
     pub fn stop(&mut self) {
         self.sender.stopper().request_stop();
     }
@@ -138,10 +146,12 @@ impl<'a> Connection<'a> {
         self.sender.reconnect_on(self.connection);
     }
 
-    /// Ends this connection with a close code and reason of your own and dials again. See [`Sender::reconnect_with`].
+    /// Ends this connection with a close code and reason of your own and dials again. See
+    /// [`Sender::reconnect_with`].
     ///
     /// # Errors
-    /// `NotSent` and `Config`, when the code or the reason may not be sent; the connection goes on as it was.
+    /// `NotSent` and `Config`, when the code or the reason may not be sent; the connection goes on
+    /// as it was.
     pub fn reconnect_with(&mut self, close: &CloseReason) -> Result<(), SendError> {
         self.sender.reconnect_with_on(self.connection, close)
     }
@@ -157,7 +167,8 @@ impl fmt::Debug for Connection<'_> {
 pub(crate) trait EventSink: Send + 'static {
     fn opened(&mut self, connection: &mut Connection<'_>);
     fn message(&mut self, connection: &mut Connection<'_>, message: MessageRef<'_>);
-    /// All messages of a `recv` have been delivered. `Err` ends the connection: the queue is full and its rule says so.
+    /// All messages of a `recv` have been delivered. `Err` ends the connection: the queue is full
+    /// and its rule says so.
     fn end_batch(&mut self) -> Result<(), Full>;
     fn disconnected(&mut self, disconnect: &Disconnect);
     fn dial_failed(&mut self, failure: &DialFailure);

@@ -1,7 +1,8 @@
 //! A WebSocket client for programs that block: plain threads, no async runtime.
 //!
-//! `tautline` keeps one connection to a venue up. It dials, reads, pings, notices when the connection has died, dials again, and stops at once when
-//! told to. It is made for trading bots and other programs that must know what became of a message, and must not leave a thread behind.
+//! `tautline` keeps one connection to a venue up. It dials, reads, pings, notices when the
+//! connection has died, dials again, and stops at once when told to. It is made for trading bots
+//! and other programs that must know what became of a message, and must not leave a thread behind.
 //!
 //! # Pulling
 //! ```no_run
@@ -66,16 +67,18 @@
 //!    '--------------------------+--> Closed <-------------------------'
 //!      stop, or an error that no retry mends
 //! ```
-//! Each opening begins an *epoch*; its number stands on every event, message and receipt. Two threads live as long as the client,
-//! however often it reconnects: `taut-reader` dials, reads and calls the handler; `taut-heartbeat` writes pings, pongs and close frames
-//! and judges whether the connection is alive. A third, `taut-resolver`, lives for one lookup. All of them are joined by [`Client::stop`] and
-//! by `Drop`, and the [`StopReport`] says so, thread by thread.
+//! Each opening begins an *epoch*; its number stands on every event, message and receipt. Two
+//! threads live as long as the client, however often it reconnects: `taut-reader` dials, reads and
+//! calls the handler; `taut-heartbeat` writes pings, pongs and close frames and judges whether the
+//! connection is alive. A third, `taut-resolver`, lives for one lookup. All of them are joined by
+//! [`Client::stop`] and by `Drop`, and the [`StopReport`] says so, thread by thread.
 //!
 //! # What became of a message
-//! A send writes to the socket on the calling thread. `Ok(`[`Receipt`]`)`: the kernel took all of it, which proves nothing about the
-//! peer. [`SendError::NotSent`]: no byte was taken, sending again is safe. [`SendError::Unknown`]: part of it was taken; ask the venue.
-//! When a connection ends, [`Disconnect::confirmed`] says how far a pong of the peer covers what was sent. Nothing is ever queued while
-//! the connection is down.
+//! A send writes to the socket on the calling thread. `Ok(`[`Receipt`]`)`: the kernel took all of
+//! it, which proves nothing about the peer. [`SendError::NotSent`]: no byte was taken, sending
+//! again is safe. [`SendError::Unknown`]: part of it was taken; ask the venue. When a connection
+//! ends, [`Disconnect::confirmed`] says how far a pong of the peer covers what was sent. Nothing is
+//! ever queued while the connection is down.
 //!
 //! # Defaults
 //! | setting | default |
@@ -95,26 +98,32 @@
 //! | [`when_full`](Builder::when_full) | end the connection, and come back |
 //!
 //! # Memory
-//! A quiet plain connection holds a read buffer of 16 KiB and two thread stacks; a TLS connection two buffers of 16 KiB more and the engine. Under load the
-//! read buffer grows to 256 KiB, those of TLS to 128 KiB, and the read buffer as far as a frame is long whose bytes really come. They shrink
-//! with the first bytes that come ten seconds or more after the last need. A fragmented or compressed message takes up to `max_message_size` once
-//! more while it is put together; up to 64 KiB of that are kept for the next. So the worst that a venue can make of a connection, at the
-//! default limit of 16 MiB, is 32 MiB, and the engines of compression ([`Deflate`]) and TLS. A send takes 64 KiB, over TLS twice that, and a
-//! compressed one the length of what is compressed. The events queue holds what its bounds say.
+//! A quiet plain connection holds a read buffer of 16 KiB and two thread stacks; a TLS connection
+//! two buffers of 16 KiB more and the engine. Under load the read buffer grows to 256 KiB, those of
+//! TLS to 128 KiB, and the read buffer as far as a frame is long whose bytes really come. They
+//! shrink with the first bytes that come ten seconds or more after the last need. A fragmented or
+//! compressed message takes up to `max_message_size` once more while it is put together; up to 64
+//! KiB of that are kept for the next. So the worst that a venue can make of a connection, at the
+//! default limit of 16 MiB, is 32 MiB, and the engines of compression ([`Deflate`]) and TLS. A send
+//! takes 64 KiB, over TLS twice that, and a compressed one the length of what is compressed. The
+//! events queue holds what its bounds say.
 //!
 //! # Logs
 //! Through the [`log`] crate, targets that begin with `tautline`:
-//! - error: a client was dropped and a thread of it did not end in time (what [`Client::stop`] returns says so by itself), or a bug of ours
+//! - error: a client was dropped and a thread of it did not end in time (what [`Client::stop`]
+//!   returns says so by itself), or a bug of ours
 //! - warn: the client gave up, or the handler is slower than `pong_timeout`
 //! - info: opened, disconnected, dial failed, and what follows
 //! - debug: the steps of a dial, changes of state
 //! - trace: kinds and sizes of what is sent and received
 //!
-//! Hosts and ports are as far as it goes: paths, query strings, header values and payloads are in no log, `Debug` or `Display`.
+//! Hosts and ports are as far as it goes: paths, query strings, header values and payloads are in
+//! no log, `Debug` or `Display`.
 //!
 //! # Features
 //! - `vendored-tls` builds OpenSSL from source, for Linux machines without its headers.
-//! - `testing` adds `tautline::testing`: a scripted venue and a leak check for the tests of your own program.
+//! - `testing` adds `tautline::testing`: a scripted venue and a leak check for the tests of your
+//!   own program.
 #![deny(unsafe_code)]
 // The model stands in for dialing, and its checks are the only users of much of itself.
 #![cfg_attr(shuttle, allow(dead_code, unused_imports))]
@@ -146,7 +155,9 @@ pub use config::endpoint::Endpoint;
 pub use config::{AppPing, Builder, DialContext};
 pub use dial::Resolver;
 pub use error::{BatchError, CloseReason, Error, ErrorKind, Refusal, SendError};
-pub use event::{DialFailure, Disconnect, Event, Lagged, Message, MessageRef, Opened, Payload, Stopped};
+pub use event::{
+    DialFailure, Disconnect, Event, Lagged, Message, MessageRef, Opened, Payload, Stopped,
+};
 pub use events::{Events, TryNextError, WhenFull};
 pub use handler::{Connection, Handler};
 pub use protocol::deflate::Deflate;

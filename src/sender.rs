@@ -29,10 +29,12 @@ pub struct Receipt {
 
 /// Sends on whatever connection is open at the time. Cheap to clone, and usable from any thread.
 ///
-/// A send writes to the socket on the calling thread. It waits for the kernel to have room, and for other senders, `send_timeout` at most
-/// (5 s by default). Nothing is ever queued: while no connection is open, sends fail with `NotSent` at once.
+/// A send writes to the socket on the calling thread. It waits for the kernel to have room, and for
+/// other senders, `send_timeout` at most (5 s by default). Nothing is ever queued: while no
+/// connection is open, sends fail with `NotSent` at once.
 ///
-/// A sender does not keep the client alive, and outlives it harmlessly: its sends then fail with `NotSent` and the kind `Stopped`.
+/// A sender does not keep the client alive, and outlives it harmlessly: its sends then fail with
+/// `NotSent` and the kind `Stopped`.
 #[derive(Clone)]
 pub struct Sender {
     shared: Arc<Shared>,
@@ -50,8 +52,9 @@ impl Sender {
         self.shared.keep_panic(panic);
     }
 
-    /// A sender for the connection of one epoch, that never sends on a later one: what was decided on one connection's data must not leave by another.
-    /// Once that connection has ended its sends fail with `NotSent`.
+    /// A sender for the connection of one epoch, that never sends on a later one: what was decided
+    /// on one connection's data must not leave by another. Once that connection has ended its sends
+    /// fail with `NotSent`.
     pub fn pinned_to(&self, epoch: u64) -> Sender {
         Sender { shared: Arc::clone(&self.shared), epoch: Some(epoch) }
     }
@@ -61,9 +64,10 @@ impl Sender {
     /// `Ok` means that the kernel took all of it, which proves nothing about the peer.
     ///
     /// # Errors
-    /// [`SendError::NotSent`]: no byte was taken, sending again is safe. [`SendError::Unknown`]: part of it was, the connection has been aborted,
-    /// ask the venue. Their reasons: `Timeout` (`send_timeout` ran out), `Connect` (no connection is open), `Closed` (the connection is ending), `Stopped`
-    /// (the client has ended), `Io`.
+    /// [`SendError::NotSent`]: no byte was taken, sending again is safe. [`SendError::Unknown`]:
+    /// part of it was, the connection has been aborted, ask the venue. Their reasons: `Timeout`
+    /// (`send_timeout` ran out), `Connect` (no connection is open), `Closed` (the connection is
+    /// ending), `Stopped` (the client has ended), `Io`.
     pub fn send_text(&self, text: &str) -> Result<Receipt, SendError> {
         self.send_on(self.connection()?.as_ref(), Payload::Text(text))
     }
@@ -76,18 +80,21 @@ impl Sender {
         self.send_on(self.connection()?.as_ref(), Payload::Binary(bytes))
     }
 
-    /// Sends several messages in order, by one system call for every 64 KiB of them, under one budget. What is long
-    /// enough to be compressed on a compressed connection goes by calls of its own. The receipt is the last one's.
+    /// Sends several messages in order, by one system call for every 64 KiB of them, under one
+    /// budget. What is long enough to be compressed on a compressed connection goes by calls of its
+    /// own. The receipt is the last one's.
     ///
     /// # Errors
-    /// [`BatchError`]: how many went whole, and what became of the next. An empty batch is refused with `Config`.
+    /// [`BatchError`]: how many went whole, and what became of the next. An empty batch is refused
+    /// with `Config`.
     pub fn send_batch(&self, messages: &[Payload<'_>]) -> Result<Receipt, BatchError> {
         let connection = self.connection().map_err(|next| BatchError { sent: 0, next })?;
         self.send_batch_on(&connection, messages)
     }
 
-    /// Sends one message in fragments (RFC 6455 section 5.4), all text or all binary, under one budget. Pings, pongs and close frames may
-    /// pass between them; other messages wait. Fragments go uncompressed.
+    /// Sends one message in fragments (RFC 6455 section 5.4), all text or all binary, under one
+    /// budget. Pings, pongs and close frames may pass between them; other messages wait. Fragments
+    /// go uncompressed.
     ///
     /// ```no_run
     /// # fn f(sender: &tautline::Sender) -> Result<(), tautline::SendError> {
@@ -96,43 +103,59 @@ impl Sender {
     /// ```
     ///
     /// # Errors
-    /// As [`send_text`](Sender::send_text); `Config` for no fragments, or for both kinds in one message: `NotSent` if that is seen before
-    /// the first has gone, otherwise `Unknown`, because a message that has begun cannot be taken back.
-    pub fn send_fragmented<'a>(&self, fragments: impl IntoIterator<Item = Payload<'a>>) -> Result<Receipt, SendError> {
+    /// As [`send_text`](Sender::send_text); `Config` for no fragments, or for both kinds in one
+    /// message: `NotSent` if that is seen before the first has gone, otherwise `Unknown`, because a
+    /// message that has begun cannot be taken back.
+    pub fn send_fragmented<'a>(
+        &self,
+        fragments: impl IntoIterator<Item = Payload<'a>>,
+    ) -> Result<Receipt, SendError> {
         let connection = self.connection()?;
         let mut fragments = fragments.into_iter().peekable();
         let is_text = matches!(fragments.peek(), Some(Payload::Text(_)));
         let mut next = || match fragments.next() {
             Some(Payload::Text(text)) if is_text => Ok(Some(Cow::Borrowed(text.as_bytes()))),
             Some(Payload::Binary(bytes)) if !is_text => Ok(Some(Cow::Borrowed(bytes))),
-            Some(_) => Err(Error::config("fragments of text and of binary in one message: choose one")),
+            Some(_) => {
+                Err(Error::config("fragments of text and of binary in one message: choose one"))
+            }
             None => Ok(None),
         };
-        let sent =
-            connection.send_fragmented(if is_text { Data::Text } else { Data::Binary }, &mut next, self.deadline())?;
+        let sent = connection.send_fragmented(
+            if is_text { Data::Text } else { Data::Binary },
+            &mut next,
+            self.deadline(),
+        )?;
         Ok(Receipt { epoch: connection.epoch, sequence: sent.sequence })
     }
 
-    /// Sends what `reader` gives as one binary message, in fragments of at most `fragment` bytes, under one budget. Holds two of them at a
-    /// time. A reader that blocks cannot be interrupted: the budget is looked at after each read.
+    /// Sends what `reader` gives as one binary message, in fragments of at most `fragment` bytes,
+    /// under one budget. Holds two of them at a time. A reader that blocks cannot be interrupted:
+    /// the budget is looked at after each read.
     ///
     /// # Errors
     /// As [`send_fragmented`](Sender::send_fragmented); what the reader fails with is an `Io`.
-    pub fn send_reader(&self, mut reader: impl Read, fragment: usize) -> Result<Receipt, SendError> {
+    pub fn send_reader(
+        &self,
+        mut reader: impl Read,
+        fragment: usize,
+    ) -> Result<Receipt, SendError> {
         let connection = self.connection()?;
         let mut next = || {
             let mut piece = Vec::new();
             // Short reads are gathered: a fragment is short only at the end.
             let read = (&mut reader).take(fragment.max(1) as u64).read_to_end(&mut piece);
-            read.map_err(|error| Error::caused(ErrorKind::Io, "reading what is to be sent", error))?;
+            read.map_err(|error| {
+                Error::caused(ErrorKind::Io, "reading what is to be sent", error)
+            })?;
             Ok((!piece.is_empty()).then_some(Cow::Owned(piece)))
         };
         let sent = connection.send_fragmented(Data::Binary, &mut next, self.deadline())?;
         Ok(Receipt { epoch: connection.epoch, sequence: sent.sequence })
     }
 
-    /// Has the heart send a ping frame at once; its pong counts for the round-trip time and confirms what was sent before it.
-    /// Returns before the ping is written.
+    /// Has the heart send a ping frame at once; its pong counts for the round-trip time and
+    /// confirms what was sent before it. Returns before the ping is written.
     ///
     /// # Errors
     /// `NotSent`, when no connection is open or the connection is ending.
@@ -140,9 +163,11 @@ impl Sender {
         self.ping_on(self.connection()?.as_ref())
     }
 
-    /// Ends the connection that is open now and dials again: for a gap in a sequence that only a new snapshot mends, or an announced shutdown.
+    /// Ends the connection that is open now and dials again: for a gap in a sequence that only a
+    /// new snapshot mends, or an announced shutdown.
     ///
-    /// Returns at once. No further message of that connection is delivered, its close frame says 1000 (see [`reconnect_with`](Sender::reconnect_with)), and the reason in
+    /// Returns at once. No further message of that connection is delivered, its close frame says
+    /// 1000 (see [`reconnect_with`](Sender::reconnect_with)), and the reason in
     /// [`Disconnect`](crate::Disconnect) is a `Closed` with that code.
     ///
     /// # Errors
@@ -152,13 +177,16 @@ impl Sender {
         Ok(())
     }
 
-    /// As [`reconnect`](Sender::reconnect), and the close frame says `close` instead of 1000 and no reason (RFC 6455 section 7.4), unless
-    /// the connection is ending already: the first words stay. The reason in [`Disconnect`](crate::Disconnect) is a `Closed` with these words;
-    /// [`Disconnect::close`](crate::Disconnect::close) is what the peer answered, if that came before a further message did.
+    /// As [`reconnect`](Sender::reconnect), and the close frame says `close` instead of 1000 and no
+    /// reason (RFC 6455 section 7.4), unless the connection is ending already: the first words
+    /// stay. The reason in [`Disconnect`](crate::Disconnect) is a `Closed` with these words;
+    /// [`Disconnect::close`](crate::Disconnect::close) is what the peer answered, if that came
+    /// before a further message did.
     ///
     /// # Errors
-    /// `NotSent`: `Config` when the code is none that may be sent or the reason is too long ([`CloseReason::new`] says what is allowed),
-    /// and the connection goes on as it was; otherwise as [`reconnect`](Sender::reconnect).
+    /// `NotSent`: `Config` when the code is none that may be sent or the reason is too long
+    /// ([`CloseReason::new`] says what is allowed), and the connection goes on as it was; otherwise
+    /// as [`reconnect`](Sender::reconnect).
     pub fn reconnect_with(&self, close: &CloseReason) -> Result<(), SendError> {
         let close = CloseFrame::said(close).map_err(SendError::NotSent)?;
         self.close_for_reconnect(self.connection()?.as_ref(), close);
@@ -170,7 +198,8 @@ impl Sender {
         self.shared.state()
     }
 
-    /// Waits until a connection is open, and returns its epoch. See [`Client::wait_open`](crate::Client::wait_open).
+    /// Waits until a connection is open, and returns its epoch. See
+    /// [`Client::wait_open`](crate::Client::wait_open).
     ///
     /// # Errors
     /// As [`Client::wait_open`](crate::Client::wait_open).
@@ -183,11 +212,19 @@ impl Sender {
         Stopper { shared: Arc::clone(&self.shared) }
     }
 
-    pub(crate) fn send_text_on(&self, connection: &OpenConnection, text: &str) -> Result<Receipt, SendError> {
+    pub(crate) fn send_text_on(
+        &self,
+        connection: &OpenConnection,
+        text: &str,
+    ) -> Result<Receipt, SendError> {
         self.send_on(connection, Payload::Text(text))
     }
 
-    pub(crate) fn send_binary_on(&self, connection: &OpenConnection, bytes: &[u8]) -> Result<Receipt, SendError> {
+    pub(crate) fn send_binary_on(
+        &self,
+        connection: &OpenConnection,
+        bytes: &[u8],
+    ) -> Result<Receipt, SendError> {
         self.send_on(connection, Payload::Binary(bytes))
     }
 
@@ -197,7 +234,8 @@ impl Sender {
         messages: &[Payload<'_>],
     ) -> Result<Receipt, BatchError> {
         if messages.is_empty() {
-            let reason = Error::new(ErrorKind::Config, "a batch of no messages: give it at least one");
+            let reason =
+                Error::new(ErrorKind::Config, "a batch of no messages: give it at least one");
             return Err(BatchError { sent: 0, next: SendError::NotSent(reason) });
         }
         let sent = connection.send_batch(messages, self.deadline())?;
@@ -212,16 +250,27 @@ impl Sender {
         self.close_for_reconnect(connection, CloseFrame::normal());
     }
 
-    pub(crate) fn reconnect_with_on(&self, connection: &OpenConnection, close: &CloseReason) -> Result<(), SendError> {
+    pub(crate) fn reconnect_with_on(
+        &self,
+        connection: &OpenConnection,
+        close: &CloseReason,
+    ) -> Result<(), SendError> {
         self.close_for_reconnect(connection, CloseFrame::said(close).map_err(SendError::NotSent)?);
         Ok(())
     }
 
     fn close_for_reconnect(&self, connection: &OpenConnection, close: CloseFrame) {
-        connection.close_for_reconnect(close, after(sync::now(), self.shared.send_timeouts.close_timeout));
+        connection.close_for_reconnect(
+            close,
+            after(sync::now(), self.shared.send_timeouts.close_timeout),
+        );
     }
 
-    fn send_on(&self, connection: &OpenConnection, payload: Payload<'_>) -> Result<Receipt, SendError> {
+    fn send_on(
+        &self,
+        connection: &OpenConnection,
+        payload: Payload<'_>,
+    ) -> Result<Receipt, SendError> {
         let sent = connection.send(payload, self.deadline())?;
         Ok(Receipt { epoch: connection.epoch, sequence: sent.sequence })
     }
@@ -230,7 +279,10 @@ impl Sender {
         let connection = self.shared.open_connection().map_err(SendError::NotSent)?;
         match self.epoch {
             Some(epoch) if epoch != connection.epoch => {
-                let context = format!("the connection of epoch {epoch} has ended, this is epoch {}", connection.epoch);
+                let context = format!(
+                    "the connection of epoch {epoch} has ended, this is epoch {}",
+                    connection.epoch
+                );
                 Err(SendError::NotSent(Error::new(ErrorKind::Closed, context)))
             }
             _ => Ok(connection),
@@ -255,12 +307,14 @@ pub struct Stopper {
 }
 
 impl Stopper {
-    /// Stops the client and waits until its threads have ended, `timeout` at most. See [`Client::stop`](crate::Client::stop).
+    /// Stops the client and waits until its threads have ended, `timeout` at most. See
+    /// [`Client::stop`](crate::Client::stop).
     pub fn stop(&self, timeout: Duration) -> StopReport {
         self.shared.stop(CloseFrame::normal(), timeout)
     }
 
-    /// Stops the client with a close code and reason of your own. See [`Client::stop_with`](crate::Client::stop_with).
+    /// Stops the client with a close code and reason of your own. See
+    /// [`Client::stop_with`](crate::Client::stop_with).
     ///
     /// # Errors
     /// As [`Client::stop_with`](crate::Client::stop_with).
@@ -268,7 +322,8 @@ impl Stopper {
         Ok(self.shared.stop(CloseFrame::said(close)?, timeout))
     }
 
-    /// Tells the client to stop and returns at once. Waiting is left to `stop` or to the drop of the client.
+    /// Tells the client to stop and returns at once. Waiting is left to `stop` or to the drop of
+    /// the client.
     pub fn request_stop(&self) {
         self.shared.request_stop(CloseFrame::normal(), Duration::MAX);
     }

@@ -7,7 +7,8 @@ use crate::error::ErrorKind;
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicU64, Ordering};
 
-/// Figures of one client since it was made. A snapshot: the figures in it were read one after the other.
+/// Figures of one client since it was made. A snapshot: the figures in it were read one after the
+/// other.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct Stats {

@@ -37,7 +37,8 @@ impl Deadline {
     }
 }
 
-/// `now + wait`, and some thirty years ahead where that cannot be represented: `Duration::MAX` means "never".
+/// `now + wait`, and some thirty years ahead where that cannot be represented: `Duration::MAX`
+/// means "never".
 pub(crate) fn after(now: Instant, wait: Duration) -> Instant {
     const NEVER: Duration = Duration::from_secs(1_000_000_000);
     now.checked_add(wait.min(NEVER)).unwrap_or(now)
@@ -51,9 +52,11 @@ pub(crate) struct Backoff {
 }
 
 impl Backoff {
-    /// The wait before the `retry`-th retry in a row (from 1): uniform in `[0, min(max, min * 2^(retry-1))]`, with `jitter` in [0, 1).
+    /// The wait before the `retry`-th retry in a row (from 1): uniform in `[0, min(max, min *
+    /// 2^(retry-1))]`, with `jitter` in [0, 1).
     ///
-    /// With 250 ms and 30 s the ceilings are 250 ms, 500 ms, 1 s, 2 s, 4 s, 8 s, 16 s, 30 s, 30 s, ...
+    /// With 250 ms and 30 s the ceilings are 250 ms, 500 ms, 1 s, 2 s, 4 s, 8 s, 16 s, 30 s, 30 s,
+    /// ...
     pub(crate) fn delay(&self, retry: u32, jitter: f64) -> Duration {
         self.ceiling(retry).mul_f64(jitter.clamp(0.0, 1.0))
     }
@@ -64,7 +67,8 @@ impl Backoff {
     }
 }
 
-/// When the next ping is due. Missed times are skipped, so that a machine that slept does not wake up to a burst of pings.
+/// When the next ping is due. Missed times are skipped, so that a machine that slept does not wake
+/// up to a burst of pings.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PingSchedule {
     every: Option<Duration>,
@@ -87,7 +91,8 @@ impl PingSchedule {
         if now < next {
             return false;
         }
-        // The rhythm is kept (15, 30, 45, ...) unless a time was missed: then it starts anew from now.
+        // The rhythm is kept (15, 30, 45, ...) unless a time was missed: then it starts anew from
+        // now.
         let following = after(next, every);
         self.next = Some(if following > now { following } else { after(now, every) });
         true
@@ -99,12 +104,14 @@ impl PingSchedule {
     }
 }
 
-/// When a connection must be given up, from what is known of pings and bytes. All times are points in time; see [`Liveness::verdict`].
+/// When a connection must be given up, from what is known of pings and bytes. All times are points
+/// in time; see [`Liveness::verdict`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Liveness {
     /// When the oldest unanswered ping was written.
     pub(crate) oldest_unanswered: Option<Instant>,
-    /// When the reader last went into `recv`; `None` while it is elsewhere (a busy handler, a full queue).
+    /// When the reader last went into `recv`; `None` while it is elsewhere (a busy handler, a full
+    /// queue).
     pub(crate) in_recv_since: Option<Instant>,
     /// When the last data message had been delivered.
     pub(crate) last_data: Instant,
@@ -126,10 +133,11 @@ pub(crate) enum LivenessStatus {
 impl Liveness {
     /// The judgement at `now`.
     ///
-    /// The pong limit runs from the oldest unanswered ping's write, and starts again whenever the reader enters `recv`: it does so after
-    /// every byte that arrives, and it stands still while the reader is elsewhere, for then nobody could have seen the pong.
-    /// A ping written at 0 s with a limit of 10 s and a byte at 9 s: overdue at 19 s. Both limits start again after a sleep: what the peer
-    /// said meanwhile lies unread in the kernel.
+    /// The pong limit runs from the oldest unanswered ping's write, and starts again whenever the
+    /// reader enters `recv`: it does so after every byte that arrives, and it stands still while
+    /// the reader is elsewhere, for then nobody could have seen the pong. A ping written at 0 s
+    /// with a limit of 10 s and a byte at 9 s: overdue at 19 s. Both limits start again after a
+    /// sleep: what the peer said meanwhile lies unread in the kernel.
     pub(crate) fn status(
         &self,
         pong_timeout: Duration,
@@ -173,7 +181,10 @@ mod tests {
         assert_eq!(deadline.left(now + 2 * MS), Some(3 * MS));
         assert_eq!(deadline.left(now + 5 * MS), None);
         assert!(deadline.has_passed(now + 5 * MS) && !deadline.has_passed(now + 4 * MS));
-        assert_eq!(deadline.error("connecting").to_string(), "timed out after 5ms (connect_timeout): connecting");
+        assert_eq!(
+            deadline.error("connecting").to_string(),
+            "timed out after 5ms (connect_timeout): connecting"
+        );
     }
 
     #[test]
@@ -222,7 +233,9 @@ mod tests {
         let times = [None, Some(0), Some(5), Some(9), Some(15)];
         for ping in times {
             for recv in times {
-                for (data, woke) in [(0, None), (7, None), (20, None), (0, Some(3)), (7, Some(12)), (20, Some(25))] {
+                for (data, woke) in
+                    [(0, None), (7, None), (20, None), (0, Some(3)), (7, Some(12)), (20, Some(25))]
+                {
                     for now in 0..60 {
                         for idle in [None, Some(12 * MS)] {
                             let liveness = Liveness {
@@ -234,7 +247,8 @@ mod tests {
                             let woke = woke.unwrap_or(0);
                             let verdict = liveness.status(10 * MS, idle, at(now));
                             let overdue = matches!((ping, recv), (Some(p), Some(r)) if now >= p.max(r).max(woke) + 10);
-                            let quiet = idle.is_some() && recv.is_some() && now >= data.max(woke) + 12;
+                            let quiet =
+                                idle.is_some() && recv.is_some() && now >= data.max(woke) + 12;
                             match verdict {
                                 LivenessStatus::PongOverdue => assert!(overdue),
                                 LivenessStatus::Idle => assert!(quiet && !overdue),
@@ -244,7 +258,10 @@ mod tests {
                                 // Whoever looks again exactly then finds it overdue or idle.
                                 LivenessStatus::Alive(Some(due)) => {
                                     assert!(!overdue && !quiet && due > at(now));
-                                    assert!(!matches!(liveness.status(10 * MS, idle, due), LivenessStatus::Alive(_)));
+                                    assert!(!matches!(
+                                        liveness.status(10 * MS, idle, due),
+                                        LivenessStatus::Alive(_)
+                                    ));
                                 }
                             }
                         }

@@ -1,7 +1,8 @@
-//! How many instructions the parts take for a thousand messages, counted by callgrind. The limits are 5% above what was counted when they were
-//! last set: who raises one says why in the commit.
+//! How many instructions the parts take for a thousand messages, counted by callgrind. The limits
+//! are 5% above what was counted when they were last set: who raises one says why in the commit.
 //!
-//! `cargo bench --manifest-path benches/parts/Cargo.toml --bench counts`; needs valgrind and `gungraun-runner`, of gungraun's own version.
+//! `cargo bench --manifest-path benches/parts/Cargo.toml --bench counts`; needs valgrind and
+//! `gungraun-runner`, of gungraun's own version.
 
 use std::hint::black_box;
 

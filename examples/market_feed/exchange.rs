@@ -1,4 +1,5 @@
-//! A venue on a loopback port: several symbols, messages shaped as Binance's, and the bad days of a real one.
+//! A venue on a loopback port: several symbols, messages shaped as Binance's, and the bad days of a
+//! real one.
 
 use std::io;
 use std::sync::Arc;
@@ -51,8 +52,10 @@ struct Quote {
 
 impl<'a> Session<'a> {
     fn new(peer: &'a mut Peer, ledger: &'a Ledger) -> Self {
-        let quotes =
-            SYMBOLS.iter().map(|&(symbol, mid)| Quote { symbol, mid, spread: 1, is_subscribed: false }).collect();
+        let quotes = SYMBOLS
+            .iter()
+            .map(|&(symbol, mid)| Quote { symbol, mid, spread: 1, is_subscribed: false })
+            .collect();
         let now = Instant::now();
         Session { peer, ledger, quotes, update: 0, began: now, pinged_at: now }
     }
@@ -88,14 +91,19 @@ impl<'a> Session<'a> {
         let request: Value = match serde_json::from_str(text) {
             Ok(request) => request,
             Err(error) => {
-                return self.peer.send_text(&json!({"code": 3, "msg": format!("Invalid JSON: {error}")}).to_string());
+                return self.peer.send_text(
+                    &json!({"code": 3, "msg": format!("Invalid JSON: {error}")}).to_string(),
+                );
             }
         };
         let answer = match request["method"].as_str() {
             Some("SUBSCRIBE") => {
-                for stream in request["params"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+                for stream in
+                    request["params"].as_array().into_iter().flatten().filter_map(Value::as_str)
+                {
                     for quote in &mut self.quotes {
-                        quote.is_subscribed |= stream == format!("{}@bookTicker", quote.symbol.to_lowercase());
+                        quote.is_subscribed |=
+                            stream == format!("{}@bookTicker", quote.symbol.to_lowercase());
                     }
                 }
                 json!({"result": null, "id": request["id"]})
@@ -105,7 +113,9 @@ impl<'a> Session<'a> {
                 let result = json!({"orderId": number, "symbol": request["params"]["symbol"], "status": "FILLED"});
                 json!({"id": request["id"], "status": 200, "result": result})
             }
-            _ => json!({"id": request["id"], "status": 400, "error": {"code": -1100, "msg": "unknown method"}}),
+            _ => {
+                json!({"id": request["id"], "status": 400, "error": {"code": -1100, "msg": "unknown method"}})
+            }
         };
         self.peer.send_text(&answer.to_string())
     }

@@ -1,7 +1,9 @@
-//! The main job: a bot that follows a market, orders when the spread is wide, and is never without a connection for long.
+//! The main job: a bot that follows a market, orders when the spread is wide, and is never without
+//! a connection for long.
 //!
-//! `cargo run --release --example market_feed` starts a venue in this very process, which shuts down once, resets the connection once and falls
-//! silent once within fifteen seconds; with `--url` and `--subscribe` the bot follows a real venue instead (and orders nothing).
+//! `cargo run --release --example market_feed` starts a venue in this very process, which shuts
+//! down once, resets the connection once and falls silent once within fifteen seconds; with `--url`
+//! and `--subscribe` the bot follows a real venue instead (and orders nothing).
 
 mod exchange;
 
@@ -51,7 +53,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// Runs the bot; whether its stop was clean, it was not given up before, and it lived through all that its own venue does.
+/// Runs the bot; whether its stop was clean, it was not given up before, and it lived through all
+/// that its own venue does.
 fn run(options: &Options) -> Result<bool, tautline::Error> {
     let figures = Arc::new(Mutex::new(Figures::default()));
     let (client, simulation) = match &options.url {
@@ -60,7 +63,8 @@ fn run(options: &Options) -> Result<bool, tautline::Error> {
             (Client::builder(url).start_with(bot)?, None)
         }
         None => {
-            let streams = ["btcusdt", "ethusdt", "solusdt", "bnbusdt"].map(|symbol| format!("{symbol}@bookTicker"));
+            let streams = ["btcusdt", "ethusdt", "solusdt", "bnbusdt"]
+                .map(|symbol| format!("{symbol}@bookTicker"));
             let bot = Bot::new(streams.to_vec(), options.threshold, Arc::clone(&figures));
             let (venue, ledger) = exchange::open();
             // Short limits, so that fifteen seconds are enough to see everything.
@@ -91,11 +95,16 @@ fn run(options: &Options) -> Result<bool, tautline::Error> {
     if let Some((_, ledger)) = &simulation {
         let executed = ledger.orders.load(std::sync::atomic::Ordering::Relaxed);
         let (sent, acknowledged) = (figures.orders, figures.acknowledged);
-        println!("{sent} orders sent, {acknowledged} acknowledged, {executed} executed by the venue");
+        println!(
+            "{sent} orders sent, {acknowledged} acknowledged, {executed} executed by the venue"
+        );
         // Each of the bad days, and business between them. Less time does not show them all.
         let bad_days = ["closed", "io", "pong_timeout"];
-        let has_seen_all = epochs >= 4 && bad_days.iter().all(|kind| stats.drops.contains_key(kind));
-        if options.duration >= WHOLE_SHOW && !(has_seen_all && acknowledged > 0 && executed >= acknowledged) {
+        let has_seen_all =
+            epochs >= 4 && bad_days.iter().all(|kind| stats.drops.contains_key(kind));
+        if options.duration >= WHOLE_SHOW
+            && !(has_seen_all && acknowledged > 0 && executed >= acknowledged)
+        {
             eprintln!("market_feed: not everything that the venue does was seen");
             return Ok(false);
         }
@@ -119,7 +128,8 @@ fn show_until(client: &Client<tautline::Push>, figures: &Mutex<Figures>, duratio
         }
         let stats = client.stats();
         let now = Instant::now();
-        let rate = (stats.messages_received - last_messages) as f64 / now.duration_since(last_at).as_secs_f64();
+        let rate = (stats.messages_received - last_messages) as f64
+            / now.duration_since(last_at).as_secs_f64();
         (last_messages, last_at) = (stats.messages_received, now);
         let figures = figures.lock();
         let drops: u64 = stats.drops.values().sum();
@@ -157,7 +167,11 @@ struct Figures {
 
 impl Figures {
     fn best(&self) -> String {
-        let quotes = self.book.iter().take(2).map(|(symbol, (bid, ask))| format!("{symbol} {bid:.2}/{ask:.2}"));
+        let quotes = self
+            .book
+            .iter()
+            .take(2)
+            .map(|(symbol, (bid, ask))| format!("{symbol} {bid:.2}/{ask:.2}"));
         let quotes = quotes.collect::<Vec<_>>().join("  ");
         match &self.last_drop {
             Some(kind) => format!("{quotes}  (last drop: {kind})"),
@@ -196,7 +210,9 @@ impl Bot {
     fn order(&mut self, connection: &mut Connection<'_>, symbol: &str, price: f64) {
         let id = self.next_id();
         let params = json!({"symbol": symbol, "side": "BUY", "price": format!("{price:.2}"), "quantity": "0.01"});
-        match connection.send_text(&json!({"id": id, "method": "order.place", "params": params}).to_string()) {
+        match connection
+            .send_text(&json!({"id": id, "method": "order.place", "params": params}).to_string())
+        {
             Ok(_) => {
                 self.open_orders.insert(id, symbol.to_owned());
                 self.figures.lock().orders += 1;
@@ -215,7 +231,8 @@ impl Bot {
 
 impl Handler for Bot {
     fn opened(&mut self, connection: &mut Connection<'_>) {
-        // A new epoch knows nothing of the old one: subscribe again, and take no old price for a new one.
+        // A new epoch knows nothing of the old one: subscribe again, and take no old price for a
+        // new one.
         self.figures.lock().book.clear();
         let subscribe = json!({"method": "SUBSCRIBE", "params": self.streams, "id": 1});
         if let Err(error) = connection.send_text(&subscribe.to_string()) {

@@ -19,7 +19,8 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// The endpoint at `url`: `ws://` or `wss://`, with a host name, an IPv4 address or a bracketed IPv6 address.
+    /// The endpoint at `url`: `ws://` or `wss://`, with a host name, an IPv4 address or a bracketed
+    /// IPv6 address.
     pub fn new(url: impl Into<String>) -> Self {
         Endpoint { url: url.into(), headers: Vec::new(), subprotocols: Vec::new() }
     }
@@ -50,23 +51,35 @@ impl Endpoint {
                 "the URL has characters beyond ASCII: percent-encode them, or write the host in punycode",
             ));
         }
-        let is_tls = match self.url.split_once("://").map(|(scheme, _)| scheme.to_ascii_lowercase()).as_deref() {
+        let is_tls = match self
+            .url
+            .split_once("://")
+            .map(|(scheme, _)| scheme.to_ascii_lowercase())
+            .as_deref()
+        {
             Some("ws") => false,
             Some("wss") => true,
             Some("http") => return Err(Error::config("the URL starts with http://: write ws://")),
-            Some("https") => return Err(Error::config("the URL starts with https://: write wss://")),
+            Some("https") => {
+                return Err(Error::config("the URL starts with https://: write wss://"));
+            }
             _ => return Err(Error::config("the URL has to start with ws:// or wss://")),
         };
-        let uri: Uri =
-            self.url.parse().map_err(|error| Error::caused(ErrorKind::Config, "the URL cannot be parsed", error))?;
+        let uri: Uri = self
+            .url
+            .parse()
+            .map_err(|error| Error::caused(ErrorKind::Config, "the URL cannot be parsed", error))?;
         let authority = uri.authority().ok_or_else(|| Error::config("the URL has no host"))?;
         if authority.as_str().contains('@') {
-            return Err(Error::config("the URL holds a user name or password: send an Authorization header instead"));
+            return Err(Error::config(
+                "the URL holds a user name or password: send an Authorization header instead",
+            ));
         }
         let (written, host, port) = host_and_port(authority.as_str())?;
         let default_port = if is_tls { 443 } else { 80 };
         let port = port.unwrap_or(default_port);
-        let host_header = if port == default_port { written.to_owned() } else { format!("{written}:{port}") };
+        let host_header =
+            if port == default_port { written.to_owned() } else { format!("{written}:{port}") };
         let path_and_query = match uri.path_and_query().map(|path| path.as_str()) {
             None | Some("") => "/".to_owned(),
             Some(query) if query.starts_with('?') => format!("/{query}"),
@@ -84,12 +97,16 @@ impl Endpoint {
     }
 }
 
-/// The host as it is written and without its brackets, and the port, of `host`, `host:port` or `[v6]:port`.
+/// The host as it is written and without its brackets, and the port, of `host`, `host:port` or
+/// `[v6]:port`.
 fn host_and_port(authority: &str) -> Result<(&str, &str, Option<u16>), Error> {
     let (written, host, rest) = match authority.split_once(']') {
         Some((bracketed, rest)) => {
-            let address = bracketed.strip_prefix('[').filter(|address| address.parse::<Ipv6Addr>().is_ok());
-            let refused = || Error::config("the URL has brackets around something that is not an IPv6 address");
+            let address =
+                bracketed.strip_prefix('[').filter(|address| address.parse::<Ipv6Addr>().is_ok());
+            let refused = || {
+                Error::config("the URL has brackets around something that is not an IPv6 address")
+            };
             (&authority[..=bracketed.len()], address.ok_or_else(refused)?, rest)
         }
         None => {
@@ -114,20 +131,25 @@ fn host_and_port(authority: &str) -> Result<(&str, &str, Option<u16>), Error> {
     Ok((written, host, port))
 }
 
-fn check_header((index, (name, value)): (usize, &(String, String))) -> Result<(HeaderName, HeaderValue), Error> {
+fn check_header(
+    (index, (name, value)): (usize, &(String, String)),
+) -> Result<(HeaderName, HeaderValue), Error> {
     // What is no name may be a whole header, with a secret in it: it is told by its place.
-    let parsed = HeaderName::from_bytes(name.as_bytes())
-        .map_err(|_| Error::config(format!("header {} has a name that is not a token", index + 1)))?;
+    let parsed = HeaderName::from_bytes(name.as_bytes()).map_err(|_| {
+        Error::config(format!("header {} has a name that is not a token", index + 1))
+    })?;
     let refused = |what: &str| Error::config(format!("the header {name:?} {what}"));
     let lower = parsed.as_str();
     let is_ours = lower.starts_with("sec-websocket-")
-        || ["host", "upgrade", "connection", "content-length", "transfer-encoding"].contains(&lower);
+        || ["host", "upgrade", "connection", "content-length", "transfer-encoding"]
+            .contains(&lower);
     if is_ours {
         return Err(refused("belongs to the handshake itself: leave it out"));
     }
     // The value is not shown: it may be a secret.
-    let value = HeaderValue::from_str(value)
-        .map_err(|_| refused("has a value with a line break or another byte that is not allowed"))?;
+    let value = HeaderValue::from_str(value).map_err(|_| {
+        refused("has a value with a line break or another byte that is not allowed")
+    })?;
     Ok((parsed, value))
 }
 
@@ -150,7 +172,9 @@ impl fmt::Debug for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Paths and queries may hold keys.
         match self.target() {
-            Ok(target) => write!(f, "Endpoint({}{target})", if target.is_tls { "wss://" } else { "ws://" }),
+            Ok(target) => {
+                write!(f, "Endpoint({}{target})", if target.is_tls { "wss://" } else { "ws://" })
+            }
             Err(error) => write!(f, "Endpoint(invalid: {error})"),
         }
     }
@@ -245,7 +269,10 @@ mod tests {
             ("ws://a/\r\nX: y", "parsed"),
             ("ws://a b/", "parsed"),
         ] {
-            let error = Endpoint::new(url).target().err().unwrap_or_else(|| panic!("{url:?} is not a good URL"));
+            let error = Endpoint::new(url)
+                .target()
+                .err()
+                .unwrap_or_else(|| panic!("{url:?} is not a good URL"));
             assert_eq!(error.kind(), ErrorKind::Config);
             assert!(error.to_string().contains(word), "{url:?}: {error}");
         }
@@ -253,10 +280,15 @@ mod tests {
 
     #[test]
     fn headers_of_the_handshake_and_line_breaks_are_refused_without_showing_values() {
-        for (name, value) in
-            [("Host", "x"), ("upgrade", "x"), ("Sec-WebSocket-Key", "x"), ("X-Key", "se\r\ncret"), ("X Key", "secret")]
-        {
-            let error = Endpoint::new("ws://a").header(name, value).target().err().expect("it is refused");
+        for (name, value) in [
+            ("Host", "x"),
+            ("upgrade", "x"),
+            ("Sec-WebSocket-Key", "x"),
+            ("X-Key", "se\r\ncret"),
+            ("X Key", "secret"),
+        ] {
+            let error =
+                Endpoint::new("ws://a").header(name, value).target().err().expect("it is refused");
             assert!(!error.chain().contains("cret"), "{error}");
         }
         assert!(Endpoint::new("ws://a").header("Authorization", "Bearer x").target().is_ok());

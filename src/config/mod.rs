@@ -20,8 +20,9 @@ use crate::sync;
 use crate::sync::threads::ThreadOptions;
 use crate::time::Backoff;
 
-/// Everything there is to set. Start with [`Client::builder`](crate::Client::builder), end with [`connect`](Builder::connect) or
-/// [`start`](Builder::start), which check all of it. Cloning one makes another client of the same kind.
+/// Everything there is to set. Start with [`Client::builder`](crate::Client::builder), end with
+/// [`connect`](Builder::connect) or [`start`](Builder::start), which check all of it. Cloning one
+/// makes another client of the same kind.
 ///
 /// Durations of zero where a wait must last, and bounds of zero, are refused.
 #[derive(Clone)]
@@ -89,7 +90,8 @@ impl Default for Settings {
     }
 }
 
-/// On less than this a thread runs over the end of its stack, which takes the whole process with it.
+/// On less than this a thread runs over the end of its stack, which takes the whole process with
+/// it.
 const STACK_MIN: usize = 64 * 1024;
 
 /// Decides what follows a failure; gets the error and what the client would do by itself.
@@ -125,7 +127,11 @@ impl fmt::Debug for StopLook {
 }
 
 impl DialContext {
-    pub(crate) fn new(attempt: u32, deadline: Instant, is_stopping: Arc<dyn Fn() -> bool + Send + Sync>) -> Self {
+    pub(crate) fn new(
+        attempt: u32,
+        deadline: Instant,
+        is_stopping: Arc<dyn Fn() -> bool + Send + Sync>,
+    ) -> Self {
         DialContext { attempt, deadline, is_stopping: StopLook(is_stopping) }
     }
 
@@ -139,13 +145,15 @@ impl DialContext {
         self.deadline.saturating_duration_since(sync::now())
     }
 
-    /// Whether the client has been told to stop: a closure that makes calls of its own should look now and then, for nothing can interrupt it.
+    /// Whether the client has been told to stop: a closure that makes calls of its own should look
+    /// now and then, for nothing can interrupt it.
     pub fn is_stopping(&self) -> bool {
         (self.is_stopping.0)()
     }
 }
 
-/// A ping of the application's own: a message that the venue counts as a sign of life, and perhaps answers.
+/// A ping of the application's own: a message that the venue counts as a sign of life, and perhaps
+/// answers.
 ///
 /// ```
 /// use std::time::Duration;
@@ -171,21 +179,26 @@ impl AppPing {
         Self::made_by(move || text.clone(), every)
     }
 
-    /// Sends what `make` returns at the time: for ids, timestamps, signatures. It runs on the thread `taut-heartbeat`, which writes
-    /// pongs too, so it has to be quick.
+    /// Sends what `make` returns at the time: for ids, timestamps, signatures. It runs on the
+    /// thread `taut-heartbeat`, which writes pongs too, so it has to be quick.
     pub fn made_by(make: impl Fn() -> String + Send + Sync + 'static, every: Duration) -> Self {
         AppPing { make: Arc::new(make), every, only_when_quiet: false, is_reply: None }
     }
 
-    /// Sends only after no data has come for the interval. Without this it is periodic: some venues want pings even while data flows.
+    /// Sends only after no data has come for the interval. Without this it is periodic: some venues
+    /// want pings even while data flows.
     pub fn only_when_quiet(mut self) -> Self {
         self.only_when_quiet = true;
         self
     }
 
-    /// Tells which messages are replies. An unanswered ping then counts like an unanswered ping frame, against `pong_timeout`.
-    /// Replies are delivered like any other message. The matcher runs for every message while a reply is awaited.
-    pub fn answered_by(mut self, is_reply: impl Fn(MessageRef<'_>) -> bool + Send + Sync + 'static) -> Self {
+    /// Tells which messages are replies. An unanswered ping then counts like an unanswered ping
+    /// frame, against `pong_timeout`. Replies are delivered like any other message. The matcher
+    /// runs for every message while a reply is awaited.
+    pub fn answered_by(
+        mut self,
+        is_reply: impl Fn(MessageRef<'_>) -> bool + Send + Sync + 'static,
+    ) -> Self {
         self.is_reply = Some(Arc::new(is_reply));
         self
     }
@@ -235,7 +248,8 @@ impl Targets {
     }
 }
 
-/// An error of ours that an endpoint closure returns stays what it is, so that its kind decides about retrying.
+/// An error of ours that an endpoint closure returns stays what it is, so that its kind decides
+/// about retrying.
 fn as_endpoint_error(error: Box<dyn StdError + Send + Sync>) -> Error {
     match error.downcast::<Error>() {
         Ok(error) => *error,
@@ -243,8 +257,13 @@ fn as_endpoint_error(error: Box<dyn StdError + Send + Sync>) -> Error {
     }
 }
 
-fn with_common(endpoint: Endpoint, headers: &[(String, String)], subprotocols: &[String]) -> Endpoint {
-    let endpoint = headers.iter().fold(endpoint, |endpoint, (name, value)| endpoint.header(name, value));
+fn with_common(
+    endpoint: Endpoint,
+    headers: &[(String, String)],
+    subprotocols: &[String],
+) -> Endpoint {
+    let endpoint =
+        headers.iter().fold(endpoint, |endpoint, (name, value)| endpoint.header(name, value));
     subprotocols.iter().fold(endpoint, |endpoint, name| endpoint.subprotocol(name))
 }
 
@@ -267,10 +286,11 @@ impl Builder {
         }
     }
 
-    /// Adds an endpoint: several are dialed in turn, the next after each dial, whether it failed or its connection ended. What no retry mends at one of
-    /// them (401, 403, 404, a refused certificate) ends the client when all have answered so in a row; a `Retry-After` holds for the
-    /// endpoint that sent it. [`connect`](Builder::connect), which makes one dial, makes it to the first.
-    /// Without effect on a builder that asks a closure.
+    /// Adds an endpoint: several are dialed in turn, the next after each dial, whether it failed or
+    /// its connection ended. What no retry mends at one of them (401, 403, 404, a refused
+    /// certificate) ends the client when all have answered so in a row; a `Retry-After` holds for
+    /// the endpoint that sent it. [`connect`](Builder::connect), which makes one dial, makes it to
+    /// the first. Without effect on a builder that asks a closure.
     pub fn add_endpoint(mut self, endpoint: impl Into<Endpoint>) -> Self {
         if let Source::List(list) = &mut self.source {
             list.push(endpoint.into());
@@ -284,26 +304,29 @@ impl Builder {
         self
     }
 
-    /// Offers a subprotocol (RFC 6455 section 1.9); may be called several times, the first is preferred.
+    /// Offers a subprotocol (RFC 6455 section 1.9); may be called several times, the first is
+    /// preferred.
     pub fn subprotocol(mut self, name: impl Into<String>) -> Self {
         self.subprotocols.push(name.into());
         self
     }
 
-    /// The budget of one dial: asking the endpoint closure, resolving, connecting, TLS and the upgrade together. Defaults to 10 s.
+    /// The budget of one dial: asking the endpoint closure, resolving, connecting, TLS and the
+    /// upgrade together. Defaults to 10 s.
     pub fn connect_timeout(mut self, budget: Duration) -> Self {
         self.settings.connect_timeout = budget;
         self
     }
 
-    /// The budget of one send. Defaults to 5 s. A budget that ends inside a frame aborts the connection. The time that it takes to compress a message
-    /// counts, and is not cut short.
+    /// The budget of one send. Defaults to 5 s. A budget that ends inside a frame aborts the
+    /// connection. The time that it takes to compress a message counts, and is not cut short.
     pub fn send_timeout(mut self, budget: Duration) -> Self {
         self.settings.send_timeout = budget;
         self
     }
 
-    /// The budget of a polite end: getting the close frame out and waiting for the peer's. Defaults to 1 s.
+    /// The budget of a polite end: getting the close frame out and waiting for the peer's. Defaults
+    /// to 1 s.
     pub fn close_timeout(mut self, budget: Duration) -> Self {
         self.settings.close_timeout = budget;
         self
@@ -315,13 +338,15 @@ impl Builder {
         self
     }
 
-    /// How often a ping frame is sent. Defaults to 15 s. Costs a frame of 14 bytes each way, and counts as a message at some venues.
+    /// How often a ping frame is sent. Defaults to 15 s. Costs a frame of 14 bytes each way, and
+    /// counts as a message at some venues.
     pub fn ping_interval(mut self, interval: Duration) -> Self {
         self.settings.ping_interval = Some(interval);
         self
     }
 
-    /// Sends no ping frames; a dead connection is then noticed by the idle limit, an application ping or a failing send, or not at all.
+    /// Sends no ping frames; a dead connection is then noticed by the idle limit, an application
+    /// ping or a failing send, or not at all.
     pub fn without_pings(mut self) -> Self {
         self.settings.ping_interval = None;
         self
@@ -333,7 +358,8 @@ impl Builder {
         self
     }
 
-    /// Ends a connection on which no data message came for this long, pongs or not. Defaults to no limit.
+    /// Ends a connection on which no data message came for this long, pongs or not. Defaults to no
+    /// limit.
     pub fn idle_timeout(mut self, limit: Duration) -> Self {
         self.settings.idle_timeout = Some(limit);
         self
@@ -357,26 +383,30 @@ impl Builder {
         self
     }
 
-    /// The longest `Retry-After` that is obeyed; a longer one counts as this long. Defaults to 5 min.
+    /// The longest `Retry-After` that is obeyed; a longer one counts as this long. Defaults to 5
+    /// min.
     pub fn retry_after_max(mut self, delay: Duration) -> Self {
         self.settings.retry_after_max = delay;
         self
     }
 
-    /// How long a connection has to stay open before the count of attempts starts anew. Defaults to 30 s.
+    /// How long a connection has to stay open before the count of attempts starts anew. Defaults to
+    /// 30 s.
     pub fn stable_after(mut self, time: Duration) -> Self {
         self.settings.stable_after = time;
         self
     }
 
-    /// Gives up after this many dials in a row without a stable connection. 1 means a single dial and no retry, ever. Defaults to no limit.
+    /// Gives up after this many dials in a row without a stable connection. 1 means a single dial
+    /// and no retry, ever. Defaults to no limit.
     pub fn max_attempts(mut self, attempts: u32) -> Self {
         self.settings.max_attempts = Some(attempts);
         self
     }
 
-    /// Decides what follows a failed dial or an ended connection: gets the error, and what the client would do by itself. It runs on the
-    /// reader thread. It is not asked after a stop, a panic, or [`reconnect`](crate::Client::reconnect).
+    /// Decides what follows a failed dial or an ended connection: gets the error, and what the
+    /// client would do by itself. It runs on the reader thread. It is not asked after a stop, a
+    /// panic, or [`reconnect`](crate::Client::reconnect).
     ///
     /// ```
     /// # use std::time::Duration;
@@ -397,7 +427,8 @@ impl Builder {
         self
     }
 
-    /// The longest message that is taken, after inflating. Defaults to 16 MiB. A longer one ends the connection with 1009, before memory is taken.
+    /// The longest message that is taken, after inflating. Defaults to 16 MiB. A longer one ends
+    /// the connection with 1009, before memory is taken.
     pub fn max_message_size(mut self, bytes: usize) -> Self {
         self.settings.max_message_size = bytes;
         self
@@ -409,7 +440,8 @@ impl Builder {
         self
     }
 
-    /// Offers permessage-deflate (RFC 7692). Defaults to off: it costs memory and time on both sides, see [`Deflate`].
+    /// Offers permessage-deflate (RFC 7692). Defaults to off: it costs memory and time on both
+    /// sides, see [`Deflate`].
     pub fn compress(mut self, deflate: Deflate) -> Self {
         self.settings.deflate = Some(deflate);
         self
@@ -439,20 +471,23 @@ impl Builder {
         self
     }
 
-    /// TCP keepalive after this idle time, from a second to nine hours. Defaults to off: pings do more.
+    /// TCP keepalive after this idle time, from a second to nine hours. Defaults to off: pings do
+    /// more.
     pub fn tcp_keepalive(mut self, idle: Duration) -> Self {
         self.settings.tcp.keepalive = Some(idle);
         self
     }
 
-    /// The kernel's receive buffer (`SO_RCVBUF`). Defaults to the system's own choice, which grows by itself: measured on a flooded connection, more gains
-    /// nothing, and less than 64 KiB costs most of the messages.
+    /// The kernel's receive buffer (`SO_RCVBUF`). Defaults to the system's own choice, which grows
+    /// by itself: measured on a flooded connection, more gains nothing, and less than 64 KiB costs
+    /// most of the messages.
     pub fn tcp_receive_buffer(mut self, bytes: usize) -> Self {
         self.settings.tcp.receive_buffer = Some(bytes);
         self
     }
 
-    /// The kernel's send buffer (`SO_SNDBUF`). Defaults to the system's own choice, which grows by itself.
+    /// The kernel's send buffer (`SO_SNDBUF`). Defaults to the system's own choice, which grows by
+    /// itself.
     pub fn tcp_send_buffer(mut self, bytes: usize) -> Self {
         self.settings.tcp.send_buffer = Some(bytes);
         self
@@ -477,13 +512,21 @@ impl Builder {
     }
 
     /// Shows a client certificate: a certificate chain and its PKCS#8 key, both PEM.
-    pub fn tls_identity_pem(mut self, certificate: impl Into<Vec<u8>>, key: impl Into<Vec<u8>>) -> Self {
+    pub fn tls_identity_pem(
+        mut self,
+        certificate: impl Into<Vec<u8>>,
+        key: impl Into<Vec<u8>>,
+    ) -> Self {
         self.settings.tls.set_identity_pem(certificate.into(), key.into());
         self
     }
 
     /// Shows a client certificate out of a PKCS#12 archive.
-    pub fn tls_identity_pkcs12(mut self, archive: impl Into<Vec<u8>>, password: impl Into<String>) -> Self {
+    pub fn tls_identity_pkcs12(
+        mut self,
+        archive: impl Into<Vec<u8>>,
+        password: impl Into<String>,
+    ) -> Self {
         self.settings.tls.set_identity_pkcs12(archive.into(), password.into());
         self
     }
@@ -506,31 +549,34 @@ impl Builder {
         self
     }
 
-    /// The stack of each thread, 64 KiB at least. Defaults to Rust's own, 2 MiB of address space; for programs with many connections, 128 KiB will do
-    /// unless the handler needs more.
+    /// The stack of each thread, 64 KiB at least. Defaults to Rust's own, 2 MiB of address space;
+    /// for programs with many connections, 128 KiB will do unless the handler needs more.
     pub fn thread_stack_size(mut self, bytes: usize) -> Self {
         self.settings.threads.stack_size = Some(bytes);
         self
     }
 
-    /// Called by each thread of the client, with its name, before it does anything else: to pin it to a core, raise its priority or register it.
-    /// The name is `taut-reader`, `taut-heartbeat` or `taut-resolver`. A panic in it is logged, and the thread goes on. Defaults to nothing.
+    /// Called by each thread of the client, with its name, before it does anything else: to pin it
+    /// to a core, raise its priority or register it. The name is `taut-reader`, `taut-heartbeat` or
+    /// `taut-resolver`. A panic in it is logged, and the thread goes on. Defaults to nothing.
     pub fn on_thread_start(mut self, hook: impl Fn(&str) + Send + Sync + 'static) -> Self {
         self.settings.threads.on_start = Some(Arc::new(hook));
         self
     }
 
-    /// The reader asks the kernel again and again instead of sleeping until something comes. A message then waits for no wake-up, which is most
-    /// of the way from the wire to a handler on a quiet connection; it costs a core for as long as the connection is open. Pin the reader to one of its
-    /// own ([`on_thread_start`](Builder::on_thread_start)). Defaults to off.
+    /// The reader asks the kernel again and again instead of sleeping until something comes. A
+    /// message then waits for no wake-up, which is most of the way from the wire to a handler on a
+    /// quiet connection; it costs a core for as long as the connection is open. Pin the reader to
+    /// one of its own ([`on_thread_start`](Builder::on_thread_start)). Defaults to off.
     #[cfg(unix)]
     pub fn busy_poll(mut self) -> Self {
         self.settings.tcp.receiving.is_spinning = true;
         self
     }
 
-    /// Asks the kernel to note when it gets what comes, for [`kernel_received`](crate::MessageRef::kernel_received). Costs about half
-    /// a microsecond for each `recv`. Defaults to off.
+    /// Asks the kernel to note when it gets what comes, for
+    /// [`kernel_received`](crate::MessageRef::kernel_received). Costs about half a microsecond for
+    /// each `recv`. Defaults to off.
     #[cfg(target_os = "linux")]
     pub fn kernel_timestamps(mut self) -> Self {
         self.settings.tcp.receiving.is_stamped = true;
@@ -586,8 +632,10 @@ impl Settings {
 
     /// What follows `error`: what the client would do by itself, unless a policy knows better.
     pub(crate) fn decision(&self, error: &Error, default: RetryDecision) -> RetryDecision {
-        // A panic of the handler, a stop and a wish for a new connection are not for a policy to overrule.
-        let is_settled = matches!(error.kind(), ErrorKind::HandlerPanicked | ErrorKind::Stopped) || error.is_own_wish();
+        // A panic of the handler, a stop and a wish for a new connection are not for a policy to
+        // overrule.
+        let is_settled = matches!(error.kind(), ErrorKind::HandlerPanicked | ErrorKind::Stopped)
+            || error.is_own_wish();
         match &self.retry_policy {
             Some(policy) if !is_settled => policy(error, default),
             _ => default,
@@ -605,7 +653,9 @@ impl Settings {
             ("retry_delay_min", Some(self.retry_delay_min)),
             ("retry_delay_max", Some(self.retry_delay_max)),
         ];
-        if let Some((name, _)) = waits.iter().find(|(_, wait)| wait.is_some_and(|wait| wait.is_zero())) {
+        if let Some((name, _)) =
+            waits.iter().find(|(_, wait)| wait.is_some_and(|wait| wait.is_zero()))
+        {
             return Err(Error::config(format!("{name} is zero: give it a while")));
         }
         let bounds = [
@@ -649,12 +699,22 @@ mod tests {
         assert_eq!(settings.send_timeout, seconds(5));
         assert_eq!(settings.close_timeout, seconds(1));
         assert_eq!(settings.drop_timeout, seconds(5));
-        assert_eq!((settings.ping_interval, settings.pong_timeout), (Some(seconds(15)), seconds(10)));
-        assert_eq!((settings.retry_delay_min, settings.retry_delay_max), (Duration::from_millis(250), seconds(30)));
+        assert_eq!(
+            (settings.ping_interval, settings.pong_timeout),
+            (Some(seconds(15)), seconds(10))
+        );
+        assert_eq!(
+            (settings.retry_delay_min, settings.retry_delay_max),
+            (Duration::from_millis(250), seconds(30))
+        );
         assert_eq!((settings.retry_after_max, settings.stable_after), (seconds(300), seconds(30)));
         assert_eq!((settings.max_attempts, settings.idle_timeout), (None, None));
-        assert_eq!((settings.max_message_size, settings.max_outgoing_frame_size), (16 * 1024 * 1024, None));
-        let bounds = Bounds { messages: 65_536, bytes: 64 * 1024 * 1024, when_full: WhenFull::Disconnect };
+        assert_eq!(
+            (settings.max_message_size, settings.max_outgoing_frame_size),
+            (16 * 1024 * 1024, None)
+        );
+        let bounds =
+            Bounds { messages: 65_536, bytes: 64 * 1024 * 1024, when_full: WhenFull::Disconnect };
         assert_eq!(settings.queue, bounds);
         assert!(settings.deflate.is_none() && settings.app_ping.is_none());
         assert!(settings.check().is_ok());

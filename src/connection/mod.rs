@@ -30,15 +30,20 @@ use socket::StreamSocket;
 use transport::{Attempt, TlsEngine, Transport};
 use writer::{Failed, FailedBatch, FrameWriter, Sent};
 
-/// The heart waits no longer than this for the writer's lock; it tries again, and looks at shutdown in between.
+/// The heart waits no longer than this for the writer's lock; it tries again, and looks at shutdown
+/// in between.
 const HEART_PATIENCE: Duration = Duration::from_millis(10);
 
-/// Pongs that may be owed at once: more than any polite server asks for, and little enough to keep. The oldest makes room.
+/// Pongs that may be owed at once: more than any polite server asks for, and little enough to keep.
+/// The oldest makes room.
 const PONGS_OWED: usize = 16;
 
 /// How the reader of a connection asks the kernel for bytes.
 #[derive(Clone, Copy, Default)]
-#[cfg_attr(not(target_os = "linux"), expect(dead_code, reason = "some of it is not to be had there"))]
+#[cfg_attr(
+    not(target_os = "linux"),
+    expect(dead_code, reason = "some of it is not to be had there")
+)]
 pub(crate) struct Receiving {
     /// It asks again and again instead of sleeping.
     pub(crate) is_spinning: bool,
@@ -51,8 +56,8 @@ pub(crate) type NextFragment<'f, 'a> = dyn FnMut() -> Result<Option<Cow<'a, [u8]
 
 /// One open connection, shared by the reader, the heart and all senders.
 ///
-/// Locks, none of which is held while another is taken but `writer` before `pings` and before the TLS engine: `writer`, `pings`, `pending`,
-/// `end`.
+/// Locks, none of which is held while another is taken but `writer` before `pings` and before the
+/// TLS engine: `writer`, `pings`, `pending`, `end`.
 pub(crate) struct OpenConnection {
     pub(crate) epoch: u64,
     /// `host:port`, for errors and logs.
@@ -69,19 +74,22 @@ pub(crate) struct OpenConnection {
     /// Rings the heart.
     wakeup: WakeTx<()>,
     pub(crate) counters: Arc<Counters>,
-    /// When the reader went into `recv`, 0 while it is elsewhere. Written by the reader alone, as are the two below.
+    /// When the reader went into `recv`, 0 while it is elsewhere. Written by the reader alone, as
+    /// are the two below.
     entered_recv: AtomicU64,
     last_byte: AtomicU64,
     last_data: AtomicU64,
     /// When the oldest unanswered application ping was written, 0 when there is none.
     app_ping_written: AtomicU64,
-    /// Pongs are owed. A sender that comes by writes them first, so that a pong never waits behind messages that came to mind later.
+    /// Pongs are owed. A sender that comes by writes them first, so that a pong never waits behind
+    /// messages that came to mind later.
     owes_pongs: AtomicBool,
     /// No send may start any more: the connection is on its way to its end.
     is_ending: AtomicBool,
     /// No message may be delivered any more. Looked at once per message.
     delivery_stopped: AtomicBool,
-    /// The number of the last message that was sent or begun, for readers without the writer's lock.
+    /// The number of the last message that was sent or begun, for readers without the writer's
+    /// lock.
     sequence: AtomicU64,
 }
 
@@ -129,15 +137,21 @@ impl CloseFrame {
         Self::new(1000)
     }
 
-    /// What a user wants to say, if it may be said (RFC 6455 section 7.4): 1002 is ours to tell, 1004 to 1006 and 1015 never travel.
+    /// What a user wants to say, if it may be said (RFC 6455 section 7.4): 1002 is ours to tell,
+    /// 1004 to 1006 and 1015 never travel.
     pub(crate) fn said(close: &CloseReason) -> Result<Self, Error> {
         let CloseReason { code, reason } = close;
         if !matches!(code, 1000 | 1001 | 1003 | 1007..=1014 | 3000..=4999) {
-            let what = format!("close code {code}: 1000, 1001, 1003, 1007 to 1014 and 3000 to 4999 may be sent");
+            let what = format!(
+                "close code {code}: 1000, 1001, 1003, 1007 to 1014 and 3000 to 4999 may be sent"
+            );
             return Err(Error::config(what));
         }
         if reason.len() > REASON_MAX {
-            let what = format!("a close reason of {} bytes: at most {REASON_MAX} may be sent", reason.len());
+            let what = format!(
+                "a close reason of {} bytes: at most {REASON_MAX} may be sent",
+                reason.len()
+            );
             return Err(Error::config(what));
         }
         Ok(CloseFrame { code: Some(*code), reason: reason.as_str().into() })
@@ -170,7 +184,8 @@ struct End {
     until: Option<Instant>,
 }
 
-/// A fragmented message under way. However it ends, whoever waits for it goes on; if it broke off, the connection is over.
+/// A fragmented message under way. However it ends, whoever waits for it goes on; if it broke off,
+/// the connection is over.
 struct Fragments<'a> {
     connection: &'a OpenConnection,
     broken_by: Option<Error>,
@@ -247,7 +262,11 @@ impl OpenConnection {
     }
 
     /// Sends several messages within the deadline.
-    pub(crate) fn send_batch(&self, payloads: &[Payload<'_>], deadline: Deadline) -> Result<Sent, BatchError> {
+    pub(crate) fn send_batch(
+        &self,
+        payloads: &[Payload<'_>],
+        deadline: Deadline,
+    ) -> Result<Sent, BatchError> {
         let not_sent = |error| BatchError { sent: 0, next: SendError::NotSent(error) };
         let mut writer = self.writer_until(deadline).map_err(not_sent)?;
         self.flush_pongs(&mut writer);
@@ -279,14 +298,17 @@ impl OpenConnection {
             None => self.writer.try_lock_until(deadline.at()).ok_or_else(late)?,
         };
         while writer.is_fragmenting() {
-            if self.fragments_over.wait_until(&mut writer, deadline.at()).timed_out() && writer.is_fragmenting() {
+            if self.fragments_over.wait_until(&mut writer, deadline.at()).timed_out()
+                && writer.is_fragmenting()
+            {
                 return Err(late());
             }
         }
         Ok(writer)
     }
 
-    /// Sends one message in fragments as `next` gives them. Between two of them control frames may pass, and other messages may not.
+    /// Sends one message in fragments as `next` gives them. Between two of them control frames may
+    /// pass, and other messages may not.
     pub(crate) fn send_fragmented<'a>(
         &self,
         kind: Data,
@@ -294,13 +316,17 @@ impl OpenConnection {
         deadline: Deadline,
     ) -> Result<Sent, SendError> {
         let Some(first) = next().map_err(SendError::NotSent)? else {
-            let reason = Error::new(ErrorKind::Config, "a message of no fragments: give it at least one");
+            let reason =
+                Error::new(ErrorKind::Config, "a message of no fragments: give it at least one");
             return Err(SendError::NotSent(reason));
         };
         let mut writer = self.writer_until(deadline).map_err(SendError::NotSent)?;
         writer.begin_fragments().map_err(|failed| failed.error)?;
         // If what gives the fragments panics, this is the reason.
-        let panicked = Error::new(ErrorKind::Io, "what gave the fragments of a message panicked in the middle of it");
+        let panicked = Error::new(
+            ErrorKind::Io,
+            "what gave the fragments of a message panicked in the middle of it",
+        );
         let mut fragments = Fragments { connection: self, broken_by: Some(panicked) };
         let result = self.send_fragments(writer, kind, first, next, deadline);
         fragments.broken_by = match &result {
@@ -329,8 +355,13 @@ impl OpenConnection {
         loop {
             // Fetched without the lock: it may take its time, and the heart must not wait for it.
             let following = MutexGuard::unlocked(&mut writer, &mut *next);
-            let in_place =
-                |error| if is_first { Failed::harmless(error) } else { Failed::harmless(error).in_the_middle() };
+            let in_place = |error| {
+                if is_first {
+                    Failed::harmless(error)
+                } else {
+                    Failed::harmless(error).in_the_middle()
+                }
+            };
             let following = following.map_err(in_place)?;
             if deadline.has_passed(sync::now()) {
                 return Err(in_place(deadline.error("waiting for the next fragment")));
@@ -340,7 +371,13 @@ impl OpenConnection {
                 self.begin(writer.sequence(), 1).map_err(Failed::harmless)?;
             }
             let opcode = OpCode::Data(if is_first { kind } else { Data::Continue });
-            bytes += writer.send_fragment(&self.transport, opcode, &current, following.is_none(), deadline)?;
+            bytes += writer.send_fragment(
+                &self.transport,
+                opcode,
+                &current,
+                following.is_none(),
+                deadline,
+            )?;
             log::trace!("{}: sent {opcode:?}({} bytes)", self.peer, current.len());
             self.sequence.store(writer.sequence(), Ordering::Release);
             match following {
@@ -350,9 +387,10 @@ impl OpenConnection {
         }
     }
 
-    /// Counts messages beyond `sequence` as begun before their first byte leaves: the connection may end, and its end be told, before the send returns.
-    /// None begins once that is being told: who tells it sees the number, or who sends sees the end, or both, and what is told is too high by what
-    /// was not sent.
+    /// Counts messages beyond `sequence` as begun before their first byte leaves: the connection
+    /// may end, and its end be told, before the send returns. None begins once that is being told:
+    /// who tells it sees the number, or who sends sees the end, or both, and what is told is too
+    /// high by what was not sent.
     fn begin(&self, sequence: u64, messages: u64) -> Result<(), Error> {
         self.sequence.store(sequence + messages, Ordering::SeqCst);
         let ending = self.refuse_if_ending();
@@ -362,7 +400,8 @@ impl OpenConnection {
         ending
     }
 
-    /// Writes the pongs that are owed, as far as there is room. What goes wrong here goes wrong again for the frame that follows.
+    /// Writes the pongs that are owed, as far as there is room. What goes wrong here goes wrong
+    /// again for the frame that follows.
     fn flush_pongs(&self, writer: &mut FrameWriter) {
         if self.owes_pongs.load(Ordering::Acquire) {
             let _ = self.write_pongs(writer);
@@ -375,14 +414,16 @@ impl OpenConnection {
         }
     }
 
-    /// Nothing further can be written. Where the peer has ended the connection the reader is left to hear of it: what the peer said
-    /// last, the reason of its close above all, may lie unread in the kernel, and aborting would lose it. Otherwise the connection is aborted.
+    /// Nothing further can be written. Where the peer has ended the connection the reader is left
+    /// to hear of it: what the peer said last, the reason of its close above all, may lie unread in
+    /// the kernel, and aborting would lose it. Otherwise the connection is aborted.
     pub(crate) fn end_writing(&self, reason: Error) {
         use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
         match reason.io_kind() {
             Some(kind @ (BrokenPipe | ConnectionAborted | ConnectionReset)) => {
                 self.is_ending.store(true, Ordering::Release);
-                // The kernel tells of a reset once. Told here, the reader would take the end for one without a reason.
+                // The kernel tells of a reset once. Told here, the reader would take the end for
+                // one without a reason.
                 if kind != BrokenPipe {
                     self.end.lock().reset.get_or_insert(reason);
                 }
@@ -458,7 +499,8 @@ impl OpenConnection {
         self.app_ping_written.store(0, Ordering::Release);
     }
 
-    /// The peer's close frame came, or the connection has to end politely for a reason of ours: a close frame is owed. The first one's words are sent.
+    /// The peer's close frame came, or the connection has to end politely for a reason of ours: a
+    /// close frame is owed. The first one's words are sent.
     pub(crate) fn begin_close(&self, close: CloseFrame, until: Instant) {
         self.is_ending.store(true, Ordering::Release);
         let close = {
@@ -489,11 +531,13 @@ impl OpenConnection {
 
     // ---- Ending ----
 
-    /// A user wants another connection: this one ends politely, and no further message of it is delivered.
+    /// A user wants another connection: this one ends politely, and no further message of it is
+    /// delivered.
     pub(crate) fn close_for_reconnect(&self, close: CloseFrame, until: Instant) {
         let close = {
             let mut end = self.end.lock();
-            // Before the reader is halted: it owes a close frame too, when it comes to see that, and finds these words.
+            // Before the reader is halted: it owes a close frame too, when it comes to see that,
+            // and finds these words.
             let close = end.own_close.get_or_insert(close).clone();
             let told = || Error::left(close.to_close_reason());
             end.reason.get_or_insert_with(told);
@@ -532,8 +576,8 @@ impl OpenConnection {
         self.end.lock().own_close.clone()
     }
 
-    /// The close code and reason of RFC 6455 section 7.1.5, as far as they are known: the peer's, or ours, or 1006 for no close frame. And
-    /// whether they are the peer's.
+    /// The close code and reason of RFC 6455 section 7.1.5, as far as they are known: the peer's,
+    /// or ours, or 1006 for no close frame. And whether they are the peer's.
     pub(crate) fn close_reason(&self) -> (CloseReason, bool) {
         let end = self.end.lock();
         let close = match (&end.peer_close, &end.own_close) {
@@ -544,7 +588,8 @@ impl OpenConnection {
         (close, end.peer_close.is_some())
     }
 
-    /// The highest sequence that was sent or begun, and the highest that a pong covers, when all is over: no send begins any more.
+    /// The highest sequence that was sent or begun, and the highest that a pong covers, when all is
+    /// over: no send begins any more.
     pub(crate) fn final_sequences(&self) -> (u64, u64) {
         self.is_ending.store(true, Ordering::SeqCst);
         (self.sequence.load(Ordering::SeqCst), self.pings.lock().confirmed())
@@ -577,13 +622,15 @@ impl OpenConnection {
         self.transport.is_aborted()
     }
 
-    /// Works off what is owed: pongs, pings that a user asked for, the close_handshake, the engine's own output. Whether nothing is left.
+    /// Works off what is owed: pongs, pings that a user asked for, the close_handshake, the
+    /// engine's own output. Whether nothing is left.
     pub(crate) fn flush_pending(&self, now: Instant) -> io::Result<bool> {
         let Some(mut writer) = self.writer.try_lock_for(HEART_PATIENCE) else { return Ok(false) };
         if !self.transport.flush_output(writer.write_buffer())? {
             return Ok(false);
         }
-        // The frames go out in this order; each is taken off the list once the kernel, or the wire's own buffer, has it.
+        // The frames go out in this order; each is taken off the list once the kernel, or the
+        // wire's own buffer, has it.
         if !self.write_pongs(&mut writer)? {
             return Ok(false);
         }
@@ -596,7 +643,8 @@ impl OpenConnection {
         self.write_close(&mut writer)
     }
 
-    /// Writes a ping, unless there is no room for it: `false` then, and the wait for it counts like the wait for a pong.
+    /// Writes a ping, unless there is no room for it: `false` then, and the wait for it counts like
+    /// the wait for a pong.
     pub(crate) fn write_ping(&self, now: Instant) -> io::Result<bool> {
         let Some(mut writer) = self.writer.try_lock_for(HEART_PATIENCE) else { return Ok(false) };
         self.write_ping_with(&mut writer, now)
@@ -605,8 +653,9 @@ impl OpenConnection {
     fn write_ping_with(&self, writer: &mut FrameWriter, now: Instant) -> io::Result<bool> {
         let nonce = writer.nonce();
         let covers = writer.whole_sequence();
-        // The peer neither reads nor sends: from its side that is silence like any other, so the clock runs for the frame in our hands too.
-        // Written down before it is sent: the pong may be here before `attempt_control` returns.
+        // The peer neither reads nor sends: from its side that is silence like any other, so the
+        // clock runs for the frame in our hands too. Written down before it is sent: the pong may
+        // be here before `attempt_control` returns.
         self.pings.lock().wrote(nonce, sync::now().max(now), covers);
         let is_out = self.write_control(writer, Control::Ping, &nonce)?;
         if !is_out {
@@ -616,7 +665,12 @@ impl OpenConnection {
     }
 
     /// Writes an application ping; `false` when there is no room for it now.
-    pub(crate) fn write_app_ping(&self, text: &str, awaits_reply: bool, now: Instant) -> io::Result<bool> {
+    pub(crate) fn write_app_ping(
+        &self,
+        text: &str,
+        awaits_reply: bool,
+        now: Instant,
+    ) -> io::Result<bool> {
         let Some(mut writer) = self.writer.try_lock_for(HEART_PATIENCE) else { return Ok(false) };
         if writer.is_fragmenting() {
             return Ok(false);
@@ -626,7 +680,12 @@ impl OpenConnection {
         }
         if awaits_reply {
             // The oldest unanswered one stands.
-            let _ = self.app_ping_written.compare_exchange(0, self.nanos(now), Ordering::AcqRel, Ordering::Acquire);
+            let _ = self.app_ping_written.compare_exchange(
+                0,
+                self.nanos(now),
+                Ordering::AcqRel,
+                Ordering::Acquire,
+            );
         }
         if self.begin(writer.sequence(), 1).is_err() {
             return Ok(true);
@@ -641,8 +700,14 @@ impl OpenConnection {
         Ok(true)
     }
 
-    /// Writes a control frame, unless there is no room for it: `false` then. Where nothing may be written any more, nothing is owed.
-    fn write_control(&self, writer: &mut FrameWriter, opcode: Control, payload: &[u8]) -> io::Result<bool> {
+    /// Writes a control frame, unless there is no room for it: `false` then. Where nothing may be
+    /// written any more, nothing is owed.
+    fn write_control(
+        &self,
+        writer: &mut FrameWriter,
+        opcode: Control,
+        payload: &[u8],
+    ) -> io::Result<bool> {
         if writer.is_closed() {
             return Ok(true);
         }
@@ -698,7 +763,8 @@ impl OpenConnection {
             CloseHandshake::Sent => CloseHandshake::Sent,
         };
         self.pending.lock().close_handshake = next;
-        // Both close frames have gone: the server ends TCP first (RFC 6455 section 7.1.1), and one that waits for us sees our FIN.
+        // Both close frames have gone: the server ends TCP first (RFC 6455 section 7.1.1), and one
+        // that waits for us sees our FIN.
         if self.end.lock().peer_close.is_some() {
             self.transport.half_close(writer.write_buffer());
             self.pending.lock().close_handshake = CloseHandshake::Over;

@@ -3,8 +3,8 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-/// Enough for a program that pings behind each of its messages, a thousand a second over a quarter of a second's round trip; a pong to an older
-/// ping is harmless and tells nothing.
+/// Enough for a program that pings behind each of its messages, a thousand a second over a quarter
+/// of a second's round trip; a pong to an older ping is harmless and tells nothing.
 const REMEMBERED: usize = 256;
 
 /// The pings of one connection.
@@ -34,12 +34,14 @@ impl PendingPings {
         self.oldest_unanswered.get_or_insert(written);
     }
 
-    /// The last ping never left: there was no room. Its nonce is forgotten, but the wait for room goes on counting as a wait for a pong.
+    /// The last ping never left: there was no room. Its nonce is forgotten, but the wait for room
+    /// goes on counting as a wait for a pong.
     pub(crate) fn withdraw(&mut self) {
         self.pings.pop_back();
     }
 
-    /// A pong came. It answers its ping and all earlier ones (RFC 6455 section 5.5.3); its round-trip time if it answers any.
+    /// A pong came. It answers its ping and all earlier ones (RFC 6455 section 5.5.3); its
+    /// round-trip time if it answers any.
     pub(crate) fn answered(&mut self, payload: &[u8], now: Instant) -> Option<Duration> {
         let place = self.pings.iter().position(|ping| ping.nonce == payload)?;
         let ping = self.pings.drain(..=place).next_back()?;
@@ -125,7 +127,8 @@ mod tests {
     fn a_pong_confirms_however_many_pings_are_under_way() {
         let start = Instant::now();
         let mut book = PendingPings::default();
-        // A ping behind each of a hundred orders a second, and a round trip of 100 ms: ten are under way all the time.
+        // A ping behind each of a hundred orders a second, and a round trip of 100 ms: ten are
+        // under way all the time.
         for number in 0..100 {
             book.wrote(nonce(number), start + number * 10 * MS, number.into());
             if let Some(back) = number.checked_sub(10) {

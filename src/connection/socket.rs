@@ -1,4 +1,5 @@
-//! The socket of an open connection: what the reader, the writers and whoever aborts it ask of the kernel.
+//! The socket of an open connection: what the reader, the writers and whoever aborts it ask of the
+//! kernel.
 
 use std::io::{self, ErrorKind, Read};
 use std::net::Shutdown;
@@ -16,7 +17,8 @@ pub(crate) struct StreamSocket {
 }
 
 impl StreamSocket {
-    /// `socket` is blocking; on Windows it has a receive timeout, because there `shutdown` does not wake a blocked `recv`.
+    /// `socket` is blocking; on Windows it has a receive timeout, because there `shutdown` does not
+    /// wake a blocked `recv`.
     pub(crate) fn new(socket: Socket, receiving: Receiving) -> Self {
         #[cfg(target_os = "linux")]
         if receiving.is_stamped {
@@ -29,8 +31,9 @@ impl StreamSocket {
         StreamSocket { socket, receiving }
     }
 
-    /// Blocks until bytes come; 0 at the end. Beside them stands when the kernel got the last of them, if it says so. An interruption by a signal, or by the receive timeout of a platform that needs one, is
-    /// `Interrupted`.
+    /// Blocks until bytes come; 0 at the end. Beside them stands when the kernel got the last of
+    /// them, if it says so. An interruption by a signal, or by the receive timeout of a platform
+    /// that needs one, is `Interrupted`.
     pub(crate) fn receive(&self, room: &mut [u8]) -> io::Result<(usize, Option<SystemTime>)> {
         #[cfg(target_os = "linux")]
         if self.receiving.is_stamped {
@@ -39,22 +42,30 @@ impl StreamSocket {
         #[cfg(unix)]
         if self.receiving.is_spinning {
             use rustix::net::{RecvFlags, recv};
-            return self.until_ready(|| Ok((recv(&self.socket, &mut *room, RecvFlags::DONTWAIT)?.1, None)));
+            return self.until_ready(|| {
+                Ok((recv(&self.socket, &mut *room, RecvFlags::DONTWAIT)?.1, None))
+            });
         }
         match (&self.socket).read(room) {
-            Err(error) if cfg!(windows) && matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+            Err(error)
+                if cfg!(windows)
+                    && matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) =>
+            {
                 Err(ErrorKind::Interrupted.into())
             }
             result => result.map(|count| (count, None)),
         }
     }
 
-    /// Asks again and again if it is to spin. Ends as a blocking `recv` does: when bytes come, or when the connection is aborted.
+    /// Asks again and again if it is to spin. Ends as a blocking `recv` does: when bytes come, or
+    /// when the connection is aborted.
     #[cfg(unix)]
     fn until_ready<T>(&self, mut receive: impl FnMut() -> io::Result<T>) -> io::Result<T> {
         loop {
             match receive() {
-                Err(error) if error.kind() == ErrorKind::WouldBlock && self.receiving.is_spinning => {
+                Err(error)
+                    if error.kind() == ErrorKind::WouldBlock && self.receiving.is_spinning =>
+                {
                     std::hint::spin_loop()
                 }
                 result => return result,
@@ -72,10 +83,12 @@ impl StreamSocket {
         #[repr(align(16))]
         struct Control([u8; 128]);
 
-        let flags = if self.receiving.is_spinning { MsgFlags::MSG_DONTWAIT } else { MsgFlags::empty() };
+        let flags =
+            if self.receiving.is_spinning { MsgFlags::MSG_DONTWAIT } else { MsgFlags::empty() };
         let mut control = Control([0; 128]);
         let mut room = [io::IoSliceMut::new(room)];
-        let message = recvmsg::<()>(self.socket.as_raw_fd(), &mut room, Some(&mut control.0), flags)?;
+        let message =
+            recvmsg::<()>(self.socket.as_raw_fd(), &mut room, Some(&mut control.0), flags)?;
         let time = message.cmsgs()?.find_map(|control| match control {
             ControlMessageOwned::ScmTimestampns(time) => Some(time),
             _ => None,
@@ -86,10 +99,11 @@ impl StreamSocket {
     /// One `send` that does not wait for room; retried when a signal interrupts it.
     #[cfg(unix)]
     pub(crate) fn send_now(&self, bytes: &[u8]) -> io::Result<usize> {
-        // Without MSG_NOSIGNAL a aborted connection would kill a program that has not asked to ignore SIGPIPE. Apple has a socket option
-        // for it instead, which socket2 sets.
+        // Without MSG_NOSIGNAL a aborted connection would kill a program that has not asked to
+        // ignore SIGPIPE. Apple has a socket option for it instead, which socket2 sets.
         #[cfg(not(target_vendor = "apple"))]
-        const FLAGS: i32 = (rustix::net::SendFlags::DONTWAIT.bits() | rustix::net::SendFlags::NOSIGNAL.bits()) as i32;
+        const FLAGS: i32 = (rustix::net::SendFlags::DONTWAIT.bits()
+            | rustix::net::SendFlags::NOSIGNAL.bits()) as i32;
         #[cfg(target_vendor = "apple")]
         const FLAGS: i32 = rustix::net::SendFlags::DONTWAIT.bits() as i32;
         loop {
@@ -109,7 +123,8 @@ impl StreamSocket {
         self.socket.send(&bytes[..bytes.len().min(8 * 1024)])
     }
 
-    /// Waits for room to write. `true` also when the connection is broken: the send that follows says how. A signal may end the wait early.
+    /// Waits for room to write. `true` also when the connection is broken: the send that follows
+    /// says how. A signal may end the wait early.
     pub(crate) fn has_room_within(&self, wait: Duration) -> io::Result<bool> {
         use rustix::event::{PollFd, PollFlags, Timespec, poll};
         let wait = Timespec::try_from(wait).ok();

@@ -2,7 +2,8 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 
-/// Two byte buffers. An empty inbox answers `WouldBlock` and never the end, so that the engine never waits; the outbox takes everything.
+/// Two byte buffers. An empty inbox answers `WouldBlock` and never the end, so that the engine
+/// never waits; the outbox takes everything.
 #[derive(Default)]
 pub(crate) struct TlsBuffers {
     /// Ciphertext from the peer: `inbox[start..end]` has not been read by the engine.
@@ -14,8 +15,9 @@ pub(crate) struct TlsBuffers {
 }
 
 impl TlsBuffers {
-    /// Gives the engine the first `filled` bytes of `cipher`. Swaps buffers where it can: then nothing is copied, and the caller's buffer
-    /// comes back as another one, perhaps of another length but never empty.
+    /// Gives the engine the first `filled` bytes of `cipher`. Swaps buffers where it can: then
+    /// nothing is copied, and the caller's buffer comes back as another one, perhaps of another
+    /// length but never empty.
     pub(crate) fn feed(&mut self, cipher: &mut Vec<u8>, filled: usize) {
         if self.start == self.end {
             std::mem::swap(&mut self.inbox, cipher);
@@ -111,7 +113,10 @@ mod tests {
         assert_eq!(read(&mut pipe, 100), [7; 100]);
         pipe.shrink(10);
         assert_eq!(pipe.inbox.len(), 10);
-        assert_eq!(pipe.read(&mut [0; 1]).expect_err("nothing is left").kind(), ErrorKind::WouldBlock);
+        assert_eq!(
+            pipe.read(&mut [0; 1]).expect_err("nothing is left").kind(),
+            ErrorKind::WouldBlock
+        );
     }
 
     #[test]

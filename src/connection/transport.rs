@@ -22,10 +22,12 @@ use crate::sync::thread::{self, ThreadId};
 use crate::sync::{self, Condvar, Mutex};
 use crate::time::Deadline;
 
-/// How much the engine may have to say, or the heart to send, that the peer has not taken. Far more than any handshake of an honest one.
+/// How much the engine may have to say, or the heart to send, that the peer has not taken. Far more
+/// than any handshake of an honest one.
 const OUTPUT_MAX: usize = 1024 * 1024;
 
-/// How much plaintext is encrypted under one hold of the engine, so that the reader never waits longer than that takes.
+/// How much plaintext is encrypted under one hold of the engine, so that the reader never waits
+/// longer than that takes.
 const ENCRYPT_AT_ONCE: usize = 64 * 1024;
 
 /// The most plaintext that fits in one TLS record (RFC 8446 section 5.1).
@@ -76,7 +78,8 @@ pub(crate) struct ReadHalf {
     cipher: Vec<u8>,
     /// The engine may hold plaintext that has not been taken yet.
     has_more: bool,
-    /// The engine has produced output, an answer to a key update for example, that somebody has to send.
+    /// The engine has produced output, an answer to a key update for example, that somebody has to
+    /// send.
     owes_output: bool,
     /// When the kernel got the last bytes that `recv` brought, if it says so.
     kernel_time: Option<SystemTime>,
@@ -110,10 +113,12 @@ pub(crate) struct WriteBuffer {
     cipher: Vec<u8>,
     /// Where the records in `cipher` end: in the plaintext, and in `cipher`.
     records: Vec<(usize, usize)>,
-    /// Bytes that go out before anything else: the rest of a frame that the heart could not wait for.
+    /// Bytes that go out before anything else: the rest of a frame that the heart could not wait
+    /// for.
     unsent: Vec<u8>,
     unsent_start: usize,
-    /// Whether the kernel had no room the last time. A writer then asks for room before it encrypts what cannot be taken back.
+    /// Whether the kernel had no room the last time. A writer then asks for room before it encrypts
+    /// what cannot be taken back.
     was_full: bool,
 }
 
@@ -156,7 +161,10 @@ pub(crate) enum Attempt {
 impl Transport {
     /// `tls` has finished its handshake.
     pub(crate) fn new(socket: StreamSocket, tls: Option<TlsEngine>) -> Self {
-        let tls = tls.map(|stream| Tls { engine: Mutex::new(Engine { stream, feedings: 0 }), fed: Condvar::new() });
+        let tls = tls.map(|stream| Tls {
+            engine: Mutex::new(Engine { stream, feedings: 0 }),
+            fed: Condvar::new(),
+        });
         Transport {
             reader: thread::current().id(),
             origin: sync::now(),
@@ -167,7 +175,8 @@ impl Transport {
         }
     }
 
-    /// The reader's half. The engine may hold plaintext from the handshake, so it is asked before the first `recv`.
+    /// The reader's half. The engine may hold plaintext from the handshake, so it is asked before
+    /// the first `recv`.
     pub(crate) fn read_half(&self) -> ReadHalf {
         let cipher = if self.tls.is_some() { vec![0; CIPHER_MIN] } else { Vec::new() };
         ReadHalf { cipher, has_more: self.tls.is_some(), owes_output: false, kernel_time: None }
@@ -176,7 +185,11 @@ impl Transport {
     /// Blocks until something comes.
     ///
     /// Ends at once when the connection is aborted: `shutdown(Both)` wakes a blocked `recv`.
-    pub(crate) fn receive(&self, read_half: &mut ReadHalf, buffer: &mut ReadBuffer) -> io::Result<Received> {
+    pub(crate) fn receive(
+        &self,
+        read_half: &mut ReadHalf,
+        buffer: &mut ReadBuffer,
+    ) -> io::Result<Received> {
         let Some(tls) = &self.tls else {
             let filled = self.recv(buffer.room(), &mut read_half.kernel_time)?;
             buffer.filled(filled);
@@ -232,12 +245,14 @@ impl Transport {
         match &self.tls {
             None => {
                 let mut taken = 0;
-                self.send_all(&mut write_buffer.was_full, bytes, &mut taken, deadline).map_err(|why| WriteError {
-                    taken,
-                    is_partial: false,
-                    is_fatal: matches!(why, WriteErrorKind::System(_)),
-                    why,
-                })
+                self.send_all(&mut write_buffer.was_full, bytes, &mut taken, deadline).map_err(
+                    |why| WriteError {
+                        taken,
+                        is_partial: false,
+                        is_fatal: matches!(why, WriteErrorKind::System(_)),
+                        why,
+                    },
+                )
             }
             Some(tls) => self.transmit_encrypted(tls, write_buffer, bytes, deadline),
         }
@@ -250,7 +265,8 @@ impl Transport {
         bytes: &[u8],
         deadline: Deadline,
     ) -> Result<(), WriteError> {
-        // Records that have been encrypted cannot be taken back: the next one would not decrypt. So look for room first where there may be none.
+        // Records that have been encrypted cannot be taken back: the next one would not decrypt. So
+        // look for room first where there may be none.
         if write_buffer.was_full {
             self.await_room(deadline).map_err(WriteError::untouched)?;
         }
@@ -258,7 +274,11 @@ impl Transport {
         while taken < bytes.len() {
             let end = bytes.len().min(taken + ENCRYPT_AT_ONCE);
             write_buffer.records.clear();
-            let encrypted = tls.encrypt(&bytes[taken..end], &mut write_buffer.cipher, &mut write_buffer.records);
+            let encrypted = tls.encrypt(
+                &bytes[taken..end],
+                &mut write_buffer.cipher,
+                &mut write_buffer.records,
+            );
             let (advanced, feedings) = match encrypted {
                 Ok(Encrypted::All) => (end - taken, None),
                 Ok(Encrypted::Some { advanced, feedings }) => (advanced, Some(feedings)),
@@ -272,11 +292,17 @@ impl Transport {
                 }
             };
             let mut sent = 0;
-            let result = self.send_all(&mut write_buffer.was_full, &write_buffer.cipher, &mut sent, deadline);
+            let result = self.send_all(
+                &mut write_buffer.was_full,
+                &write_buffer.cipher,
+                &mut sent,
+                deadline,
+            );
             write_buffer.cipher.clear();
             if let Err(why) = result {
                 // The peer can read whole records, and nothing of one that broke off.
-                let whole = write_buffer.records.iter().rev().find(|record| record.1 <= sent).copied();
+                let whole =
+                    write_buffer.records.iter().rev().find(|record| record.1 <= sent).copied();
                 let (plain_end, cipher_end) = whole.unwrap_or_default();
                 return Err(WriteError {
                     taken: taken + plain_end,
@@ -289,8 +315,14 @@ impl Transport {
             // A TLS 1.2 peer renegotiates: the engine takes nothing until the reader has fed it.
             if let Some(feedings) = feedings {
                 if let Err(why) = self.await_feeding(tls, feedings, deadline) {
-                    // As long as the engine has nothing of these bytes, this connection can go on without them.
-                    return Err(WriteError { taken, is_partial: false, is_fatal: taken > 0 || self.is_aborted(), why });
+                    // As long as the engine has nothing of these bytes, this connection can go on
+                    // without them.
+                    return Err(WriteError {
+                        taken,
+                        is_partial: false,
+                        is_fatal: taken > 0 || self.is_aborted(),
+                        why,
+                    });
                 }
             }
         }
@@ -304,7 +336,11 @@ impl Transport {
     }
 
     /// Sends `bytes` without waiting.
-    pub(crate) fn attempt(&self, write_buffer: &mut WriteBuffer, bytes: &[u8]) -> io::Result<Attempt> {
+    pub(crate) fn attempt(
+        &self,
+        write_buffer: &mut WriteBuffer,
+        bytes: &[u8],
+    ) -> io::Result<Attempt> {
         if !self.flush(write_buffer)? {
             return Ok(Attempt::Later);
         }
@@ -328,13 +364,17 @@ impl Transport {
                 Err(error) => Err(error),
             },
             Some(tls) => {
-                let encrypted = tls.encrypt(bytes, &mut write_buffer.unsent, &mut write_buffer.records)?;
+                let encrypted =
+                    tls.encrypt(bytes, &mut write_buffer.unsent, &mut write_buffer.records)?;
                 write_buffer.records.clear();
                 let sent = self.flush(write_buffer)?;
                 Ok(match encrypted {
-                    // Control frames fit in one record, so it is all or nothing. A longer text may not, and cannot be begun anew.
+                    // Control frames fit in one record, so it is all or nothing. A longer text may
+                    // not, and cannot be begun anew.
                     Encrypted::Some { advanced, .. } if advanced > 0 => {
-                        return Err(io::Error::other("the peer renegotiates TLS in the middle of an application ping"));
+                        return Err(io::Error::other(
+                            "the peer renegotiates TLS in the middle of an application ping",
+                        ));
                     }
                     Encrypted::Some { .. } => {
                         self.note_stuck();
@@ -347,7 +387,8 @@ impl Transport {
         }
     }
 
-    /// Sends the engine's own output and what was left unsent, without waiting. Whether all of it went.
+    /// Sends the engine's own output and what was left unsent, without waiting. Whether all of it
+    /// went.
     pub(crate) fn flush_output(&self, write_buffer: &mut WriteBuffer) -> io::Result<bool> {
         if let Some(tls) = &self.tls {
             tls.engine.lock().stream.get_mut().take_output(&mut write_buffer.unsent);
@@ -357,10 +398,12 @@ impl Transport {
         Ok(is_flushed)
     }
 
-    /// Says goodbye below WebSocket: TLS close_notify where there is TLS, and FIN. Only what the kernel takes at once.
+    /// Says goodbye below WebSocket: TLS close_notify where there is TLS, and FIN. Only what the
+    /// kernel takes at once.
     pub(crate) fn half_close(&self, write_buffer: &mut WriteBuffer) {
         if let Some(tls) = &self.tls {
-            // The answer to close_notify is of no interest: the peer has said all that it had to say.
+            // The answer to close_notify is of no interest: the peer has said all that it had to
+            // say.
             let _ = tls.engine.lock().stream.shutdown();
         }
         if let Ok(true) = self.flush_output(write_buffer) {
@@ -411,11 +454,15 @@ impl Transport {
     }
 
     /// Waits until the reader has fed the engine more than `feedings` times.
-    fn await_feeding(&self, tls: &Tls, feedings: u64, deadline: Deadline) -> Result<(), WriteErrorKind> {
+    fn await_feeding(
+        &self,
+        tls: &Tls,
+        feedings: u64,
+        deadline: Deadline,
+    ) -> Result<(), WriteErrorKind> {
         if self.reader == thread::current().id() {
             // A handler's send: nobody else reads.
-            let context =
-                "the peer renegotiates TLS, for which this thread has to read: send when the handler has returned";
+            let context = "the peer renegotiates TLS, for which this thread has to read: send when the handler has returned";
             return Err(WriteErrorKind::System(io::Error::new(ErrorKind::WouldBlock, context)));
         }
         self.note_stuck();
@@ -433,15 +480,20 @@ impl Transport {
         Ok(())
     }
 
-    fn flush_until(&self, write_buffer: &mut WriteBuffer, deadline: Deadline) -> Result<(), WriteErrorKind> {
+    fn flush_until(
+        &self,
+        write_buffer: &mut WriteBuffer,
+        deadline: Deadline,
+    ) -> Result<(), WriteErrorKind> {
         while !self.flush(write_buffer).map_err(WriteErrorKind::System)? {
             self.await_room(deadline)?;
         }
         Ok(())
     }
 
-    /// Since when nothing that is to be written gets on: the peer reads nothing, or takes no part in a renegotiation. `None` while nobody has
-    /// met with that, or since bytes have gone: it reads, however slowly.
+    /// Since when nothing that is to be written gets on: the peer reads nothing, or takes no part
+    /// in a renegotiation. `None` while nobody has met with that, or since bytes have gone: it
+    /// reads, however slowly.
     pub(crate) fn stuck_since(&self) -> Option<Instant> {
         let nanos = self.stuck_since.load(Ordering::Acquire);
         (nanos != 0).then(|| self.origin + Duration::from_nanos(nanos))
@@ -450,7 +502,8 @@ impl Transport {
     fn note_stuck(&self) {
         let nanos = sync::now().saturating_duration_since(self.origin).as_nanos() as u64;
         // The first of those who meet with it says since when.
-        let _ = self.stuck_since.compare_exchange(0, nanos.max(1), Ordering::AcqRel, Ordering::Acquire);
+        let _ =
+            self.stuck_since.compare_exchange(0, nanos.max(1), Ordering::AcqRel, Ordering::Acquire);
     }
 
     fn note_progress(&self) {
@@ -484,7 +537,8 @@ impl Transport {
         Ok(())
     }
 
-    /// Waits until the kernel has room, or the connection is aborted: the send that follows says which.
+    /// Waits until the kernel has room, or the connection is aborted: the send that follows says
+    /// which.
     fn await_room(&self, deadline: Deadline) -> Result<(), WriteErrorKind> {
         // Mostly there is none, for the kernel has just said so.
         while !self.socket.has_room_within(Duration::ZERO).map_err(WriteErrorKind::System)? {
@@ -499,7 +553,8 @@ impl Transport {
     }
 }
 
-/// A peer may ask for any number of answers (TLS 1.3 key updates, RFC 8446 section 4.6.3) and read none of them.
+/// A peer may ask for any number of answers (TLS 1.3 key updates, RFC 8446 section 4.6.3) and read
+/// none of them.
 fn refuse_too_much(output: usize) -> io::Result<()> {
     if output > OUTPUT_MAX {
         return Err(io::Error::other("the peer has TLS answer more than it reads"));
@@ -519,7 +574,12 @@ enum Encrypted {
 
 impl Tls {
     /// Encrypts `bytes` behind what `cipher` holds, and notes where each record ends.
-    fn encrypt(&self, bytes: &[u8], cipher: &mut Vec<u8>, records: &mut Vec<(usize, usize)>) -> io::Result<Encrypted> {
+    fn encrypt(
+        &self,
+        bytes: &[u8],
+        cipher: &mut Vec<u8>,
+        records: &mut Vec<(usize, usize)>,
+    ) -> io::Result<Encrypted> {
         let mut engine = self.engine.lock();
         let mut advanced = 0;
         let mut stuck = None;
@@ -538,12 +598,18 @@ impl Tls {
                 Err(error) => return Err(error),
             }
         }
-        // All of it, in this same hold: records must reach the wire in the order in which they were made.
+        // All of it, in this same hold: records must reach the wire in the order in which they were
+        // made.
         engine.stream.get_mut().take_output(cipher);
         Ok(stuck.map_or(Encrypted::All, |feedings| Encrypted::Some { advanced, feedings }))
     }
 
-    fn decrypt(&self, read_half: &mut ReadHalf, filled: usize, buffer: &mut ReadBuffer) -> io::Result<Received> {
+    fn decrypt(
+        &self,
+        read_half: &mut ReadHalf,
+        filled: usize,
+        buffer: &mut ReadBuffer,
+    ) -> io::Result<Received> {
         let mut engine = self.engine.lock();
         if filled > 0 {
             let was_filled_up = filled == read_half.cipher.len();

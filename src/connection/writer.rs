@@ -9,14 +9,16 @@ use crate::protocol::deflate::Deflater;
 use crate::protocol::frame::{self, MaskingKeys};
 use crate::time::Deadline;
 
-/// How much of a large message is masked and sent at a time, so that sending 16 MiB does not take a second 16 MiB.
+/// How much of a large message is masked and sent at a time, so that sending 16 MiB does not take a
+/// second 16 MiB.
 const CHUNK: usize = 64 * 1024;
 
 /// What a burst may leave behind in a buffer.
 const KEEP: usize = 2 * CHUNK;
 
-/// The writing half above the socket: whoever holds its lock decides what is next on the wire. The heart and senders take it, always before
-/// the TLS engine's and always with a deadline; the reader never does.
+/// The writing half above the socket: whoever holds its lock decides what is next on the wire. The
+/// heart and senders take it, always before the TLS engine's and always with a deadline; the reader
+/// never does.
 pub(crate) struct FrameWriter {
     write_buffer: WriteBuffer,
     keys: MaskingKeys,
@@ -28,7 +30,8 @@ pub(crate) struct FrameWriter {
     max_outgoing_frame_size: usize,
     /// The number of the last message that went out, or was begun.
     sequence: u64,
-    /// A fragmented message has begun and has not ended: control frames may pass, data may not (RFC 6455 section 5.4).
+    /// A fragmented message has begun and has not ended: control frames may pass, data may not (RFC
+    /// 6455 section 5.4).
     is_fragmenting: bool,
     /// The first fragment of it is out, and its number is given.
     is_in_the_middle: bool,
@@ -40,8 +43,8 @@ pub(crate) struct FrameWriter {
 enum ClosedBy {
     /// RFC 6455 section 5.5.1: no data follows a close frame.
     CloseFrame,
-    /// It broke off in the middle, where the peer would take whatever came next for the rest. The connection is aborted for it a moment later, and
-    /// nobody may write in that moment.
+    /// It broke off in the middle, where the peer would take whatever came next for the rest. The
+    /// connection is aborted for it a moment later, and nobody may write in that moment.
     BreakingOff,
 }
 
@@ -119,7 +122,8 @@ impl FrameWriter {
         self.is_fragmenting
     }
 
-    /// Begins a fragmented message, which gets its number now: whatever becomes of it, the peer may see a part of it.
+    /// Begins a fragmented message, which gets its number now: whatever becomes of it, the peer may
+    /// see a part of it.
     pub(crate) fn begin_fragments(&mut self) -> Result<(), Failed> {
         self.refuse_if_closed()?;
         self.is_fragmenting = true;
@@ -145,7 +149,8 @@ impl FrameWriter {
             });
         }
         let mut taken = 0;
-        let result = self.send_frames(transport, opcode, is_final, false, payload, deadline, &mut taken);
+        let result =
+            self.send_frames(transport, opcode, is_final, false, payload, deadline, &mut taken);
         let cut = match result {
             Ok(()) => {
                 self.sequence += u64::from(is_first);
@@ -198,7 +203,8 @@ impl FrameWriter {
         self.refuse_if_closed()?;
         let (opcode, bytes) = parts(payload);
         let (mut taken, mut has_compressed) = (0, false);
-        let result = self.send_message(transport, opcode, bytes, deadline, &mut taken, &mut has_compressed);
+        let result =
+            self.send_message(transport, opcode, bytes, deadline, &mut taken, &mut has_compressed);
         let numbered = self.sequence + 1;
         match result {
             Ok(()) => {
@@ -211,18 +217,20 @@ impl FrameWriter {
                     // The peer may have it: it has a number, and `Disconnect::sent` counts it.
                     self.sequence = numbered;
                 }
-                // A compressor that remembers has seen a message that the peer has not: the next would not inflate.
+                // A compressor that remembers has seen a message that the peer has not: the next
+                // would not inflate.
                 let aborts = is_touched || cut.is_fatal || has_compressed && self.remembers();
                 self.close_if(aborts);
                 let why = reason(cut.why, deadline);
-                let error = if is_touched { SendError::Unknown(why) } else { SendError::NotSent(why) };
+                let error =
+                    if is_touched { SendError::Unknown(why) } else { SendError::NotSent(why) };
                 Err(Failed { error, aborts })
             }
         }
     }
 
-    /// Sends several messages, as many as fit in a chunk by one system call. `begin` is told of them, by the sequence before them and their
-    /// number, and may be against it.
+    /// Sends several messages, as many as fit in a chunk by one system call. `begin` is told of
+    /// them, by the sequence before them and their number, and may be against it.
     pub(crate) fn send_batch(
         &mut self,
         transport: &Transport,
@@ -240,10 +248,14 @@ impl FrameWriter {
         self.refuse_if_closed().map_err(|failed| fail(0, failed, 0))?;
         while sent < payloads.len() {
             let (opcode, first) = parts(payloads[sent]);
-            // A large message goes by itself, in chunks of its own, and so does one that is to be compressed.
+            // A large message goes by itself, in chunks of its own, and so does one that is to be
+            // compressed.
             if self.goes_alone(first) {
-                begin(self.sequence, 1).map_err(|error| fail(sent, Failed::harmless(error), bytes))?;
-                let one = self.send(transport, payloads[sent], deadline).map_err(|failed| fail(sent, failed, bytes))?;
+                begin(self.sequence, 1)
+                    .map_err(|error| fail(sent, Failed::harmless(error), bytes))?;
+                let one = self
+                    .send(transport, payloads[sent], deadline)
+                    .map_err(|failed| fail(sent, failed, bytes))?;
                 bytes += one.bytes;
                 sent += 1;
                 continue;
@@ -261,14 +273,16 @@ impl FrameWriter {
                     break;
                 }
             }
-            begin(self.sequence, ends.len() as u64).map_err(|error| fail(sent, Failed::harmless(error), bytes))?;
+            begin(self.sequence, ends.len() as u64)
+                .map_err(|error| fail(sent, Failed::harmless(error), bytes))?;
             if let Err(cut) = transport.transmit(&mut self.write_buffer, &self.plain, deadline) {
                 let whole = ends.iter().take_while(|&&end| end <= cut.taken).count();
                 let begun = if whole == 0 { 0 } else { ends[whole - 1] };
                 let is_touched = cut.is_partial || cut.taken > begun;
                 self.sequence += (whole + usize::from(is_touched)) as u64;
                 let why = reason(cut.why, deadline);
-                let next = if is_touched { SendError::Unknown(why) } else { SendError::NotSent(why) };
+                let next =
+                    if is_touched { SendError::Unknown(why) } else { SendError::NotSent(why) };
                 let aborts = is_touched || cut.is_fatal;
                 self.close_if(aborts);
                 return Err(FailedBatch {
@@ -286,14 +300,17 @@ impl FrameWriter {
     }
 
     fn goes_alone(&self, payload: &[u8]) -> bool {
-        payload.len() > CHUNK || payload.len() > self.max_outgoing_frame_size || self.compresses(payload)
+        payload.len() > CHUNK
+            || payload.len() > self.max_outgoing_frame_size
+            || self.compresses(payload)
     }
 
     fn compresses(&self, payload: &[u8]) -> bool {
         self.deflater.as_ref().is_some_and(|deflater| deflater.compresses(payload))
     }
 
-    /// Sends a control frame without waiting. The caller knows that its payload fits (RFC 6455 section 5.5).
+    /// Sends a control frame without waiting. The caller knows that its payload fits (RFC 6455
+    /// section 5.5).
     pub(crate) fn attempt_control(
         &mut self,
         transport: &Transport,
@@ -313,8 +330,13 @@ impl FrameWriter {
         Ok(attempt)
     }
 
-    /// Sends a text message of the library's own (an application ping) without waiting; and how many bytes its frames have.
-    pub(crate) fn attempt_text(&mut self, transport: &Transport, text: &str) -> std::io::Result<(Attempt, usize)> {
+    /// Sends a text message of the library's own (an application ping) without waiting; and how
+    /// many bytes its frames have.
+    pub(crate) fn attempt_text(
+        &mut self,
+        transport: &Transport,
+        text: &str,
+    ) -> std::io::Result<(Attempt, usize)> {
         if self.is_closed() {
             return Ok((Attempt::Sent, 0));
         }
@@ -334,7 +356,10 @@ impl FrameWriter {
 
     fn refuse_if_closed(&self) -> Result<(), Failed> {
         if self.is_closed() {
-            return Err(Failed::harmless(Error::new(ErrorKind::Closed, "the connection is closing")));
+            return Err(Failed::harmless(Error::new(
+                ErrorKind::Closed,
+                "the connection is closing",
+            )));
         }
         Ok(())
     }
@@ -344,7 +369,8 @@ impl FrameWriter {
         self.deflater.as_ref().is_some_and(Deflater::takes_over)
     }
 
-    /// Sends a message whole: compressed if it is long enough, split into frames if they are limited. `taken` counts the bytes of chunks that went.
+    /// Sends a message whole: compressed if it is long enough, split into frames if they are
+    /// limited. `taken` counts the bytes of chunks that went.
     fn send_message(
         &mut self,
         transport: &Transport,
@@ -366,7 +392,8 @@ impl FrameWriter {
         };
         *has_compressed = is_compressed;
         let body = if is_compressed { &compressed[..] } else { payload };
-        let result = self.send_frames(transport, opcode, true, is_compressed, body, deadline, taken);
+        let result =
+            self.send_frames(transport, opcode, true, is_compressed, body, deadline, taken);
         compressed.shrink_to(KEEP);
         self.compressed = compressed;
         result
@@ -388,7 +415,9 @@ impl FrameWriter {
         taken: &mut usize,
     ) -> Result<(), WriteError> {
         let mut is_compressed = is_compressed;
-        for (piece, opcode, is_final) in pieces(body, self.max_outgoing_frame_size, opcode, is_final) {
+        for (piece, opcode, is_final) in
+            pieces(body, self.max_outgoing_frame_size, opcode, is_final)
+        {
             self.send_frame(transport, opcode, is_final, is_compressed, piece, deadline, taken)?;
             // RFC 7692 section 6.1: RSV1 stands on the first frame only.
             is_compressed = false;
@@ -428,9 +457,14 @@ impl FrameWriter {
     }
 }
 
-/// What is to go into frames of at most `max` bytes, at least one: the opcode stands on the first of a message, FIN on its last (RFC 6455
-/// section 5.4).
-fn pieces(body: &[u8], max: usize, opcode: OpCode, is_final: bool) -> impl Iterator<Item = (&[u8], OpCode, bool)> {
+/// What is to go into frames of at most `max` bytes, at least one: the opcode stands on the first
+/// of a message, FIN on its last (RFC 6455 section 5.4).
+fn pieces(
+    body: &[u8],
+    max: usize,
+    opcode: OpCode,
+    is_final: bool,
+) -> impl Iterator<Item = (&[u8], OpCode, bool)> {
     let count = body.len().div_ceil(max).max(1);
     (0..count).map(move |index| {
         let piece = &body[index * max..body.len().min((index + 1).saturating_mul(max))];
@@ -449,7 +483,9 @@ fn parts<'a>(payload: Payload<'a>) -> (OpCode, &'a [u8]) {
 fn reason(why: WriteErrorKind, deadline: Deadline) -> Error {
     match why {
         WriteErrorKind::Deadline => deadline.error("waiting for the peer to read"),
-        WriteErrorKind::System(error) => Error::caused(ErrorKind::Io, "writing to the connection", error),
+        WriteErrorKind::System(error) => {
+            Error::caused(ErrorKind::Io, "writing to the connection", error)
+        }
     }
 }
 
@@ -470,13 +506,17 @@ mod tests {
         let (ours, mut theirs) = Socket::pair(Domain::UNIX, Type::STREAM, None).expect("a pair");
         let transport = Transport::new(StreamSocket::new(ours, Receiving::default()), None);
         let mut writer = FrameWriter::new(None, None);
-        let deadline = |millis| Deadline::new("send_timeout", Duration::from_millis(millis), Instant::now());
+        let deadline =
+            |millis| Deadline::new("send_timeout", Duration::from_millis(millis), Instant::now());
         // More than the kernel takes while nobody reads.
         let long = vec![0; 8 * 1024 * 1024];
-        let failed = writer.send(&transport, Payload::Binary(&long), deadline(10)).expect_err("nobody reads");
+        let failed = writer
+            .send(&transport, Payload::Binary(&long), deadline(10))
+            .expect_err("nobody reads");
         assert!(failed.aborts && matches!(failed.error, SendError::Unknown(_)));
 
-        // Somebody reads now, and would take a ping, a close frame or the next message for the rest of the first.
+        // Somebody reads now, and would take a ping, a close frame or the next message for the rest
+        // of the first.
         let mut taken = vec![0; 16 * 1024 * 1024];
         let mut drained = 0;
         theirs.set_nonblocking(true).expect("it is a socket");
@@ -486,9 +526,12 @@ mod tests {
         assert!(drained > 0 && drained < long.len());
         assert!(writer.attempt_control(&transport, Control::Ping, b"ping").is_ok());
         assert!(writer.attempt_text(&transport, "ping").is_ok());
-        let next = writer.send(&transport, Payload::Text("next"), deadline(10)).expect_err("nothing may follow");
+        let next = writer
+            .send(&transport, Payload::Text("next"), deadline(10))
+            .expect_err("nothing may follow");
         assert!(matches!(next.error, SendError::NotSent(_)));
-        let batch = writer.send_batch(&transport, &[Payload::Text("next")], deadline(10), &|_, _| Ok(()));
+        let batch =
+            writer.send_batch(&transport, &[Payload::Text("next")], deadline(10), &|_, _| Ok(()));
         let batch = batch.expect_err("nothing may follow");
         assert!(matches!(batch.error, BatchError { sent: 0, next: SendError::NotSent(_) }));
         let nothing = theirs.read(&mut taken).expect_err("nothing came");
@@ -509,7 +552,9 @@ mod tests {
             let mut writer = FrameWriter::new(deflater, None);
             let deadline = Deadline::new("send_timeout", Duration::from_secs(10), Instant::now());
             let batch = [Payload::Text("short"); 100];
-            let sent = writer.send_batch(&transport, &batch, deadline, &|_, _| Ok(())).expect("there is room");
+            let sent = writer
+                .send_batch(&transport, &batch, deadline, &|_, _| Ok(()))
+                .expect("there is room");
             assert_eq!(theirs.read(&mut vec![0; 64 * 1024]).expect("it came"), sent.bytes);
         }
     }
@@ -517,14 +562,20 @@ mod tests {
     #[test]
     fn a_message_that_finds_no_room_harms_no_compressed_connection() {
         let (ours, _theirs) = Socket::pair(Domain::UNIX, Type::STREAM, None).expect("a pair");
-        while ours.send_with_flags(&[0; 4096], rustix::net::SendFlags::DONTWAIT.bits() as i32).is_ok() {}
+        while ours
+            .send_with_flags(&[0; 4096], rustix::net::SendFlags::DONTWAIT.bits() as i32)
+            .is_ok()
+        {}
         let transport = Transport::new(StreamSocket::new(ours, Receiving::default()), None);
         let agreed = Deflate::new().threshold(0).accept(&["permessage-deflate".to_owned()]);
-        let (_, deflater) = agreed.ok().flatten().expect("the plainest answer is acceptable").engines();
+        let (_, deflater) =
+            agreed.ok().flatten().expect("the plainest answer is acceptable").engines();
         let mut writer = FrameWriter::new(Some(deflater), None);
         for text in ["short", "and another"] {
             let deadline = Deadline::new("send_timeout", Duration::from_millis(10), Instant::now());
-            let failed = writer.send(&transport, Payload::Text(text), deadline).expect_err("there is no room");
+            let failed = writer
+                .send(&transport, Payload::Text(text), deadline)
+                .expect_err("there is no room");
             assert!(!failed.aborts && matches!(failed.error, SendError::NotSent(_)), "{failed:?}");
         }
     }
@@ -532,11 +583,15 @@ mod tests {
     #[test]
     fn nobody_is_stuck_once_there_is_room() {
         let (ours, mut theirs) = Socket::pair(Domain::UNIX, Type::STREAM, None).expect("a pair");
-        while ours.send_with_flags(&[0; 4096], rustix::net::SendFlags::DONTWAIT.bits() as i32).is_ok() {}
+        while ours
+            .send_with_flags(&[0; 4096], rustix::net::SendFlags::DONTWAIT.bits() as i32)
+            .is_ok()
+        {}
         let transport = Transport::new(StreamSocket::new(ours, Receiving::default()), None);
         std::thread::scope(|scope| {
             let waits = scope.spawn(|| {
-                let deadline = Deadline::new("send_timeout", Duration::from_secs(10), Instant::now());
+                let deadline =
+                    Deadline::new("send_timeout", Duration::from_secs(10), Instant::now());
                 transport.await_room_untouched(deadline)
             });
             while transport.stuck_since().is_none() {
@@ -546,7 +601,8 @@ mod tests {
             while theirs.read(&mut [0; 65536]).is_ok() {}
             assert!(waits.join().expect("it does not panic").is_ok());
         });
-        // Whoever asked for room compresses now, and takes the time that it takes while it holds the writer.
+        // Whoever asked for room compresses now, and takes the time that it takes while it holds
+        // the writer.
         assert_eq!(transport.stuck_since(), None);
     }
 }

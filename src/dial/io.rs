@@ -12,7 +12,8 @@ use crate::sync;
 use crate::sync::threads::Shutdown;
 use crate::time::Deadline;
 
-/// Without it a peer that is gone kills a program that has not asked to ignore SIGPIPE. Apple has a socket option for it, which socket2 sets.
+/// Without it a peer that is gone kills a program that has not asked to ignore SIGPIPE. Apple has a
+/// socket option for it, which socket2 sets.
 #[cfg(all(unix, not(target_vendor = "apple")))]
 const QUIETLY: i32 = rustix::net::SendFlags::NOSIGNAL.bits() as i32;
 #[cfg(not(all(unix, not(target_vendor = "apple"))))]
@@ -30,7 +31,8 @@ pub(crate) struct WakePair {
 pub(crate) struct Waker {
     #[cfg(unix)]
     stream: Arc<std::os::unix::net::UnixStream>,
-    /// Windows cannot poll a pair of anything but sockets: there a dial looks at the shutdown signal every 20 ms instead.
+    /// Windows cannot poll a pair of anything but sockets: there a dial looks at the shutdown
+    /// signal every 20 ms instead.
     #[cfg(not(unix))]
     stream: Arc<()>,
 }
@@ -41,8 +43,9 @@ impl WakePair {
     #[cfg(unix)]
     pub(crate) fn new() -> Result<Self, Error> {
         let pair = std::os::unix::net::UnixStream::pair();
-        let (sleeper, stream) =
-            pair.map_err(|error| Error::caused(ErrorKind::Io, "opening a descriptor for the dial", error))?;
+        let (sleeper, stream) = pair.map_err(|error| {
+            Error::caused(ErrorKind::Io, "opening a descriptor for the dial", error)
+        })?;
         Ok(WakePair { sleeper, waker: Waker { stream: Arc::new(stream) } })
     }
 
@@ -85,7 +88,8 @@ pub(crate) enum Interest {
 }
 
 impl DialIo<'_> {
-    /// Waits until one of the sockets is ready, `until` at most; which of them are. `context` names the step, for the error.
+    /// Waits until one of the sockets is ready, `until` at most; which of them are. `context` names
+    /// the step, for the error.
     ///
     /// # Errors
     /// `Stopped`, or `Timeout` when the deadline of the whole dial passes.
@@ -106,18 +110,23 @@ impl DialIo<'_> {
             let wait = until.map_or(left, |until| left.min(until.saturating_duration_since(now)));
             #[cfg(not(unix))]
             let wait = wait.min(std::time::Duration::from_millis(20));
-            let mut watched: Vec<PollFd<'_>> = sockets.iter().map(|socket| PollFd::new(*socket, flags)).collect();
+            let mut watched: Vec<PollFd<'_>> =
+                sockets.iter().map(|socket| PollFd::new(*socket, flags)).collect();
             #[cfg(unix)]
             watched.push(PollFd::new(&self.pair.sleeper, PollFlags::IN));
             #[cfg(not(unix))]
             let _ = self.pair;
             let timeout = Timespec::try_from(wait).ok();
             match poll(&mut watched, timeout.as_ref()) {
-                Ok(0) if until.is_some_and(|until| sync::now() >= until) => return Ok(vec![false; sockets.len()]),
+                Ok(0) if until.is_some_and(|until| sync::now() >= until) => {
+                    return Ok(vec![false; sockets.len()]);
+                }
                 Ok(0) => {}
                 Ok(_) => {
-                    let ready: Vec<bool> =
-                        watched[..sockets.len()].iter().map(|watched| !watched.revents().is_empty()).collect();
+                    let ready: Vec<bool> = watched[..sockets.len()]
+                        .iter()
+                        .map(|watched| !watched.revents().is_empty())
+                        .collect();
                     if ready.contains(&true) {
                         return Ok(ready);
                     }
@@ -125,13 +134,18 @@ impl DialIo<'_> {
                 }
                 Err(rustix::io::Errno::INTR) => {}
                 Err(error) => {
-                    return Err(Error::caused(ErrorKind::Io, "waiting for the socket", io::Error::from(error)));
+                    return Err(Error::caused(
+                        ErrorKind::Io,
+                        "waiting for the socket",
+                        io::Error::from(error),
+                    ));
                 }
             }
         }
     }
 
-    /// Whether to go on. Asked before each system call: a peer that always has something to say keeps no dial alive.
+    /// Whether to go on. Asked before each system call: a peer that always has something to say
+    /// keeps no dial alive.
     ///
     /// # Errors
     /// As [`wait`](DialIo::wait).
@@ -149,7 +163,12 @@ impl DialIo<'_> {
     ///
     /// # Errors
     /// As [`wait`](DialIo::wait), and `Io`.
-    pub(crate) fn recv(&self, socket: &Socket, into: &mut [u8], context: &dyn Fn() -> String) -> Result<usize, Error> {
+    pub(crate) fn recv(
+        &self,
+        socket: &Socket,
+        into: &mut [u8],
+        context: &dyn Fn() -> String,
+    ) -> Result<usize, Error> {
         use io::Read;
         loop {
             self.check(context)?;
@@ -164,8 +183,14 @@ impl DialIo<'_> {
         }
     }
 
-    /// Sends all of `bytes`, waiting for room. No signal tells of a peer that is gone: the error does.
-    pub(crate) fn send(&self, socket: &Socket, mut bytes: &[u8], context: &dyn Fn() -> String) -> Result<(), Error> {
+    /// Sends all of `bytes`, waiting for room. No signal tells of a peer that is gone: the error
+    /// does.
+    pub(crate) fn send(
+        &self,
+        socket: &Socket,
+        mut bytes: &[u8],
+        context: &dyn Fn() -> String,
+    ) -> Result<(), Error> {
         while !bytes.is_empty() {
             self.check(context)?;
             match socket.send_with_flags(bytes, QUIETLY) {

@@ -75,7 +75,8 @@ impl Dialer {
         }
     }
 
-    /// Resolves, connects, shakes hands below and above. `offer` is the value of `Sec-WebSocket-Extensions`.
+    /// Resolves, connects, shakes hands below and above. `offer` is the value of
+    /// `Sec-WebSocket-Extensions`.
     pub(crate) fn dial(
         &mut self,
         target: &Target,
@@ -98,15 +99,26 @@ impl Dialer {
         log::debug!("{target}: upgrade");
         let mut stream = upgrade::Stream { socket: &socket, tls: tls.as_mut() };
         let answer = upgrade::upgrade(&mut stream, target, offer, &io)?;
-        socket.set_nonblocking(false).map_err(|error| Error::caused(ErrorKind::Io, "setting up the socket", error))?;
+        socket
+            .set_nonblocking(false)
+            .map_err(|error| Error::caused(ErrorKind::Io, "setting up the socket", error))?;
         // There `shutdown` does not wake a blocked `recv`: it has to look by itself.
         #[cfg(windows)]
         socket
             .set_read_timeout(Some(std::time::Duration::from_millis(100)))
             .map_err(|error| Error::caused(ErrorKind::Io, "setting up the socket", error))?;
-        let opening =
-            Opening { peer, subprotocol: answer.subprotocol, headers: answer.headers, extensions: answer.extensions };
-        Ok(Dialed { socket: StreamSocket::new(socket, self.tcp.receiving), tls, leftover: answer.leftover, opening })
+        let opening = Opening {
+            peer,
+            subprotocol: answer.subprotocol,
+            headers: answer.headers,
+            extensions: answer.extensions,
+        };
+        Ok(Dialed {
+            socket: StreamSocket::new(socket, self.tcp.receiving),
+            tls,
+            leftover: answer.leftover,
+            opening,
+        })
     }
 }
 

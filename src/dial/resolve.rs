@@ -17,8 +17,9 @@ const PATIENCE: Duration = Duration::from_millis(20);
 
 /// Resolves host names, in the place of the system's resolver.
 ///
-/// It runs on the thread `taut-resolver`, at most one call at a time for each client. Nothing can interrupt it: a call that hangs is left
-/// behind at the end of the dial's budget, and asked for its answer again by the next dial.
+/// It runs on the thread `taut-resolver`, at most one call at a time for each client. Nothing can
+/// interrupt it: a call that hangs is left behind at the end of the dial's budget, and asked for
+/// its answer again by the next dial.
 pub trait Resolver: Send + Sync {
     /// The addresses of `host`, preferred ones first, each with `port`.
     ///
@@ -83,10 +84,13 @@ impl Lookups {
             let is_for_this = pending.host == target.host && pending.port == target.port;
             let result = match wait(shutdown, &pending.answer, Some(deadline.at())) {
                 Woken::Received(result) => result,
-                Woken::Disconnected => Err(io::Error::other("the lookup's thread ended without an answer")),
+                Woken::Disconnected => {
+                    Err(io::Error::other("the lookup's thread ended without an answer"))
+                }
                 Woken::Shutdown => return Err(Error::stopped()),
                 Woken::TimedOut => {
-                    // It hangs. The next dial waits for this same lookup: one thread at most hangs for each client.
+                    // It hangs. The next dial waits for this same lookup: one thread at most hangs
+                    // for each client.
                     self.pending = Some(pending);
                     return Err(deadline.error(&format!("resolving {}", target.host)));
                 }
@@ -94,11 +98,16 @@ impl Lookups {
             if !is_for_this {
                 continue;
             }
-            let caused = if self.resolver.is_some() { Error::caused_by_closure } else { Error::caused };
-            let addresses =
-                result.map_err(|error| caused(ErrorKind::Resolve, format!("resolving {}", target.host), error))?;
+            let caused =
+                if self.resolver.is_some() { Error::caused_by_closure } else { Error::caused };
+            let addresses = result.map_err(|error| {
+                caused(ErrorKind::Resolve, format!("resolving {}", target.host), error)
+            })?;
             if addresses.is_empty() {
-                return Err(Error::new(ErrorKind::Resolve, format!("{} has no addresses", target.host)));
+                return Err(Error::new(
+                    ErrorKind::Resolve,
+                    format!("{} has no addresses", target.host),
+                ));
             }
             return Ok(addresses);
         }
@@ -112,7 +121,8 @@ impl Lookups {
         self.threads.spawn("taut-resolver", JoinTimeout::AtMost(PATIENCE), move || {
             let answer = catch_unwind(AssertUnwindSafe(|| resolver.resolve(&asked, port)));
             // Nobody may be waiting any more.
-            let _ = tell.send(answer.unwrap_or_else(|_| Err(io::Error::other("the resolver panicked"))));
+            let _ = tell
+                .send(answer.unwrap_or_else(|_| Err(io::Error::other("the resolver panicked"))));
         })?;
         Ok(Pending { host, port, answer })
     }

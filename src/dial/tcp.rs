@@ -14,10 +14,12 @@ use crate::error::{Error, ErrorKind};
 use crate::sync;
 use crate::time::after;
 
-/// How long an attempt has for itself before the next address is tried beside it (RFC 8305 section 5).
+/// How long an attempt has for itself before the next address is tried beside it (RFC 8305 section
+/// 5).
 const STAGGER: Duration = Duration::from_millis(250);
 
-/// Addresses beyond these are not tried: a hostile name must not cost a descriptor for each of a thousand addresses.
+/// Addresses beyond these are not tried: a hostile name must not cost a descriptor for each of a
+/// thousand addresses.
 const ADDRESSES_MAX: usize = 16;
 
 /// Options of the socket.
@@ -42,7 +44,8 @@ pub(crate) fn connect(
     let tried = waiting.len();
     let context = || format!("connecting to {target}");
     let mut under_way: Vec<(Socket, SocketAddr)> = Vec::new();
-    let mut failure = io::Error::new(io::ErrorKind::AddrNotAvailable, "no address of the family of bind_address");
+    let mut failure =
+        io::Error::new(io::ErrorKind::AddrNotAvailable, "no address of the family of bind_address");
     let mut next_at = sync::now();
     loop {
         if sync::now() >= next_at || under_way.is_empty() {
@@ -94,7 +97,8 @@ fn interleaved(addresses: Vec<SocketAddr>, bind: Option<IpAddr>) -> VecDeque<Soc
         }
     }
     let first_is_v4 = distinct.first().is_some_and(SocketAddr::is_ipv4);
-    let (first, second): (Vec<_>, Vec<_>) = distinct.into_iter().partition(|address| address.is_ipv4() == first_is_v4);
+    let (first, second): (Vec<_>, Vec<_>) =
+        distinct.into_iter().partition(|address| address.is_ipv4() == first_is_v4);
     let mut order = VecDeque::new();
     let (mut first, mut second) = (first.into_iter(), second.into_iter());
     loop {
@@ -148,7 +152,8 @@ fn outcome(socket: &Socket) -> io::Result<()> {
         return Err(error);
     }
     let peer = socket.peer_addr()?.as_socket();
-    // A loopback port with no listener may be handed out as our own end, and then connects to itself.
+    // A loopback port with no listener may be handed out as our own end, and then connects to
+    // itself.
     if peer.is_some() && peer == socket.local_addr()?.as_socket() {
         return Err(io::ErrorKind::ConnectionRefused.into());
     }
@@ -179,7 +184,8 @@ mod tests {
 
         // Linux doubles what it is given, to have room for its own records.
         let bytes = 30_000;
-        let is_as_asked = |size: io::Result<usize>| [bytes, 2 * bytes].contains(&size.expect("an option"));
+        let is_as_asked =
+            |size: io::Result<usize>| [bytes, 2 * bytes].contains(&size.expect("an option"));
         let socket = dial(TcpOptions { receive_buffer: Some(bytes), ..TcpOptions::default() });
         assert!(is_as_asked(socket.recv_buffer_size()) && !is_as_asked(socket.send_buffer_size()));
         let socket = dial(TcpOptions { send_buffer: Some(bytes), ..TcpOptions::default() });
@@ -198,9 +204,12 @@ mod tests {
     #[test]
     fn families_take_turns_and_the_first_keeps_its_place() {
         let parse = |text: &str| text.parse::<SocketAddr>().expect("an address");
-        let addresses: Vec<_> =
-            ["[::1]:1", "[::2]:1", "[::3]:1", "1.1.1.1:1", "1.1.1.1:1"].into_iter().map(parse).collect();
-        let order: Vec<_> = interleaved(addresses.clone(), None).iter().map(ToString::to_string).collect();
+        let addresses: Vec<_> = ["[::1]:1", "[::2]:1", "[::3]:1", "1.1.1.1:1", "1.1.1.1:1"]
+            .into_iter()
+            .map(parse)
+            .collect();
+        let order: Vec<_> =
+            interleaved(addresses.clone(), None).iter().map(ToString::to_string).collect();
         assert_eq!(order, ["[::1]:1", "1.1.1.1:1", "[::2]:1", "[::3]:1"]);
         let bound = interleaved(addresses, Some("127.0.0.1".parse().expect("an address")));
         assert_eq!(bound, [parse("1.1.1.1:1")]);

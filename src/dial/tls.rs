@@ -4,7 +4,9 @@ use std::fmt;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use native_tls::{Certificate, HandshakeError, Identity, MidHandshakeTlsStream, Protocol, TlsConnector, TlsStream};
+use native_tls::{
+    Certificate, HandshakeError, Identity, MidHandshakeTlsStream, Protocol, TlsConnector, TlsStream,
+};
 use parking_lot::Mutex;
 use socket2::Socket;
 
@@ -32,7 +34,9 @@ enum IdentitySource {
 
 impl fmt::Debug for TlsOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("TlsOptions").field("extra_roots", &self.extra_roots.len()).finish_non_exhaustive()
+        f.debug_struct("TlsOptions")
+            .field("extra_roots", &self.extra_roots.len())
+            .finish_non_exhaustive()
     }
 }
 
@@ -64,7 +68,11 @@ impl TlsOptions {
                 false => Certificate::from_der(bytes).map(|certificate| vec![certificate]),
             };
             let parsed = parsed.map_err(|error| {
-                Error::caused(ErrorKind::Config, "a root certificate that is neither PEM nor DER", error)
+                Error::caused(
+                    ErrorKind::Config,
+                    "a root certificate that is neither PEM nor DER",
+                    error,
+                )
             })?;
             if parsed.is_empty() {
                 return Err(Error::config("a root certificate file without a certificate in it"));
@@ -77,8 +85,12 @@ impl TlsOptions {
     fn identity(&self) -> Result<Option<Identity>, Error> {
         let parsed = match &self.identity {
             None => return Ok(None),
-            Some(IdentitySource::Pem { certificate, key }) => Identity::from_pkcs8(certificate, key),
-            Some(IdentitySource::Pkcs12 { archive, password }) => Identity::from_pkcs12(archive, password),
+            Some(IdentitySource::Pem { certificate, key }) => {
+                Identity::from_pkcs8(certificate, key)
+            }
+            Some(IdentitySource::Pkcs12 { archive, password }) => {
+                Identity::from_pkcs12(archive, password)
+            }
         };
         let context = "the client certificate: it has to be PEM with a PKCS#8 key, or PKCS#12 with its password";
         parsed.map(Some).map_err(|error| Error::caused(ErrorKind::Config, context, error))
@@ -113,8 +125,9 @@ struct Connector {
     connector: TlsConnector,
 }
 
-/// The connectors that clients of this process hold at the moment. Making one reads all of the system's roots, which takes some
-/// ten milliseconds and most of a mebibyte: a thousand connections share one. Nothing is kept alive by this list.
+/// The connectors that clients of this process hold at the moment. Making one reads all of the
+/// system's roots, which takes some ten milliseconds and most of a mebibyte: a thousand connections
+/// share one. Nothing is kept alive by this list.
 static SHARED: Mutex<Vec<Weak<Connector>>> = Mutex::new(Vec::new());
 
 /// How long a dial waits for the list before it looks whether it may go on.
@@ -142,8 +155,9 @@ impl Connectors {
 
     /// Shakes hands over a non-blocking socket.
     ///
-    /// A certificate that fails verification throws the connector away. Only when the very next dial, with a connector made afresh while there
-    /// were descriptors to spare, fails too is the error one that no retry mends: a connector made while the process had no descriptors has no
+    /// A certificate that fails verification throws the connector away. Only when the very next
+    /// dial, with a connector made afresh while there were descriptors to spare, fails too is the
+    /// error one that no retry mends: a connector made while the process had no descriptors has no
     /// roots, and would fail for ever.
     pub(crate) fn handshake(
         &mut self,
@@ -174,8 +188,13 @@ impl Connectors {
         }
     }
 
-    /// A connector that another client has made of the same options, or a new one. After a failed verification always a new one.
-    fn find_or_make(&self, io: &DialIo<'_>, context: &dyn Fn() -> String) -> Result<Arc<Connector>, Error> {
+    /// A connector that another client has made of the same options, or a new one. After a failed
+    /// verification always a new one.
+    fn find_or_make(
+        &self,
+        io: &DialIo<'_>,
+        context: &dyn Fn() -> String,
+    ) -> Result<Arc<Connector>, Error> {
         let mut shared = loop {
             // Another client may be reading the roots.
             match SHARED.try_lock_for(PATIENCE) {
@@ -185,12 +204,14 @@ impl Connectors {
         };
         shared.retain(|connector| connector.strong_count() > 0);
         if !self.had_failed {
-            let known = shared.iter().filter_map(Weak::upgrade).find(|known| known.options == self.options);
+            let known =
+                shared.iter().filter_map(Weak::upgrade).find(|known| known.options == self.options);
             if let Some(known) = known {
                 return Ok(known);
             }
         }
-        let connector = Connector { options: self.options.clone(), connector: self.options.connector()? };
+        let connector =
+            Connector { options: self.options.clone(), connector: self.options.connector()? };
         let connector = Arc::new(connector);
         // In front: whoever looks finds the newest first.
         shared.insert(0, Arc::downgrade(&connector));
@@ -220,7 +241,9 @@ fn shake_hands(
                 io.send(socket, &output, &context)?;
                 return Ok(stream);
             }
-            Err(HandshakeError::Failure(error)) => return Err(Error::caused(ErrorKind::Tls, context(), error)),
+            Err(HandshakeError::Failure(error)) => {
+                return Err(Error::caused(ErrorKind::Tls, context(), error));
+            }
             Err(HandshakeError::WouldBlock(waiting)) => waiting,
         };
         waiting.get_mut().take_output(&mut output);

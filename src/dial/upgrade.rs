@@ -75,7 +75,8 @@ pub(crate) fn upgrade(
             _ => {
                 let body = read_body(stream, bytes.split_off(head.len), &head, io, &context);
                 let retry_after = retry_after(&head.headers, SystemTime::now());
-                let refusal = Refusal { status: head.status, headers: head.headers, body, retry_after };
+                let refusal =
+                    Refusal { status: head.status, headers: head.headers, body, retry_after };
                 return Err(Error::refused(&target.to_string(), refusal));
             }
         }
@@ -161,22 +162,28 @@ fn parse_head(bytes: &[u8]) -> Result<Option<ResponseHead>, &'static str> {
         Err(_) => return Err("with something that is not HTTP/1.1"),
     };
     let is_http_1_0 = response.version != Some(1);
-    let status = response.code.and_then(|code| StatusCode::from_u16(code).ok()).ok_or("without a status")?;
+    let status =
+        response.code.and_then(|code| StatusCode::from_u16(code).ok()).ok_or("without a status")?;
     let mut headers = HeaderMap::with_capacity(response.headers.len());
     for field in response.headers {
-        let name = HeaderName::from_bytes(field.name.as_bytes()).map_err(|_| "with a header that is not legal")?;
-        let value = HeaderValue::from_bytes(&unfolded(field.value)).map_err(|_| "with a header that is not legal")?;
+        let name = HeaderName::from_bytes(field.name.as_bytes())
+            .map_err(|_| "with a header that is not legal")?;
+        let value = HeaderValue::from_bytes(&unfolded(field.value))
+            .map_err(|_| "with a header that is not legal")?;
         headers.append(name, value);
     }
     Ok(Some(ResponseHead { is_http_1_0, status, headers, len }))
 }
 
-/// A header's value in one line: a line break and the blanks behind it count as a blank (RFC 9112 section 5.2).
+/// A header's value in one line: a line break and the blanks behind it count as a blank (RFC 9112
+/// section 5.2).
 fn unfolded(value: &[u8]) -> Cow<'_, [u8]> {
     if !value.contains(&b'\n') {
         return Cow::Borrowed(value);
     }
-    Cow::Owned(value.split(|&byte| byte == b'\n').map(<[u8]>::trim_ascii).collect::<Vec<_>>().join(&b' '))
+    Cow::Owned(
+        value.split(|&byte| byte == b'\n').map(<[u8]>::trim_ascii).collect::<Vec<_>>().join(&b' '),
+    )
 }
 
 /// The rules of RFC 6455 section 4.1 for a 101, in their order.
@@ -235,7 +242,8 @@ fn values(headers: &HeaderMap, name: &str) -> Vec<String> {
     headers.get_all(name).iter().map(text).collect()
 }
 
-/// The start of a refusal's body: up to Content-Length, 4 KiB, the end of the connection or the deadline, whichever is first.
+/// The start of a refusal's body: up to Content-Length, 4 KiB, the end of the connection or the
+/// deadline, whichever is first.
 fn read_body(
     stream: &mut Stream<'_>,
     mut body: Vec<u8>,
@@ -276,7 +284,12 @@ fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
 }
 
 impl Stream<'_> {
-    fn send(&mut self, bytes: &[u8], io: &DialIo<'_>, context: &dyn Fn() -> String) -> Result<(), Error> {
+    fn send(
+        &mut self,
+        bytes: &[u8],
+        io: &DialIo<'_>,
+        context: &dyn Fn() -> String,
+    ) -> Result<(), Error> {
         let Some(tls) = &mut self.tls else { return io.send(self.socket, bytes, context) };
         tls.write_all(bytes).map_err(|error| Error::caused(ErrorKind::Tls, context(), error))?;
         let mut cipher = Vec::new();
@@ -285,7 +298,12 @@ impl Stream<'_> {
     }
 
     /// Appends what comes; 0 at the end of the connection.
-    fn receive(&mut self, into: &mut Vec<u8>, io: &DialIo<'_>, context: &dyn Fn() -> String) -> Result<usize, Error> {
+    fn receive(
+        &mut self,
+        into: &mut Vec<u8>,
+        io: &DialIo<'_>,
+        context: &dyn Fn() -> String,
+    ) -> Result<usize, Error> {
         let mut bytes = vec![0; 4096];
         let count = match &mut self.tls {
             None => io.recv(self.socket, &mut bytes, context)?,
@@ -313,7 +331,9 @@ impl Stream<'_> {
 /// Parses bytes as an answer, and judges it by all rules.
 #[cfg(all(feature = "internals", unix))]
 pub(crate) fn fuzz_head(bytes: &[u8]) {
-    let Ok(target) = crate::config::endpoint::Endpoint::new("ws://a.example/").subprotocol("one").target() else {
+    let Ok(target) =
+        crate::config::endpoint::Endpoint::new("ws://a.example/").subprotocol("one").target()
+    else {
         return;
     };
     let Ok(Some(head)) = parse_head(bytes) else { return };
@@ -345,8 +365,7 @@ mod tests {
         accept(head, Vec::new(), &target(), "dGhlIHNhbXBsZSBub25jZQ==", has_offered)
     }
 
-    const GOOD: &str =
-        "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
+    const GOOD: &str = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
     #[test]
     fn the_request_has_what_the_rfc_asks_for() {
@@ -370,7 +389,10 @@ mod tests {
         assert!(check(GOOD, false).is_ok());
         let lists = "upgrade: WebSocket\r\nCONNECTION: keep-alive\r\nConnection: close , uPGRADE\r\n\
                      Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\nSec-WebSocket-Protocol: two";
-        assert_eq!(check(lists, false).ok().and_then(|answer| answer.subprotocol).as_deref(), Some("two"));
+        assert_eq!(
+            check(lists, false).ok().and_then(|answer| answer.subprotocol).as_deref(),
+            Some("two")
+        );
         let extended = format!("{GOOD}\r\nSec-WebSocket-Extensions: permessage-deflate");
         assert_eq!(
             check(&extended, true).map(|answer| answer.extensions).ok(),
@@ -380,8 +402,9 @@ mod tests {
 
     #[test]
     fn lies_in_the_upgrade_are_refused() {
-        let without =
-            |line: &str| GOOD.lines().filter(|known| !known.starts_with(line)).collect::<Vec<_>>().join("\r\n");
+        let without = |line: &str| {
+            GOOD.lines().filter(|known| !known.starts_with(line)).collect::<Vec<_>>().join("\r\n")
+        };
         for lie in [
             without("Upgrade"),
             without("Connection"),
@@ -406,7 +429,9 @@ mod tests {
         let text = format!("HTTP/1.0 101 Switching Protocols\r\n{GOOD}\r\n\r\n");
         let head = parse_head(text.as_bytes()).expect("it parses").expect("it is whole");
         assert!(accept(head, Vec::new(), &target(), "dGhlIHNhbXBsZSBub25jZQ==", false).is_err());
-        let refusal = parse_head(b"HTTP/1.0 401 Unauthorized\r\n\r\n").expect("it parses").expect("it is whole");
+        let refusal = parse_head(b"HTTP/1.0 401 Unauthorized\r\n\r\n")
+            .expect("it parses")
+            .expect("it is whole");
         assert_eq!(refusal.status, 401);
     }
 

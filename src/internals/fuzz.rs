@@ -39,10 +39,13 @@ pub fn frames(bytes: &[u8]) {
     }
 }
 
-/// What was agreed on about compression, by the low bits of the first byte: whether at all, and who starts each message anew.
+/// What was agreed on about compression, by the low bits of the first byte: whether at all, and who
+/// starts each message anew.
 fn agreed(shape: u8) -> Option<Agreed> {
     let mut answer = "permessage-deflate".to_owned();
-    for (bit, parameter) in [(2, "; server_no_context_takeover"), (4, "; client_no_context_takeover")] {
+    for (bit, parameter) in
+        [(2, "; server_no_context_takeover"), (4, "; client_no_context_takeover")]
+    {
         if shape & bit != 0 {
             answer.push_str(parameter);
         }
@@ -51,7 +54,8 @@ fn agreed(shape: u8) -> Option<Agreed> {
     agreed.filter(|_| shape & 1 != 0)
 }
 
-/// Assembles messages of frames that come in pieces: the first byte says in which, and what was agreed on about compression.
+/// Assembles messages of frames that come in pieces: the first byte says in which, and what was
+/// agreed on about compression.
 pub fn messages(bytes: &[u8]) {
     let Some((&shape, bytes)) = bytes.split_first() else { return };
     let inflater = agreed(shape).map(|agreed| agreed.engines().0);
@@ -83,7 +87,9 @@ pub fn messages(bytes: &[u8]) {
             match assembler.next(&mut unread) {
                 Ok(Some(Incoming::Text(text))) => assert!(text.len() <= MAX_MESSAGE),
                 Ok(Some(Incoming::Binary(bytes))) => assert!(bytes.len() <= MAX_MESSAGE),
-                Ok(Some(Incoming::Ping(payload) | Incoming::Pong(payload))) => assert!(payload.len() <= 125),
+                Ok(Some(Incoming::Ping(payload) | Incoming::Pong(payload))) => {
+                    assert!(payload.len() <= 125)
+                }
                 Ok(Some(Incoming::Close(_))) | Err(_) => return,
                 Ok(None) => break,
             }
@@ -109,7 +115,8 @@ pub fn connection(bytes: &[u8]) {
         return;
     }
     let settings = Settings { max_message_size: MAX_MESSAGE, ..Settings::default() };
-    let (shared, _bell) = Shared::new(Threads::new(ThreadOptions::default()), settings.send_timeouts());
+    let (shared, _bell) =
+        Shared::new(Threads::new(ThreadOptions::default()), settings.send_timeouts());
     let (wakeup, _heart) = bounded(1);
     let (inflater, deflater) = agreed(shape).map(|agreed| agreed.engines()).unzip();
     let writer = FrameWriter::new(deflater, None);

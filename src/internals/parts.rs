@@ -9,8 +9,10 @@ use crate::protocol::frame::{self, FrameHeader, MaskingKeys, ReadBuffer, mask};
 
 /// What a market feed sends: text of `size` bytes, hardly the same twice.
 pub fn text(size: usize, number: usize) -> String {
-    let mut text =
-        format!("{{\"e\":\"bookTicker\",\"u\":{number},\"s\":\"BTCUSDT\",\"b\":\"64123.{:02}\",\"x\":\"", number % 100);
+    let mut text = format!(
+        "{{\"e\":\"bookTicker\",\"u\":{number},\"s\":\"BTCUSDT\",\"b\":\"64123.{:02}\",\"x\":\"",
+        number % 100
+    );
     while text.len() + 2 < size {
         text.push(char::from(b'a' + (text.len() * 7 + number) as u8 % 26));
     }
@@ -26,14 +28,16 @@ pub fn stream(size: usize, count: usize, is_compressed: bool) -> Vec<u8> {
     for number in 0..count {
         let text = text(size, number);
         let mut body = Vec::new();
-        let is_shorter = deflater.as_mut().is_some_and(|deflater| deflater.compress(text.as_bytes(), &mut body));
+        let is_shorter =
+            deflater.as_mut().is_some_and(|deflater| deflater.compress(text.as_bytes(), &mut body));
         let body = if is_shorter { &body } else { text.as_bytes() };
         put_server_frame(&mut bytes, is_shorter, body);
     }
     bytes
 }
 
-/// The writer makes clients' frames: a key of zeros masks nothing, and the mask bit and the key are taken out.
+/// The writer makes clients' frames: a key of zeros masks nothing, and the mask bit and the key are
+/// taken out.
 fn put_server_frame(bytes: &mut Vec<u8>, is_compressed: bool, body: &[u8]) {
     let start = bytes.len();
     frame::put_header(bytes, OpCode::Data(Data::Text), true, is_compressed, body.len(), [0; 4]);
@@ -71,7 +75,10 @@ impl Reading {
     pub fn new(received: &[u8], is_compressed: bool) -> Self {
         let inflater = is_compressed.then(|| agreed().engines().0);
         let limits = Limits { max_message_size: 16 << 20 };
-        Reading { buffer: ReadBuffer::with_leftover(received), assembler: Assembler::new(limits, inflater) }
+        Reading {
+            buffer: ReadBuffer::with_leftover(received),
+            assembler: Assembler::new(limits, inflater),
+        }
     }
 
     /// Reads all messages; how many payload bytes they have.

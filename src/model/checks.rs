@@ -12,7 +12,8 @@ use super::sync::channel::bounded;
 use super::{elapsed, explore, is_exact};
 use crate::sync::threads::{JoinTimeout, ThreadOptions, Threads, Woken, wait};
 use crate::{
-    Builder, Client, Connection, ErrorKind, Event, Handler, MessageRef, SendError, State, ThreadOutcome, WhenFull,
+    Builder, Client, Connection, ErrorKind, Event, Handler, MessageRef, SendError, State,
+    ThreadOutcome, WhenFull,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -24,7 +25,8 @@ const MOMENT: Duration = Duration::from_millis(30);
 const AT_ONCE: Duration = Duration::ZERO;
 
 fn builder(scheme: &str) -> Builder {
-    // An address, so that no lookup is needed, and a single ping schedule that does not get in the way.
+    // An address, so that no lookup is needed, and a single ping schedule that does not get in the
+    // way.
     Client::builder(format!("{scheme}://127.0.0.1:1/"))
         .ping_interval(3600 * SECOND)
         .close_timeout(SECOND)
@@ -54,7 +56,9 @@ fn no_thread_is_born_behind_a_shutdown_and_every_joiner_sees_the_end() {
     explore(|| {
         let threads = Arc::new(Threads::new(ThreadOptions::default()));
         let shutdown = threads.shutdown_signal();
-        let sleeper = move || assert_eq!(wait(&shutdown, &super::sync::channel::never::<()>(), None), Woken::Shutdown);
+        let sleeper = move || {
+            assert_eq!(wait(&shutdown, &super::sync::channel::never::<()>(), None), Woken::Shutdown)
+        };
         let spawner = {
             let (threads, sleeper) = (Arc::clone(&threads), sleeper.clone());
             spawn(move || threads.spawn("second", JoinTimeout::Deadline, sleeper).is_ok())
@@ -71,7 +75,8 @@ fn no_thread_is_born_behind_a_shutdown_and_every_joiner_sees_the_end() {
         let mine = threads.join_until(super::sync::now() + 3600 * SECOND);
         let theirs = joiner.join().expect("it does not panic");
         let was_born = spawner.join().expect("it does not panic");
-        // Whichever was first, what was born before the shutdown has been joined by whoever joined after it.
+        // Whichever was first, what was born before the shutdown has been joined by whoever joined
+        // after it.
         assert!(mine.is_clean() && theirs.is_clean(), "{mine}; {theirs}");
         assert_eq!(mine.threads().len(), 1 + usize::from(was_born));
         assert_eq!(threads.live_threads(), 0);
@@ -116,7 +121,8 @@ fn stop_and_drop_in_every_state_end_everything_at_once() {
         // Open, the opening under way, and idle.
         ends(AT_ONCE, echoes, start(scheme));
         ends(AT_ONCE, echoes, connect(scheme));
-        // Open and flooded, by a server that reads nothing: the polite end is over when its time is.
+        // Open and flooded, by a server that reads nothing: the polite end is over when its time
+        // is.
         let flooded = move || {
             let handler = |_: &mut Connection<'_>, _: MessageRef<'_>| ();
             builder(scheme).start_with(handler).expect("it starts")
@@ -147,17 +153,24 @@ fn a_stop_does_not_wait_for_a_lookup_that_hangs() {
                 assert!(held.recv().is_err());
                 Err(std::io::Error::other("too late"))
             };
-            let client = Client::builder("ws://server.example/").resolver(resolver).start().expect("it starts");
+            let client = Client::builder("ws://server.example/")
+                .resolver(resolver)
+                .start()
+                .expect("it starts");
             assert!(!is_under_way || told.recv().is_ok());
             let began = elapsed();
             let report = client.stop(60 * SECOND);
-            let late: Vec<_> =
-                report.threads().iter().filter(|thread| thread.outcome != ThreadOutcome::Joined).collect();
+            let late: Vec<_> = report
+                .threads()
+                .iter()
+                .filter(|thread| thread.outcome != ThreadOutcome::Joined)
+                .collect();
             assert!(late.iter().all(|thread| thread.name == "taut-resolver"), "{report}");
             assert!(!is_under_way || late.len() == 1, "{report}");
             assert!(!is_exact() || elapsed() - began <= Duration::from_millis(20));
             drop(release);
-            // A stop has 20 ms for a lookup, and where time leaps those may be over before the lookup has run to its end.
+            // A stop has 20 ms for a lookup, and where time leaps those may be over before the
+            // lookup has run to its end.
             let leaps = if is_exact() { 0 } else { LEAPS };
             assert!((0..=leaps).any(|_| client.stop(60 * SECOND).is_clean()));
         });
@@ -209,7 +222,9 @@ fn a_panic_in_the_handler_ends_the_client_once() {
                 peer.serve(|_, _| ());
             })
         });
-        let handler = |_: &mut Connection<'_>, _: MessageRef<'_>| std::panic::resume_unwind(Box::new("on purpose"));
+        let handler = |_: &mut Connection<'_>, _: MessageRef<'_>| {
+            std::panic::resume_unwind(Box::new("on purpose"))
+        };
         let client = builder("ws").start_with(handler).expect("it starts");
         let reason = client.wait_closed(3600 * SECOND).expect("the panic ends it");
         assert_eq!(reason.kind(), ErrorKind::HandlerPanicked);
@@ -238,9 +253,11 @@ fn every_opening_has_one_end_and_the_connection_comes_back() {
             for event in client.events() {
                 match event {
                     Event::Opened(opened) => told.push_str(&format!("o{} ", opened.epoch)),
-                    Event::Message(message) => {
-                        told.push_str(&format!("{}{} ", message.text().unwrap_or("?"), message.epoch()))
-                    }
+                    Event::Message(message) => told.push_str(&format!(
+                        "{}{} ",
+                        message.text().unwrap_or("?"),
+                        message.epoch()
+                    )),
                     Event::Disconnected(end) => {
                         told.push_str(&format!("d{}:{} ", end.epoch, end.close.code));
                     }
@@ -264,7 +281,8 @@ fn a_connection_that_answers_no_ping_is_dialled_again_and_one_that_answers_is_le
             0 => opens(|peer| peer.ignore()),
             _ => echoes(),
         });
-        let client = builder("ws").ping_interval(SECOND).pong_timeout(SECOND).start().expect("it starts");
+        let client =
+            builder("ws").ping_interval(SECOND).pong_timeout(SECOND).start().expect("it starts");
         let mut events = client.events();
         loop {
             match events.next_timeout(60 * SECOND).expect("something happens") {
@@ -339,7 +357,8 @@ fn what_became_of_each_send_is_told_as_it_was() {
             server(move |_| {
                 let heard = heard.clone();
                 opens(move |peer| {
-                    // It pings, changes keys and renegotiates under the senders' hands, and leaves after three messages.
+                    // It pings, changes keys and renegotiates under the senders' hands, and leaves
+                    // after three messages.
                     peer.send(PING, b"p");
                     if scheme == "wss" {
                         peer.update_keys();
@@ -348,7 +367,9 @@ fn what_became_of_each_send_is_told_as_it_was() {
                     let mut count = 0;
                     while let Some((first, payload)) = peer.receive() {
                         if first == TEXT {
-                            heard.try_send(String::from_utf8(payload).expect("it is text")).expect("there is room");
+                            heard
+                                .try_send(String::from_utf8(payload).expect("it is text"))
+                                .expect("there is room");
                             count += 1;
                         }
                         if count == 3 {
@@ -372,8 +393,10 @@ fn what_became_of_each_send_is_told_as_it_was() {
                     })
                 })
                 .collect();
-            let sent: Vec<_> =
-                senders.into_iter().flat_map(|sender| sender.join().expect("it does not panic")).collect();
+            let sent: Vec<_> = senders
+                .into_iter()
+                .flat_map(|sender| sender.join().expect("it does not panic"))
+                .collect();
             assert!(client.stop(60 * SECOND).is_clean());
             let told = client.events().find_map(|event| match event {
                 Event::Disconnected(disconnect) => Some(disconnect.sent),
@@ -395,7 +418,9 @@ fn what_became_of_each_send_is_told_as_it_was() {
                             "{receipt:?}, and the end told {told:?}"
                         );
                     }
-                    Err(SendError::NotSent(_)) => assert_eq!(times, 0, "{text} was not sent, and arrived"),
+                    Err(SendError::NotSent(_)) => {
+                        assert_eq!(times, 0, "{text} was not sent, and arrived")
+                    }
                     Err(SendError::Unknown(_)) => {}
                 }
             }
@@ -413,11 +438,16 @@ fn a_send_to_a_server_that_does_not_read_ends_in_its_budget_and_reading_goes_on(
             let handler = move |_: &mut Connection<'_>, _: MessageRef<'_>| {
                 counted.fetch_add(1, Ordering::SeqCst);
             };
-            let client = builder(scheme).max_attempts(1).send_timeout(SECOND).start_with(handler).expect("it starts");
+            let client = builder(scheme)
+                .max_attempts(1)
+                .send_timeout(SECOND)
+                .start_with(handler)
+                .expect("it starts");
             if client.wait_open(3600 * SECOND).is_ok() {
                 let began = elapsed();
-                let outcome =
-                    (0..4).map(|_| client.send_text("of a length that fills the buffer")).find(Result::is_err);
+                let outcome = (0..4)
+                    .map(|_| client.send_text("of a length that fills the buffer"))
+                    .find(Result::is_err);
                 assert!(outcome.is_some(), "there is no room for all of them");
                 assert!(!is_exact() || elapsed() - began <= SECOND);
             }
@@ -429,7 +459,8 @@ fn a_send_to_a_server_that_does_not_read_ends_in_its_budget_and_reading_goes_on(
 
 #[test]
 fn the_events_queue_loses_no_wake_up_under_any_rule() {
-    for rule in [WhenFull::Block, WhenFull::DropOldest, WhenFull::DropNewest, WhenFull::Disconnect] {
+    for rule in [WhenFull::Block, WhenFull::DropOldest, WhenFull::DropNewest, WhenFull::Disconnect]
+    {
         explore(move || {
             server(|number| match number {
                 0 => opens(|peer| {
@@ -441,7 +472,8 @@ fn the_events_queue_loses_no_wake_up_under_any_rule() {
                 }),
                 _ => Dial::Hangs,
             });
-            let client = builder("ws").queue_messages(1).when_full(rule).start().expect("it starts");
+            let client =
+                builder("ws").queue_messages(1).when_full(rule).start().expect("it starts");
             let (mut got, mut lost) = (0, 0);
             // By turns as an iterator does it, and as `select!` does it.
             let mut events = client.events();
@@ -464,7 +496,10 @@ fn the_events_queue_loses_no_wake_up_under_any_rule() {
             }
             // What leaves with the connection is not counted, and what came in before it is.
             let told = got + lost;
-            assert!(if rule == WhenFull::Disconnect { (1..=3).contains(&told) } else { told == 3 }, "{got} and {lost}");
+            assert!(
+                if rule == WhenFull::Disconnect { (1..=3).contains(&told) } else { told == 3 },
+                "{got} and {lost}"
+            );
             assert!(rule != WhenFull::Block || lost == 0);
             drop(events);
             stop(client, AT_ONCE);
@@ -483,7 +518,10 @@ fn a_stop_ends_a_send_that_is_under_way() {
                 .start_with(|_: &mut Connection<'_>, _: MessageRef<'_>| ())
                 .expect("it starts");
             let sender = client.sender();
-            let sending = spawn(move || while sender.send_text("of a length that fills the buffer").is_ok() {});
+            let sending =
+                spawn(
+                    move || while sender.send_text("of a length that fills the buffer").is_ok() {},
+                );
             stop(client, SECOND);
             sending.join().expect("it does not panic");
         });

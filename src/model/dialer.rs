@@ -83,12 +83,16 @@ impl Dialer {
             (facts.server.clone(), facts.dials - 1)
         });
         let run = match script.map_or(Dial::Hangs, |script| script(number)) {
-            Dial::Fails => return Err(Error::new(ErrorKind::Connect, format!("connecting to {target}"))),
+            Dial::Fails => {
+                return Err(Error::new(ErrorKind::Connect, format!("connecting to {target}")));
+            }
             Dial::Opens(run) => run,
             // As the real one: the waker ends the wait, and the shutdown signal says why.
             Dial::Hangs => {
                 if !self.shutdown.is_requested() {
-                    block(Some(deadline.at()), |_| pair.is_woken.load(Ordering::SeqCst).then_some(()));
+                    block(Some(deadline.at()), |_| {
+                        pair.is_woken.load(Ordering::SeqCst).then_some(())
+                    });
                 }
                 return Err(match self.shutdown.is_requested() {
                     true => Error::stopped(),
@@ -102,8 +106,12 @@ impl Dialer {
             let mut peer = Peer { socket: theirs, is_tls, cipher: Vec::new(), unread: Vec::new() };
             run(&mut peer);
         });
-        let opening =
-            Opening { peer: addresses[0], subprotocol: None, headers: HeaderMap::new(), extensions: Vec::new() };
+        let opening = Opening {
+            peer: addresses[0],
+            subprotocol: None,
+            headers: HeaderMap::new(),
+            extensions: Vec::new(),
+        };
         Ok(Dialed { socket: ours, tls: is_tls.then(TlsEngine::new), leftover: Vec::new(), opening })
     }
 }
@@ -214,7 +222,9 @@ impl Peer {
         while !bytes.is_empty() {
             match self.socket.send_now(bytes) {
                 Ok(count) => bytes = &bytes[count..],
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => self.socket.await_room(),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                    self.socket.await_room()
+                }
                 Err(_) => return,
             }
         }

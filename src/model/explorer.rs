@@ -12,8 +12,8 @@ use super::{Facts, WORLD, change, facts};
 /// A scenario that takes more steps than this goes round in circles.
 const STEPS_MAX: usize = 200_000;
 
-/// How far time leaps ahead of those who can still run, and how often: less than a minute in all, so that a scenario that allows for a minute
-/// is never late because of it.
+/// How far time leaps ahead of those who can still run, and how often: less than a minute in all,
+/// so that a scenario that allows for a minute is never late because of it.
 const LEAP_MAX: Duration = Duration::from_secs(10);
 pub(super) const LEAPS: usize = 5;
 
@@ -37,11 +37,12 @@ pub(crate) struct Explored {
     pub(crate) one_by_one: usize,
 }
 
-/// Runs `scenario` under random schedules at both paces, and under as many as that enumerated depth first. `MODEL_SCHEDULES` says how many,
-/// 200 by default.
+/// Runs `scenario` under random schedules at both paces, and under as many as that enumerated depth
+/// first. `MODEL_SCHEDULES` says how many, 200 by default.
 ///
 /// # Panics
-/// When `MODEL_SCHEDULES` is no number, when the scenario panics, when nobody can run any more, or when somebody is left behind at its end. The failing schedule's seed is printed.
+/// When `MODEL_SCHEDULES` is no number, when the scenario panics, when nobody can run any more, or
+/// when somebody is left behind at its end. The failing schedule's seed is printed.
 pub(crate) fn explore(scenario: impl Fn() + Send + Sync + Clone + 'static) -> Explored {
     let schedules = std::env::var("MODEL_SCHEDULES").map_or(200, |text| {
         // A slip of the pen must not pass for a thorough run.
@@ -56,13 +57,21 @@ pub(crate) fn explore(scenario: impl Fn() + Send + Sync + Clone + 'static) -> Ex
     explored
 }
 
-/// Whether one of up to `schedules` random schedules makes the scenario fail: for the checks of the checks.
+/// Whether one of up to `schedules` random schedules makes the scenario fail: for the checks of the
+/// checks.
 #[cfg(test)]
 pub(crate) fn fails_within(schedules: usize, scenario: impl Fn() + Send + Sync + 'static) -> bool {
-    catch_unwind(AssertUnwindSafe(|| run(RandomScheduler::new(schedules), Pace::WhenIdle, scenario))).is_err()
+    catch_unwind(AssertUnwindSafe(|| {
+        run(RandomScheduler::new(schedules), Pace::WhenIdle, scenario)
+    }))
+    .is_err()
 }
 
-fn run(scheduler: impl Scheduler + 'static, pace: Pace, scenario: impl Fn() + Send + Sync + 'static) -> usize {
+fn run(
+    scheduler: impl Scheduler + 'static,
+    pace: Pace,
+    scenario: impl Fn() + Send + Sync + 'static,
+) -> usize {
     let mut config = Config::new();
     config.stack_size = 256 * 1024;
     config.failure_persistence = FailurePersistence::None;
@@ -81,7 +90,8 @@ fn run(scheduler: impl Scheduler + 'static, pace: Pace, scenario: impl Fn() + Se
     })
 }
 
-/// What a failed execution leaves behind belongs to a world that is gone: nothing of it may be dropped.
+/// What a failed execution leaves behind belongs to a world that is gone: nothing of it may be
+/// dropped.
 struct Leftovers;
 
 impl Drop for Leftovers {
@@ -136,9 +146,15 @@ impl<S: Scheduler> Scheduler for Timed<S> {
         self.inner.new_execution()
     }
 
-    fn next_task(&mut self, runnable: &[&Task], current: Option<TaskId>, is_yielding: bool) -> Option<TaskId> {
+    fn next_task(
+        &mut self,
+        runnable: &[&Task],
+        current: Option<TaskId>,
+        is_yielding: bool,
+    ) -> Option<TaskId> {
         let clock = TaskId::from(1);
-        let others: Vec<&Task> = runnable.iter().copied().filter(|task| task.id() != clock).collect();
+        let others: Vec<&Task> =
+            runnable.iter().copied().filter(|task| task.id() != clock).collect();
         IS_IDLE.set(others.is_empty());
         let leaps = self.pace == Pace::AnyTime && others.len() < runnable.len();
         if others.is_empty() || (leaps && self.inner.next_u64() % STEPS_PER_LEAP == 0) {

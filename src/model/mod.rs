@@ -1,11 +1,14 @@
-//! The machine in a model: threads that a scheduler interleaves as it likes, time that passes when it says so, sockets and a TLS engine in
-//! memory, a server that follows a script. Built with `--cfg shuttle` alone; see CONTRIBUTING.md.
+//! The machine in a model: threads that a scheduler interleaves as it likes, time that passes when
+//! it says so, sockets and a TLS engine in memory, a server that follows a script. Built with
+//! `--cfg shuttle` alone; see CONTRIBUTING.md.
 //!
-//! The code of the crate runs in it as it is: threads, board, queue, connection, heart and supervisor. Everything they wait for comes from
-//! [`sync`], and comes down to two calls: [`block`] and [`change`].
+//! The code of the crate runs in it as it is: threads, board, queue, connection, heart and
+//! supervisor. Everything they wait for comes from [`sync`], and comes down to two calls: [`block`]
+//! and [`change`].
 //!
-//! Time is a thread. It moves the clock to the earliest deadline that somebody waits for: when nobody else can run ([`Pace::WhenIdle`]), so
-//! that a lost wake-up shows as time that has passed, or at any moment ([`Pace::AnyTime`]), as on a machine that is busy with other things.
+//! Time is a thread. It moves the clock to the earliest deadline that somebody waits for: when
+//! nobody else can run ([`Pace::WhenIdle`]), so that a lost wake-up shows as time that has passed,
+//! or at any moment ([`Pace::AnyTime`]), as on a machine that is busy with other things.
 
 pub(crate) mod dialer;
 pub(crate) mod engine;
@@ -28,7 +31,8 @@ shuttle::lazy_static! {
     static ref WORLD: World = World::default();
 }
 
-/// What blocked threads wait for: that anything at all changes. Coarse, and so simple that it can be trusted.
+/// What blocked threads wait for: that anything at all changes. Coarse, and so simple that it can
+/// be trusted.
 #[derive(Default)]
 struct World {
     turn: shuttle::sync::Mutex<()>,
@@ -36,7 +40,8 @@ struct World {
 }
 
 thread_local! {
-    /// All threads of an execution are coroutines on one thread of the system, and change places only at calls of shuttle's.
+    /// All threads of an execution are coroutines on one thread of the system, and change places
+    /// only at calls of shuttle's.
     static FACTS: RefCell<Facts> = RefCell::default();
 }
 
@@ -97,9 +102,12 @@ fn origin() -> Instant {
     *ORIGIN.get_or_init(Instant::now)
 }
 
-/// Waits until `ready` gives something. It is asked again after every [`change`], and a last time, with `true`, when the deadline has
-/// passed: then it has to decide.
-pub(crate) fn block<T>(deadline: Option<Instant>, mut ready: impl FnMut(bool) -> Option<T>) -> Option<T> {
+/// Waits until `ready` gives something. It is asked again after every [`change`], and a last time,
+/// with `true`, when the deadline has passed: then it has to decide.
+pub(crate) fn block<T>(
+    deadline: Option<Instant>,
+    mut ready: impl FnMut(bool) -> Option<T>,
+) -> Option<T> {
     let deadline = deadline.map(|at| at.saturating_duration_since(origin()));
     let mut turn = WORLD.turn.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     loop {

@@ -1,5 +1,5 @@
-//! Faults put in on purpose: the model has to find every one of them. Without the fault the same scenario has to hold, or what was found was
-//! something else.
+//! Faults put in on purpose: the model has to find every one of them. Without the fault the same
+//! scenario has to hold, or what was found was something else.
 
 use std::time::Duration;
 
@@ -22,7 +22,11 @@ fn stop_at_once<D>(client: &Client<D>) {
 }
 
 /// Runs a scenario without its fault, and then with it: `break_it` says when it is to break.
-fn is_found(schedules: usize, by: Sabotage, scenario: impl Fn(&dyn Fn()) + Send + Sync + Clone + 'static) {
+fn is_found(
+    schedules: usize,
+    by: Sabotage,
+    scenario: impl Fn(&dyn Fn()) + Send + Sync + Clone + 'static,
+) {
     let whole = scenario.clone();
     assert!(!fails_within(schedules, move || whole(&|| ())), "it fails without {by:?} too");
     assert!(fails_within(schedules, move || scenario(&|| sabotage(by))), "{by:?} is not found");
@@ -47,7 +51,8 @@ fn a_lost_ring_is_found() {
     is_found(100, Sabotage::LoseWakeups, |break_it| {
         server(|_| echoes());
         let client = builder("ws").connect().expect("it opens");
-        // The peer's close frame has to wake the heart, which otherwise waits until the time of the polite end is over.
+        // The peer's close frame has to wake the heart, which otherwise waits until the time of the
+        // polite end is over.
         break_it();
         stop_at_once(&client);
     });

@@ -38,7 +38,10 @@ impl StreamSocket {
         let [one, other] = [ways.clone(), ways];
         let [incoming, outgoing] = one;
         let [outgoing_of_other, incoming_of_other] = other;
-        (StreamSocket { incoming, outgoing }, StreamSocket { incoming: incoming_of_other, outgoing: outgoing_of_other })
+        (
+            StreamSocket { incoming, outgoing },
+            StreamSocket { incoming: incoming_of_other, outgoing: outgoing_of_other },
+        )
     }
 
     pub(crate) fn receive(&self, room: &mut [u8]) -> io::Result<(usize, Option<SystemTime>)> {

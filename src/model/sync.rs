@@ -141,7 +141,11 @@ impl Condvar {
         self.wait_for_ticket(guard, None);
     }
 
-    pub(crate) fn wait_until<T>(&self, guard: &mut MutexGuard<'_, T>, until: Instant) -> WaitTimeoutResult {
+    pub(crate) fn wait_until<T>(
+        &self,
+        guard: &mut MutexGuard<'_, T>,
+        until: Instant,
+    ) -> WaitTimeoutResult {
         WaitTimeoutResult(self.wait_for_ticket(guard, Some(until)))
     }
 
@@ -266,7 +270,8 @@ pub(crate) mod channel {
     }
 
     impl<T> Receiver<T> {
-        /// What a receive would bring now: an item, the news that nothing can come any more, or nothing yet.
+        /// What a receive would bring now: an item, the news that nothing can come any more, or
+        /// nothing yet.
         pub(super) fn poll(&self) -> Option<Result<T, RecvError>> {
             let mut channel = plain(self.channel.as_ref()?);
             match channel.queue.pop_front() {
@@ -319,7 +324,11 @@ pub(crate) mod channel {
 }
 
 /// See [`crate::sync::threads::wait_over`]. Where several are ready, any of them may be the answer.
-pub(crate) fn wait_over<T>(over: &Receiver<Infallible>, wakeup: &Receiver<T>, until: Option<Instant>) -> Woken<T> {
+pub(crate) fn wait_over<T>(
+    over: &Receiver<Infallible>,
+    wakeup: &Receiver<T>,
+    until: Option<Instant>,
+) -> Woken<T> {
     let woken = block(until, |is_due| {
         let ready = [over.is_ready(), wakeup.is_ready(), is_due];
         let ready: Vec<usize> = (0..ready.len()).filter(|index| ready[*index]).collect();

@@ -27,8 +27,8 @@ pub(crate) struct Limits {
     pub(crate) max_message_size: usize,
 }
 
-/// Makes messages of frames. A message in one uncompressed frame is lent straight from the read buffer; any other is gathered here, as its
-/// bytes come.
+/// Makes messages of frames. A message in one uncompressed frame is lent straight from the read
+/// buffer; any other is gathered here, as its bytes come.
 pub(crate) struct Assembler {
     limits: Limits,
     /// Payloads below this length may be lent by [`next_simple`](Assembler::next_simple).
@@ -76,7 +76,8 @@ impl Assembler {
         assembler
     }
 
-    /// Whether [`next_simple`](Assembler::next_simple) lends anything. A bound, because that is looked at in any case.
+    /// Whether [`next_simple`](Assembler::next_simple) lends anything. A bound, because that is
+    /// looked at in any case.
     pub(crate) fn lend_simply(&mut self, lends: bool) {
         self.simple_below = if lends { self.limits.max_message_size.saturating_add(1) } else { 0 };
     }
@@ -91,7 +92,8 @@ impl Assembler {
         self.gathered.capacity()
     }
 
-    /// The next message, if it is one of those that matter for speed. `None` takes nothing and says nothing: ask [`next`](Assembler::next).
+    /// The next message, if it is one of those that matter for speed. `None` takes nothing and says
+    /// nothing: ask [`next`](Assembler::next).
     #[inline]
     pub(crate) fn next_simple<'b>(&mut self, unread: &mut Unread<'b>) -> Option<Payload<'b>> {
         if self.gathering != Gathering::Nothing {
@@ -133,13 +135,15 @@ impl Assembler {
                     return Ok(None);
                 }
                 self.checked = 0;
-                return whole_message(data == Data::Text, &unread.take(whole)[head.header_len..]).map(Some);
+                return whole_message(data == Data::Text, &unread.take(whole)[head.header_len..])
+                    .map(Some);
             }
         }
         self.next_gathered(unread)
     }
 
-    /// The start of a text frame that is still coming: what can never become UTF-8 is told at once (RFC 6455 section 8.1).
+    /// The start of a text frame that is still coming: what can never become UTF-8 is told at once
+    /// (RFC 6455 section 8.1).
     #[cold]
     fn check_early(&mut self, so_far: &[u8], data: Data) -> Result<(), ProtocolError> {
         if data == Data::Text {
@@ -150,7 +154,10 @@ impl Assembler {
 
     /// Control frames, fragments and compressed messages.
     #[cold]
-    fn next_gathered<'a, 'b: 'a>(&'a mut self, unread: &mut Unread<'b>) -> Result<Option<Incoming<'a>>, ProtocolError> {
+    fn next_gathered<'a, 'b: 'a>(
+        &'a mut self,
+        unread: &mut Unread<'b>,
+    ) -> Result<Option<Incoming<'a>>, ProtocolError> {
         if self.gathering == Gathering::Lent {
             self.gathering = Gathering::Nothing;
             self.gathered.clear();
@@ -160,7 +167,8 @@ impl Assembler {
         }
         loop {
             if let Gathering::Frame { kind, remaining, is_final } = self.gathering {
-                let available = unread.bytes().len().min(usize::try_from(remaining).unwrap_or(usize::MAX));
+                let available =
+                    unread.bytes().len().min(usize::try_from(remaining).unwrap_or(usize::MAX));
                 self.gather(unread.take(available), kind)?;
                 let remaining = remaining - available as u64;
                 if remaining > 0 {
@@ -176,38 +184,54 @@ impl Assembler {
             match head.opcode {
                 OpCode::Control(control) => {
                     if head.is_compressed {
-                        return Err(ProtocolError::protocol("a reserved bit is set on a control frame"));
+                        return Err(ProtocolError::protocol(
+                            "a reserved bit is set on a control frame",
+                        ));
                     }
                     let whole = head.header_len + head.payload_len as usize;
                     if unread.bytes().len() < whole {
                         return Ok(None);
                     }
-                    return control_frame(control, &unread.take(whole)[head.header_len..]).map(Some);
+                    return control_frame(control, &unread.take(whole)[head.header_len..])
+                        .map(Some);
                 }
                 OpCode::Data(data) => {
                     let kind = self.kind_of(data, head)?;
                     unread.take(head.header_len);
-                    self.gathering = Gathering::Frame { kind, remaining: head.payload_len, is_final: head.is_final };
+                    self.gathering = Gathering::Frame {
+                        kind,
+                        remaining: head.payload_len,
+                        is_final: head.is_final,
+                    };
                 }
             }
         }
     }
 
-    /// What a data frame belongs to, checked against what went before it, and its length before memory is taken.
+    /// What a data frame belongs to, checked against what went before it, and its length before
+    /// memory is taken.
     fn kind_of(&self, data: Data, head: FrameHeader) -> Result<Kind, ProtocolError> {
         let kind = match (self.gathering, data) {
             (Gathering::Fragments(kind), Data::Continue) if !head.is_compressed => kind,
             (Gathering::Fragments(_), Data::Continue) => {
-                return Err(ProtocolError::protocol("a reserved bit is set on a continuation frame"));
+                return Err(ProtocolError::protocol(
+                    "a reserved bit is set on a continuation frame",
+                ));
             }
             (Gathering::Fragments(_), _) => {
-                return Err(ProtocolError::protocol("a new message before the end of a fragmented one"));
+                return Err(ProtocolError::protocol(
+                    "a new message before the end of a fragmented one",
+                ));
             }
-            (_, Data::Text | Data::Binary) => Kind { is_text: data == Data::Text, is_compressed: head.is_compressed },
+            (_, Data::Text | Data::Binary) => {
+                Kind { is_text: data == Data::Text, is_compressed: head.is_compressed }
+            }
             _ => return Err(ProtocolError::protocol("a continuation frame without a message")),
         };
         if kind.is_compressed && self.inflater.is_none() {
-            return Err(ProtocolError::protocol("a compressed message, and compression was not agreed on"));
+            return Err(ProtocolError::protocol(
+                "a compressed message, and compression was not agreed on",
+            ));
         }
         let room = self.limits.max_message_size - self.gathered.len();
         if !kind.is_compressed && head.payload_len > room as u64 {
@@ -220,7 +244,9 @@ impl Assembler {
     fn gather(&mut self, piece: &[u8], kind: Kind) -> Result<(), ProtocolError> {
         match &mut self.inflater {
             Some(inflater) if kind.is_compressed => {
-                inflater.inflate(piece, &mut self.gathered, self.limits.max_message_size).map_err(violation_of)?;
+                inflater
+                    .inflate(piece, &mut self.gathered, self.limits.max_message_size)
+                    .map_err(violation_of)?;
             }
             _ => {
                 grow(&mut self.gathered, piece.len(), self.limits.max_message_size);
@@ -236,7 +262,9 @@ impl Assembler {
     /// All of a message is here.
     fn finish(&mut self, kind: Kind) -> Result<Incoming<'_>, ProtocolError> {
         if let (true, Some(inflater)) = (kind.is_compressed, &mut self.inflater) {
-            inflater.finish(&mut self.gathered, self.limits.max_message_size).map_err(violation_of)?;
+            inflater
+                .finish(&mut self.gathered, self.limits.max_message_size)
+                .map_err(violation_of)?;
         }
         self.gathering = Gathering::Lent;
         whole_message(kind.is_text, &self.gathered)
@@ -247,7 +275,9 @@ fn whole_message(is_text: bool, payload: &[u8]) -> Result<Incoming<'_>, Protocol
     if !is_text {
         return Ok(Incoming::Binary(payload));
     }
-    simdutf8::basic::from_utf8(payload).map(Incoming::Text).map_err(|_| ProtocolError::invalid_text())
+    simdutf8::basic::from_utf8(payload)
+        .map(Incoming::Text)
+        .map_err(|_| ProtocolError::invalid_text())
 }
 
 /// Makes room for `count` more bytes by doubling, and never beyond `limit`.
@@ -262,13 +292,15 @@ fn grow(gathered: &mut Vec<u8>, count: usize, limit: usize) {
 fn violation_of(error: InflateError) -> ProtocolError {
     match error {
         InflateError::TooLong => ProtocolError::too_long(),
-        InflateError::Corrupt => {
-            ProtocolError { code: CloseCode::Invalid, what: "a compressed message that does not inflate" }
-        }
+        InflateError::Corrupt => ProtocolError {
+            code: CloseCode::Invalid,
+            what: "a compressed message that does not inflate",
+        },
     }
 }
 
-/// How many of `bytes` are UTF-8 for certain: all, but for a code point at their end that is not complete yet.
+/// How many of `bytes` are UTF-8 for certain: all, but for a code point at their end that is not
+/// complete yet.
 fn valid_prefix(bytes: &[u8]) -> Result<usize, ProtocolError> {
     match simdutf8::compat::from_utf8(bytes) {
         Ok(_) => Ok(bytes.len()),
@@ -299,7 +331,8 @@ fn close_frame(payload: &[u8]) -> Result<Incoming<'_>, ProtocolError> {
             if code != BAD_GATEWAY && !CloseCode::from(code).is_allowed() {
                 return Err(ProtocolError::protocol("a close code that may not be sent"));
             }
-            let reason = simdutf8::basic::from_utf8(reason).map_err(|_| ProtocolError::invalid_text())?;
+            let reason =
+                simdutf8::basic::from_utf8(reason).map_err(|_| ProtocolError::invalid_text())?;
             Ok(Incoming::Close(Some((code, reason))))
         }
     }
@@ -343,7 +376,8 @@ mod tests {
         bytes
     }
 
-    /// Everything that comes out of `bytes`, fed `step` at a time, in short; the code of a violation is the last.
+    /// Everything that comes out of `bytes`, fed `step` at a time, in short; the code of a
+    /// violation is the last.
     fn assemble(bytes: &[u8], step: usize) -> Vec<String> {
         let mut assembler = Assembler::new(Limits { max_message_size: 100_000 }, None);
         let mut buffer = ReadBuffer::with_leftover(&[]);
@@ -394,7 +428,16 @@ mod tests {
             frame(0x88, &[0x03, 0xe8, b'o', b'k']),
         ]
         .concat();
-        let expected = ["t:grüße", "b:300", "ping:2", "pong:7", "t:a€", "b:70000", "t:", "close:Some((1000, \"ok\"))"];
+        let expected = [
+            "t:grüße",
+            "b:300",
+            "ping:2",
+            "pong:7",
+            "t:a€",
+            "b:70000",
+            "t:",
+            "close:Some((1000, \"ok\"))",
+        ];
         at_every_step(&bytes, &expected);
     }
 
@@ -411,7 +454,8 @@ mod tests {
     #[test]
     fn bad_text_is_told_as_soon_as_it_is_seen() {
         // Only the start of each is there: 0xff is never UTF-8, and neither is a surrogate.
-        let unfinished = [&[0x81, 100, b'a', 0xff][..], &[0x01, 100, b'a', 0xff], &[0x81, 4, 0xed, 0xa0]];
+        let unfinished =
+            [&[0x81, 100, b'a', 0xff][..], &[0x01, 100, b'a', 0xff], &[0x81, 4, 0xed, 0xa0]];
         for bytes in unfinished {
             at_every_step(bytes, &["1007"]);
         }
@@ -476,22 +520,26 @@ mod tests {
     fn sent() -> impl Strategy<Value = Sent> {
         let cuts = || prop::collection::vec(any::<prop::sample::Index>(), 0..5);
         prop_oneof![
-            (".{0,200}", cuts(), any::<bool>()).prop_map(|(text, cuts, is_compressed)| Sent::Text {
-                text,
-                cuts,
-                is_compressed
-            }),
-            (prop::collection::vec(any::<u8>(), 0..70_000), cuts(), any::<bool>())
-                .prop_map(|(bytes, cuts, is_compressed)| Sent::Binary { bytes, cuts, is_compressed }),
+            (".{0,200}", cuts(), any::<bool>())
+                .prop_map(|(text, cuts, is_compressed)| Sent::Text { text, cuts, is_compressed }),
+            (prop::collection::vec(any::<u8>(), 0..70_000), cuts(), any::<bool>()).prop_map(
+                |(bytes, cuts, is_compressed)| Sent::Binary { bytes, cuts, is_compressed }
+            ),
             prop::collection::vec(any::<u8>(), 0..126).prop_map(Sent::Ping),
             prop::collection::vec(any::<u8>(), 0..126).prop_map(Sent::Pong),
         ]
     }
 
     /// The frames of a message, with a ping between its fragments.
-    fn fragments(opcode: u8, bytes: &[u8], cuts: &[prop::sample::Index], deflater: Option<&mut Deflater>) -> Vec<u8> {
+    fn fragments(
+        opcode: u8,
+        bytes: &[u8],
+        cuts: &[prop::sample::Index],
+        deflater: Option<&mut Deflater>,
+    ) -> Vec<u8> {
         let mut compressed = Vec::new();
-        let is_compressed = deflater.is_some_and(|deflater| deflater.compress(bytes, &mut compressed));
+        let is_compressed =
+            deflater.is_some_and(|deflater| deflater.compress(bytes, &mut compressed));
         let body = if is_compressed { &compressed[..] } else { bytes };
         let mut ends: Vec<usize> = cuts.iter().map(|cut| cut.index(body.len() + 1)).collect();
         ends.push(body.len());

@@ -12,10 +12,12 @@ const STEP: usize = 16 * 1024;
 
 /// Settings of permessage-deflate (RFC 7692), for [`Builder::compress`](crate::Builder::compress).
 ///
-/// Compression saves bandwidth and costs time and memory. Measured for each connection, and for as long as it is open: the inflating engine takes
-/// 47 KiB whatever its window, the deflating one 371 KiB with a window of 15 bits, 259 KiB with 12 and 245 KiB with 9. That is the
-/// same with context takeover (the window lives on from message to message) and without (the engines start anew, and keep their
-/// memory): going without it makes compression worse, and saves memory only at the server.
+/// Compression saves bandwidth and costs time and memory. Measured for each connection, and for as
+/// long as it is open: the inflating engine takes 47 KiB whatever its window, the deflating one 371
+/// KiB with a window of 15 bits, 259 KiB with 12 and 245 KiB with 9. That is the same with context
+/// takeover (the window lives on from message to message) and without (the engines start anew, and
+/// keep their memory): going without it makes compression worse, and saves memory only at the
+/// server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Deflate {
     client_no_context_takeover: bool,
@@ -40,7 +42,8 @@ impl Default for Deflate {
 }
 
 impl Deflate {
-    /// Context takeover both ways, 15-bit windows, messages of 128 bytes and more compressed at level 6.
+    /// Context takeover both ways, 15-bit windows, messages of 128 bytes and more compressed at
+    /// level 6.
     pub fn new() -> Self {
         Self::default()
     }
@@ -57,7 +60,8 @@ impl Deflate {
         self
     }
 
-    /// The largest window of our engine, in bits, 9 to 15. Defaults to 15. The server may ask for less.
+    /// The largest window of our engine, in bits, 9 to 15. Defaults to 15. The server may ask for
+    /// less.
     ///
     /// # Panics
     /// If `bits` is outside 9 to 15.
@@ -67,7 +71,8 @@ impl Deflate {
         self
     }
 
-    /// Asks the server for a window of at most so many bits, 8 to 15. Defaults to not asking, which means 15.
+    /// Asks the server for a window of at most so many bits, 8 to 15. Defaults to not asking, which
+    /// means 15.
     ///
     /// # Panics
     /// If `bits` is outside 8 to 15.
@@ -106,7 +111,8 @@ impl Deflate {
             // Writing to a String cannot fail.
             let _ = write!(offer, "; server_max_window_bits={bits}");
         }
-        // Without this the server may not ask for a smaller window of ours (RFC 7692 section 7.1.2.2).
+        // Without this the server may not ask for a smaller window of ours (RFC 7692 section
+        // 7.1.2.2).
         match self.client_max_window_bits {
             15 => offer.push_str("; client_max_window_bits"),
             bits => drop(write!(offer, "; client_max_window_bits={bits}")),
@@ -117,7 +123,8 @@ impl Deflate {
     /// Judges the server's answer (RFC 7692 section 7.1). `Ok(None)`: it declined.
     pub(crate) fn accept(&self, answers: &[String]) -> Result<Option<Agreed>, String> {
         let joined = answers.join(",");
-        let mut extensions = split_outside_quotes(&joined, ',').filter(|extension| !extension.is_empty());
+        let mut extensions =
+            split_outside_quotes(&joined, ',').filter(|extension| !extension.is_empty());
         let Some(extension) = extensions.next() else { return Ok(None) };
         if extensions.next().is_some() {
             return Err("more than one extension, and one was offered".to_owned());
@@ -140,9 +147,13 @@ impl Deflate {
             return Err("server_no_context_takeover was asked for and is missing".to_owned());
         }
         let server_bits = match (self.server_max_window_bits, answer.server_max_window_bits) {
-            (Some(asked), None) => return Err(format!("server_max_window_bits={asked} was asked for and is missing")),
+            (Some(asked), None) => {
+                return Err(format!("server_max_window_bits={asked} was asked for and is missing"));
+            }
             (Some(asked), Some(given)) if given > asked => {
-                return Err(format!("server_max_window_bits={given}, and at most {asked} was asked for"));
+                return Err(format!(
+                    "server_max_window_bits={given}, and at most {asked} was asked for"
+                ));
             }
             (_, given) => given.unwrap_or(15),
         };
@@ -151,7 +162,8 @@ impl Deflate {
             None => self.client_max_window_bits,
         };
         Ok(Agreed {
-            client_takes_over: !(answer.client_no_context_takeover || self.client_no_context_takeover),
+            client_takes_over: !(answer.client_no_context_takeover
+                || self.client_no_context_takeover),
             server_takes_over: !answer.server_no_context_takeover,
             client_bits,
             server_bits,
@@ -182,8 +194,9 @@ impl DeflateResponse {
             None => Ok(()),
         };
         let window = |bits: &mut Option<u8>| {
-            let given =
-                value.and_then(window_bits).ok_or_else(|| format!("{name} without a window of 8 to 15 bits"))?;
+            let given = value
+                .and_then(window_bits)
+                .ok_or_else(|| format!("{name} without a window of 8 to 15 bits"))?;
             if bits.replace(given).is_some() { Err(format!("{name} twice")) } else { Ok(()) }
         };
         match name.to_ascii_lowercase().as_str() {
@@ -205,7 +218,8 @@ fn window_bits(value: &str) -> Option<u8> {
     }
 }
 
-/// A value may be a token or a quoted string that would be a token without its quotes (RFC 6455 section 9.1).
+/// A value may be a token or a quoted string that would be a token without its quotes (RFC 6455
+/// section 9.1).
 fn unquoted(value: &str) -> &str {
     value.strip_prefix('"').and_then(|value| value.strip_suffix('"')).unwrap_or(value)
 }
@@ -265,26 +279,37 @@ impl Inflater {
         }
     }
 
-    /// Inflates a piece of a message behind what `out` holds of it. Takes no memory beyond `limit`, whatever the piece claims to be.
-    pub(crate) fn inflate(&mut self, mut input: &[u8], out: &mut Vec<u8>, limit: usize) -> Result<(), InflateError> {
+    /// Inflates a piece of a message behind what `out` holds of it. Takes no memory beyond `limit`,
+    /// whatever the piece claims to be.
+    pub(crate) fn inflate(
+        &mut self,
+        mut input: &[u8],
+        out: &mut Vec<u8>,
+        limit: usize,
+    ) -> Result<(), InflateError> {
         self.has_begun |= !input.is_empty();
         loop {
-            // One byte more than the limit: that it is written to is the proof that the message is too long.
+            // One byte more than the limit: that it is written to is the proof that the message is
+            // too long.
             let room = STEP.min(limit.saturating_add(1) - out.len());
             if out.capacity() - out.len() < room {
-                let size = (2 * out.capacity()).clamp(out.len() + room, limit.saturating_add(1).max(out.len() + room));
+                let size = (2 * out.capacity())
+                    .clamp(out.len() + room, limit.saturating_add(1).max(out.len() + room));
                 out.reserve_exact(size - out.len());
             }
             let (before_in, before_out) = (self.engine.total_in(), out.len());
-            let status =
-                self.engine.decompress_vec(input, out, FlushDecompress::Sync).map_err(|_| InflateError::Corrupt)?;
+            let status = self
+                .engine
+                .decompress_vec(input, out, FlushDecompress::Sync)
+                .map_err(|_| InflateError::Corrupt)?;
             if out.len() > limit {
                 return Err(InflateError::TooLong);
             }
             let consumed = (self.engine.total_in() - before_in) as usize;
             input = &input[consumed..];
             match status {
-                // RFC 7692 section 7.2.3.4: a final block ends the stream, and what follows is a new one.
+                // RFC 7692 section 7.2.3.4: a final block ends the stream, and what follows is a
+                // new one.
                 Status::StreamEnd => {
                     self.engine.reset(false);
                     if input.is_empty() {
@@ -307,7 +332,8 @@ impl Inflater {
 
     /// The end of a message.
     pub(crate) fn finish(&mut self, out: &mut Vec<u8>, limit: usize) -> Result<(), InflateError> {
-        // A peer that sends nothing for an empty message is understood: the tail behind nothing would be taken for the head of a long block.
+        // A peer that sends nothing for an empty message is understood: the tail behind nothing
+        // would be taken for the head of a long block.
         if !std::mem::take(&mut self.has_begun) {
             return Ok(());
         }
@@ -322,7 +348,8 @@ impl Inflater {
 
 /// Compresses what we send.
 pub(crate) struct Deflater {
-    /// `None` where the server asked for a window of 8 bits, which zlib cannot make: RFC 7692 lets us send uncompressed.
+    /// `None` where the server asked for a window of 8 bits, which zlib cannot make: RFC 7692 lets
+    /// us send uncompressed.
     engine: Option<Compress>,
     takes_over: bool,
     threshold: usize,
@@ -331,8 +358,8 @@ pub(crate) struct Deflater {
 impl Deflater {
     fn new(agreed: &Agreed) -> Self {
         let level = Compression::new(agreed.level);
-        let engine =
-            (agreed.client_bits >= 9).then(|| Compress::new_with_window_bits(level, false, agreed.client_bits));
+        let engine = (agreed.client_bits >= 9)
+            .then(|| Compress::new_with_window_bits(level, false, agreed.client_bits));
         Deflater { engine, takes_over: agreed.client_takes_over, threshold: agreed.threshold }
     }
 
@@ -353,8 +380,8 @@ impl Deflater {
         }
         let Some(engine) = &mut self.engine else { return false };
         if payload.is_empty() {
-            // RFC 7692 section 7.2.3.6: the head of an empty block. zlib flushes nothing at all when it has nothing new, and the tail that
-            // the peer puts behind nothing is no block.
+            // RFC 7692 section 7.2.3.6: the head of an empty block. zlib flushes nothing at all
+            // when it has nothing new, and the tail that the peer puts behind nothing is no block.
             out.push(0);
             return true;
         }
@@ -510,7 +537,8 @@ mod tests {
 
     #[test]
     fn the_examples_of_the_rfc_inflate() {
-        // RFC 7692 section 7.2.3: plain, by a shared window, without compression, with a final block, in two blocks.
+        // RFC 7692 section 7.2.3: plain, by a shared window, without compression, with a final
+        // block, in two blocks.
         let hello: &[&[u8]] = &[
             &[0xf2, 0x48, 0xcd, 0xc9, 0xc9, 0x07, 0x00],
             &[0xf2, 0x00, 0x11, 0x00, 0x00],
@@ -553,7 +581,10 @@ mod tests {
     #[test]
     fn garbage_is_refused() {
         let (mut inflater, _) = agreed(15, 15, true).engines();
-        assert_eq!(inflater.inflate(&[0xff; 100], &mut Vec::new(), 1000), Err(InflateError::Corrupt));
+        assert_eq!(
+            inflater.inflate(&[0xff; 100], &mut Vec::new(), 1000),
+            Err(InflateError::Corrupt)
+        );
     }
 
     #[test]

@@ -9,7 +9,8 @@ use tungstenite::protocol::frame::coding::{CloseCode, Control, Data, OpCode};
 /// The read buffer of a quiet connection.
 const SIZE_MIN: usize = 16 * 1024;
 
-/// How far bursts make it grow. Only a frame that is longer, and whose bytes really come, makes it grow further.
+/// How far bursts make it grow. Only a frame that is longer, and whose bytes really come, makes it
+/// grow further.
 const SIZE_BURST: usize = 256 * 1024;
 
 /// After this long without a burst or a long frame the buffer shrinks.
@@ -17,7 +18,8 @@ const QUIET: Duration = Duration::from_secs(10);
 
 /// Bytes that have been received and not yet been understood.
 ///
-/// The vector is initialised once, when it grows, and never cleared again: clearing 64 KiB before every `recv` costs more than parsing.
+/// The vector is initialised once, when it grows, and never cleared again: clearing 64 KiB before
+/// every `recv` costs more than parsing.
 pub(crate) struct ReadBuffer {
     bytes: Vec<u8>,
     start: usize,
@@ -34,7 +36,14 @@ impl ReadBuffer {
     pub(crate) fn with_leftover(leftover: &[u8]) -> Self {
         let mut bytes = vec![0; SIZE_MIN.max(leftover.len())];
         bytes[..leftover.len()].copy_from_slice(leftover);
-        ReadBuffer { bytes, start: 0, end: leftover.len(), announced: 0, needed_at: None, was_needed: false }
+        ReadBuffer {
+            bytes,
+            start: 0,
+            end: leftover.len(),
+            announced: 0,
+            needed_at: None,
+            was_needed: false,
+        }
     }
 
     /// Where the next bytes go. Never empty.
@@ -45,7 +54,8 @@ impl ReadBuffer {
         &mut self.bytes[self.end..]
     }
 
-    /// The whole rest of the buffer was filled, or holds one frame that is longer: moves what is unread to the front, and grows.
+    /// The whole rest of the buffer was filled, or holds one frame that is longer: moves what is
+    /// unread to the front, and grows.
     #[cold]
     fn make_room(&mut self) {
         let unread = self.end - self.start;
@@ -53,12 +63,14 @@ impl ReadBuffer {
             self.bytes.copy_within(self.start..self.end, 0);
             (self.start, self.end) = (0, unread);
         }
-        // Half of it free is enough to go on with; less, and a long frame would be moved again and again.
+        // Half of it free is enough to go on with; less, and a long frame would be moved again and
+        // again.
         if unread > self.bytes.len() / 2 {
             // Doubling follows the bytes that have really come, and ends where the frame does.
             let doubled = self.bytes.len() * 2;
             let enough = self.announced.max(SIZE_BURST);
-            let size = if enough > unread { doubled.min(enough).max(self.bytes.len()) } else { doubled };
+            let size =
+                if enough > unread { doubled.min(enough).max(self.bytes.len()) } else { doubled };
             self.bytes.resize(size, 0);
             self.was_needed = true;
         }
@@ -127,7 +139,8 @@ impl ReadBuffer {
     }
 }
 
-/// The unread bytes of a [`ReadBuffer`]. What was taken off them is gone from the buffer when this is dropped, in a panic too.
+/// The unread bytes of a [`ReadBuffer`]. What was taken off them is gone from the buffer when this
+/// is dropped, in a panic too.
 pub(crate) struct Unread<'a> {
     rest: &'a [u8],
     start: &'a mut usize,
@@ -190,7 +203,10 @@ impl ProtocolError {
     }
 
     pub(crate) fn too_long() -> Self {
-        ProtocolError { code: CloseCode::Size, what: "a message is longer than max_message_size allows" }
+        ProtocolError {
+            code: CloseCode::Size,
+            what: "a message is longer than max_message_size allows",
+        }
     }
 }
 
@@ -206,7 +222,8 @@ pub(crate) struct FrameHeader {
     pub(crate) payload_len: u64,
 }
 
-/// A data message that is whole in one uncompressed frame of less than 64 KiB: nearly everything that venues send.
+/// A data message that is whole in one uncompressed frame of less than 64 KiB: nearly everything
+/// that venues send.
 #[derive(Clone, Copy)]
 pub(crate) struct SimpleFrame<'a> {
     pub(crate) is_text: bool,
@@ -216,8 +233,8 @@ pub(crate) struct SimpleFrame<'a> {
 }
 
 impl<'a> SimpleFrame<'a> {
-    /// The frame at the front of `bytes`. `None` when it is another kind of frame, a wrong one, or not all there, and when fewer than four bytes
-    /// are: [`FrameHeader::parse`] says which.
+    /// The frame at the front of `bytes`. `None` when it is another kind of frame, a wrong one, or
+    /// not all there, and when fewer than four bytes are: [`FrameHeader::parse`] says which.
     #[inline]
     pub(crate) fn parse(bytes: &'a [u8]) -> Option<Self> {
         let &[first @ (TEXT | BINARY), second, high, low, ..] = bytes else { return None };
@@ -244,7 +261,8 @@ const RSV2_RSV3: u8 = 0x30;
 const MASKED: u8 = 0x80;
 
 impl FrameHeader {
-    /// Parses the head of a frame; `None` when more bytes are needed. What is wrong is told as early as its byte is there.
+    /// Parses the head of a frame; `None` when more bytes are needed. What is wrong is told as
+    /// early as its byte is there.
     #[inline]
     pub(crate) fn parse(bytes: &[u8]) -> Result<Option<FrameHeader>, ProtocolError> {
         let &[first, second, ref rest @ ..] = bytes else {
@@ -272,11 +290,18 @@ impl FrameHeader {
         if header_len > 2 || matches!(opcode, OpCode::Control(_)) {
             check_rare(opcode, is_final, header_len, payload_len)?;
         }
-        Ok(Some(FrameHeader { opcode, is_final, is_compressed: first & RSV1 != 0, header_len, payload_len }))
+        Ok(Some(FrameHeader {
+            opcode,
+            is_final,
+            is_compressed: first & RSV1 != 0,
+            header_len,
+            payload_len,
+        }))
     }
 }
 
-/// The first byte: reserved bits and opcodes. RSV1 is the assembler's to judge, who knows what was agreed on.
+/// The first byte: reserved bits and opcodes. RSV1 is the assembler's to judge, who knows what was
+/// agreed on.
 #[inline]
 fn check_first(first: u8) -> Result<OpCode, ProtocolError> {
     if first & RSV2_RSV3 != 0 {
@@ -295,14 +320,21 @@ fn check_first(first: u8) -> Result<OpCode, ProtocolError> {
 
 fn check_long(opcode: OpCode) -> Result<(), ProtocolError> {
     match opcode {
-        OpCode::Control(_) => Err(ProtocolError::protocol("a control frame of more than 125 bytes")),
+        OpCode::Control(_) => {
+            Err(ProtocolError::protocol("a control frame of more than 125 bytes"))
+        }
         OpCode::Data(_) => Ok(()),
     }
 }
 
 /// What frames with a short payload cannot get wrong, and control frames may not.
 #[cold]
-fn check_rare(opcode: OpCode, is_final: bool, header_len: usize, payload_len: u64) -> Result<(), ProtocolError> {
+fn check_rare(
+    opcode: OpCode,
+    is_final: bool,
+    header_len: usize,
+    payload_len: u64,
+) -> Result<(), ProtocolError> {
     if let OpCode::Control(_) = opcode {
         if header_len > 2 {
             return Err(ProtocolError::protocol("a control frame of more than 125 bytes"));
@@ -313,16 +345,21 @@ fn check_rare(opcode: OpCode, is_final: bool, header_len: usize, payload_len: u6
     }
     // RFC 6455 section 5.2: "the minimal number of bytes MUST be used to encode the length".
     match header_len {
-        4 if payload_len < 126 => Err(ProtocolError::protocol("a length in more bytes than it needs")),
+        4 if payload_len < 126 => {
+            Err(ProtocolError::protocol("a length in more bytes than it needs"))
+        }
         10 if payload_len <= u64::from(u16::MAX) => {
             Err(ProtocolError::protocol("a length in more bytes than it needs"))
         }
-        10 if payload_len >> 63 != 0 => Err(ProtocolError::protocol("a length with its highest bit set")),
+        10 if payload_len >> 63 != 0 => {
+            Err(ProtocolError::protocol("a length with its highest bit set"))
+        }
         _ => Ok(()),
     }
 }
 
-/// Masking keys that a server cannot predict (RFC 6455 section 10.3): a ChaCha generator seeded by the system, drawn a block at a time.
+/// Masking keys that a server cannot predict (RFC 6455 section 10.3): a ChaCha generator seeded by
+/// the system, drawn a block at a time.
 pub(crate) struct MaskingKeys {
     generator: StdRng,
 }
@@ -389,7 +426,8 @@ pub(crate) fn mask(bytes: &mut [u8], key: [u8; 4]) {
     let word = u64::from_ne_bytes([key[0], key[1], key[2], key[3], key[0], key[1], key[2], key[3]]);
     let mut words = bytes.chunks_exact_mut(8);
     for chunk in &mut words {
-        let masked = u64::from_ne_bytes(chunk.try_into().expect("chunks_exact gives chunks of 8")) ^ word;
+        let masked =
+            u64::from_ne_bytes(chunk.try_into().expect("chunks_exact gives chunks of 8")) ^ word;
         chunk.copy_from_slice(&masked.to_ne_bytes());
     }
     for (byte, key) in words.into_remainder().iter_mut().zip(key.iter().cycle()) {
@@ -417,7 +455,9 @@ mod tests {
         assert_eq!(head(&[0x81, 5]), Ok(Some(text(2, 5))));
         assert_eq!(head(&[0x81, 126, 1, 0]), Ok(Some(text(4, 256))));
         assert_eq!(head(&[0x81, 127, 0, 0, 0, 0, 0, 1, 0, 0]), Ok(Some(text(10, 65536))));
-        for bytes in [&[][..], &[0x81], &[0x81, 126], &[0x81, 126, 1], &[0x81, 127, 0, 0, 0, 0, 0, 1, 0]] {
+        for bytes in
+            [&[][..], &[0x81], &[0x81, 126], &[0x81, 126, 1], &[0x81, 127, 0, 0, 0, 0, 0, 1, 0]]
+        {
             assert_eq!(head(bytes), Ok(None), "{bytes:?}");
         }
     }
@@ -432,16 +472,26 @@ mod tests {
                     bytes.extend((len as u16).to_be_bytes());
                     bytes.extend_from_slice(&payload[..len]);
                     let Some(simple) = SimpleFrame::parse(&bytes) else { continue };
-                    let head = FrameHeader::parse(&bytes).expect("it breaks no rule").expect("it is all there");
+                    let head = FrameHeader::parse(&bytes)
+                        .expect("it breaks no rule")
+                        .expect("it is all there");
                     let data = if simple.is_text { Data::Text } else { Data::Binary };
                     let expected = (OpCode::Data(data), true, false, simple.payload.len() as u64);
-                    assert_eq!((head.opcode, head.is_final, head.is_compressed, head.payload_len), expected);
+                    assert_eq!(
+                        (head.opcode, head.is_final, head.is_compressed, head.payload_len),
+                        expected
+                    );
                     let whole = head.header_len + simple.payload.len();
-                    assert_eq!((simple.payload, simple.rest), (&bytes[head.header_len..whole], &bytes[whole..]));
+                    assert_eq!(
+                        (simple.payload, simple.rest),
+                        (&bytes[head.header_len..whole], &bytes[whole..])
+                    );
                 }
             }
         }
-        for (len, is_simple) in [(1, false), (2, true), (125, true), (126, true), (65_535, true), (65_536, false)] {
+        for (len, is_simple) in
+            [(1, false), (2, true), (125, true), (126, true), (65_535, true), (65_536, false)]
+        {
             let mut bytes = Vec::new();
             put_header(&mut bytes, OpCode::Data(Data::Text), true, false, len, [0; 4]);
             bytes.truncate(bytes.len() - 4);

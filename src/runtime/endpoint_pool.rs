@@ -1,4 +1,5 @@
-//! Endpoints that take turns, and what each has said about being dialed again. Pure: `now` is an argument.
+//! Endpoints that take turns, and what each has said about being dialed again. Pure: `now` is an
+//! argument.
 
 use std::time::{Duration, Instant};
 
@@ -28,9 +29,15 @@ impl EndpointPool {
         turn
     }
 
-    /// What follows the failure of the last dial or of its connection, as far as the endpoints have a say. What one of them refuses for good another may
-    /// grant: the client gives up when all have refused in a row. A `Retry-After` binds the endpoint that asked for it.
-    pub(crate) fn decision(&mut self, error: &Error, retry_after_max: Duration, now: Instant) -> RetryDecision {
+    /// What follows the failure of the last dial or of its connection, as far as the endpoints have
+    /// a say. What one of them refuses for good another may grant: the client gives up when all
+    /// have refused in a row. A `Retry-After` binds the endpoint that asked for it.
+    pub(crate) fn decision(
+        &mut self,
+        error: &Error,
+        retry_after_max: Duration,
+        now: Instant,
+    ) -> RetryDecision {
         let last = self.dials.saturating_sub(1) % self.not_before.len();
         let is_final = !error.is_retryable();
         if is_final && !matches!(error.kind(), ErrorKind::Http | ErrorKind::Tls) {
@@ -62,7 +69,10 @@ mod tests {
 
     fn refused(status: u16, retry_after: Option<Duration>) -> Error {
         let status = StatusCode::from_u16(status).expect("a status");
-        Error::refused("a:1", Refusal { status, headers: HeaderMap::new(), body: Vec::new(), retry_after })
+        Error::refused(
+            "a:1",
+            Refusal { status, headers: HeaderMap::new(), body: Vec::new(), retry_after },
+        )
     }
 
     fn dropped() -> Error {
@@ -81,7 +91,10 @@ mod tests {
         endpoint_pool.begin();
         assert_eq!(endpoint_pool.decision(&dropped(), MAX, Instant::now()), RetryDecision::Retry);
         endpoint_pool.begin();
-        assert_eq!(endpoint_pool.decision(&refused(404, None), MAX, Instant::now()), RetryDecision::GiveUp);
+        assert_eq!(
+            endpoint_pool.decision(&refused(404, None), MAX, Instant::now()),
+            RetryDecision::GiveUp
+        );
     }
 
     #[test]
@@ -101,9 +114,11 @@ mod tests {
 
     #[test]
     fn what_no_other_endpoint_can_mend_ends_it_at_once() {
-        for error in
-            [Error::config("a bad URL"), Error::new(ErrorKind::HandlerPanicked, "it panicked"), Error::stopped()]
-        {
+        for error in [
+            Error::config("a bad URL"),
+            Error::new(ErrorKind::HandlerPanicked, "it panicked"),
+            Error::stopped(),
+        ] {
             let mut endpoint_pool = EndpointPool::new(2);
             endpoint_pool.begin();
             assert_eq!(endpoint_pool.decision(&error, MAX, Instant::now()), RetryDecision::GiveUp);
@@ -116,9 +131,15 @@ mod tests {
         let now = Instant::now();
         let mut one = EndpointPool::new(1);
         one.begin();
-        assert_eq!(one.decision(&refused(503, Some(minute)), MAX, now), RetryDecision::RetryAfter(minute));
+        assert_eq!(
+            one.decision(&refused(503, Some(minute)), MAX, now),
+            RetryDecision::RetryAfter(minute)
+        );
         one.begin();
-        assert_eq!(one.decision(&refused(503, Some(2 * MAX)), MAX, now), RetryDecision::RetryAfter(MAX));
+        assert_eq!(
+            one.decision(&refused(503, Some(2 * MAX)), MAX, now),
+            RetryDecision::RetryAfter(MAX)
+        );
 
         let mut two = EndpointPool::new(2);
         two.begin();
@@ -127,7 +148,10 @@ mod tests {
         two.begin();
         // Ten seconds later it is the turn of the first again.
         let later = now + Duration::from_secs(10);
-        assert_eq!(two.decision(&dropped(), MAX, later), RetryDecision::RetryAfter(Duration::from_secs(50)));
+        assert_eq!(
+            two.decision(&dropped(), MAX, later),
+            RetryDecision::RetryAfter(Duration::from_secs(50))
+        );
         two.begin();
         assert_eq!(two.decision(&dropped(), MAX, now + minute), RetryDecision::Retry);
         two.begin();

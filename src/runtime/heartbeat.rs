@@ -1,7 +1,9 @@
-//! The heartbeat thread: writes on the library's behalf, judges whether the connection is alive, and carries out a stop.
+//! The heartbeat thread: writes on the library's behalf, judges whether the connection is alive,
+//! and carries out a stop.
 //!
-//! How each of its waits ends: `wait` by shutdown, the bell or the next due time; the writer's lock after 10 ms; the wait for the reader
-//! in a stop at the deadline of the polite end. It makes no other blocking call: its writes do not wait for room.
+//! How each of its waits ends: `wait` by shutdown, the bell or the next due time; the writer's lock
+//! after 10 ms; the wait for the reader in a stop at the deadline of the polite end. It makes no
+//! other blocking call: its writes do not wait for room.
 
 use std::convert::Infallible;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -20,13 +22,15 @@ use crate::time::{Liveness, LivenessStatus, PingSchedule, after, earliest};
 /// How soon the heart tries again what found no room or no lock.
 const RETRY: Duration = Duration::from_millis(10);
 
-/// How often the heart looks whether a busy reader is back, as a part of the pong limit, and within which bounds.
+/// How often the heart looks whether a busy reader is back, as a part of the pong limit, and within
+/// which bounds.
 const LOOKS_PER_LIMIT: u32 = 10;
 const LOOK_MIN: Duration = Duration::from_millis(1);
 const LOOK_MAX: Duration = Duration::from_millis(100);
 
-/// A heart that wakes later than it should by more than this part of the pong limit, and this much at least, has slept with all of the process:
-/// a laptop lid, a stopped container, a debugger. What the peer said meanwhile has not been read, so nothing can be held against it.
+/// A heart that wakes later than it should by more than this part of the pong limit, and this much
+/// at least, has slept with all of the process: a laptop lid, a stopped container, a debugger. What
+/// the peer said meanwhile has not been read, so nothing can be held against it.
 const OVERSLEPT_PARTS: u32 = 4;
 const OVERSLEPT_MIN: Duration = Duration::from_millis(20);
 
@@ -87,14 +91,20 @@ impl Heartbeat {
         while wait(&self.shared.shutdown, &self.wakeup, due) != Woken::Shutdown {
             let now = sync::now();
             monitor = match (self.shared.active(), monitor) {
-                (Active::Open(connection), Some(monitor)) if Arc::ptr_eq(&connection, &monitor.connection) => {
+                (Active::Open(connection), Some(monitor))
+                    if Arc::ptr_eq(&connection, &monitor.connection) =>
+                {
                     Some(monitor)
                 }
                 (Active::Open(connection), _) => Some(self.watch(connection, now)),
                 _ => None,
             };
-            if let Some(monitor) = monitor.as_mut().filter(|monitor| self.has_overslept(due, monitor, now)) {
-                log::info!("the process has been asleep: asking whether the connection is still there");
+            if let Some(monitor) =
+                monitor.as_mut().filter(|monitor| self.has_overslept(due, monitor, now))
+            {
+                log::info!(
+                    "the process has been asleep: asking whether the connection is still there"
+                );
                 monitor.awake_since = Some(now);
                 monitor.owes_ping = self.ping_interval.is_some();
             }
@@ -107,7 +117,8 @@ impl Heartbeat {
 
     fn has_overslept(&self, due: Option<Instant>, monitor: &Monitor, now: Instant) -> bool {
         let limit = (self.pong_timeout / OVERSLEPT_PARTS).max(OVERSLEPT_MIN);
-        // What came due while the program's own maker of pings took its time has not been slept over.
+        // What came due while the program's own maker of pings took its time has not been slept
+        // over.
         let missed = due.map(|due| monitor.made_at.map_or(due, |made_at| made_at.max(due)));
         missed.is_some_and(|missed| now.saturating_duration_since(missed) > limit)
     }
@@ -146,8 +157,13 @@ impl Heartbeat {
             Ok(true) => [monitor.pings.next(), monitor.app_pings.next()],
             Ok(false) => [Some(after(now, RETRY)), None],
             Err(error) => {
-                // Nothing is written on this connection any more. It is the reader's to end, once it is back from the handler.
-                connection.end_writing(Error::caused(ErrorKind::Io, "writing to the connection", error));
+                // Nothing is written on this connection any more. It is the reader's to end, once
+                // it is back from the handler.
+                connection.end_writing(Error::caused(
+                    ErrorKind::Io,
+                    "writing to the connection",
+                    error,
+                ));
                 [None, None]
             }
         };
@@ -159,7 +175,8 @@ impl Heartbeat {
 
     /// Writes what is owed and due. Whether nothing is left to write.
     fn write_due(&self, monitor: &mut Monitor, now: Instant) -> std::io::Result<bool> {
-        // Due is due, whatever is in its way: a peer that takes nothing must not hide behind what it does not take.
+        // Due is due, whatever is in its way: a peer that takes nothing must not hide behind what
+        // it does not take.
         monitor.owes_ping |= monitor.pings.take_due(now);
         let written = self.write_owed(monitor, now);
         let awaits_reply = self.app_ping.as_ref().is_some_and(|ping| ping.is_reply.is_some());
@@ -200,9 +217,10 @@ impl Heartbeat {
                 Ok(text) => monitor.owed_app_ping = Some(text),
                 Err(panic) => {
                     self.shared.keep_panic(panic);
-                    monitor
-                        .connection
-                        .abort(Error::new(ErrorKind::HandlerPanicked, "the maker of application pings panicked"));
+                    monitor.connection.abort(Error::new(
+                        ErrorKind::HandlerPanicked,
+                        "the maker of application pings panicked",
+                    ));
                     return Ok(true);
                 }
             }
@@ -215,18 +233,26 @@ impl Heartbeat {
         Ok(is_written)
     }
 
-    /// Aborts a connection that is dead. Otherwise says when to look again; the outer `None` means that there is nothing more to look at.
-    #[expect(clippy::option_option, reason = "aborted, nothing due, due at a time: three different answers")]
+    /// Aborts a connection that is dead. Otherwise says when to look again; the outer `None` means
+    /// that there is nothing more to look at.
+    #[expect(
+        clippy::option_option,
+        reason = "aborted, nothing due, due at a time: three different answers"
+    )]
     fn check(&self, monitor: &mut Monitor, now: Instant) -> Option<Option<Instant>> {
-        let mut liveness = Liveness { awake_since: monitor.awake_since, ..monitor.connection.liveness() };
-        // A ping that finds no room waits like one that is out, for as long as nothing gets on. One that waits for a sender of ours is no fault
-        // of the peer's.
+        let mut liveness =
+            Liveness { awake_since: monitor.awake_since, ..monitor.connection.liveness() };
+        // A ping that finds no room waits like one that is out, for as long as nothing gets on. One
+        // that waits for a sender of ours is no fault of the peer's.
         let stuck = monitor.connection.transport.stuck_since();
         let owed = monitor.owed_since.zip(stuck).map(|(owed, stuck)| owed.max(stuck));
         liveness.oldest_unanswered = earliest([liveness.oldest_unanswered, owed]);
         let error = match liveness.status(self.pong_timeout, self.idle_timeout, now) {
             LivenessStatus::PongOverdue => {
-                let context = format!("nothing came for {:?} after a ping: the connection is dead", self.pong_timeout);
+                let context = format!(
+                    "nothing came for {:?} after a ping: the connection is dead",
+                    self.pong_timeout
+                );
                 Error::new(ErrorKind::PongTimeout, context)
             }
             LivenessStatus::Idle => {
@@ -239,8 +265,10 @@ impl Heartbeat {
             }
             LivenessStatus::Alive(_) => {
                 self.warn_of_busy_handler(monitor, now);
-                // The reader does not ring when it is back in `recv`: look now and then, while something hangs on it.
-                let is_waiting = liveness.oldest_unanswered.is_some() || self.idle_timeout.is_some();
+                // The reader does not ring when it is back in `recv`: look now and then, while
+                // something hangs on it.
+                let is_waiting =
+                    liveness.oldest_unanswered.is_some() || self.idle_timeout.is_some();
                 let look = (self.pong_timeout / LOOKS_PER_LIMIT).clamp(LOOK_MIN, LOOK_MAX);
                 return Some(is_waiting.then(|| after(now, look)));
             }
@@ -253,7 +281,9 @@ impl Heartbeat {
         let busy = now.saturating_duration_since(monitor.connection.last_byte());
         if busy >= self.pong_timeout && !monitor.has_warned {
             monitor.has_warned = true;
-            log::warn!("the handler has been busy for {busy:.1?}, longer than pong_timeout: nothing is read meanwhile");
+            log::warn!(
+                "the handler has been busy for {busy:.1?}, longer than pong_timeout: nothing is read meanwhile"
+            );
         }
     }
 
@@ -267,18 +297,21 @@ impl Heartbeat {
         }
     }
 
-    /// Close frame, the peer's answer, FIN: as far as the time allows. AfterClose aborts, if the reader has not ended by then.
+    /// Close frame, the peer's answer, FIN: as far as the time allows. AfterClose aborts, if the
+    /// reader has not ended by then.
     fn close_politely(&self, connection: &OpenConnection, began: Instant) {
         connection.begin_close(self.shared.stop_close(), after(began, self.close_timeout));
         loop {
             let now = sync::now();
             let until = self.polite_until(connection, began);
-            // A writer that is blocked would have to be waited for: no close frame then, and no wait (nor after an error).
+            // A writer that is blocked would have to be waited for: no close frame then, and no
+            // wait (nor after an error).
             let is_written = connection.flush_pending(now);
             if now >= until || !matches!(is_written, Ok(true)) || connection.is_aborted() {
                 break;
             }
-            // Shutdown has been heard already, so this wait is for the reader, the bell (the peer's close frame, an earlier deadline) or the end.
+            // Shutdown has been heard already, so this wait is for the reader, the bell (the peer's
+            // close frame, an earlier deadline) or the end.
             if wait_over(&self.reader, &self.wakeup, Some(until)) == Woken::Shutdown {
                 return;
             }
@@ -296,7 +329,8 @@ impl Heartbeat {
     }
 }
 
-/// Ends the client if the heart ends before it was told to: a connection whose pulse nobody takes must not live on.
+/// Ends the client if the heart ends before it was told to: a connection whose pulse nobody takes
+/// must not live on.
 struct AbortOnPanic {
     shared: Arc<Shared>,
 }
@@ -305,7 +339,10 @@ impl Drop for AbortOnPanic {
     fn drop(&mut self) {
         if std::thread::panicking() {
             if let Active::Open(connection) = self.shared.active() {
-                connection.abort(Error::new(ErrorKind::Io, "the heartbeat thread failed: this is a bug in tautline"));
+                connection.abort(Error::new(
+                    ErrorKind::Io,
+                    "the heartbeat thread failed: this is a bug in tautline",
+                ));
             }
             self.shared.threads.shutdown();
         }

@@ -99,10 +99,13 @@ impl Reader {
         sender: &Sender,
         shutdown: &Shutdown,
     ) -> Option<ReadEnd> {
-        // Frames may have come glued to the answer of the opening handshake: they go before the first `recv`.
+        // Frames may have come glued to the answer of the opening handshake: they go before the
+        // first `recv`.
         let mut arrival = Arrival { at: sync::now(), kernel: None };
         loop {
-            let batch = catch_unwind(AssertUnwindSafe(|| self.deliver(delivery, sender, shutdown, arrival)));
+            let batch = catch_unwind(AssertUnwindSafe(|| {
+                self.deliver(delivery, sender, shutdown, arrival)
+            }));
             if let Some(over) = self.check(batch, shutdown)? {
                 return Some(over);
             }
@@ -119,7 +122,8 @@ impl Reader {
         self.connection.enter_recv();
         let received = self.connection.transport.receive(&mut self.read_half, &mut self.buffer);
         let now = sync::now();
-        self.connection.leave_recv(now, matches!(received, Ok(Received::Bytes | Received::Partial)));
+        self.connection
+            .leave_recv(now, matches!(received, Ok(Received::Bytes | Received::Partial)));
         // The reader never writes, so the heart has to send what the TLS engine has to say.
         if self.read_half.owes_output() {
             self.connection.wake();
@@ -134,9 +138,10 @@ impl Reader {
         received.map(|received| (received, now))
     }
 
-    /// Hands over every message that the buffer holds. A program that has left the connection hears no more of it.
-    // The loop over messages has the registers for itself: drawn into `run` it costs ten instructions a message more, or not, by whatever else
-    // is changed there.
+    /// Hands over every message that the buffer holds. A program that has left the connection hears
+    /// no more of it.
+    // The loop over messages has the registers for itself: drawn into `run` it costs ten
+    // instructions a message more, or not, by whatever else is changed there.
     #[inline(never)]
     fn deliver(
         &mut self,
@@ -152,7 +157,8 @@ impl Reader {
         let is_special = has_left || is_reply.is_some();
         let mut view = Connection::new(connection, opened, sender);
         let (mut messages, mut bytes) = (0u64, 0u64);
-        // Asked once per batch, as a message costs less than asking. Who listens pays for it: all messages take the long way then.
+        // Asked once per batch, as a message costs less than asking. Who listens pays for it: all
+        // messages take the long way then.
         assembler.lend_simply(!log::log_enabled!(log::Level::Trace));
         let mut unread = buffer.unread();
         let batch = loop {
@@ -207,11 +213,18 @@ impl Reader {
 
     /// What a batch means for the connection: the outer `None` for a stop, the inner for going on.
     #[expect(clippy::option_option, reason = "stopped, going on, over: three different answers")]
-    fn check(&self, batch: Result<Batch, Box<dyn Any + Send>>, shutdown: &Shutdown) -> Option<Option<ReadEnd>> {
+    fn check(
+        &self,
+        batch: Result<Batch, Box<dyn Any + Send>>,
+        shutdown: &Shutdown,
+    ) -> Option<Option<ReadEnd>> {
         let batch = match batch {
             Ok(batch) => batch,
             Err(panic) => {
-                return Some(Some(ReadEnd { error: Err(panic), close_handshake: Some(CloseFrame::new(1001)) }));
+                return Some(Some(ReadEnd {
+                    error: Err(panic),
+                    close_handshake: Some(CloseFrame::new(1001)),
+                }));
             }
         };
         let over = match batch {
@@ -219,12 +232,17 @@ impl Reader {
             Batch::Halt if shutdown.is_requested() => return None,
             Batch::Halt if self.connection.is_aborted() => self.ended(None),
             // The program asked for another connection; its close frame is on its way.
-            Batch::Halt => ReadEnd { close_handshake: Some(CloseFrame::normal()), ..self.ended(None) },
+            Batch::Halt => {
+                ReadEnd { close_handshake: Some(CloseFrame::normal()), ..self.ended(None) }
+            }
             Batch::Closed(close) => {
                 log::trace!("{}: received Close({})", self.connection.peer, close.code);
                 let error = Error::closed(
                     close.clone(),
-                    format!("{} closed the connection with code {}", self.connection.peer, close.code),
+                    format!(
+                        "{} closed the connection with code {}",
+                        self.connection.peer, close.code
+                    ),
                 );
                 self.connection.note_peer_close(close.clone());
                 // RFC 6455 section 5.5.1: the answer repeats the code. 1005 stands for none.
@@ -247,37 +265,45 @@ impl Reader {
                         Error::new(ErrorKind::TooBig, what)
                     }
                     _ => {
-                        let what = format!("{peer} broke the protocol (code {code}): {}", violation.what);
+                        let what =
+                            format!("{peer} broke the protocol (code {code}): {}", violation.what);
                         Error::new(ErrorKind::Protocol, what)
                     }
                 };
                 ReadEnd::politely(error, code)
             }
             Batch::Full => {
-                let error =
-                    Error::new(ErrorKind::Lagged, "the events queue was full: read faster, or choose another rule");
+                let error = Error::new(
+                    ErrorKind::Lagged,
+                    "the events queue was full: read faster, or choose another rule",
+                );
                 ReadEnd::politely(error, 1001)
             }
         };
         Some(Some(over))
     }
 
-    /// The connection is at its end: somebody of ours aborted it, or the peer ended it without a close frame.
+    /// The connection is at its end: somebody of ours aborted it, or the peer ended it without a
+    /// close frame.
     fn ended(&self, failure: Option<std::io::Error>) -> ReadEnd {
         let error = match (self.connection.reason(), failure) {
             (Some(reason), _) => reason,
-            (None, Some(error)) => {
-                Error::caused(ErrorKind::Io, format!("reading from {}", self.connection.peer), error)
-            }
+            (None, Some(error)) => Error::caused(
+                ErrorKind::Io,
+                format!("reading from {}", self.connection.peer),
+                error,
+            ),
             (None, None) => self.connection.reset().unwrap_or_else(|| {
-                let context = format!("{} ended the connection without a close frame", self.connection.peer);
+                let context =
+                    format!("{} ended the connection without a close frame", self.connection.peer);
                 Error::closed(CloseReason::abnormal(), context)
             }),
         };
         ReadEnd::at_once(error)
     }
 
-    /// Reads and drops until the peer ends the connection or the heart aborts it. Looks for nothing but the peer's close frame.
+    /// Reads and drops until the peer ends the connection or the heart aborts it. Looks for nothing
+    /// but the peer's close frame.
     ///
     /// Aborting with input unread would send a reset, which destroys our close frame on its way.
     pub(crate) fn drain(&mut self) {
@@ -316,7 +342,12 @@ fn traced<'a>(connection: &OpenConnection, payload: Payload<'a>) -> Payload<'a> 
 
 /// Asks the program's matcher whether a message answers an application ping.
 #[cold]
-fn match_reply(connection: &OpenConnection, is_reply: &ReplyMatcher, message: MessageRef<'_>, sender: &Sender) {
+fn match_reply(
+    connection: &OpenConnection,
+    is_reply: &ReplyMatcher,
+    message: MessageRef<'_>,
+    sender: &Sender,
+) {
     if !connection.awaits_app_reply() {
         return;
     }
@@ -325,8 +356,10 @@ fn match_reply(connection: &OpenConnection, is_reply: &ReplyMatcher, message: Me
         Ok(false) => {}
         Err(panic) => {
             sender.keep_panic(panic);
-            connection
-                .abort(Error::new(ErrorKind::HandlerPanicked, "the matcher of answers to application pings panicked"));
+            connection.abort(Error::new(
+                ErrorKind::HandlerPanicked,
+                "the matcher of answers to application pings panicked",
+            ));
         }
     }
 }

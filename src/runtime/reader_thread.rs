@@ -1,8 +1,9 @@
 //! The run loop of the reader thread: dial, read, deliver, back off, dial again.
 //!
-//! How each of its blocking points ends: a dial by its waker and its deadline; `recv` by `shutdown(Both)`, which the heart calls when a stop's
-//! polite end is over; the wait between dials, and the wait for room in the events queue, by the shutdown channel; the handler by itself:
-//! it is the user's.
+//! How each of its blocking points ends: a dial by its waker and its deadline; `recv` by
+//! `shutdown(Both)`, which the heart calls when a stop's polite end is over; the wait between
+//! dials, and the wait for room in the events queue, by the shutdown channel; the handler by
+//! itself: it is the user's.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -46,7 +47,13 @@ pub(crate) struct Supervisor<D> {
 }
 
 impl<D: EventSink> Supervisor<D> {
-    pub(crate) fn new(shared: Arc<Shared>, config: Config, dialer: Dialer, delivery: D, first_decides: bool) -> Self {
+    pub(crate) fn new(
+        shared: Arc<Shared>,
+        config: Config,
+        dialer: Dialer,
+        delivery: D,
+        first_decides: bool,
+    ) -> Self {
         let endpoint_pool = EndpointPool::new(config.source.count());
         Supervisor {
             sender: Sender::new(Arc::clone(&shared)),
@@ -90,7 +97,8 @@ impl<D: EventSink> Supervisor<D> {
         drop(finale);
     }
 
-    /// Does what the state says until something happens. Whatever waits on this thread waits in here.
+    /// Does what the state says until something happens. Whatever waits on this thread waits in
+    /// here.
     fn await_input(&mut self, state: &ReconnectState) -> Input {
         if self.shared.shutdown.is_requested() && state.heeds_stop() {
             return Input::Stop;
@@ -104,10 +112,12 @@ impl<D: EventSink> Supervisor<D> {
                 }
                 Input::Due
             }
-            ReconnectState::Backoff { until, .. } => match wait(&self.shared.shutdown, &never::<()>(), Some(*until)) {
-                Woken::Shutdown => Input::Stop,
-                _ => Input::Due,
-            },
+            ReconnectState::Backoff { until, .. } => {
+                match wait(&self.shared.shutdown, &never::<()>(), Some(*until)) {
+                    Woken::Shutdown => Input::Stop,
+                    _ => Input::Due,
+                }
+            }
             ReconnectState::Closed { .. } => Input::Stop,
         }
     }
@@ -123,8 +133,9 @@ impl<D: EventSink> Supervisor<D> {
             Ok(reader) => {
                 let connection = Arc::clone(reader.connection());
                 self.shared.publish(Active::Open(Arc::clone(&connection)));
-                // After publishing: the heart has carried out a stop that came before, found nothing to end, and is gone. A connection that it could
-                // not see is ours to let go, and nobody has heard of it.
+                // After publishing: the heart has carried out a stop that came before, found
+                // nothing to end, and is gone. A connection that it could not see is ours to let
+                // go, and nobody has heard of it.
                 if self.shared.shutdown.is_requested() {
                     connection.abort(Error::stopped());
                     self.shared.publish(Active::Empty);
@@ -153,15 +164,21 @@ impl<D: EventSink> Supervisor<D> {
         self.shared.publish(Active::Dialing(pair.waker()));
 
         let shutdown = self.shared.shutdown.clone();
-        let context = DialContext::new(attempt, deadline.at(), Arc::new(move || shutdown.is_requested()));
+        let context =
+            DialContext::new(attempt, deadline.at(), Arc::new(move || shutdown.is_requested()));
         let target = catch_unwind(AssertUnwindSafe(|| self.config.source.target(turn, &context)))
-            .unwrap_or_else(|panic| Err(panicked(&self.shared, panic, "the endpoint closure")))?;
+            .unwrap_or_else(|panic| {
+            Err(panicked(&self.shared, panic, "the endpoint closure"))
+        })?;
 
         let offer = settings.deflate.as_ref().map(|deflate| deflate.offer());
         let dialed = self.dialer.dial(&target, offer.as_deref(), &pair, deadline)?;
         let agreed = match &settings.deflate {
             Some(deflate) => deflate.accept(&dialed.opening.extensions).map_err(|what| {
-                Error::new(ErrorKind::Upgrade, format!("{target} answered the extension offer wrongly: {what}"))
+                Error::new(
+                    ErrorKind::Upgrade,
+                    format!("{target} answered the extension offer wrongly: {what}"),
+                )
             })?,
             None => None,
         };
@@ -205,7 +222,8 @@ impl<D: EventSink> Supervisor<D> {
         };
         let polite = close_handshake.is_some();
         match close_handshake {
-            Some(close) => connection.begin_close(close, after(sync::now(), self.config.settings.close_timeout)),
+            Some(close) => connection
+                .begin_close(close, after(sync::now(), self.config.settings.close_timeout)),
             None => connection.abort(error.clone()),
         }
         Input::Ended { failure: self.failure(error), polite }
@@ -243,7 +261,9 @@ impl<D: EventSink> Supervisor<D> {
         let Some(reader) = &self.reader else { return };
         let (connection, opened, sender) =
             (Arc::clone(reader.connection()), reader.opened().clone(), self.sender.clone());
-        self.deliver(|delivery| delivery.opened(&mut Connection::new(&connection, &opened, &sender)));
+        self.deliver(|delivery| {
+            delivery.opened(&mut Connection::new(&connection, &opened, &sender))
+        });
         if self.has_panicked {
             connection.abort(Error::new(ErrorKind::HandlerPanicked, "the handler panicked"));
         }
@@ -255,7 +275,13 @@ impl<D: EventSink> Supervisor<D> {
         // A panic in `opened` stops the client; what ended the connection is the panic.
         let kind = if self.has_panicked { ErrorKind::HandlerPanicked } else { error.kind() };
         self.shared.counters.dropped(kind);
-        log::info!("{}: epoch {} ended: {}; {}", connection.peer, connection.epoch, error.chain(), Plan(retry_in));
+        log::info!(
+            "{}: epoch {} ended: {}; {}",
+            connection.peer,
+            connection.epoch,
+            error.chain(),
+            Plan(retry_in)
+        );
         let (sent, confirmed) = connection.final_sequences();
         let (close, has_peer_closed) = match error.kind() {
             // The close frame of a stop is about to be written by the heart, if it can be.
@@ -267,7 +293,8 @@ impl<D: EventSink> Supervisor<D> {
         };
         let lasted = sync::now().saturating_duration_since(connection.opened_at());
         let epoch = connection.epoch;
-        let disconnect = Disconnect { epoch, error, close, lasted, sent, confirmed, retry_in, has_peer_closed };
+        let disconnect =
+            Disconnect { epoch, error, close, lasted, sent, confirmed, retry_in, has_peer_closed };
         self.deliver(|delivery| delivery.disconnected(&disconnect));
     }
 
@@ -293,7 +320,8 @@ impl<D: EventSink> Supervisor<D> {
         }
     }
 
-    /// The connection is over: nobody sends on it any more, and its socket closes with the last who holds it.
+    /// The connection is over: nobody sends on it any more, and its socket closes with the last who
+    /// holds it.
     fn let_go(&mut self) {
         let Some(reader) = self.reader.take() else { return };
         reader.connection().abort(Error::new(ErrorKind::Closed, "the connection has ended"));
@@ -327,7 +355,10 @@ struct CloseOnExit {
 impl Drop for CloseOnExit {
     fn drop(&mut self) {
         // Only a bug of ours ends this thread without a reason.
-        self.shared.close(Error::new(ErrorKind::Io, "the reader thread failed: this is a bug in tautline"));
+        self.shared.close(Error::new(
+            ErrorKind::Io,
+            "the reader thread failed: this is a bug in tautline",
+        ));
         self.shared.threads.shutdown();
     }
 }

@@ -96,7 +96,8 @@ pub(crate) enum Action {
 pub(crate) struct ReconnectPolicy {
     pub(crate) backoff: Backoff,
     pub(crate) stable_after: Duration,
-    /// Dials in a row without a stable connection before giving up. 1: a single dial, and no retry ever.
+    /// Dials in a row without a stable connection before giving up. 1: a single dial, and no retry
+    /// ever.
     pub(crate) max_attempts: Option<u32>,
     pub(crate) close_timeout: Duration,
 }
@@ -108,11 +109,21 @@ impl ReconnectState {
 
     /// Whether a stop still changes anything.
     pub(crate) fn heeds_stop(&self) -> bool {
-        !matches!(self, ReconnectState::Closed { .. } | ReconnectState::Closing { then: AfterClose::Closed { .. }, .. })
+        !matches!(
+            self,
+            ReconnectState::Closed { .. }
+                | ReconnectState::Closing { then: AfterClose::Closed { .. }, .. }
+        )
     }
 
-    /// The move that `input` causes at `now`, and what to tell the user. Inputs that make no sense in a state change nothing.
-    pub(crate) fn on(self, input: Input, now: Instant, policy: &ReconnectPolicy) -> (ReconnectState, Action) {
+    /// The move that `input` causes at `now`, and what to tell the user. Inputs that make no sense
+    /// in a state change nothing.
+    pub(crate) fn on(
+        self,
+        input: Input,
+        now: Instant,
+        policy: &ReconnectPolicy,
+    ) -> (ReconnectState, Action) {
         match (self, input) {
             (closed @ ReconnectState::Closed { .. }, _) => (closed, Action::Nothing),
 
@@ -147,9 +158,14 @@ impl ReconnectState {
                 )
             }
 
-            (ReconnectState::Closing { then, .. }, Input::Due) => (then.into_state(), Action::Nothing),
+            (ReconnectState::Closing { then, .. }, Input::Due) => {
+                (then.into_state(), Action::Nothing)
+            }
             (ReconnectState::Closing { until, .. }, Input::Stop) => (
-                ReconnectState::Closing { until, then: AfterClose::Closed { reason: Error::stopped() } },
+                ReconnectState::Closing {
+                    until,
+                    then: AfterClose::Closed { reason: Error::stopped() },
+                },
                 Action::Nothing,
             ),
 
@@ -215,12 +231,18 @@ mod tests {
     };
 
     fn failure(decision: RetryDecision) -> Failure {
-        Failure { error: Error::new(ErrorKind::Connect, "connecting to a:1"), decision, jitter: 1.0 }
+        Failure {
+            error: Error::new(ErrorKind::Connect, "connecting to a:1"),
+            decision,
+            jitter: 1.0,
+        }
     }
 
     fn inputs() -> Vec<Input> {
         let mut inputs = vec![Input::Dialed, Input::Due, Input::Stop];
-        for decision in [RetryDecision::Retry, RetryDecision::RetryAfter(7000 * MS), RetryDecision::GiveUp] {
+        for decision in
+            [RetryDecision::Retry, RetryDecision::RetryAfter(7000 * MS), RetryDecision::GiveUp]
+        {
             inputs.push(Input::Failed(failure(decision)));
             inputs.push(Input::Ended { failure: failure(decision), polite: false });
             inputs.push(Input::Ended { failure: failure(decision), polite: true });
@@ -228,7 +250,8 @@ mod tests {
         inputs
     }
 
-    /// Calls `visit` for every sequence of inputs up to `depth`, each step either 1 ms or 60 ms (a stable while) after the one before.
+    /// Calls `visit` for every sequence of inputs up to `depth`, each step either 1 ms or 60 ms (a
+    /// stable while) after the one before.
     fn for_every_sequence(
         depth: usize,
         policy: &ReconnectPolicy,
@@ -266,10 +289,17 @@ mod tests {
     #[test]
     fn after_stop_no_sequence_dials_or_opens_again() {
         for_every_sequence(4, &RULES, &mut |path| {
-            let Some(stop) = path.iter().position(|(_, input, ..)| matches!(input, Input::Stop)) else { return };
+            let Some(stop) = path.iter().position(|(_, input, ..)| matches!(input, Input::Stop))
+            else {
+                return;
+            };
             for (_, _, next, action) in &path[stop..] {
                 assert!(
-                    is_closed(next) || matches!(next, ReconnectState::Closing { then: AfterClose::Closed { .. }, .. })
+                    is_closed(next)
+                        || matches!(
+                            next,
+                            ReconnectState::Closing { then: AfterClose::Closed { .. }, .. }
+                        )
                 );
                 assert!(!matches!(action, Action::TellOpened));
             }
@@ -313,7 +343,9 @@ mod tests {
                 ReconnectState::Connecting { attempt }
                 | ReconnectState::Open { attempt, .. }
                 | ReconnectState::Backoff { attempt, .. } => Some(*attempt),
-                ReconnectState::Closing { then: AfterClose::Retry { attempt, .. }, .. } => Some(*attempt),
+                ReconnectState::Closing { then: AfterClose::Retry { attempt, .. }, .. } => {
+                    Some(*attempt)
+                }
                 _ => None,
             }
         }
@@ -349,9 +381,14 @@ mod tests {
         let mut waits = Vec::new();
         for _ in 0..6 {
             (state, _) = state.on(Input::Dialed, now, &RULES);
-            let (next, action) =
-                state.on(Input::Ended { failure: failure(RetryDecision::Retry), polite: false }, now + MS, &RULES);
-            let Action::TellEnded { retry_in: Some(wait), .. } = action else { panic!("it retries, not {action:?}") };
+            let (next, action) = state.on(
+                Input::Ended { failure: failure(RetryDecision::Retry), polite: false },
+                now + MS,
+                &RULES,
+            );
+            let Action::TellEnded { retry_in: Some(wait), .. } = action else {
+                panic!("it retries, not {action:?}")
+            };
             waits.push(wait.as_millis());
             (state, _) = next.on(Input::Due, now, &RULES);
         }
@@ -361,11 +398,22 @@ mod tests {
     #[test]
     fn retry_after_is_a_floor_under_the_backoff() {
         let now = Instant::now();
-        let (_, action) =
-            ReconnectState::new().on(Input::Failed(failure(RetryDecision::RetryAfter(7000 * MS))), now, &RULES);
-        assert!(matches!(action, Action::TellFailed { retry_in: Some(wait), .. } if wait == 7000 * MS));
-        let (_, action) = ReconnectState::new().on(Input::Failed(failure(RetryDecision::RetryAfter(MS))), now, &RULES);
-        assert!(matches!(action, Action::TellFailed { retry_in: Some(wait), .. } if wait == 100 * MS));
+        let (_, action) = ReconnectState::new().on(
+            Input::Failed(failure(RetryDecision::RetryAfter(7000 * MS))),
+            now,
+            &RULES,
+        );
+        assert!(
+            matches!(action, Action::TellFailed { retry_in: Some(wait), .. } if wait == 7000 * MS)
+        );
+        let (_, action) = ReconnectState::new().on(
+            Input::Failed(failure(RetryDecision::RetryAfter(MS))),
+            now,
+            &RULES,
+        );
+        assert!(
+            matches!(action, Action::TellFailed { retry_in: Some(wait), .. } if wait == 100 * MS)
+        );
     }
 
     #[test]
@@ -377,8 +425,12 @@ mod tests {
             let mut dials = 0;
             while !is_closed(&state) {
                 dials += 1;
-                let (next, action) = state.on(Input::Failed(failure(RetryDecision::Retry)), now, &policy);
-                assert_eq!(matches!(action, Action::TellFailed { retry_in: None, .. }), is_closed(&next));
+                let (next, action) =
+                    state.on(Input::Failed(failure(RetryDecision::Retry)), now, &policy);
+                assert_eq!(
+                    matches!(action, Action::TellFailed { retry_in: None, .. }),
+                    is_closed(&next)
+                );
                 (state, _) = next.on(Input::Due, now, &policy);
             }
             assert_eq!(dials, max);

@@ -1,4 +1,5 @@
-//! What the threads of one client tell each other and the user: the state, the connection that is open, and who rings whom.
+//! What the threads of one client tell each other and the user: the state, the connection that is
+//! open, and who rings whom.
 
 use std::any::Any;
 use std::sync::Arc;
@@ -81,8 +82,8 @@ struct Inner {
 /// The budget of a wait for an opening, as errors name it.
 pub(crate) const WAIT_OPEN: &str = "wait_open";
 
-/// What a stop keeps back of its budget, a quarter of it at most, so that the threads have the time to end after the connection has been aborted,
-/// on a busy machine too.
+/// What a stop keeps back of its budget, a quarter of it at most, so that the threads have the time
+/// to end after the connection has been aborted, on a busy machine too.
 pub(crate) fn stop_margin(budget: Duration) -> Duration {
     Duration::from_millis(200).min(budget / 4)
 }
@@ -129,10 +130,13 @@ impl Shared {
         public.state = match state {
             ReconnectState::Connecting { attempt } => State::Connecting { attempt: *attempt },
             ReconnectState::Open { .. } => State::Open { epoch },
-            ReconnectState::Closing { then: AfterClose::Retry { .. } | AfterClose::Closed { .. }, .. } => {
-                State::Closing
+            ReconnectState::Closing {
+                then: AfterClose::Retry { .. } | AfterClose::Closed { .. },
+                ..
+            } => State::Closing,
+            ReconnectState::Backoff { attempt, until } => {
+                State::Backoff { attempt: *attempt, until: *until }
             }
-            ReconnectState::Backoff { attempt, until } => State::Backoff { attempt: *attempt, until: *until },
             ReconnectState::Closed { reason } => {
                 public.end.get_or_insert_with(|| reason.clone());
                 State::Closed
@@ -142,8 +146,8 @@ impl Shared {
         self.changed.notify_all();
     }
 
-    /// Puts what a stop has to reach where it will be found. The caller looks at the shutdown signal afterwards: one of the two sees
-    /// the other.
+    /// Puts what a stop has to reach where it will be found. The caller looks at the shutdown
+    /// signal afterwards: one of the two sees the other.
     pub(crate) fn publish(&self, active: Active) {
         self.public.lock().active = active;
         self.wake();
@@ -212,13 +216,19 @@ impl Shared {
         self.wait_for_opening(timeout, |public| (public.epoch > 0).then_some(()))
     }
 
-    fn wait_for_opening<T>(&self, timeout: Duration, is_there: impl Fn(&Inner) -> Option<T>) -> Result<T, Error> {
+    fn wait_for_opening<T>(
+        &self,
+        timeout: Duration,
+        is_there: impl Fn(&Inner) -> Option<T>,
+    ) -> Result<T, Error> {
         let deadline = Deadline::new(WAIT_OPEN, timeout, sync::now());
         let mut public = self.public.lock();
         loop {
             match (is_there(&public), public.state) {
                 (Some(there), _) => return Ok(there),
-                (None, State::Closed) => return Err(public.end.clone().unwrap_or_else(Error::stopped)),
+                (None, State::Closed) => {
+                    return Err(public.end.clone().unwrap_or_else(Error::stopped));
+                }
                 (None, _) if self.shutdown.is_requested() => return Err(Error::stopped()),
                 _ => {}
             }
@@ -242,7 +252,9 @@ impl Shared {
         let deadline = after(sync::now(), timeout);
         let mut public = self.public.lock();
         while public.state != State::Closed {
-            if self.changed.wait_until(&mut public, deadline).timed_out() && public.state != State::Closed {
+            if self.changed.wait_until(&mut public, deadline).timed_out()
+                && public.state != State::Closed
+            {
                 return None;
             }
         }
@@ -253,9 +265,14 @@ impl Shared {
     pub(crate) fn open_connection(&self) -> Result<Arc<OpenConnection>, Error> {
         let public = self.public.lock();
         match (&public.active, public.state) {
-            (_, State::Closed) => Err(Error::new(ErrorKind::Stopped, "the client has ended: build a new one")),
+            (_, State::Closed) => {
+                Err(Error::new(ErrorKind::Stopped, "the client has ended: build a new one"))
+            }
             (Active::Open(connection), _) => Ok(Arc::clone(connection)),
-            _ => Err(Error::new(ErrorKind::Connect, "no connection is open: wait for the next opening")),
+            _ => Err(Error::new(
+                ErrorKind::Connect,
+                "no connection is open: wait for the next opening",
+            )),
         }
     }
 
@@ -264,7 +281,8 @@ impl Shared {
         let _ = self.wakeup.try_send(());
     }
 
-    /// Tells the client to stop by `timeout` from now, and returns at once. `close`: what the peer is told, if no earlier stop told it.
+    /// Tells the client to stop by `timeout` from now, and returns at once. `close`: what the peer
+    /// is told, if no earlier stop told it.
     pub(crate) fn request_stop(&self, close: CloseFrame, timeout: Duration) {
         let by = after(sync::now(), timeout);
         let by = by.checked_sub(stop_margin(timeout)).unwrap_or(by);
@@ -274,7 +292,8 @@ impl Shared {
             public.stop_close.get_or_insert(close);
         }
         self.threads.shutdown();
-        // Whoever waits for an opening has to hear of it, and the heart of an earlier deadline. The lock makes this wake whoever is about to wait.
+        // Whoever waits for an opening has to hear of it, and the heart of an earlier deadline. The
+        // lock makes this wake whoever is about to wait.
         drop(self.public.lock());
         self.changed.notify_all();
         self.wake();
@@ -285,7 +304,8 @@ impl Shared {
         let began = sync::now();
         self.request_stop(close, timeout);
         let by = after(began, timeout);
-        // Half of what the heart keeps back: if it has not aborted the connection by then, something of the program's holds it up.
+        // Half of what the heart keeps back: if it has not aborted the connection by then,
+        // something of the program's holds it up.
         let enough = by.checked_sub(stop_margin(timeout) / 2).unwrap_or(by);
         self.threads.join_or_free(by, enough, || self.let_go()).measured_from(began)
     }
@@ -297,8 +317,10 @@ impl Shared {
             Active::Dialing(waker) => waker.wake(),
             Active::Open(connection) => {
                 let now = sync::now();
-                // Not due at once: the heart, which may be at it too, would abort before anything is said.
-                connection.begin_close(self.stop_close(), after(now, self.send_timeouts.close_timeout));
+                // Not due at once: the heart, which may be at it too, would abort before anything
+                // is said.
+                connection
+                    .begin_close(self.stop_close(), after(now, self.send_timeouts.close_timeout));
                 let _ = connection.flush_pending(now);
                 connection.abort(Error::stopped());
             }
@@ -310,7 +332,8 @@ impl Shared {
         self.public.lock().stop_by
     }
 
-    /// What the close frame of a stop says. A client that ends by itself has nothing to add to 1000.
+    /// What the close frame of a stop says. A client that ends by itself has nothing to add to
+    /// 1000.
     pub(crate) fn stop_close(&self) -> CloseFrame {
         self.public.lock().stop_close.clone().unwrap_or_else(CloseFrame::normal)
     }

@@ -1,7 +1,8 @@
 //! What threads share and wait with: locks, channels, atomics, threads and the clock.
 //!
-//! Everything of this crate that runs on more than one thread takes them from here. Built with `--cfg shuttle` they come from the model
-//! instead, in which a scheduler tries out interleavings and time passes only when it is told to.
+//! Everything of this crate that runs on more than one thread takes them from here. Built with
+//! `--cfg shuttle` they come from the model instead, in which a scheduler tries out interleavings
+//! and time passes only when it is told to.
 
 pub(crate) mod threads;
 

@@ -17,9 +17,10 @@ use crate::time::after;
 
 /// Owns every thread of a client, and the signal that ends them.
 ///
-/// The signal is a channel on which nothing is ever sent: `shutdown` drops its only sender, and every receiver wakes, now and for ever
-/// after, so that no wake-up can be lost. Each thread holds a `done` sender that drops when the thread ends, panics included: waiting for
-/// it with a deadline and then calling `join`, which is by then immediate, is how a join gets a deadline.
+/// The signal is a channel on which nothing is ever sent: `shutdown` drops its only sender, and
+/// every receiver wakes, now and for ever after, so that no wake-up can be lost. Each thread holds
+/// a `done` sender that drops when the thread ends, panics included: waiting for it with a deadline
+/// and then calling `join`, which is by then immediate, is how a join gets a deadline.
 pub(crate) struct Threads {
     shutdown: Shutdown,
     /// Dropped by the first `shutdown`. A lock of its own, held for that instant alone.
@@ -75,7 +76,8 @@ impl Threads {
     /// Starts a tracked thread.
     ///
     /// # Errors
-    /// `Stopped` after `shutdown`, so that no thread is born behind a stop; `Io` when the system has no thread to give.
+    /// `Stopped` after `shutdown`, so that no thread is born behind a stop; `Io` when the system
+    /// has no thread to give.
     pub(crate) fn spawn(
         &self,
         name: &'static str,
@@ -106,9 +108,17 @@ impl Threads {
                 }
                 body();
             })
-            .map_err(|error| Error::caused(ErrorKind::Io, format!("starting the thread {name}"), error))?;
+            .map_err(|error| {
+                Error::caused(ErrorKind::Io, format!("starting the thread {name}"), error)
+            })?;
         let id = handle.thread().id();
-        threads.push(Arc::new(Tracked { name, id, done, join_timeout, handle: Mutex::new(Some(handle)) }));
+        threads.push(Arc::new(Tracked {
+            name,
+            id,
+            done,
+            join_timeout,
+            handle: Mutex::new(Some(handle)),
+        }));
         Ok(())
     }
 
@@ -120,19 +130,27 @@ impl Threads {
         drop(self.signal.lock().take());
     }
 
-    /// Waits until every thread has ended or `deadline` has passed, and says which did what. Never waits for the thread it runs on.
+    /// Waits until every thread has ended or `deadline` has passed, and says which did what. Never
+    /// waits for the thread it runs on.
     #[cfg(any(test, feature = "testing"))]
     pub(crate) fn join_until(&self, deadline: Instant) -> StopReport {
         self.join_or_free(deadline, deadline, || ())
     }
 
-    /// Waits until every thread has ended or `deadline` has passed, and says which did what. Never waits for the thread it runs on. For threads
-    /// that have not ended at `enough`, which is earlier, it calls `free` before it goes on waiting.
-    pub(crate) fn join_or_free(&self, deadline: Instant, enough: Instant, free: impl FnOnce()) -> StopReport {
+    /// Waits until every thread has ended or `deadline` has passed, and says which did what. Never
+    /// waits for the thread it runs on. For threads that have not ended at `enough`, which is
+    /// earlier, it calls `free` before it goes on waiting.
+    pub(crate) fn join_or_free(
+        &self,
+        deadline: Instant,
+        enough: Instant,
+        free: impl FnOnce(),
+    ) -> StopReport {
         let began = sync::now();
         let threads = self.threads.lock().clone();
         let current = thread::current().id();
-        // Waiting for the others from one of them could be waiting for oneself: the heart ends after the reader, for example.
+        // Waiting for the others from one of them could be waiting for oneself: the heart ends
+        // after the reader, for example.
         let is_own = threads.iter().any(|thread| thread.id == current);
         #[cfg(shuttle)]
         let is_own = is_own && !crate::model::is_sabotaged(crate::model::Sabotage::JoinItself);
@@ -144,10 +162,14 @@ impl Threads {
             })
             .collect();
         // A lookup may be late before that, and nothing helps it.
-        if reports.iter().any(|report| report.outcome == ThreadOutcome::TimedOut) && sync::now() >= enough {
+        if reports.iter().any(|report| report.outcome == ThreadOutcome::TimedOut)
+            && sync::now() >= enough
+        {
             free();
-            for (thread, report) in
-                threads.iter().zip(&mut reports).filter(|(_, report)| report.outcome == ThreadOutcome::TimedOut)
+            for (thread, report) in threads
+                .iter()
+                .zip(&mut reports)
+                .filter(|(_, report)| report.outcome == ThreadOutcome::TimedOut)
             {
                 *report = thread.join_until(began, deadline);
             }
@@ -170,8 +192,9 @@ impl Threads {
 
 /// Keeps a thread's `done` sender until the thread's end, behind whatever else it drops.
 ///
-/// The program may keep things in the thread that take a while to drop, a log's guard for example, in its thread-locals: a join waits for those too,
-/// so they have to be gone when the thread counts as done. Rust drops thread-locals from the last to the first, and this is the first. Should a
+/// The program may keep things in the thread that take a while to drop, a log's guard for example,
+/// in its thread-locals: a join waits for those too, so they have to be gone when the thread counts
+/// as done. Rust drops thread-locals from the last to the first, and this is the first. Should a
 /// platform do otherwise, that part of the end is waited for and not seen.
 #[cfg(not(shuttle))]
 fn last_of_all(running: Sender<Infallible>) -> Option<Sender<Infallible>> {
@@ -201,7 +224,8 @@ impl Tracked {
         done
     }
 
-    /// Joins a thread that is known to be done. A panic has been reported where it was caught, or is a bug that the log tells of.
+    /// Joins a thread that is known to be done. A panic has been reported where it was caught, or
+    /// is a bug that the log tells of.
     fn join(&self) {
         let Some(handle) = self.handle.lock().take() else { return };
         if handle.join().is_err() {
@@ -229,7 +253,11 @@ impl Tracked {
             self.join();
         }
         let outcome = if ended { ThreadOutcome::Joined } else { ThreadOutcome::TimedOut };
-        ThreadReport { name: self.name, outcome, took: sync::now().saturating_duration_since(began) }
+        ThreadReport {
+            name: self.name,
+            outcome,
+            took: sync::now().saturating_duration_since(began),
+        }
     }
 }
 
@@ -237,7 +265,8 @@ impl Tracked {
 #[derive(Clone)]
 pub(crate) struct Shutdown {
     gone: Receiver<Infallible>,
-    /// Set before the channel disconnects. What the reader looks at once per message, where a channel would be too slow.
+    /// Set before the channel disconnects. What the reader looks at once per message, where a
+    /// channel would be too slow.
     requested: Arc<AtomicBool>,
 }
 
@@ -260,18 +289,32 @@ pub(crate) enum Woken<T> {
     TimedOut,
 }
 
-/// Waits for the shutdown signal, the bell or a time, whichever is first; shutdown goes before the time when both are there.
+/// Waits for the shutdown signal, the bell or a time, whichever is first; shutdown goes before the
+/// time when both are there.
 ///
 /// Every wait of a thread that has to be woken goes through here.
-pub(crate) fn wait<T>(shutdown: &Shutdown, wakeup: &Receiver<T>, until: Option<Instant>) -> Woken<T> {
+pub(crate) fn wait<T>(
+    shutdown: &Shutdown,
+    wakeup: &Receiver<T>,
+    until: Option<Instant>,
+) -> Woken<T> {
     let woken = wait_over(&shutdown.gone, wakeup, until);
-    // select! picks at random among those that are ready, and what came through the bell must not be lost.
-    if shutdown.is_requested() && !matches!(woken, Woken::Received(_)) { Woken::Shutdown } else { woken }
+    // select! picks at random among those that are ready, and what came through the bell must not
+    // be lost.
+    if shutdown.is_requested() && !matches!(woken, Woken::Received(_)) {
+        Woken::Shutdown
+    } else {
+        woken
+    }
 }
 
 /// As [`wait`], with any channel on which nothing is ever sent in the place of the shutdown signal.
 #[cfg(not(shuttle))]
-pub(crate) fn wait_over<T>(over: &Receiver<Infallible>, wakeup: &Receiver<T>, until: Option<Instant>) -> Woken<T> {
+pub(crate) fn wait_over<T>(
+    over: &Receiver<Infallible>,
+    wakeup: &Receiver<T>,
+    until: Option<Instant>,
+) -> Woken<T> {
     use crossbeam_channel::{at, never, select};
     let due = until.map_or_else(never, at);
     select! {
@@ -308,11 +351,14 @@ pub struct ThreadReport {
 pub enum ThreadOutcome {
     /// It has ended and was joined.
     Joined,
-    /// It had not ended by the deadline. It has been told to, and ends as soon as whatever holds it lets go.
+    /// It had not ended by the deadline. It has been told to, and ends as soon as whatever holds it
+    /// lets go.
     TimedOut,
-    /// It is the thread that asked for the stop, from inside the handler. It ends once the handler returns.
+    /// It is the thread that asked for the stop, from inside the handler. It ends once the handler
+    /// returns.
     Current,
-    /// It has been told to end and was not waited for, because the stop was asked for from one of the client's own threads.
+    /// It has been told to end and was not waited for, because the stop was asked for from one of
+    /// the client's own threads.
     Detached,
 }
 
@@ -401,7 +447,10 @@ mod tests {
         threads.shutdown();
         let report = threads.join_until(Instant::now() + Duration::from_millis(10));
         assert!(!report.is_clean());
-        assert_eq!((report.threads()[0].name, report.threads()[0].outcome), ("holdout", ThreadOutcome::TimedOut));
+        assert_eq!(
+            (report.threads()[0].name, report.threads()[0].outcome),
+            ("holdout", ThreadOutcome::TimedOut)
+        );
         drop(release);
         assert!(threads.join_until(soon()).is_clean());
     }
@@ -411,12 +460,15 @@ mod tests {
         let threads = Threads::new(ThreadOptions::default());
         let (release, held) = bounded::<()>(0);
         let join_timeout = JoinTimeout::AtMost(Duration::from_millis(5));
-        threads.spawn("lookup", join_timeout, move || assert!(held.recv().is_err())).expect("threads are there");
+        threads
+            .spawn("lookup", join_timeout, move || assert!(held.recv().is_err()))
+            .expect("threads are there");
         threads.shutdown();
         let report = threads.join_until(Instant::now() + Duration::from_secs(3600));
         assert_eq!(report.threads()[0].outcome, ThreadOutcome::TimedOut);
         drop(release);
-        // Its patience is for a lookup that hangs: one that ends may need a further look on a busy machine.
+        // Its patience is for a lookup that hangs: one that ends may need a further look on a busy
+        // machine.
         let by = soon();
         while !threads.join_until(by).is_clean() {
             assert!(Instant::now() < by, "it has been released");
@@ -427,7 +479,8 @@ mod tests {
     fn no_thread_is_born_behind_a_stop() {
         let threads = Threads::new(ThreadOptions::default());
         threads.shutdown();
-        let refused = threads.spawn("late", JoinTimeout::Deadline, || unreachable!("it must not run"));
+        let refused =
+            threads.spawn("late", JoinTimeout::Deadline, || unreachable!("it must not run"));
         assert_eq!(refused.expect_err("the threads has ended").kind(), ErrorKind::Stopped);
         assert!(threads.join_until(soon()).threads().is_empty());
     }
@@ -450,7 +503,9 @@ mod tests {
     #[test]
     fn a_panicking_thread_counts_as_ended() {
         let threads = Threads::new(ThreadOptions::default());
-        threads.spawn("panics", JoinTimeout::Deadline, || panic!("on purpose")).expect("threads are there");
+        threads
+            .spawn("panics", JoinTimeout::Deadline, || panic!("on purpose"))
+            .expect("threads are there");
         threads.shutdown();
         assert!(threads.join_until(soon()).is_clean());
     }

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::time::{Duration, Instant};
 
-/// How long after the work threads and descriptors may linger: the kernel takes a moment to reap a thread that has been joined.
+/// How long after the work threads and descriptors may linger: the kernel takes a moment to reap a
+/// thread that has been joined.
 const SETTLE_WITHIN: Duration = Duration::from_secs(3);
 
 /// The threads and descriptors of this process at one moment. Linux only: it reads `/proc/self`.
@@ -12,7 +13,8 @@ const SETTLE_WITHIN: Duration = Duration::from_secs(3);
 pub struct Census {
     /// The names of all threads, by the kernel's numbers for them.
     pub threads: BTreeMap<u32, String>,
-    /// What every open descriptor is, sorted. Files tell their path, sockets and pipes a number that no other has.
+    /// What every open descriptor is, sorted. Files tell their path, sockets and pipes a number
+    /// that no other has.
     pub descriptors: Vec<String>,
 }
 
@@ -40,8 +42,9 @@ impl Census {
         Census { threads, descriptors }
     }
 
-    /// Whether no thread and no descriptor is there that was not there `before`, waiting up to three seconds for it. Each counts for itself: a
-    /// socket that is left behind is found even if another has been closed meanwhile. What has gone is no leak.
+    /// Whether no thread and no descriptor is there that was not there `before`, waiting up to
+    /// three seconds for it. Each counts for itself: a socket that is left behind is found even if
+    /// another has been closed meanwhile. What has gone is no leak.
     ///
     /// # Errors
     /// What there is and was not there before, by name.
@@ -80,14 +83,19 @@ impl Census {
 }
 
 fn entries(folder: &str) -> Vec<String> {
-    let listing = fs::read_dir(folder).unwrap_or_else(|error| panic!("cannot list {folder}: {error}"));
-    listing.filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned())).collect()
+    let listing =
+        fs::read_dir(folder).unwrap_or_else(|error| panic!("cannot list {folder}: {error}"));
+    listing
+        .filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned()))
+        .collect()
 }
 
-/// Runs `work`, and checks that no thread and no descriptor is there afterwards that was not there before. Linux only.
+/// Runs `work`, and checks that no thread and no descriptor is there afterwards that was not there
+/// before. Linux only.
 ///
-/// It looks at the whole process: run nothing else beside it, which means a test binary of its own, or `--test-threads=1`. What the first use
-/// of a library sets up for good (the roots of TLS, a logger) has to have been done before. A connection that is open before and comes back during the
+/// It looks at the whole process: run nothing else beside it, which means a test binary of its own,
+/// or `--test-threads=1`. What the first use of a library sets up for good (the roots of TLS, a
+/// logger) has to have been done before. A connection that is open before and comes back during the
 /// work has a new socket, which counts as left behind.
 ///
 /// # Panics
@@ -151,12 +159,19 @@ mod tests {
 
     #[test]
     fn what_has_gone_hides_nothing_that_has_come() {
-        let before = census(&[(1, "main"), (2, "reader")], &["/dev/null", "/dev/null", "socket:[10]"]);
+        let before =
+            census(&[(1, "main"), (2, "reader")], &["/dev/null", "/dev/null", "socket:[10]"]);
         assert_eq!(before.more_than(&before), None);
         assert_eq!(census(&[(1, "main")], &["/dev/null"]).more_than(&before), None);
         let now = census(&[(1, "main"), (3, "reader")], &["/dev/null", "socket:[11]"]);
-        assert_eq!(now.more_than(&before).as_deref(), Some(r#"threads ["reader (3)"]; descriptors ["socket:[11]"]"#));
+        assert_eq!(
+            now.more_than(&before).as_deref(),
+            Some(r#"threads ["reader (3)"]; descriptors ["socket:[11]"]"#)
+        );
         let now = census(&[], &["/dev/null", "/dev/null", "/dev/null"]);
-        assert_eq!(now.more_than(&before).as_deref(), Some(r#"threads []; descriptors ["/dev/null"]"#));
+        assert_eq!(
+            now.more_than(&before).as_deref(),
+            Some(r#"threads []; descriptors ["/dev/null"]"#)
+        );
     }
 }

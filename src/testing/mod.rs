@@ -1,8 +1,10 @@
-//! A scripted server on a loopback port, and a check for leaks: for the tests of programs that use this crate, and for its own.
+//! A scripted server on a loopback port, and a check for leaks: for the tests of programs that use
+//! this crate, and for its own.
 //!
-//! A script is a closure that plays the server's side of one connection, on a thread of its own. It ends when the closure returns, and
-//! whatever it waits for ends when the server is dropped. Most scripts begin with [`Peer::upgrade`], and everything that a server can do wrong is one
-//! or two calls away:
+//! A script is a closure that plays the server's side of one connection, on a thread of its own. It
+//! ends when the closure returns, and whatever it waits for ends when the server is dropped. Most
+//! scripts begin with [`Peer::upgrade`], and everything that a server can do wrong is one or two
+//! calls away:
 //!
 //! | fault | script |
 //! |---|---|

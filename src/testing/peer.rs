@@ -14,7 +14,8 @@ use super::server::Shared;
 /// A request head longer than this is no opening handshake.
 const HEAD_MAX: usize = 64 * 1024;
 
-/// The server's side of one connection. All its calls end when the server is dropped, with an error.
+/// The server's side of one connection. All its calls end when the server is dropped, with an
+/// error.
 pub struct Peer {
     number: usize,
     stream: Stream,
@@ -79,7 +80,10 @@ pub enum Received {
 impl Request {
     /// The value of the first header of that name, in any case.
     pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(known, _)| known.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
+        self.headers
+            .iter()
+            .find(|(known, _)| known.eq_ignore_ascii_case(name))
+            .map(|(_, value)| value.as_str())
     }
 
     /// The value of `Sec-WebSocket-Accept` that answers it (RFC 6455 section 4.2.2).
@@ -109,9 +113,18 @@ impl Peer {
         let socket = Socket { socket, allowance, trickle, shared: Arc::clone(shared) };
         let stream = match acceptor {
             None => Stream::Plain(socket),
-            Some(acceptor) => Stream::Tls(Box::new(acceptor.accept(socket).map_err(io::Error::other)?)),
+            Some(acceptor) => {
+                Stream::Tls(Box::new(acceptor.accept(socket).map_err(io::Error::other)?))
+            }
         };
-        Ok(Peer { number, stream, unread: Vec::new(), partial: None, has_ended: false, shared: Arc::clone(shared) })
+        Ok(Peer {
+            number,
+            stream,
+            unread: Vec::new(),
+            partial: None,
+            has_ended: false,
+            shared: Arc::clone(shared),
+        })
     }
 
     /// Which connection of the server this is, from 0.
@@ -137,7 +150,8 @@ impl Peer {
         self.upgrade_with("")
     }
 
-    /// As [`upgrade`](Peer::upgrade), with further header lines in the answer, each ended by `\r\n`.
+    /// As [`upgrade`](Peer::upgrade), with further header lines in the answer, each ended by
+    /// `\r\n`.
     ///
     /// # Errors
     /// As [`upgrade`](Peer::upgrade).
@@ -156,10 +170,17 @@ impl Peer {
         loop {
             let mut fields = [httparse::EMPTY_HEADER; 64];
             let mut request = httparse::Request::new(&mut fields);
-            if let httparse::Status::Complete(len) = request.parse(&self.unread).map_err(io::Error::other)? {
+            if let httparse::Status::Complete(len) =
+                request.parse(&self.unread).map_err(io::Error::other)?
+            {
                 let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-                let headers = request.headers.iter().map(|field| (field.name.to_owned(), text(field.value))).collect();
-                let request = Request { path: request.path.unwrap_or_default().to_owned(), headers };
+                let headers = request
+                    .headers
+                    .iter()
+                    .map(|field| (field.name.to_owned(), text(field.value)))
+                    .collect();
+                let request =
+                    Request { path: request.path.unwrap_or_default().to_owned(), headers };
                 self.unread.drain(..len);
                 return Ok(request);
             }
@@ -169,14 +190,16 @@ impl Peer {
         }
     }
 
-    /// Reads the opening handshake and answers it with another status than 101: `headers` are lines, each ended by `\r\n`.
+    /// Reads the opening handshake and answers it with another status than 101: `headers` are
+    /// lines, each ended by `\r\n`.
     ///
     /// # Errors
     /// As [`upgrade`](Peer::upgrade).
     pub fn refuse(&mut self, status: u16, headers: &str, body: &str) -> io::Result<()> {
         self.read_request()?;
         let len = body.len();
-        let answer = format!("HTTP/1.1 {status} Refused\r\nContent-Length: {len}\r\n{headers}\r\n{body}");
+        let answer =
+            format!("HTTP/1.1 {status} Refused\r\nContent-Length: {len}\r\n{headers}\r\n{body}");
         self.write(answer.as_bytes())?;
         self.half_close()?;
         self.drain()
@@ -239,7 +262,8 @@ impl Peer {
     /// # Errors
     /// The end of the connection.
     pub fn flood(&mut self, size: usize) -> io::Result<()> {
-        let burst = frame(0x81, "x".repeat(size).as_bytes()).repeat((64 * 1024 / (size + 1)).max(1));
+        let burst =
+            frame(0x81, "x".repeat(size).as_bytes()).repeat((64 * 1024 / (size + 1)).max(1));
         loop {
             self.write(&burst)?;
         }
@@ -270,11 +294,13 @@ impl Peer {
 
     // ---- Receiving ----
 
-    /// The next message or control frame; fragments are put together, and what comes between them comes first.
+    /// The next message or control frame; fragments are put together, and what comes between them
+    /// comes first.
     ///
     /// # Errors
-    /// When the client breaks RFC 6455 (an unmasked frame, a stray fragment), or the connection breaks. [`Received::End`] is told once: a script
-    /// that asks again would go round for ever, and gets `UnexpectedEof`.
+    /// When the client breaks RFC 6455 (an unmasked frame, a stray fragment), or the connection
+    /// breaks. [`Received::End`] is told once: a script that asks again would go round for ever,
+    /// and gets `UnexpectedEof`.
     pub fn receive(&mut self) -> io::Result<Received> {
         loop {
             let Some((first, payload)) = self.read_frame()? else {
@@ -287,7 +313,8 @@ impl Peer {
                 (8, _) => {
                     let code = payload.first_chunk::<2>().map(|code| u16::from_be_bytes(*code));
                     self.shared.note_close(code);
-                    let reason = String::from_utf8_lossy(payload.get(2..).unwrap_or_default()).into_owned();
+                    let reason =
+                        String::from_utf8_lossy(payload.get(2..).unwrap_or_default()).into_owned();
                     return Ok(Received::Close(code, reason));
                 }
                 (9, partial) => {
@@ -304,7 +331,12 @@ impl Peer {
                     (kind, message)
                 }
                 (kind @ (1 | 2), None) => (kind, payload),
-                _ => return Err(io::Error::new(ErrorKind::InvalidData, "a client's frame out of order")),
+                _ => {
+                    return Err(io::Error::new(
+                        ErrorKind::InvalidData,
+                        "a client's frame out of order",
+                    ));
+                }
             };
             if first & 0x80 == 0 {
                 self.partial = Some((kind, message));
@@ -327,7 +359,9 @@ impl Peer {
         self.socket().set_read_timeout(Some(timeout.max(Duration::from_millis(1))))?;
         let received = match self.receive() {
             Ok(received) => Ok(Some(received)),
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => Ok(None),
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                Ok(None)
+            }
             Err(error) => Err(error),
         };
         self.socket().set_read_timeout(None)?;
@@ -354,7 +388,8 @@ impl Peer {
         }
     }
 
-    /// Sends every data message back, answers pings and a close frame: a well-behaved server, until the connection ends.
+    /// Sends every data message back, answers pings and a close frame: a well-behaved server, until
+    /// the connection ends.
     ///
     /// # Errors
     /// The end of the connection.
@@ -399,7 +434,8 @@ impl Peer {
 
     // ---- Ending ----
 
-    /// Resets the connection, as a firewall does. The script has to return after this: the reset goes out then.
+    /// Resets the connection, as a firewall does. The script has to return after this: the reset
+    /// goes out then.
     ///
     /// # Errors
     /// When the connection has ended.
@@ -408,7 +444,8 @@ impl Peer {
         SockRef::from(self.socket()).set_linger(Some(Duration::ZERO))
     }
 
-    /// Ends the direction to the client: TCP FIN, without a close frame and without a TLS close_notify.
+    /// Ends the direction to the client: TCP FIN, without a close frame and without a TLS
+    /// close_notify.
     ///
     /// # Errors
     /// When the connection has ended.
@@ -416,8 +453,8 @@ impl Peer {
         self.socket().shutdown(Shutdown::Write)
     }
 
-    /// Ends TLS as it should be ended, by a close_notify, but without a close frame before it. The same as
-    /// [`half_close`](Peer::half_close) where there is no TLS.
+    /// Ends TLS as it should be ended, by a close_notify, but without a close frame before it. The
+    /// same as [`half_close`](Peer::half_close) where there is no TLS.
     ///
     /// # Errors
     /// When the connection has ended.
@@ -428,7 +465,8 @@ impl Peer {
         }
     }
 
-    /// Lets so many more bytes of the TLS stream through, and then no more, though the connection stays.
+    /// Lets so many more bytes of the TLS stream through, and then no more, though the connection
+    /// stays.
     pub fn stall_writes_after(&mut self, bytes: usize) {
         match &mut self.stream {
             Stream::Plain(socket) => socket.allowance = Some(bytes),
@@ -436,7 +474,8 @@ impl Peer {
         }
     }
 
-    /// Limits what the kernel takes for a peer that does not read, which may otherwise be tens of megabytes.
+    /// Limits what the kernel takes for a peer that does not read, which may otherwise be tens of
+    /// megabytes.
     ///
     /// # Errors
     /// When the connection has ended.

@@ -12,7 +12,8 @@ use parking_lot::{Condvar, Mutex};
 use super::peer::{Obstacles, Peer};
 use crate::sync::threads::{JoinTimeout, Shutdown as Stop, ThreadOptions, Threads};
 
-/// How long a dropped server waits for its threads. Scripts of this module end at once; one of the user's own may not.
+/// How long a dropped server waits for its threads. Scripts of this module end at once; one of the
+/// user's own may not.
 const DROP_WITHIN: Duration = Duration::from_secs(5);
 
 /// Enough for a script and a TLS handshake, and little enough for a thousand connections.
@@ -71,11 +72,14 @@ struct Seen {
 }
 
 impl TestServer {
-    /// Starts a plain server on a free port of 127.0.0.1. `script` plays every connection; its error ends that connection and is not told.
+    /// Starts a plain server on a free port of 127.0.0.1. `script` plays every connection; its
+    /// error ends that connection and is not told.
     ///
     /// # Panics
     /// If the system has no port to give.
-    pub fn start(script: impl Fn(&mut Peer) -> io::Result<()> + Send + Sync + 'static) -> TestServer {
+    pub fn start(
+        script: impl Fn(&mut Peer) -> io::Result<()> + Send + Sync + 'static,
+    ) -> TestServer {
         TestServer::builder().start(script)
     }
 
@@ -97,7 +101,8 @@ impl TestServer {
         self.address
     }
 
-    /// The root certificate of servers with TLS, for [`Builder::tls_root`](crate::Builder::tls_root).
+    /// The root certificate of servers with TLS, for
+    /// [`Builder::tls_root`](crate::Builder::tls_root).
     pub fn root_pem() -> &'static [u8] {
         include_bytes!("certificates/root.pem")
     }
@@ -195,13 +200,15 @@ impl TestServerBuilder {
         self
     }
 
-    /// Writes so many bytes of each connection's TLS stream, handshake included, and then no more, though the connection stays.
+    /// Writes so many bytes of each connection's TLS stream, handshake included, and then no more,
+    /// though the connection stays.
     pub fn tls_stalls_after(mut self, bytes: usize) -> Self {
         self.tls_stalls_after = Some(bytes);
         self
     }
 
-    /// Writes the bytes of each connection one by one, this far apart, whatever they are: TLS handshake, TLS records, answers, frames.
+    /// Writes the bytes of each connection one by one, this far apart, whatever they are: TLS
+    /// handshake, TLS records, answers, frames.
     pub fn trickles_every(mut self, time: Duration) -> Self {
         self.trickles_every = Some(time);
         self
@@ -217,18 +224,31 @@ impl TestServerBuilder {
     ///
     /// # Panics
     /// If the system does not let it listen.
-    pub fn start(self, script: impl Fn(&mut Peer) -> io::Result<()> + Send + Sync + 'static) -> TestServer {
+    pub fn start(
+        self,
+        script: impl Fn(&mut Peer) -> io::Result<()> + Send + Sync + 'static,
+    ) -> TestServer {
         let wanted = self.address.unwrap_or_else(|| ([127, 0, 0, 1], 0).into());
-        let listener = TcpListener::bind(wanted).unwrap_or_else(|error| panic!("cannot listen on {wanted}: {error}"));
-        // A longer queue than the default of 128: a thousand clients that come back at once would wait a second for their lost SYNs.
-        socket2::SockRef::from(&listener).listen(BACKLOG).expect("a socket that listens may listen again");
+        let listener = TcpListener::bind(wanted)
+            .unwrap_or_else(|error| panic!("cannot listen on {wanted}: {error}"));
+        // A longer queue than the default of 128: a thousand clients that come back at once would
+        // wait a second for their lost SYNs.
+        socket2::SockRef::from(&listener)
+            .listen(BACKLOG)
+            .expect("a socket that listens may listen again");
         let address = listener.local_addr().expect("a bound socket has an address");
         let acceptor = self.certificate.map(acceptor);
         let is_tls = acceptor.is_some();
-        let threads = Threads::new(ThreadOptions { stack_size: Some(STACK), ..ThreadOptions::default() });
+        let threads =
+            Threads::new(ThreadOptions { stack_size: Some(STACK), ..ThreadOptions::default() });
         let stop = threads.shutdown_signal();
-        let shared =
-            Shared { threads, stop, is_forgetful: self.is_forgetful, seen: Mutex::default(), changed: Condvar::new() };
+        let shared = Shared {
+            threads,
+            stop,
+            is_forgetful: self.is_forgetful,
+            seen: Mutex::default(),
+            changed: Condvar::new(),
+        };
         let shared = Arc::new(shared);
         let accepting = Accepting {
             shared: Arc::clone(&shared),
@@ -261,7 +281,8 @@ fn acceptor(leaf: Leaf) -> TlsAcceptor {
 
 type Script = Arc<dyn Fn(&mut Peer) -> io::Result<()> + Send + Sync>;
 
-/// What the accepting thread runs on. Ends when a connection comes after the stop: `TestServer::drop` makes one.
+/// What the accepting thread runs on. Ends when a connection comes after the stop:
+/// `TestServer::drop` makes one.
 struct Accepting {
     shared: Arc<Shared>,
     script: Script,
@@ -275,7 +296,8 @@ impl Accepting {
             if self.shared.stop.is_requested() {
                 return;
             }
-            // A connection that was reset in the queue, or no descriptor left for it, which may last.
+            // A connection that was reset in the queue, or no descriptor left for it, which may
+            // last.
             let Ok(socket) = socket else {
                 std::thread::sleep(Duration::from_millis(10));
                 continue;
@@ -287,7 +309,9 @@ impl Accepting {
             let (acceptor, obstacles) = (self.acceptor.clone(), self.obstacles);
             let play = move || {
                 let leaving = Leaving { shared: Arc::clone(&shared), number };
-                if let Ok(mut peer) = Peer::accept(number, socket, acceptor.as_ref(), obstacles, &shared) {
+                if let Ok(mut peer) =
+                    Peer::accept(number, socket, acceptor.as_ref(), obstacles, &shared)
+                {
                     // The script's error is the end of its connection, and nothing else.
                     let _ = script(&mut peer);
                 }
@@ -335,7 +359,8 @@ impl Shared {
         });
     }
 
-    /// Gives up the server's own handle of a connection, so that the peer's is the last and its drop closes the socket.
+    /// Gives up the server's own handle of a connection, so that the peer's is the last and its
+    /// drop closes the socket.
     pub(super) fn release(&self, number: usize) {
         self.note(|seen| drop(seen.sockets.remove(&number)));
     }
@@ -376,7 +401,9 @@ impl Shared {
         while !seen.is_stopped {
             match until {
                 None => self.changed.wait(&mut seen),
-                Some(until) if self.changed.wait_until(&mut seen, until).timed_out() => return seen.is_stopped,
+                Some(until) if self.changed.wait_until(&mut seen, until).timed_out() => {
+                    return seen.is_stopped;
+                }
                 Some(_) => {}
             }
         }
@@ -407,7 +434,8 @@ impl Drop for TestServer {
         self.shared.threads.shutdown();
         self.shared.note(|seen| seen.is_stopped = true);
         self.shared.abort_all();
-        // Wakes `accept`, which nothing else does on every platform. A full backlog means that it is about to wake anyhow.
+        // Wakes `accept`, which nothing else does on every platform. A full backlog means that it
+        // is about to wake anyhow.
         let _ = TcpStream::connect_timeout(&self.address, Duration::from_millis(100));
         let report = self.shared.threads.join_until(Instant::now() + DROP_WITHIN);
         if !report.is_clean() && !std::thread::panicking() {
@@ -418,6 +446,9 @@ impl Drop for TestServer {
 
 impl std::fmt::Debug for TestServer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("TestServer").field("url", &self.url()).field("connections", &self.connections()).finish()
+        f.debug_struct("TestServer")
+            .field("url", &self.url())
+            .field("connections", &self.connections())
+            .finish()
     }
 }

@@ -23,7 +23,8 @@ const SLACK: usize = 200;
 const SOON: Duration = Duration::from_secs(60);
 
 fn main() {
-    for (name, settings) in [("plain", TestServer::builder()), ("TLS", TestServer::builder().tls())] {
+    for (name, settings) in [("plain", TestServer::builder()), ("TLS", TestServer::builder().tls())]
+    {
         let server = settings.forgetful().start(|peer| {
             peer.upgrade()?;
             peer.flood(200)
@@ -44,7 +45,9 @@ fn client(server: &TestServer) -> Builder {
 /// How often memory was asked for while `COUNTED` messages came.
 fn count(server: &TestServer) -> usize {
     let (tell, told) = bounded(1);
-    let client = client(server).start_with(Count { messages: 0, before: 0, tell }).expect("the settings are good");
+    let client = client(server)
+        .start_with(Count { messages: 0, before: 0, tell })
+        .expect("the settings are good");
     let allocations = told.recv_timeout(SOON).expect("the flood comes");
     assert!(client.stop(SOON).is_clean());
     allocations

@@ -1,4 +1,5 @@
-//! A client in a process of its own: told what to do line by line, and telling what happens line by line.
+//! A client in a process of its own: told what to do line by line, and telling what happens line by
+//! line.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
@@ -40,7 +41,8 @@ impl Bot {
         Bot::spawn_as("server", &[], &[])
     }
 
-    /// Started by way of another program: `wrapper` and its arguments come before the bot's own command.
+    /// Started by way of another program: `wrapper` and its arguments come before the bot's own
+    /// command.
     pub(crate) fn spawn_by(wrapper: &[&str], variables: &[(&str, &str)]) -> Bot {
         Bot::spawn_as("bot", wrapper, variables)
     }
@@ -56,8 +58,11 @@ impl Bot {
 
     /// Another program, that may be talked with in the same way.
     pub(crate) fn spawn_program(command: &mut Command) -> Bot {
-        let mut child =
-            command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("the program can be started");
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the program can be started");
         let output = child.stdout.take().expect("it is piped");
         let orders = child.stdin.take().expect("it is piped");
         let (teller, told) = channel();
@@ -73,7 +78,8 @@ impl Bot {
     }
 
     pub(crate) fn order(&mut self, order: &str) {
-        writeln!(self.orders.as_mut().expect("it is open until the end"), "{order}").expect("the bot lives");
+        writeln!(self.orders.as_mut().expect("it is open until the end"), "{order}")
+            .expect("the bot lives");
     }
 
     /// Has it dial a server.
@@ -95,7 +101,10 @@ impl Bot {
                 Ok(line) if line.starts_with(beginning) => return line,
                 Ok(line) => others.push(line),
                 Err(_) => {
-                    panic!("{beginning:?} was expected, and what came ends with {:?}", others.iter().rev().take(9))
+                    panic!(
+                        "{beginning:?} was expected, and what came ends with {:?}",
+                        others.iter().rev().take(9)
+                    )
                 }
             }
         }
@@ -149,11 +158,16 @@ pub(crate) fn run() {
     for order in std::io::stdin().lock().lines().map_while(Result::ok) {
         match order.split_once(' ').unwrap_or((order.as_str(), "")) {
             (what @ ("start" | "start_with"), rest) => {
-                let (setting, url) =
-                    if what == "start" { ("", rest) } else { rest.split_once(' ').unwrap_or_default() };
+                let (setting, url) = if what == "start" {
+                    ("", rest)
+                } else {
+                    rest.split_once(' ').unwrap_or_default()
+                };
                 match builder(url, setting).start_with(Tells) {
                     Ok(started) => client = Some(started),
-                    Err(error) => println!("not_started {} {}", error.kind().as_str(), error.chain()),
+                    Err(error) => {
+                        println!("not_started {} {}", error.kind().as_str(), error.chain())
+                    }
                 }
             }
             // All descriptors but those that are in use.
@@ -164,7 +178,9 @@ pub(crate) fn run() {
                 println!("hoarded {}", hoard.len());
             }
             // So many of them, or all.
-            ("release", count) => hoard.truncate(count.parse().map_or(0, |count: usize| hoard.len() - count)),
+            ("release", count) => {
+                hoard.truncate(count.parse().map_or(0, |count: usize| hoard.len() - count))
+            }
             ("no_threads", _) => limit_threads(Rlimit { current: Some(1), ..threads }),
             ("threads", _) => limit_threads(threads),
             ("clock", _) => {
@@ -216,7 +232,12 @@ struct Tells;
 impl Handler for Tells {
     fn opened(&mut self, connection: &mut Connection<'_>) {
         let opening = connection.opening();
-        println!("opened {} peer {} took {}", opening.epoch, opening.peer, opening.took.as_millis());
+        println!(
+            "opened {} peer {} took {}",
+            opening.epoch,
+            opening.peer,
+            opening.took.as_millis()
+        );
     }
 
     fn message(&mut self, connection: &mut Connection<'_>, message: MessageRef<'_>) {
@@ -225,7 +246,11 @@ impl Handler for Tells {
 
     fn disconnected(&mut self, disconnect: &Disconnect) {
         let kind = disconnect.error.kind().as_str();
-        println!("disconnected {kind} after {} {}", disconnect.lasted.as_millis(), disconnect.error.chain());
+        println!(
+            "disconnected {kind} after {} {}",
+            disconnect.lasted.as_millis(),
+            disconnect.error.chain()
+        );
     }
 
     fn dial_failed(&mut self, failure: &DialFailure) {

@@ -1,8 +1,10 @@
-//! What happens to connections when the machine is against them: a network that swallows packets, no descriptors, no threads, signals, clocks that
-//! jump, processes that sleep, an environment that says what TLS trusts. Linux only.
+//! What happens to connections when the machine is against them: a network that swallows packets,
+//! no descriptors, no threads, signals, clocks that jump, processes that sleep, an environment that
+//! says what TLS trusts. Linux only.
 //!
-//! A program of its own. Every scenario has its client in a child process ([`bot`]), which can be starved, stopped and traced alone; those of
-//! `network` run in a network namespace of their own besides. What the machine lacks for a scenario is told, and the scenario skipped.
+//! A program of its own. Every scenario has its client in a child process ([`bot`]), which can be
+//! starved, stopped and traced alone; those of `network` run in a network namespace of their own
+//! besides. What the machine lacks for a scenario is told, and the scenario skipped.
 
 #[cfg(target_os = "linux")]
 mod bot;
@@ -57,6 +59,7 @@ fn skip(name: &str, why: &str) {
 #[cfg(target_os = "linux")]
 fn succeeds(program: &str, arguments: &[&str]) -> bool {
     use std::process::{Command, Stdio};
-    let status = Command::new(program).args(arguments).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    let status =
+        Command::new(program).args(arguments).stdout(Stdio::null()).stderr(Stdio::null()).status();
     status.is_ok_and(|status| status.success())
 }

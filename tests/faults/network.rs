@@ -1,4 +1,5 @@
-//! Networks that swallow packets, and resolvers that do not answer: in a network namespace, where a packet filter may be had.
+//! Networks that swallow packets, and resolvers that do not answer: in a network namespace, where a
+//! packet filter may be had.
 
 use std::net::UdpSocket;
 use std::process::Command;
@@ -15,9 +16,14 @@ const SOON: Duration = Duration::from_secs(20);
 pub(crate) fn run_in_namespace() {
     const PROBE: &str = "ip link set lo up && iptables -L -n && ip6tables -L -n && mount --bind /etc/hosts /etc/hosts";
     let entries = [&["--net", "--mount"][..], &["--map-root-user", "--net", "--mount"]];
-    let enter = entries.into_iter().find(|enter| succeeds("unshare", &[enter, &["sh", "-c", PROBE][..]].concat()));
+    let enter = entries
+        .into_iter()
+        .find(|enter| succeeds("unshare", &[enter, &["sh", "-c", PROBE][..]].concat()));
     let Some(enter) = enter else {
-        return skip("network", "it needs namespaces (root, or user namespaces), iproute2 and iptables");
+        return skip(
+            "network",
+            "it needs namespaces (root, or user namespaces), iproute2 and iptables",
+        );
     };
     let own = std::env::current_exe().expect("this program has a path");
     let status = Command::new("unshare").args(enter).arg(own).env(ROLE, "namespace").status();
@@ -63,7 +69,10 @@ fn echo(is_tls: bool) -> TestServer {
 
 fn milliseconds(told: &str, behind: &str) -> u128 {
     let mut words = told.split(' ').skip_while(|word| *word != behind);
-    words.nth(1).and_then(|word| word.parse().ok()).unwrap_or_else(|| panic!("no number behind {behind} in {told:?}"))
+    words
+        .nth(1)
+        .and_then(|word| word.parse().ok())
+        .unwrap_or_else(|| panic!("no number behind {behind} in {told:?}"))
 }
 
 fn black_hole(is_tls: bool) {
@@ -77,7 +86,11 @@ fn black_hole(is_tls: bool) {
     bot.expect("disconnected pong_timeout");
     // The ping before the hole may have been answered just before it.
     assert!(began.elapsed() + Duration::from_millis(50) >= PONG_WITHIN);
-    assert!(began.elapsed() < SOON / 4, "{:?}, after {PING_EVERY:?} and {PONG_WITHIN:?}", began.elapsed());
+    assert!(
+        began.elapsed() < SOON / 4,
+        "{:?}, after {PING_EVERY:?} and {PONG_WITHIN:?}",
+        began.elapsed()
+    );
     // The dials that follow meet the same hole, and end in their budget.
     let failure = bot.expect("dial_failed timeout");
     assert!(failure.contains("connecting to"), "{failure}");
@@ -110,10 +123,14 @@ fn reset(is_tls: bool) {
     bot.start(&server.url());
     bot.expect("opened 1");
     // The client's packets alone: the resets themselves have to arrive.
-    sh(&format!("iptables -A INPUT -p tcp --dport {} -j REJECT --reject-with tcp-reset", server.address().port()));
+    sh(&format!(
+        "iptables -A INPUT -p tcp --dport {} -j REJECT --reject-with tcp-reset",
+        server.address().port()
+    ));
     // The next packet, which is a ping, is answered by one.
     let end = bot.expect("disconnected");
-    // Whoever asks the kernel first is told of the reset: the heart may be about to tell the reader, who sees an end without a reason.
+    // Whoever asks the kernel first is told of the reset: the heart may be about to tell the
+    // reader, who sees an end without a reason.
     assert!(end.starts_with("disconnected io") || end.starts_with("disconnected closed"), "{end}");
     bot.expect("dial_failed connect");
     heal();
@@ -123,7 +140,11 @@ fn reset(is_tls: bool) {
 
 /// A file of the system's in the place of another, in this mount namespace alone.
 fn replace(path: &str, text: &str) {
-    let file = std::env::temp_dir().join(format!("tautline-{}-{}", path.replace('/', "-"), std::process::id()));
+    let file = std::env::temp_dir().join(format!(
+        "tautline-{}-{}",
+        path.replace('/', "-"),
+        std::process::id()
+    ));
     std::fs::write(&file, text).expect("the folder for temporary files can be written to");
     sh(&format!("mount --bind {} {path}", file.display()));
     // The mount keeps what the name no longer has to.
@@ -135,7 +156,8 @@ fn silent_resolver() {
     replace("/etc/resolv.conf", "nameserver 127.0.0.1\noptions timeout:3 attempts:1\n");
     let mut bot = Bot::spawn();
     bot.start("ws://server.example:9/");
-    // The lookup takes three seconds, a dial one: three dials wait for the same lookup, the fourth may ask again.
+    // The lookup takes three seconds, a dial one: three dials wait for the same lookup, the fourth
+    // may ask again.
     for _ in 0..2 {
         let failure = bot.expect("dial_failed timeout");
         assert!(failure.contains("resolving server.example"), "{failure}");
@@ -146,11 +168,16 @@ fn silent_resolver() {
     bot.order("stop");
     let report = bot.expect("report ");
     assert!(report.contains("taut-resolver LATE") && !report.contains("reader LATE"), "{report}");
-    assert!(began.elapsed() < Duration::from_secs(1), "a lookup that hangs is not waited for: {:?}", began.elapsed());
+    assert!(
+        began.elapsed() < Duration::from_secs(1),
+        "a lookup that hangs is not waited for: {:?}",
+        began.elapsed()
+    );
 }
 
 fn dead_ipv6() {
-    // Usable at once: an address that is still being looked for twice on the network would not be dialed, or not first.
+    // Usable at once: an address that is still being looked for twice on the network would not be
+    // dialed, or not first.
     sh("ip -6 address add fd00::1/128 dev lo nodad && ip6tables -A INPUT -d fd00::1 -j DROP");
     replace("/etc/hosts", "fd00::1 server.example\n127.0.0.1 server.example\n");
     let server = echo(false);
@@ -159,6 +186,9 @@ fn dead_ipv6() {
     let opened = bot.expect("opened 1");
     assert!(opened.contains("peer 127.0.0.1:"), "{opened}");
     let took = milliseconds(&opened, "took");
-    assert!((200..900).contains(&took), "the dead one is tried first, and passed after 250 ms: {opened}");
+    assert!(
+        (200..900).contains(&took),
+        "the dead one is tried first, and passed after 250 ms: {opened}"
+    );
     bot.stop();
 }

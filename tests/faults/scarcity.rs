@@ -1,4 +1,5 @@
-//! No descriptors, no threads, signals at every turn. Over TLS; and the connection comes back when the scarcity ends.
+//! No descriptors, no threads, signals at every turn. Over TLS; and the connection comes back when
+//! the scarcity ends.
 
 use tautline::testing::{Peer, TestServer};
 
@@ -42,7 +43,8 @@ fn no_descriptors_later() {
     bot.stop();
 }
 
-/// The first connector is built while the process has no descriptors to read the system's roots with: it must not be kept.
+/// The first connector is built while the process has no descriptors to read the system's roots
+/// with: it must not be kept.
 fn no_descriptors_at_first() {
     let server = echo();
     let mut bot = Bot::spawn_by(&FEW, &[]);
@@ -57,8 +59,9 @@ fn no_descriptors_at_first() {
     bot.stop();
 }
 
-/// The dial comes as far as TLS, and there is no descriptor left for the roots of the system: no certificate can be verified. That is the fault of
-/// no certificate, and of no use once there are descriptors.
+/// The dial comes as far as TLS, and there is no descriptor left for the roots of the system: no
+/// certificate can be verified. That is the fault of no certificate, and of no use once there are
+/// descriptors.
 fn no_descriptor_for_the_roots() {
     // Two to be woken by, and the socket. An address, as a lookup would need some too.
     const FOR_A_DIAL: usize = 3;
@@ -77,7 +80,8 @@ fn no_descriptor_for_the_roots() {
     bot.stop();
 }
 
-/// The limit on threads counts those of a user, and root has none: so the bot runs as a user who has no other.
+/// The limit on threads counts those of a user, and root has none: so the bot runs as a user who
+/// has no other.
 fn threads() {
     const NAME: &str = "no threads";
     const NOBODY: [&str; 4] = ["setpriv", "--reuid=54321", "--regid=54321", "--clear-groups"];
@@ -114,7 +118,8 @@ fn threads() {
     });
 }
 
-/// Every third call that can block is interrupted before it does anything, as by a signal whose handler does not restart it.
+/// Every third call that can block is interrupted before it does anything, as by a signal whose
+/// handler does not restart it.
 fn interruptions() {
     const NAME: &str = "interruptions";
     const INJECT: &str = "inject=recvfrom,sendto,poll,ppoll,connect:error=EINTR:when=2+3";

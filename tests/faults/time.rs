@@ -20,7 +20,8 @@ pub(crate) fn run() {
     wall_clock();
 }
 
-/// The bot is stopped for longer than the pong limit. When it goes on its connection is alive, whatever it missed: it asks at once, once.
+/// The bot is stopped for longer than the pong limit. When it goes on its connection is alive,
+/// whatever it missed: it asks at once, once.
 fn sleep() {
     let server = TestServer::builder().tls().start(|peer| {
         peer.upgrade()?;
@@ -37,7 +38,10 @@ fn sleep() {
         bot.signal(Signal::CONT);
         assert!(server.wait_for_pings(before + 1, SOON), "it asks");
         let missed = ASLEEP.as_millis() / PING_EVERY.as_millis();
-        assert!(server.pings() - before < missed as usize / 2, "it does not make up for what it missed");
+        assert!(
+            server.pings() - before < missed as usize / 2,
+            "it does not make up for what it missed"
+        );
         bot.order("send awake");
         assert_eq!(bot.expect("message"), "message 1 awake");
     }
@@ -47,7 +51,8 @@ fn sleep() {
     bot.stop();
 }
 
-/// Both ends sleep, as on a machine that is suspended: a ping is unanswered for longer than the limit allows, and yet nobody is dead.
+/// Both ends sleep, as on a machine that is suspended: a ping is unanswered for longer than the
+/// limit allows, and yet nobody is dead.
 fn machine_sleeps() {
     let server = Bot::spawn_server();
     let address = server.expect("listening ");
@@ -86,15 +91,18 @@ fn peer_sleeps() {
 /// An hour ahead, an hour back, a day ahead: no deadline looks at it.
 fn wall_clock() {
     const NAME: &str = "a wall clock that jumps";
-    let library =
-        ["/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1", "/usr/lib/aarch64-linux-gnu/faketime/libfaketime.so.1"];
+    let library = [
+        "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1",
+        "/usr/lib/aarch64-linux-gnu/faketime/libfaketime.so.1",
+    ];
     let Some(library) = library.into_iter().find(|path| std::path::Path::new(path).exists()) else {
         return skip(NAME, "it needs libfaketime");
     };
     scenario(NAME, || {
         let file = std::env::temp_dir().join(format!("tautline-clock-{}", std::process::id()));
-        let set =
-            |offset: &str| std::fs::write(&file, offset).expect("the folder for temporary files can be written to");
+        let set = |offset: &str| {
+            std::fs::write(&file, offset).expect("the folder for temporary files can be written to")
+        };
         set("+0");
         let path = file.to_str().expect("a path in UTF-8");
         let variables = [

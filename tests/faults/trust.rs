@@ -1,4 +1,5 @@
-//! What the environment of a process has to say about TLS: which roots the system has, and which versions OpenSSL speaks.
+//! What the environment of a process has to say about TLS: which roots the system has, and which
+//! versions OpenSSL speaks.
 
 use std::process::{Command, Stdio};
 
@@ -34,7 +35,8 @@ fn roots() {
 
 fn old_tls() {
     const NAME: &str = "TLS 1.1, refused and allowed";
-    const CONFIG: (&str, &str) = ("OPENSSL_CONF", concat!(env!("CARGO_MANIFEST_DIR"), "/tests/faults/old_tls.cnf"));
+    const CONFIG: (&str, &str) =
+        ("OPENSSL_CONF", concat!(env!("CARGO_MANIFEST_DIR"), "/tests/faults/old_tls.cnf"));
     const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/testing/certificates");
     const WHY: &str = "it needs an openssl that speaks TLS 1.1";
     if !succeeds("openssl", &["ciphers", "-tls1_1"]) {
@@ -42,12 +44,20 @@ fn old_tls() {
     }
     let mut command = Command::new("openssl");
     command.args(["s_server", "-accept", "127.0.0.1:0", "-tls1_1"]).env(CONFIG.0, CONFIG.1);
-    command.args(["-cert", &format!("{FOLDER}/localhost.pem"), "-key", &format!("{FOLDER}/localhost.key")]);
+    command.args([
+        "-cert",
+        &format!("{FOLDER}/localhost.pem"),
+        "-key",
+        &format!("{FOLDER}/localhost.key"),
+    ]);
     let server = Bot::spawn_program(command.stderr(Stdio::null()));
     // `ACCEPT 127.0.0.1:40000`
     let told = server.expect("ACCEPT ");
     let port = told.rsplit(':').next().expect("a split has a part");
-    let client = format!("{}={} openssl s_client -tls1_1 -connect localhost:{port} </dev/null", CONFIG.0, CONFIG.1);
+    let client = format!(
+        "{}={} openssl s_client -tls1_1 -connect localhost:{port} </dev/null",
+        CONFIG.0, CONFIG.1
+    );
     if !succeeds("sh", &["-c", &client]) {
         return skip(NAME, WHY);
     }

@@ -1,7 +1,8 @@
 //! Conversations with servers of other libraries, over TLS: Python's `websockets` and Node's `ws`.
 //!
-//! The gate installs them and says where by two variables: `INTEROP_PYTHON` (a Python that has `websockets`) and `INTEROP_NODE_PATH` (a folder
-//! of Node modules that has `ws`). Without them this test says that it is skipped.
+//! The gate installs them and says where by two variables: `INTEROP_PYTHON` (a Python that has
+//! `websockets`) and `INTEROP_NODE_PATH` (a folder of Node modules that has `ws`). Without them
+//! this test says that it is skipped.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
@@ -30,7 +31,10 @@ impl Server {
         let mut line = String::new();
         let output = process.stdout.take().expect("it is piped");
         BufReader::new(output).read_line(&mut line).expect("the server prints its port");
-        let port = line.trim().parse().unwrap_or_else(|_| panic!("the server prints its port, not {line:?}"));
+        let port = line
+            .trim()
+            .parse()
+            .unwrap_or_else(|_| panic!("the server prints its port, not {line:?}"));
         Server { process, port }
     }
 
@@ -75,13 +79,21 @@ fn node_ws() {
     let server = Server::start(Command::new("node").arg(server).env("NODE_PATH", modules));
     converse(server.client());
     converse(server.client().compress(Deflate::new()));
-    converse(server.client().compress(Deflate::new().client_no_context_takeover().server_no_context_takeover()));
+    converse(
+        server
+            .client()
+            .compress(Deflate::new().client_no_context_takeover().server_no_context_takeover()),
+    );
     converse(server.client().max_outgoing_frame_size(1000));
 }
 
 /// Text, binary, a mebibyte, pings both ways, and a close by the server.
 fn converse(builder: Builder) {
-    let client = builder.ping_interval(Duration::from_millis(20)).max_attempts(1).connect().expect("it opens");
+    let client = builder
+        .ping_interval(Duration::from_millis(20))
+        .max_attempts(1)
+        .connect()
+        .expect("it opens");
     let mut events = client.events();
     let Ok(Event::Opened(_)) = events.next_timeout(SOON) else { panic!("the opening comes first") };
     assert_eq!(message(&mut events), b"hello");
@@ -89,7 +101,8 @@ fn converse(builder: Builder) {
     client.send_text("grüße").expect("the connection is open");
     assert_eq!(message(&mut events), "grüße".as_bytes());
     for size in [0, 1, 125, 126, 65_535, 65_536, 1 << 20] {
-        let bytes: Vec<u8> = (0..size).map(|at: usize| (at.wrapping_mul(2_654_435_761) >> 7) as u8).collect();
+        let bytes: Vec<u8> =
+            (0..size).map(|at: usize| (at.wrapping_mul(2_654_435_761) >> 7) as u8).collect();
         client.send_binary(&bytes).expect("the connection is open");
         assert!(message(&mut events) == bytes, "{size} bytes");
     }
@@ -98,7 +111,9 @@ fn converse(builder: Builder) {
     }
 
     client.send_text("close").expect("the connection is open");
-    let Ok(Event::Disconnected(disconnect)) = events.next_timeout(SOON) else { panic!("the server closes") };
+    let Ok(Event::Disconnected(disconnect)) = events.next_timeout(SOON) else {
+        panic!("the server closes")
+    };
     assert_eq!(disconnect.error.kind(), ErrorKind::Closed);
     assert_eq!((disconnect.close.code, disconnect.close.reason.as_str()), (4001, "as you asked"));
     let report = client.stop(SOON);

@@ -1,4 +1,5 @@
-//! Whether anything stays behind: a program of its own, because it counts the threads, descriptors and bytes of the whole process.
+//! Whether anything stays behind: a program of its own, because it counts the threads, descriptors
+//! and bytes of the whole process.
 
 #[cfg(target_os = "linux")]
 mod rounds;

@@ -1,6 +1,7 @@
-//! A hundred clients connect to one loopback server, exchange messages and stop, ten rounds in a row: threads, descriptors, live heap
-//! bytes and resident memory stay flat. The same with `Drop`, with the server gone first, over TLS, and over dials by the hundred that fail, at
-//! every step of a dial.
+//! A hundred clients connect to one loopback server, exchange messages and stop, ten rounds in a
+//! row: threads, descriptors, live heap bytes and resident memory stay flat. The same with `Drop`,
+//! with the server gone first, over TLS, and over dials by the hundred that fail, at every step of
+//! a dial.
 
 use std::alloc::System;
 use std::fs::File;
@@ -60,10 +61,11 @@ pub(crate) fn run() {
     check("TLS", || round(&server, |clients, _| clients.iter().for_each(stop)));
     drop(server);
     check("dials that nobody answers", dials_that_nobody_answers);
-    let fails = |name: &str, builder: TestServerBuilder, script: fn(&mut Peer) -> io::Result<()>| {
-        let server = builder.start(script);
-        check(name, || dials_that_fail(&server, 100, SOON));
-    };
+    let fails =
+        |name: &str, builder: TestServerBuilder, script: fn(&mut Peer) -> io::Result<()>| {
+            let server = builder.start(script);
+            check(name, || dials_that_fail(&server, 100, SOON));
+        };
     fails("refusals", TestServer::builder(), |peer| peer.refuse(503, "", "busy"));
     fails("refusals over TLS", TestServer::builder().tls(), |peer| peer.refuse(503, "", "busy"));
     fails("ends in the upgrade", TestServer::builder().tls(), |peer| peer.read_request().map(drop));
@@ -74,7 +76,8 @@ pub(crate) fn run() {
     check("certificates of strangers", || dials_that_fail(&server, 5, SOON));
 }
 
-/// Each thread and each descriptor counts for itself: that others have gone meanwhile makes up for nothing.
+/// Each thread and each descriptor counts for itself: that others have gone meanwhile makes up for
+/// nothing.
 fn a_leak_behind_what_has_gone_is_found() {
     let early = File::open("/dev/null").expect("it is there");
     let before = Census::take();
@@ -85,8 +88,9 @@ fn a_leak_behind_what_has_gone_is_found() {
     drop(leaked);
 }
 
-/// Runs this program again with a C library that gives back what it does not need: what it keeps for later (arenas, stacks of ended threads)
-/// varies by megabytes from round to round, and would hide a leak or be taken for one.
+/// Runs this program again with a C library that gives back what it does not need: what it keeps
+/// for later (arenas, stacks of ended threads) varies by megabytes from round to round, and would
+/// hide a leak or be taken for one.
 fn run_tuned() -> i32 {
     let tunables = "glibc.malloc.arena_max=1:glibc.malloc.trim_threshold=131072:glibc.pthread.stack_cache_size=0";
     let program = std::env::current_exe().expect("the system knows it");
@@ -96,7 +100,8 @@ fn run_tuned() -> i32 {
     status.code().unwrap_or(1)
 }
 
-/// parking_lot's table of waiting threads grows with the largest number of them there has been, and never shrinks: let it grow now.
+/// parking_lot's table of waiting threads grows with the largest number of them there has been, and
+/// never shrinks: let it grow now.
 fn park_many_threads() {
     let gate = (Mutex::new(0), Condvar::new());
     let threads = 10 * CLIENTS;
@@ -132,7 +137,10 @@ fn check(name: &str, mut round: impl FnMut()) {
     let resident_grown = resident().saturating_sub(resident_after_first);
     println!("    heap {grown:+} bytes, resident +{} KiB", resident_grown / 1024);
     assert!(grown <= HEAP_SLACK, "{name}: the heap has grown by {grown} bytes");
-    assert!(resident_grown <= RESIDENT_SLACK, "{name}: resident memory has grown by {resident_grown} bytes");
+    assert!(
+        resident_grown <= RESIDENT_SLACK,
+        "{name}: resident memory has grown by {resident_grown} bytes"
+    );
 }
 
 fn round(server: &TestServer, end: impl FnOnce(&mut Vec<Client>, &TestServer)) {
@@ -174,7 +182,9 @@ fn stop(client: &Client) {
 
 /// A hundred dials where nobody listens: a thousand in ten rounds.
 fn dials_that_nobody_answers() {
-    let address = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port");
+    let address = TcpListener::bind("127.0.0.1:0")
+        .and_then(|listener| listener.local_addr())
+        .expect("a port");
     failing_dials(&format!("ws://localhost:{}/", address.port()), 100, SOON);
 }
 
@@ -197,7 +207,10 @@ fn failing_dials(url: &str, count: usize, timeout: Duration) {
         .retry_delay_max(Duration::from_nanos(1))
         .max_attempts(count as u32);
     let client = builder.start().expect("it starts");
-    assert_eq!(client.events().filter(|event| matches!(event, Event::DialFailed(_))).count(), count);
+    assert_eq!(
+        client.events().filter(|event| matches!(event, Event::DialFailed(_))).count(),
+        count
+    );
     stop(&client);
 }
 
@@ -210,6 +223,7 @@ fn live_heap() -> isize {
 fn resident() -> usize {
     let status = std::fs::read_to_string("/proc/self/status").expect("/proc is mounted");
     let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("Linux tells it");
-    let kib: usize = line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("a number");
+    let kib: usize =
+        line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("a number");
     kib * 1024
 }

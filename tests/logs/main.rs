@@ -1,6 +1,7 @@
 //! What reaches the log and what does not, and that a connection that is down wakes nobody.
 //!
-//! A program of its own: a logger belongs to the whole process, and so do the threads that are counted.
+//! A program of its own: a logger belongs to the whole process, and so do the threads that are
+//! counted.
 
 use std::io;
 use std::time::Duration;
@@ -76,7 +77,9 @@ fn secrets_stay_out_at_every_level() {
         while ends < 2 {
             match events.next_timeout(SOON).expect("an event comes") {
                 Event::DialFailed(_) => refusals += 1,
-                Event::Message(_) => drop(client.send_text(SECRET).expect("the connection is open")),
+                Event::Message(_) => {
+                    drop(client.send_text(SECRET).expect("the connection is open"))
+                }
                 Event::Disconnected(_) => ends += 1,
                 _ => {}
             }
@@ -88,9 +91,17 @@ fn secrets_stay_out_at_every_level() {
         for level in [Level::Info, Level::Debug] {
             assert!(kept.iter().any(|(of, _)| *of == level), "nothing at {level}: {kept:?}");
         }
-        let traced = ["received Ping(7 bytes)", "sent Pong(7 bytes)", "received Text(7 bytes)", "sent Text(7 bytes)"];
+        let traced = [
+            "received Ping(7 bytes)",
+            "sent Pong(7 bytes)",
+            "received Text(7 bytes)",
+            "sent Text(7 bytes)",
+        ];
         for what in traced.into_iter().chain(["received Close(4000)", "sent Close(2 bytes)"]) {
-            assert!(kept.iter().any(|(of, text)| *of == Level::Trace && text.ends_with(what)), "{what}: {kept:?}");
+            assert!(
+                kept.iter().any(|(of, text)| *of == Level::Trace && text.ends_with(what)),
+                "{what}: {kept:?}"
+            );
         }
         let told: Vec<_> = kept.iter().filter(|(_, text)| text.contains(SECRET)).collect();
         assert!(told.is_empty(), "{told:?}");
@@ -120,7 +131,9 @@ fn a_slow_handler_is_warned_of_once() {
         peer.send_text("work")?;
         peer.drain()
     });
-    let is_warning = |(level, text): &(Level, String)| *level == Level::Warn && text.contains("handler has been busy");
+    let is_warning = |(level, text): &(Level, String)| {
+        *level == Level::Warn && text.contains("handler has been busy")
+    };
     let handler = move |connection: &mut Connection<'_>, _: MessageRef<'_>| {
         // Busy until it has been warned of, and then for some pings more.
         let wait = Duration::from_millis(5);
@@ -143,13 +156,24 @@ fn a_slow_handler_is_warned_of_once() {
 
 /// HTTP clients put whole URLs into their errors.
 fn what_closures_return_is_not_logged() {
-    let asking = Client::builder_from_fn(|_| Err(format!("GET https://a.example/token?key={SECRET} failed").into()));
-    let resolving = Client::builder("ws://server.example/")
-        .resolver(|_: &str, _: u16| Err(io::Error::other(format!("GET https://a.example/dns?key={SECRET} failed"))));
+    let asking = Client::builder_from_fn(|_| {
+        Err(format!("GET https://a.example/token?key={SECRET} failed").into())
+    });
+    let resolving = Client::builder("ws://server.example/").resolver(|_: &str, _: u16| {
+        Err(io::Error::other(format!("GET https://a.example/dns?key={SECRET} failed")))
+    });
     for builder in [asking, resolving] {
-        let error = builder.max_attempts(1).start().expect("it starts").wait_closed(SOON).expect("it gives up");
+        let error = builder
+            .max_attempts(1)
+            .start()
+            .expect("it starts")
+            .wait_closed(SOON)
+            .expect("it gives up");
         assert!(!format!("{error:?} {}", error.chain()).contains(SECRET));
-        assert!(std::error::Error::source(&error).is_some_and(|source| source.to_string().contains(SECRET)));
+        assert!(
+            std::error::Error::source(&error)
+                .is_some_and(|source| source.to_string().contains(SECRET))
+        );
         let kept = taken();
         assert!(kept.iter().any(|(level, _)| *level == Level::Warn), "{kept:?}");
         assert!(!kept.iter().any(|(_, text)| text.contains(SECRET)), "{kept:?}");
@@ -175,7 +199,8 @@ fn a_drop_that_leaves_a_thread_behind_is_an_error_and_others_are_not() {
         told.recv_timeout(SOON).expect("the handler is called");
         let stopper = client.stopper();
         drop(client);
-        let errors: Vec<_> = taken().into_iter().filter(|(level, _)| *level == Level::Error).collect();
+        let errors: Vec<_> =
+            taken().into_iter().filter(|(level, _)| *level == Level::Error).collect();
         assert_eq!(errors.len(), usize::from(is_late), "{errors:?}");
         assert!(errors.iter().all(|(_, text)| text.contains("taut-reader LATE")), "{errors:?}");
         drop(release);
@@ -185,12 +210,15 @@ fn a_drop_that_leaves_a_thread_behind_is_an_error_and_others_are_not() {
 
 #[cfg(target_os = "linux")]
 fn a_connection_that_is_down_wakes_nobody() {
-    let refuse = |peer: &mut Peer| -> io::Result<()> { peer.refuse(503, "Retry-After: 3600\r\n", "") };
+    let refuse =
+        |peer: &mut Peer| -> io::Result<()> { peer.refuse(503, "Retry-After: 3600\r\n", "") };
     let server = TestServer::start(refuse);
-    let client = Client::builder(server.url()).retry_after_max(180 * SOON).start().expect("it starts");
+    let client =
+        Client::builder(server.url()).retry_after_max(180 * SOON).start().expect("it starts");
     let failure = client.events().next_timeout(SOON).expect("the dial fails");
     assert!(matches!(failure, Event::DialFailed(_)), "{failure:?}");
-    // It may take a moment until both have their names and have fallen asleep: what counts is that there is half a second in which neither wakes.
+    // It may take a moment until both have their names and have fallen asleep: what counts is that
+    // there is half a second in which neither wakes.
     let deadline = std::time::Instant::now() + SOON;
     loop {
         let before = sleeps();
@@ -198,12 +226,17 @@ fn a_connection_that_is_down_wakes_nobody() {
         if before.len() == 2 && sleeps() == before {
             break;
         }
-        assert!(std::time::Instant::now() < deadline, "they keep waking: {before:?}, {:?}", sleeps());
+        assert!(
+            std::time::Instant::now() < deadline,
+            "they keep waking: {before:?}, {:?}",
+            sleeps()
+        );
     }
     drop(client);
 }
 
-/// The reader hears of a reset when the handler returns. Until then pings fail, and what is due behind them stays due.
+/// The reader hears of a reset when the handler returns. Until then pings fail, and what is due
+/// behind them stays due.
 #[cfg(target_os = "linux")]
 fn a_reset_behind_a_busy_handler_keeps_nobody_busy() {
     let (go, gone) = bounded::<()>(0);
@@ -228,7 +261,8 @@ fn a_reset_behind_a_busy_handler_keeps_nobody_busy() {
     told.recv_timeout(SOON).expect("the handler is called");
     drop(go);
     assert!(server.wait_until_empty(SOON));
-    // Some pings later all that could fail has failed. What counts is that there is half a second of little work.
+    // Some pings later all that could fail has failed. What counts is that there is half a second
+    // of little work.
     std::thread::sleep(5 * interval);
     let deadline = std::time::Instant::now() + SOON;
     loop {
@@ -251,8 +285,12 @@ fn ticks_of_the_heart() -> u64 {
         .filter_map(|task| {
             let stat = std::fs::read_to_string(task.ok()?.path().join("stat")).ok()?;
             let (name, fields) = stat.rsplit_once(')')?;
-            let fields: Vec<u64> =
-                fields.split_whitespace().skip(11).take(2).filter_map(|field| field.parse().ok()).collect();
+            let fields: Vec<u64> = fields
+                .split_whitespace()
+                .skip(11)
+                .take(2)
+                .filter_map(|field| field.parse().ok())
+                .collect();
             name.ends_with("taut-heartbeat").then(|| fields.iter().sum::<u64>())
         })
         .sum()

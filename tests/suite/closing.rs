@@ -5,12 +5,14 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use tautline::testing::{Received, TestServer, TestServerBuilder};
 use tautline::{
-    CloseReason, Connection, Deflate, Disconnect, ErrorKind, Event, Handler, MessageRef, Payload, SendError,
+    CloseReason, Connection, Deflate, Disconnect, ErrorKind, Event, Handler, MessageRef, Payload,
+    SendError,
 };
 
 use crate::support::{MS, SOON, builder, disconnected, message, next, opened, plain_and_tls};
 
-/// How a connection ends whose peer plays `script` after the opening, plain and over TLS; and what the peer saw last.
+/// How a connection ends whose peer plays `script` after the opening, plain and over TLS; and what
+/// the peer saw last.
 fn ends(
     script: impl Fn(&mut tautline::testing::Peer) -> std::io::Result<()> + Send + Sync + Clone + 'static,
     check: impl Fn(&Disconnect),
@@ -46,7 +48,8 @@ fn answer_to(bytes: &'static [u8]) -> (u16, ErrorKind) {
             }
         }
     });
-    let client = builder(&server).max_message_size(1000).max_attempts(1).start().expect("it starts");
+    let client =
+        builder(&server).max_message_size(1000).max_attempts(1).start().expect("it starts");
     let mut events = client.events();
     opened(&mut events);
     let kind = disconnected(&mut events).error.kind();
@@ -62,7 +65,10 @@ fn what_the_server_says_is_kept() {
         },
         |disconnect| {
             assert_eq!(disconnect.error.kind(), ErrorKind::Closed);
-            assert_eq!((disconnect.close.code, disconnect.close.reason.as_str()), (4008, "slow down"));
+            assert_eq!(
+                (disconnect.close.code, disconnect.close.reason.as_str()),
+                (4008, "slow down")
+            );
             assert!(disconnect.is_clean());
         },
     );
@@ -98,7 +104,10 @@ fn a_bad_gateway_is_a_close_code_like_any_other() {
 fn an_end_without_a_close_frame_is_1006() {
     let abnormal = |disconnect: &Disconnect| {
         assert_eq!((disconnect.close.code, disconnect.is_clean()), (1006, false));
-        assert!(matches!(disconnect.error.kind(), ErrorKind::Closed | ErrorKind::Io), "{disconnect}");
+        assert!(
+            matches!(disconnect.error.kind(), ErrorKind::Closed | ErrorKind::Io),
+            "{disconnect}"
+        );
     };
     ends(|peer| peer.half_close(), abnormal);
     ends(|peer| peer.end_tls(), abnormal);
@@ -143,7 +152,8 @@ fn a_peer_that_closes_and_keeps_tcp_open_is_severed_at_the_close_deadline() {
     assert!(client.stop(SOON).is_clean());
 }
 
-/// A server that tells of every close frame that comes, and answers it with 4001 and a reason of its own.
+/// A server that tells of every close frame that comes, and answers it with 4001 and a reason of
+/// its own.
 fn telling(builder: TestServerBuilder) -> (TestServer, Receiver<Received>) {
     let (tell, told) = bounded(10);
     let server = builder.start(move |peer| {
@@ -169,14 +179,22 @@ fn a_stop_says_what_it_is_told_to_say() {
         for reason in ["", "grüße", &"x".repeat(123)] {
             let (server, told) = telling(server_builder());
             let client = builder(&server).connect().expect("it opens");
-            let report = client.stop_with(&CloseReason::new(4000, reason), SOON).expect("it may be said");
+            let report =
+                client.stop_with(&CloseReason::new(4000, reason), SOON).expect("it may be said");
             assert!(report.is_clean(), "{report}");
             assert_eq!(told.recv_timeout(SOON), Ok(Received::Close(Some(4000), reason.to_owned())));
             let mut events = client.events();
             opened(&mut events);
             let disconnect = disconnected(&mut events);
-            assert_eq!((disconnect.error.kind(), disconnect.is_clean()), (ErrorKind::Stopped, false));
-            assert_eq!(disconnect.close, CloseReason::new(4000, reason), "ours, whatever the peer answers");
+            assert_eq!(
+                (disconnect.error.kind(), disconnect.is_clean()),
+                (ErrorKind::Stopped, false)
+            );
+            assert_eq!(
+                disconnect.close,
+                CloseReason::new(4000, reason),
+                "ours, whatever the peer answers"
+            );
         }
     });
 }
@@ -227,7 +245,9 @@ fn a_handler_that_asks_for_a_new_connection_says_why() {
         }
 
         fn message(&mut self, connection: &mut Connection<'_>, message: MessageRef<'_>) {
-            let refused = connection.reconnect_with(&CloseReason::new(1005, "")).expect_err("it never travels");
+            let refused = connection
+                .reconnect_with(&CloseReason::new(1005, ""))
+                .expect_err("it never travels");
             assert_eq!(refused.reason().kind(), ErrorKind::Config);
             let text = message.text().expect("it is text");
             connection.reconnect_with(&CloseReason::new(4002, text)).expect("it may be said");
@@ -253,8 +273,11 @@ fn what_may_not_be_said_is_refused_and_leaves_the_connection_alone() {
     let mut events = client.events();
     opened(&mut events);
     let codes = [0, 999, 1002, 1004, 1005, 1006, 1015, 1016, 2999, 5000, u16::MAX];
-    let bad_codes = codes.map(|code| (CloseReason::new(code, ""), "1000, 1001, 1003, 1007 to 1014 and 3000 to 4999"));
-    let too_long = ["x".repeat(124), "ü".repeat(62)].map(|reason| (CloseReason::new(1000, reason), "at most 123"));
+    let bad_codes = codes.map(|code| {
+        (CloseReason::new(code, ""), "1000, 1001, 1003, 1007 to 1014 and 3000 to 4999")
+    });
+    let too_long = ["x".repeat(124), "ü".repeat(62)]
+        .map(|reason| (CloseReason::new(1000, reason), "at most 123"));
     for (close, allowed) in bad_codes.into_iter().chain(too_long) {
         let errors = [
             client.stop_with(&close, SOON).expect_err("it may not be said"),
@@ -359,7 +382,11 @@ fn the_reason_of_a_close_is_read_even_when_a_send_hits_the_reset_behind_it() {
             while sender.send_text("order").is_ok() {}
             assert_eq!(message(&mut events).text(), Some("you are too fast"));
             let disconnect = disconnected(&mut events);
-            assert_eq!((disconnect.close.code, disconnect.error.kind()), (4008, ErrorKind::Closed), "{disconnect}");
+            assert_eq!(
+                (disconnect.close.code, disconnect.error.kind()),
+                (4008, ErrorKind::Closed),
+                "{disconnect}"
+            );
         }
     });
 }
@@ -387,7 +414,8 @@ fn a_reset_that_a_sender_meets_first_is_told_as_one() {
             self.2.send(disconnect.error.kind()).expect("the test waits");
         }
     }
-    let client = builder(&server).max_attempts(1).start_with(Busy(entered, held, told)).expect("it starts");
+    let client =
+        builder(&server).max_attempts(1).start_with(Busy(entered, held, told)).expect("it starts");
     is_busy.recv_timeout(SOON).expect("the message comes");
     client.send_text("now").expect("the connection is open");
     assert!(server.wait_until_empty(SOON));

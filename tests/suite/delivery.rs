@@ -48,7 +48,11 @@ fn a_program_that_lags_is_disconnected_and_its_queue_can_still_be_read() {
 fn dropping_the_oldest_keeps_the_newest_and_counts_the_rest() {
     let (go, finish) = bounded::<()>(1);
     let server = burst(1000, finish);
-    let client = builder(&server).queue_messages(10).when_full(WhenFull::DropOldest).connect().expect("it opens");
+    let client = builder(&server)
+        .queue_messages(10)
+        .when_full(WhenFull::DropOldest)
+        .connect()
+        .expect("it opens");
     until("the burst arrives", || client.stats().messages_received >= 1000);
     go.send(()).expect("the server waits");
     until("the last message arrives", || client.stats().messages_received >= 1001);
@@ -58,7 +62,8 @@ fn dropping_the_oldest_keeps_the_newest_and_counts_the_rest() {
     opened(&mut events);
     let Event::Lagged(lag) = next(&mut events) else { panic!("something was lost") };
     assert_eq!(lag.lost, 991);
-    let texts: Vec<String> = (0..10).map(|_| message(&mut events).into_text().expect("it is text")).collect();
+    let texts: Vec<String> =
+        (0..10).map(|_| message(&mut events).into_text().expect("it is text")).collect();
     assert_eq!(texts[0], "991");
     assert_eq!(texts[9], "last");
 }
@@ -67,7 +72,11 @@ fn dropping_the_oldest_keeps_the_newest_and_counts_the_rest() {
 fn dropping_the_newest_keeps_the_oldest_and_counts_the_rest() {
     let (go, finish) = bounded::<()>(1);
     let server = burst(1000, finish);
-    let client = builder(&server).queue_messages(10).when_full(WhenFull::DropNewest).connect().expect("it opens");
+    let client = builder(&server)
+        .queue_messages(10)
+        .when_full(WhenFull::DropNewest)
+        .connect()
+        .expect("it opens");
     until("the newest find no room", || client.stats().messages_lost >= 990);
     let mut events = client.events();
     opened(&mut events);
@@ -84,7 +93,8 @@ fn dropping_the_newest_keeps_the_oldest_and_counts_the_rest() {
 fn blocking_loses_nothing() {
     let (go, finish) = bounded::<()>(1);
     let server = burst(50_000, finish);
-    let client = builder(&server).queue_messages(10).when_full(WhenFull::Block).connect().expect("it opens");
+    let client =
+        builder(&server).queue_messages(10).when_full(WhenFull::Block).connect().expect("it opens");
     let mut events = client.events();
     opened(&mut events);
     for number in 0..50_000 {
@@ -122,15 +132,21 @@ fn where_nobody_pulls_pings_are_answered_all_the_same() {
             peer.ping(b"and now?")?;
             loop {
                 match peer.receive()? {
-                    Received::Pong(payload) if payload == b"and now?" => tell.send(()).expect("the test waits"),
+                    Received::Pong(payload) if payload == b"and now?" => {
+                        tell.send(()).expect("the test waits")
+                    }
                     Received::Ping(payload) => peer.pong(&payload)?,
                     Received::End => return Ok(()),
                     _ => {}
                 }
             }
         });
-        let client =
-            builder(&server).queue_messages(10).when_full(rule).ping_interval(10 * MS).connect().expect("it opens");
+        let client = builder(&server)
+            .queue_messages(10)
+            .when_full(rule)
+            .ping_interval(10 * MS)
+            .connect()
+            .expect("it opens");
         assert_eq!(told.recv_timeout(SOON), Ok(()));
         assert_eq!(client.epoch(), 1);
     }
@@ -145,7 +161,11 @@ fn the_queue_is_bounded_in_bytes() {
         }
         peer.echo()
     });
-    let client = builder(&server).queue_bytes(10_000).when_full(WhenFull::DropNewest).connect().expect("it opens");
+    let client = builder(&server)
+        .queue_bytes(10_000)
+        .when_full(WhenFull::DropNewest)
+        .connect()
+        .expect("it opens");
     until("the rest find no room", || client.stats().messages_lost >= 90);
     // The opening, ten messages, the lag.
     assert_eq!(client.stats().queue_depth, 12);
@@ -158,10 +178,16 @@ fn a_pull_ends_in_time_and_says_why_there_is_no_event() {
     let mut events = client.events();
     opened(&mut events);
     assert_eq!(events.try_next().map_err(|none| none == TryNextError::Empty).err(), Some(true));
-    assert_eq!(events.next_timeout(MS).map_err(|none| none == TryNextError::Empty).err(), Some(true));
+    assert_eq!(
+        events.next_timeout(MS).map_err(|none| none == TryNextError::Empty).err(),
+        Some(true)
+    );
     client.stop(SOON);
     while events.next_timeout(SOON).is_ok() {}
-    assert_eq!(events.try_next().map_err(|none| none == TryNextError::Disconnected).err(), Some(true));
+    assert_eq!(
+        events.try_next().map_err(|none| none == TryNextError::Disconnected).err(),
+        Some(true)
+    );
 }
 
 #[test]
@@ -221,9 +247,15 @@ fn several_may_pull_and_each_event_goes_to_one() {
     let client = builder(&server).connect().expect("it opens");
     let total: usize = thread::scope(|scope| {
         let pullers: Vec<_> = (0..4)
-            .map(|_| scope.spawn(|| client.events().filter(|event| matches!(event, Event::Message(_))).count()))
+            .map(|_| {
+                scope.spawn(|| {
+                    client.events().filter(|event| matches!(event, Event::Message(_))).count()
+                })
+            })
             .collect();
-        until("all are pulled", || client.stats().queue_depth == 0 && client.stats().messages_received >= 1000);
+        until("all are pulled", || {
+            client.stats().queue_depth == 0 && client.stats().messages_received >= 1000
+        });
         client.stop(Duration::from_secs(5));
         pullers.into_iter().map(|puller| puller.join().expect("it does not panic")).sum()
     });
@@ -252,7 +284,8 @@ fn a_reader_that_spins_delivers_sends_and_stops_like_any_other() {
             peer.upgrade()?;
             peer.drain()
         });
-        let client = builder(&silent).busy_poll().close_timeout(10 * MS).connect().expect("it opens");
+        let client =
+            builder(&silent).busy_poll().close_timeout(10 * MS).connect().expect("it opens");
         assert!(client.stop(SOON).is_clean());
     });
 }
@@ -292,7 +325,8 @@ fn messages_know_when_they_came_by_both_clocks() {
     // The two clocks are read one after the other, and a machine may pause in between.
     let tolerance = Duration::from_secs(2);
     assert!(
-        message.received_wall() + tolerance >= before_wall && message.received_wall() <= SystemTime::now() + tolerance
+        message.received_wall() + tolerance >= before_wall
+            && message.received_wall() <= SystemTime::now() + tolerance
     );
 }
 
@@ -327,7 +361,8 @@ fn the_kernel_tells_when_it_got_what_a_busy_handler_let_lie() {
                 client.send_text("what time is it?").expect("the connection is open");
                 is_answered.recv_timeout(SOON).expect("it is answered");
             };
-            // The first connection of a machine that asks for times may get some messages before the kernel has begun to note them.
+            // The first connection of a machine that asks for times may get some messages before
+            // the kernel has begun to note them.
             let deadline = Instant::now() + SOON;
             loop {
                 ask();
@@ -344,7 +379,10 @@ fn the_kernel_tells_when_it_got_what_a_busy_handler_let_lie() {
             release.send(()).expect("the handler waits");
             let message = messages.recv_timeout(SOON).expect("it comes");
             let kernel = message.kernel_received().expect("it was told before");
-            assert!(asked_at <= kernel && kernel <= answered_at, "{asked_at:?} {kernel:?} {answered_at:?}");
+            assert!(
+                asked_at <= kernel && kernel <= answered_at,
+                "{asked_at:?} {kernel:?} {answered_at:?}"
+            );
             // The two clocks are read one after the other, and a machine may pause in between.
             assert!(message.received_wall() + Duration::from_secs(2) >= answered_at);
             drop(release);

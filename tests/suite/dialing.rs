@@ -10,20 +10,27 @@ use crossbeam_channel::bounded;
 use tautline::testing::TestServer;
 use tautline::{Client, Error, ErrorKind};
 
-use crate::support::{MS, SOON, builder, disconnected, echo, message, opened, plain_and_tls, skipped};
+use crate::support::{
+    MS, SOON, builder, disconnected, echo, message, opened, plain_and_tls, skipped,
+};
 
 fn refused(server: &TestServer) -> Error {
     builder(server).connect_timeout(SOON).connect().expect_err("it is refused")
 }
 
-/// Dials with more and more time until the error names `step`: on a busy machine a small budget may run out at a step before it.
+/// Dials with more and more time until the error names `step`: on a busy machine a small budget may
+/// run out at a step before it.
 fn ends_in_time(step: &str, dial: impl Fn(Duration) -> Error) {
     let mut timeout = 80 * MS;
     loop {
         let began = Instant::now();
         let error = dial(timeout);
         let took = began.elapsed();
-        assert_eq!((error.kind(), error.budget()), (ErrorKind::Timeout, Some("connect_timeout")), "{error}");
+        assert_eq!(
+            (error.kind(), error.budget()),
+            (ErrorKind::Timeout, Some("connect_timeout")),
+            "{error}"
+        );
         assert!(took >= timeout && took < timeout + SOON, "{took:?} of {timeout:?}: {error}");
         if error.to_string().contains(step) {
             return;
@@ -35,10 +42,14 @@ fn ends_in_time(step: &str, dial: impl Fn(Duration) -> Error) {
 
 #[test]
 fn a_dial_that_stalls_at_any_step_ends_at_its_deadline_and_names_the_step() {
-    let url =
-        |url: String| move |timeout| Client::builder(&url).connect_timeout(timeout).connect().expect_err("it stalls");
-    let to =
-        |server: TestServer| move |timeout| builder(&server).connect_timeout(timeout).connect().expect_err("it stalls");
+    let url = |url: String| {
+        move |timeout| {
+            Client::builder(&url).connect_timeout(timeout).connect().expect_err("it stalls")
+        }
+    };
+    let to = |server: TestServer| {
+        move |timeout| builder(&server).connect_timeout(timeout).connect().expect_err("it stalls")
+    };
     // TCP: the queue is full.
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     socket2::SockRef::from(&listener).listen(0).expect("it listens");
@@ -119,14 +130,25 @@ fn a_refused_address_starts_the_next_at_once() {
     let alive = server.address();
     // Ports that nobody listens on any more.
     let dead: Vec<SocketAddr> = (0..5)
-        .map(|_| TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port"))
+        .map(|_| {
+            TcpListener::bind("127.0.0.1:0")
+                .and_then(|listener| listener.local_addr())
+                .expect("a port")
+        })
         .collect();
     let resolver = move |_: &str, _: u16| Ok(dead.iter().copied().chain([alive]).collect());
-    let client = Client::builder("ws://server.example/").resolver(resolver).connect().expect("the last answers");
+    let client = Client::builder("ws://server.example/")
+        .resolver(resolver)
+        .connect()
+        .expect("the last answers");
     let mut events = client.events();
     let opened = opened(&mut events);
     assert_eq!(opened.peer, alive);
-    assert!(opened.took < Duration::from_secs(1), "five staggers of 250 ms would take longer: {:?}", opened.took);
+    assert!(
+        opened.took < Duration::from_secs(1),
+        "five staggers of 250 ms would take longer: {:?}",
+        opened.took
+    );
 }
 
 #[test]
@@ -139,7 +161,10 @@ fn an_address_that_does_not_answer_is_passed_after_the_stagger() {
     let filler = std::net::TcpStream::connect(hole).expect("the first has room");
     let resolver = move |_: &str, _: u16| Ok(vec![hole, alive]);
     let began = Instant::now();
-    let client = Client::builder("ws://server.example/").resolver(resolver).connect().expect("the second answers");
+    let client = Client::builder("ws://server.example/")
+        .resolver(resolver)
+        .connect()
+        .expect("the second answers");
     assert!(began.elapsed() >= 200 * MS);
     assert_eq!(opened(&mut client.events()).peer, alive);
     drop(filler);
@@ -147,7 +172,9 @@ fn an_address_that_does_not_answer_is_passed_after_the_stagger() {
 
 #[test]
 fn nobody_listens() {
-    let address = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port");
+    let address = TcpListener::bind("127.0.0.1:0")
+        .and_then(|listener| listener.local_addr())
+        .expect("a port");
     let error = Client::builder(format!("ws://{address}/")).connect().expect_err("nobody listens");
     assert_eq!(error.kind(), ErrorKind::Connect);
     assert!(error.is_retryable() && error.chain().contains("refused"), "{}", error.chain());
@@ -158,7 +185,8 @@ fn names_that_do_not_resolve() {
     let empty = |_: &str, _: u16| Ok(Vec::new());
     let failing = |_: &str, _: u16| Err(io::Error::other("no such host"));
     let panicking = |_: &str, _: u16| -> io::Result<Vec<SocketAddr>> { panic!("on purpose") };
-    let dial = |builder: tautline::Builder| builder.connect().expect_err("it does not resolve").kind();
+    let dial =
+        |builder: tautline::Builder| builder.connect().expect_err("it does not resolve").kind();
     let start = || Client::builder("ws://server.example/");
     assert_eq!(dial(start().resolver(empty)), ErrorKind::Resolve);
     assert_eq!(dial(start().resolver(failing)), ErrorKind::Resolve);
@@ -168,7 +196,10 @@ fn names_that_do_not_resolve() {
 #[test]
 fn lies_in_the_upgrade_are_refused_before_opened_fires() {
     plain_and_tls(|server_builder| {
-        for lie in ["Sec-WebSocket-Extensions: permessage-deflate\r\n", "Sec-WebSocket-Protocol: unasked\r\n"] {
+        for lie in [
+            "Sec-WebSocket-Extensions: permessage-deflate\r\n",
+            "Sec-WebSocket-Protocol: unasked\r\n",
+        ] {
             let server = server_builder().start(move |peer| {
                 peer.upgrade_with(lie)?;
                 peer.echo()
@@ -177,7 +208,12 @@ fn lies_in_the_upgrade_are_refused_before_opened_fires() {
         }
         let server = server_builder().start(|peer| {
             let request = peer.read_request()?;
-            peer.write(request.acceptance("").replace("Sec-WebSocket-Accept: ", "Sec-WebSocket-Accept: x").as_bytes())?;
+            peer.write(
+                request
+                    .acceptance("")
+                    .replace("Sec-WebSocket-Accept: ", "Sec-WebSocket-Accept: x")
+                    .as_bytes(),
+            )?;
             peer.echo()
         });
         assert_eq!(refused(&server).kind(), ErrorKind::Upgrade);
@@ -211,7 +247,9 @@ fn subprotocols_headers_and_interim_answers() {
     let server = TestServer::start(|peer| {
         let request = peer.read_request()?;
         peer.write(b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n")?;
-        peer.write(request.acceptance("Sec-WebSocket-Protocol: v2\r\nX-Region: tokyo\r\n").as_bytes())?;
+        peer.write(
+            request.acceptance("Sec-WebSocket-Protocol: v2\r\nX-Region: tokyo\r\n").as_bytes(),
+        )?;
         let seen: Vec<&str> = ["Sec-WebSocket-Protocol", "X-Key", "Host", "User-Agent"]
             .iter()
             .map(|name| request.header(name).unwrap_or("none"))
@@ -231,7 +269,10 @@ fn subprotocols_headers_and_interim_answers() {
     let opened = opened(&mut events);
     assert_eq!(opened.subprotocol.as_deref(), Some("v2"));
     assert_eq!(opened.headers.get("x-region").and_then(|value| value.to_str().ok()), Some("tokyo"));
-    assert_eq!(message(&mut events).into_text().ok(), Some(format!("/stream?x=1 v1, v2|k|{}|bot", server.address())));
+    assert_eq!(
+        message(&mut events).into_text().ok(),
+        Some(format!("/stream?x=1 v1, v2|k|{}|bot", server.address()))
+    );
 }
 
 #[test]
@@ -242,7 +283,9 @@ fn a_certificate_of_an_unknown_root_ends_the_client_at_the_second_dial() {
     assert_eq!(events.len(), 3, "{events:?}");
     let reason = client.stop_reason().expect("it has ended");
     assert!(
-        reason.kind() == ErrorKind::Tls && reason.is_verification_failure() && !reason.is_retryable(),
+        reason.kind() == ErrorKind::Tls
+            && reason.is_verification_failure()
+            && !reason.is_retryable(),
         "{reason:?}"
     );
     assert_eq!(server.connections(), 2);
@@ -263,12 +306,14 @@ fn refused_certificates_with_another_failure_between_them_are_not_in_a_row() {
     let stranger = echo(TestServer::builder().tls_for_a_stranger());
     let urls = [stranger.url(), "ws://127.0.0.1:1/".to_owned()];
     let dials = AtomicUsize::new(0);
-    let client = Client::builder_from_fn(move |_| Ok(urls[dials.fetch_add(1, Ordering::Relaxed) % 2].as_str().into()))
-        .tls_root(TestServer::root_pem())
-        .retry_delay_min(MS)
-        .retry_delay_max(5 * MS)
-        .start()
-        .expect("it starts");
+    let client = Client::builder_from_fn(move |_| {
+        Ok(urls[dials.fetch_add(1, Ordering::Relaxed) % 2].as_str().into())
+    })
+    .tls_root(TestServer::root_pem())
+    .retry_delay_min(MS)
+    .retry_delay_max(5 * MS)
+    .start()
+    .expect("it starts");
     assert!(stranger.wait_for_connections(4, SOON), "{:?}", client.stop_reason());
     assert!(client.stop(SOON).is_clean());
 }
@@ -361,7 +406,10 @@ fn a_body_that_stalls_does_not_eat_the_dial() {
         peer.stall()
     });
     let began = Instant::now();
-    let error = builder(&server).connect_timeout(Duration::from_secs(60)).connect().expect_err("it is refused");
+    let error = builder(&server)
+        .connect_timeout(Duration::from_secs(60))
+        .connect()
+        .expect_err("it is refused");
     assert_eq!(error.refusal().map(|refusal| refusal.body.clone()), Some(b"sorry".to_vec()));
     assert!(began.elapsed() < SOON);
 }
@@ -390,7 +438,8 @@ fn options_of_the_socket_and_a_client_certificate_are_used() {
 
 #[test]
 fn an_address_of_the_other_family_than_the_bound_one_is_not_tried() {
-    let builder = Client::builder("ws://[::1]:1/").bind_address("127.0.0.1".parse().expect("an address"));
+    let builder =
+        Client::builder("ws://[::1]:1/").bind_address("127.0.0.1".parse().expect("an address"));
     let error = builder.connect().expect_err("there is nothing to try");
     assert_eq!(error.kind(), ErrorKind::Connect);
     assert!(error.chain().contains("bind_address"), "{}", error.chain());

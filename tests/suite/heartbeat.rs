@@ -8,11 +8,16 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
 use tautline::testing::{Received, TestServer};
-use tautline::{AppPing, Client, Connection, ErrorKind, Event, MessageRef, Payload, SendError, WhenFull};
+use tautline::{
+    AppPing, Client, Connection, ErrorKind, Event, MessageRef, Payload, SendError, WhenFull,
+};
 
-use crate::support::{MS, SOON, builder, disconnected, echo, message, next, opened, plain_and_tls, skipped, until};
+use crate::support::{
+    MS, SOON, builder, disconnected, echo, message, next, opened, plain_and_tls, skipped, until,
+};
 
-/// A shared machine may stall a test for a while: what counts is that one of several runs is in time, and that none is early.
+/// A shared machine may stall a test for a while: what counts is that one of several runs is in
+/// time, and that none is early.
 fn assert_takes(between: RangeInclusive<Duration>, mut run: impl FnMut() -> Duration) {
     let mut all = Vec::new();
     while all.iter().all(|took| took > between.end()) {
@@ -43,7 +48,11 @@ fn a_server_that_never_pongs_is_left_and_dialled_again_at_least_twice() {
             peer.upgrade()?;
             peer.drain()
         });
-        let client = builder(&server).ping_interval(20 * MS).pong_timeout(30 * MS).start().expect("it starts");
+        let client = builder(&server)
+            .ping_interval(20 * MS)
+            .pong_timeout(30 * MS)
+            .start()
+            .expect("it starts");
         let mut events = client.events();
         for epoch in 1..=3 {
             assert_eq!(opened(&mut events).epoch, epoch);
@@ -59,7 +68,8 @@ fn a_server_that_never_pongs_is_left_and_dialled_again_at_least_twice() {
 
 #[test]
 fn any_byte_counts_as_life() {
-    // Never a pong, but a byte of a long frame every few milliseconds, for three times the pong limit.
+    // Never a pong, but a byte of a long frame every few milliseconds, for three times the pong
+    // limit.
     let server = TestServer::start(|peer| {
         peer.upgrade()?;
         peer.write(&[0x82, 100])?;
@@ -67,7 +77,8 @@ fn any_byte_counts_as_life() {
         peer.write(&[7])?;
         peer.drain()
     });
-    let client = builder(&server).ping_interval(10 * MS).pong_timeout(400 * MS).connect().expect("it opens");
+    let client =
+        builder(&server).ping_interval(10 * MS).pong_timeout(400 * MS).connect().expect("it opens");
     let mut events = client.events();
     opened(&mut events);
     assert_eq!(message(&mut events).bytes(), [7; 100]);
@@ -84,7 +95,8 @@ fn bytes_that_end_in_the_middle_of_a_tls_record_count_as_life() {
         peer.send_binary(&[7; BYTES])?;
         peer.drain()
     });
-    let builder = builder(&server).connect_timeout(6 * SOON).ping_interval(10 * MS).pong_timeout(400 * MS);
+    let builder =
+        builder(&server).connect_timeout(6 * SOON).ping_interval(10 * MS).pong_timeout(400 * MS);
     let client = builder.connect().expect("it opens");
     let mut events = client.events();
     opened(&mut events);
@@ -98,7 +110,10 @@ fn bytes_that_end_in_the_middle_of_a_tls_record_count_as_life() {
     });
     // On a busy machine every byte may be late, though none by the limit.
     let event = events.next_timeout(6 * SOON).expect("an event comes");
-    assert!(matches!(&event, Event::Message(message) if message.bytes() == [7; BYTES]), "{event:?}");
+    assert!(
+        matches!(&event, Event::Message(message) if message.bytes() == [7; BYTES]),
+        "{event:?}"
+    );
 }
 
 #[test]
@@ -141,7 +156,13 @@ fn unasked_late_and_repeated_pongs_are_harmless() {
     opened(&mut events);
     assert_eq!(message(&mut events).text(), Some("still here"));
     let trip = client.stats().round_trip;
-    assert!(trip.count >= 1 && trip.min > Duration::ZERO && trip.min <= trip.mean && trip.mean <= trip.max, "{trip:?}");
+    assert!(
+        trip.count >= 1
+            && trip.min > Duration::ZERO
+            && trip.min <= trip.mean
+            && trip.mean <= trip.max,
+        "{trip:?}"
+    );
 }
 
 #[test]
@@ -159,7 +180,8 @@ fn a_pong_that_answers_no_ping_tells_no_round_trip() {
         peer.send_text("still here")?;
         peer.drain()
     });
-    let client = builder(&server).ping_interval(100 * MS).pong_timeout(SOON).connect().expect("it opens");
+    let client =
+        builder(&server).ping_interval(100 * MS).pong_timeout(SOON).connect().expect("it opens");
     let mut events = client.events();
     opened(&mut events);
     assert_eq!(message(&mut events).text(), Some("still here"));
@@ -219,14 +241,19 @@ fn a_slow_handler_is_not_a_dead_connection() {
     let counted = Arc::clone(&calls);
     let handler = move |connection: &mut Connection<'_>, _: MessageRef<'_>| {
         if counted.fetch_add(1, Ordering::SeqCst) == 0 {
-            // Longer than the pong limit, with pings unanswered all the while: the one test that has to let time pass.
+            // Longer than the pong limit, with pings unanswered all the while: the one test that
+            // has to let time pass.
             std::thread::park_timeout(900 * MS);
             connection.send_text("done").expect("the connection is open");
         } else {
             tell.send(connection.epoch()).expect("the test waits");
         }
     };
-    let client = builder(&server).ping_interval(20 * MS).pong_timeout(300 * MS).start_with(handler).expect("it starts");
+    let client = builder(&server)
+        .ping_interval(20 * MS)
+        .pong_timeout(300 * MS)
+        .start_with(handler)
+        .expect("it starts");
     assert_eq!(told.recv_timeout(SOON), Ok(1), "the echo comes by the same connection");
     assert!(client.stop(SOON).is_clean());
     assert!(client.stats().drops.keys().all(|kind| *kind == "stopped"));
@@ -235,7 +262,8 @@ fn a_slow_handler_is_not_a_dead_connection() {
 #[test]
 fn the_idle_limit_counts_data_and_not_pongs() {
     let server = echo(TestServer::builder());
-    let client = builder(&server).ping_interval(10 * MS).idle_timeout(100 * MS).connect().expect("it opens");
+    let client =
+        builder(&server).ping_interval(10 * MS).idle_timeout(100 * MS).connect().expect("it opens");
     let mut events = client.events();
     opened(&mut events);
     let disconnect = disconnected(&mut events);
@@ -255,7 +283,12 @@ fn application_pings_are_sent_and_their_replies_are_awaited() {
         peer.drain()
     });
     let ping = AppPing::text("ping", 20 * MS).answered_by(|message| message.text() == Some("pong"));
-    let client = builder(&server).without_pings().pong_timeout(300 * MS).app_ping(ping).connect().expect("it opens");
+    let client = builder(&server)
+        .without_pings()
+        .pong_timeout(300 * MS)
+        .app_ping(ping)
+        .connect()
+        .expect("it opens");
     let mut events = client.events();
     opened(&mut events);
     for _ in 0..2 {
@@ -272,7 +305,8 @@ fn quiet_application_pings_are_not_sent_while_data_flows() {
     let (tell, told) = bounded(1);
     let server = TestServer::start(move |peer| {
         peer.upgrade()?;
-        // Data flows for three intervals. Where the machine pauses for one of them, it is quiet, and what comes is no fault.
+        // Data flows for three intervals. Where the machine pauses for one of them, it is quiet,
+        // and what comes is no fault.
         let (began, mut last, mut is_gap, mut pings) = (Instant::now(), Instant::now(), false, 0);
         while began.elapsed() < 3 * INTERVAL {
             is_gap |= last.elapsed() >= INTERVAL / 2;
@@ -289,7 +323,11 @@ fn quiet_application_pings_are_not_sent_while_data_flows() {
         let mut events = client.events();
         opened(&mut events);
         while message(&mut events).text() != Some("end of data") {}
-        assert_eq!(message(&mut events).text(), Some("ping"), "quiet at last, and the echo of the ping comes");
+        assert_eq!(
+            message(&mut events).text(),
+            Some("ping"),
+            "quiet at last, and the echo of the ping comes"
+        );
         told.recv_timeout(SOON).expect("the server has counted")
     };
     // Any other asks whether data flows or not.
@@ -344,10 +382,16 @@ fn a_dead_connection_is_noticed_within_interval_plus_limit() {
         peer.drain()
     });
     assert_takes(200 * MS..=400 * MS, || {
-        let client = builder(&server).ping_interval(100 * MS).pong_timeout(100 * MS).connect().expect("it opens");
+        let client = builder(&server)
+            .ping_interval(100 * MS)
+            .pong_timeout(100 * MS)
+            .connect()
+            .expect("it opens");
         let mut events = client.events();
         opened(&mut events);
-        let Event::Disconnected(disconnect) = next(&mut events) else { panic!("the connection is dead") };
+        let Event::Disconnected(disconnect) = next(&mut events) else {
+            panic!("the connection is dead")
+        };
         assert_eq!(disconnect.error.kind(), ErrorKind::PongTimeout);
         disconnect.lasted
     });
@@ -365,8 +409,12 @@ fn a_slow_maker_of_pings_hides_no_dead_connection() {
         "ping".to_owned()
     };
     let ping = AppPing::made_by(make, 100 * MS);
-    let client =
-        builder(&server).ping_interval(20 * MS).pong_timeout(150 * MS).app_ping(ping).connect().expect("it opens");
+    let client = builder(&server)
+        .ping_interval(20 * MS)
+        .pong_timeout(150 * MS)
+        .app_ping(ping)
+        .connect()
+        .expect("it opens");
     let mut events = client.events();
     opened(&mut events);
     assert_eq!(disconnected(&mut events).error.kind(), ErrorKind::PongTimeout);
@@ -384,8 +432,14 @@ fn a_connection_is_left_alone_while_our_own_fragments_keep_its_pings_back() {
             }
         }
     });
-    let ping = AppPing::text("ping", 100 * MS).answered_by(|message| message.text() == Some("pong"));
-    let client = builder(&server).without_pings().pong_timeout(300 * MS).app_ping(ping).connect().expect("it opens");
+    let ping =
+        AppPing::text("ping", 100 * MS).answered_by(|message| message.text() == Some("pong"));
+    let client = builder(&server)
+        .without_pings()
+        .pong_timeout(300 * MS)
+        .app_ping(ping)
+        .connect()
+        .expect("it opens");
     let mut pieces = 0;
     let sent = client.sender().send_fragmented(std::iter::from_fn(|| {
         pieces += 1;
@@ -428,11 +482,15 @@ fn a_full_queue_that_blocks_the_reader_is_no_dead_connection() {
 fn application_pings_are_made_when_they_are_sent() {
     let server = echo(TestServer::builder());
     let made = AtomicUsize::new(0);
-    let ping = AppPing::made_by(move || format!("ping {}", made.fetch_add(1, Ordering::SeqCst)), 5 * MS);
+    let ping =
+        AppPing::made_by(move || format!("ping {}", made.fetch_add(1, Ordering::SeqCst)), 5 * MS);
     let client = builder(&server).app_ping(ping).connect().expect("it opens");
     assert!(server.wait_for_messages(3, SOON));
     assert!(client.stop(SOON).is_clean());
-    assert_eq!(server.messages()[..3], [b"ping 0".to_vec(), b"ping 1".to_vec(), b"ping 2".to_vec()]);
+    assert_eq!(
+        server.messages()[..3],
+        [b"ping 0".to_vec(), b"ping 1".to_vec(), b"ping 2".to_vec()]
+    );
     let (sent, told) = (client.stats().messages_sent, highest_sequence(&client));
     assert_eq!(sent, told, "they are counted as what they are");
 }
@@ -463,7 +521,8 @@ fn a_matcher_that_panics_ends_the_client_with_one_end_for_the_opening() {
         peer.send_text("boom")?;
         peer.drain()
     });
-    let ping = AppPing::text("ping", 20 * MS).answered_by(|_| std::panic::resume_unwind(Box::new("on purpose")));
+    let ping = AppPing::text("ping", 20 * MS)
+        .answered_by(|_| std::panic::resume_unwind(Box::new("on purpose")));
     let client = builder(&server).app_ping(ping).connect().expect("it opens");
     let (mut ends, mut last) = (0, None);
     for event in client.events() {
@@ -491,7 +550,8 @@ fn a_slow_handler_makes_no_connection_idle() {
             thread::sleep(400 * MS);
             tell.send(()).ok();
         };
-        let client = builder(&server).idle_timeout(300 * MS).start_with(handler).expect("it starts");
+        let client =
+            builder(&server).idle_timeout(300 * MS).start_with(handler).expect("it starts");
         for _ in 0..5 {
             told.recv_timeout(SOON).expect("messages come");
         }
@@ -508,7 +568,8 @@ fn a_blocked_sender_hides_no_dead_connection() {
             peer.upgrade()?;
             peer.stall()
         });
-        let builder = builder(&server).send_timeout(60 * SOON).ping_interval(50 * MS).pong_timeout(200 * MS);
+        let builder =
+            builder(&server).send_timeout(60 * SOON).ping_interval(50 * MS).pong_timeout(200 * MS);
         let client = builder.max_attempts(1).connect().expect("it opens");
         let sender = client.sender();
         // Much more than the kernel takes while nobody reads.
@@ -535,7 +596,8 @@ fn pongs_that_find_no_room_hide_no_dead_connection() {
         }
         peer.stall()
     });
-    let builder = builder(&server).tcp_send_buffer(4096).ping_interval(1000 * MS).pong_timeout(300 * MS);
+    let builder =
+        builder(&server).tcp_send_buffer(4096).ping_interval(1000 * MS).pong_timeout(300 * MS);
     let client = builder.connect().expect("it opens");
     let mut events = client.events();
     opened(&mut events);
@@ -553,7 +615,8 @@ fn a_peer_that_reads_slowly_and_says_nothing_is_alive() {
             peer.wait(12 * MS)?;
         }
     });
-    let builder = builder(&server).tcp_send_buffer(64 * 1024).ping_interval(100 * MS).pong_timeout(700 * MS);
+    let builder =
+        builder(&server).tcp_send_buffer(64 * 1024).ping_interval(100 * MS).pong_timeout(700 * MS);
     let client = builder.send_timeout(3 * SOON).connect().expect("it opens");
     // One send as far as the connection is concerned: no ping passes between its parts.
     let piece = vec![0; 64 * 1024];
@@ -573,7 +636,11 @@ fn a_connection_that_stalls_in_the_middle_of_a_tls_record_is_left() {
             peer.send_text("whole")?;
             peer.echo()
         });
-        let client = builder(&server).ping_interval(50 * MS).pong_timeout(500 * MS).start().expect("it starts");
+        let client = builder(&server)
+            .ping_interval(50 * MS)
+            .pong_timeout(500 * MS)
+            .start()
+            .expect("it starts");
         let mut events = client.events();
         opened(&mut events);
         assert_eq!(disconnected(&mut events).error.kind(), ErrorKind::PongTimeout);

@@ -15,11 +15,13 @@ use crate::support::{MS, SOON, disconnected, message, opened};
 
 const ROUNDS: usize = 5;
 
-/// Opens a connection, has the server do `command` several times, and checks that messages go both ways between them.
+/// Opens a connection, has the server do `command` several times, and checks that messages go both
+/// ways between them.
 fn converse(version: &str, command: &[u8]) {
     let Some((mut server, port)) = Server::start(&[version]) else { return };
-    let builder =
-        Client::builder(format!("wss://localhost:{port}/")).tls_root(TestServer::root_pem()).close_timeout(50 * MS);
+    let builder = Client::builder(format!("wss://localhost:{port}/"))
+        .tls_root(TestServer::root_pem())
+        .close_timeout(50 * MS);
     let client = builder.start().expect("it starts");
     server.accept();
     let mut events = client.events();
@@ -38,7 +40,8 @@ fn converse(version: &str, command: &[u8]) {
         server.expect_text("still here");
     }
     // Otherwise this shows nothing.
-    let handshakes = String::from_utf8_lossy(&server.printed).matches("SSL_do_handshake -> 1").count();
+    let handshakes =
+        String::from_utf8_lossy(&server.printed).matches("SSL_do_handshake -> 1").count();
     assert_eq!(handshakes, ROUNDS);
     assert_eq!(client.epoch(), 1);
     assert!(!matches!(events.try_next(), Ok(Event::Disconnected(_))));
@@ -69,9 +72,11 @@ fn a_handler_that_sends_while_the_peer_renegotiates_waits_for_nobody() {
             tell.send(Some(connection.send_text("up"))).expect("the test waits");
         }
     };
-    let builder =
-        Client::builder(format!("wss://localhost:{port}/")).tls_root(TestServer::root_pem()).close_timeout(50 * MS);
-    // The server answers no ping, and shows what it has to say of the renegotiation only when something comes.
+    let builder = Client::builder(format!("wss://localhost:{port}/"))
+        .tls_root(TestServer::root_pem())
+        .close_timeout(50 * MS);
+    // The server answers no ping, and shows what it has to say of the renegotiation only when
+    // something comes.
     let builder = builder.ping_interval(50 * MS).pong_timeout(60 * SOON);
     let client = builder.send_timeout(60 * SOON).start_with(handler).expect("it starts");
     server.accept();
@@ -81,7 +86,10 @@ fn a_handler_that_sends_while_the_peer_renegotiates_waits_for_nobody() {
     server.read_until("SSL_do_handshake -> ", "\n");
     server.say(b"\x81\x04down");
     drop(release);
-    let sent = told.recv_timeout(SOON).expect("the send waits for nothing").expect("it is the second call");
+    let sent = told
+        .recv_timeout(SOON)
+        .expect("the send waits for nothing")
+        .expect("it is the second call");
     assert!(matches!(&sent, Ok(_) | Err(SendError::NotSent(_))), "{sent:?}");
     // The connection goes on, with the message that did not get through too.
     if sent.is_err() {
@@ -92,10 +100,11 @@ fn a_handler_that_sends_while_the_peer_renegotiates_waits_for_nobody() {
     assert!(client.stop(SOON).is_clean());
 }
 
-/// What stands between the client and the server, and lets nothing more of the client through once the server is to be gone. Tells when it
-/// holds the server's ping then.
+/// What stands between the client and the server, and lets nothing more of the client through once
+/// the server is to be gone. Tells when it holds the server's ping then.
 fn relay(server: u16, is_gone: &Arc<AtomicBool>, tell: Sender<()>) -> u16 {
-    // The ping that the test sends: header, nonce, payload and tag of AES-GCM. What is behind it comes along with it.
+    // The ping that the test sends: header, nonce, payload and tag of AES-GCM. What is behind it
+    // comes along with it.
     const PING_RECORD: usize = 5 + 8 + 2 + 16;
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let port = listener.local_addr().expect("an address").port();
@@ -103,7 +112,8 @@ fn relay(server: u16, is_gone: &Arc<AtomicBool>, tell: Sender<()>) -> u16 {
     thread::spawn(move || {
         let (mut client, _) = listener.accept().expect("it dials");
         let mut server = TcpStream::connect(("127.0.0.1", server)).expect("it is there");
-        let (mut from, mut to) = (server.try_clone().expect("it is open"), client.try_clone().expect("it is open"));
+        let (mut from, mut to) =
+            (server.try_clone().expect("it is open"), client.try_clone().expect("it is open"));
         thread::spawn(move || {
             let (mut held, mut bytes) = (Vec::new(), [0; 4096]);
             while let Ok(count @ 1..) = from.read(&mut bytes) {
@@ -143,7 +153,8 @@ fn a_peer_that_is_gone_in_the_middle_of_a_renegotiation_is_noticed() {
     server.accept();
     let mut events = client.events();
     opened(&mut events);
-    // It asks for a pong and for new keys, and hears nothing of what the client has to say to either.
+    // It asks for a pong and for new keys, and hears nothing of what the client has to say to
+    // either.
     is_gone.store(true, Ordering::SeqCst);
     server.say(b"\x89\x00");
     // A command is one only at the beginning of what the server reads at once.

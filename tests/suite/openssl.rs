@@ -1,4 +1,5 @@
-//! `openssl s_server`, which can do to a TLS connection what a server cannot. It speaks no WebSocket, so whoever drives it does that for it.
+//! `openssl s_server`, which can do to a TLS connection what a server cannot. It speaks no
+//! WebSocket, so whoever drives it does that for it.
 
 use std::io::{Read, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -19,13 +20,16 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// For one connection, with the server's certificate for localhost unless the arguments name another. `None`, and said loudly, where there is
-    /// no `openssl`.
+    /// For one connection, with the server's certificate for localhost unless the arguments name
+    /// another. `None`, and said loudly, where there is no `openssl`.
     pub(crate) fn start(arguments: &[&str]) -> Option<(Server, u16)> {
         let mut command = Command::new("openssl");
         command.args(["s_server", "-accept", "127.0.0.1:0", "-naccept", "1"]);
-        command.args(["-cert", &certificate("localhost.pem"), "-key", &certificate("localhost.key")]).args(arguments);
-        let process = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
+        command
+            .args(["-cert", &certificate("localhost.pem"), "-key", &certificate("localhost.key")])
+            .args(arguments);
+        let process =
+            command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
         let Ok(mut process) = process else {
             skipped("there is no openssl command");
             return None;
@@ -44,7 +48,9 @@ impl Server {
         loop {
             let find = |what: &str, start: usize| {
                 let rest = &self.seen[start..];
-                rest.windows(what.len()).position(|window| window == what.as_bytes()).map(|at| start + at)
+                rest.windows(what.len())
+                    .position(|window| window == what.as_bytes())
+                    .map(|at| start + at)
             };
             if let Some(start) = find(from, 0).map(|at| at + from.len()) {
                 if let Some(end) = find(to, start) {
@@ -59,7 +65,8 @@ impl Server {
 
     fn read_more(&mut self) {
         let bytes = self.output.recv_timeout(SOON);
-        let bytes = bytes.unwrap_or_else(|error| panic!("{error}: {:?}", String::from_utf8_lossy(&self.seen)));
+        let bytes = bytes
+            .unwrap_or_else(|error| panic!("{error}: {:?}", String::from_utf8_lossy(&self.seen)));
         self.seen.extend_from_slice(&bytes);
         self.printed.extend_from_slice(&bytes);
     }
@@ -86,7 +93,8 @@ impl Server {
                 let frame = &self.seen[at..];
                 let len = usize::from(frame[1] & 0x7f);
                 let key = &frame[2..6];
-                let payload = frame[6..].iter().zip(key.iter().cycle()).map(|(byte, key)| byte ^ key);
+                let payload =
+                    frame[6..].iter().zip(key.iter().cycle()).map(|(byte, key)| byte ^ key);
                 frame[0] == 0x81 && len == text.len() && payload.take(len).eq(text.bytes())
             });
             if let Some(at) = found {

@@ -37,7 +37,8 @@ fn after_a_drop_the_connection_comes_back_with_a_new_epoch() {
 #[test]
 fn what_no_retry_mends_ends_the_client_with_that_error() {
     for status in [401, 403, 404] {
-        let server = TestServer::start(move |peer| peer.refuse(status, "X-Secret: secret\r\n", "go away"));
+        let server =
+            TestServer::start(move |peer| peer.refuse(status, "X-Secret: secret\r\n", "go away"));
         let client = builder(&server).start().expect("it starts");
         let mut events = client.events();
         let Event::DialFailed(failure) = next(&mut events) else { panic!("the dial fails") };
@@ -72,7 +73,10 @@ fn other_statuses_are_retried_and_retry_after_is_a_floor() {
         let Event::DialFailed(failure) = next(&mut events) else { panic!("the dial fails") };
         assert_eq!(failure.attempt, attempt);
         assert_eq!(failure.error.status().map(|status| status.as_u16()), Some(status));
-        assert_eq!(failure.retry_in.is_some_and(|wait| wait >= Duration::from_secs(1)), status == 429);
+        assert_eq!(
+            failure.retry_in.is_some_and(|wait| wait >= Duration::from_secs(1)),
+            status == 429
+        );
     }
     assert_eq!(opened(&mut events).epoch, 1);
     assert!(began.elapsed() >= Duration::from_secs(1));
@@ -129,7 +133,8 @@ fn half_a_message_does_not_outlive_its_connection_in_either_direction() {
             }
             Payload::Text(text)
         });
-        let error = client.sender().send_fragmented(fragments).expect_err("its connection has ended");
+        let error =
+            client.sender().send_fragmented(fragments).expect_err("its connection has ended");
         assert!(matches!(error, SendError::Unknown(_)), "{error:?}");
         client.send_text("whole").expect("the new connection is open");
         assert!(server.wait_for_messages(1, SOON));
@@ -160,7 +165,8 @@ fn a_server_that_accepts_and_drops_uses_up_the_attempts() {
 fn a_stable_connection_resets_the_attempts() {
     let server = TestServer::start(|peer| peer.upgrade().map(drop));
     // Every connection is stable at once, so the attempts never add up.
-    let client = builder(&server).max_attempts(2).stable_after(Duration::ZERO).start().expect("it starts");
+    let client =
+        builder(&server).max_attempts(2).stable_after(Duration::ZERO).start().expect("it starts");
     assert!(server.wait_for_openings(10, SOON));
     assert!(client.stop(SOON).is_clean());
     assert_eq!(client.stop_reason().map(|end| end.kind()), Some(ErrorKind::Stopped));
@@ -172,7 +178,8 @@ fn a_single_attempt_is_never_retried() {
         peer.upgrade()?;
         peer.close(1012, "restart")
     });
-    let client = builder(&server).max_attempts(1).stable_after(Duration::ZERO).start().expect("it starts");
+    let client =
+        builder(&server).max_attempts(1).stable_after(Duration::ZERO).start().expect("it starts");
     let Some(Event::Stopped(stopped)) = client.events().last() else { panic!("it ends") };
     assert_eq!(stopped.reason.close_reason().map(|close| close.code), Some(1012));
     assert_eq!(server.connections(), 1);
@@ -218,7 +225,11 @@ fn the_policy_decides_by_code_and_status() {
 fn an_endpoint_closure_is_asked_before_each_dial() {
     let server = TestServer::start(|peer| {
         let request = peer.upgrade()?;
-        peer.send_text(&format!("{} {}", request.path, request.header("X-Token").unwrap_or("none")))?;
+        peer.send_text(&format!(
+            "{} {}",
+            request.path,
+            request.header("X-Token").unwrap_or("none")
+        ))?;
         peer.receive_message()?;
         peer.close(1000, "")
     });
@@ -228,7 +239,9 @@ fn an_endpoint_closure_is_asked_before_each_dial() {
         assert!(context.remaining() > Duration::ZERO && !context.is_stopping());
         match asked.fetch_add(1, Ordering::SeqCst) {
             1 => Err("the token service is down".into()),
-            number => Ok(Endpoint::new(format!("{url}?n={number}")).header("X-Token", number.to_string())),
+            number => {
+                Ok(Endpoint::new(format!("{url}?n={number}")).header("X-Token", number.to_string()))
+            }
         }
     })
     .retry_delay_min(MS)
@@ -247,7 +260,8 @@ fn an_endpoint_closure_is_asked_before_each_dial() {
 
 #[test]
 fn several_endpoints_are_taken_in_turn() {
-    let servers: Vec<TestServer> = (0..3).map(|_| TestServer::start(|peer| peer.upgrade().map(drop))).collect();
+    let servers: Vec<TestServer> =
+        (0..3).map(|_| TestServer::start(|peer| peer.upgrade().map(drop))).collect();
     let mut settings = builder(&servers[0]);
     for server in &servers[1..] {
         settings = settings.add_endpoint(server.url());
@@ -281,7 +295,11 @@ fn what_one_endpoint_refuses_for_good_another_may_grant() {
 fn retry_after_of_one_endpoint_does_not_delay_the_dial_to_another() {
     let busy = TestServer::start(|peer| peer.refuse(503, "Retry-After: 3600\r\n", ""));
     let good = echo(TestServer::builder());
-    let client = builder(&busy).add_endpoint(good.url()).retry_after_max(360 * SOON).start().expect("it starts");
+    let client = builder(&busy)
+        .add_endpoint(good.url())
+        .retry_after_max(360 * SOON)
+        .start()
+        .expect("it starts");
     assert!(client.wait_open(SOON).is_ok());
     // The next turn is that of the first, which has asked for an hour.
     client.reconnect().expect("the connection is open");
@@ -308,25 +326,33 @@ fn delays_are_jittered_over_the_whole_range_and_the_first_one_too() {
     let server = TestServer::start(|peer| peer.refuse(503, "", ""));
     let first_delays: Vec<Duration> = (0..40)
         .map(|_| {
-            let client =
-                Client::builder(server.url()).retry_delay_min(SOON).retry_delay_max(SOON).start().expect("it starts");
-            let Event::DialFailed(failure) = next(&mut client.events()) else { panic!("it is refused") };
+            let client = Client::builder(server.url())
+                .retry_delay_min(SOON)
+                .retry_delay_max(SOON)
+                .start()
+                .expect("it starts");
+            let Event::DialFailed(failure) = next(&mut client.events()) else {
+                panic!("it is refused")
+            };
             failure.retry_in.expect("it retries")
         })
         .collect();
-    // Uniform: that all of forty miss a quarter of the range happens once in a hundred thousand runs.
-    let has_some =
-        |from: u32, to: u32| first_delays.iter().any(|delay| (SOON * from / 4..SOON * to / 4).contains(delay));
+    // Uniform: that all of forty miss a quarter of the range happens once in a hundred thousand
+    // runs.
+    let has_some = |from: u32, to: u32| {
+        first_delays.iter().any(|delay| (SOON * from / 4..SOON * to / 4).contains(delay))
+    };
     assert!((0..4).all(|quarter| has_some(quarter, quarter + 1)), "{first_delays:?}");
 }
 
 #[test]
 fn a_wish_for_a_new_connection_is_not_for_a_policy_to_refuse() {
     let server = echo(TestServer::builder());
-    let obeys_the_server = |error: &tautline::Error, default| match error.close_reason().map(|close| close.code) {
-        Some(1000) => RetryDecision::GiveUp,
-        _ => default,
-    };
+    let obeys_the_server =
+        |error: &tautline::Error, default| match error.close_reason().map(|close| close.code) {
+            Some(1000) => RetryDecision::GiveUp,
+            _ => default,
+        };
     let client = builder(&server).retry_policy(obeys_the_server).connect().expect("it opens");
     client.reconnect().expect("the connection is open");
     assert!(server.wait_for_openings(2, SOON), "{:?}", client.stop_reason());
@@ -370,7 +396,11 @@ fn a_program_that_pulls_can_ask_for_a_new_connection() {
         client.reconnect().expect("a connection is open");
         let disconnect = disconnected(&mut events);
         assert_eq!(disconnect.error.close_reason().map(|close| close.code), Some(1000));
-        assert_eq!(disconnect.is_clean(), epoch == 3, "the first peer never answers, the second does");
+        assert_eq!(
+            disconnect.is_clean(),
+            epoch == 3,
+            "the first peer never answers, the second does"
+        );
         assert!(disconnect.retry_in.is_some());
         assert_eq!(opened(&mut events).epoch, epoch);
     }

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::bounded;
 use tautline::testing::{Received, TestServer};
 use tautline::{
-    Client, Connection, Disconnect, ErrorKind, Event, Handler, MessageRef, Payload, Receipt, SendError, Sender,
+    Client, Connection, Disconnect, ErrorKind, Event, Handler, MessageRef, Payload, Receipt,
+    SendError, Sender,
 };
 
 use crate::support::{MS, SOON, builder, disconnected, echo, message, next, opened, plain_and_tls};
@@ -207,8 +208,10 @@ fn many_senders_share_a_connection_and_their_messages_stay_whole_and_numbered() 
                 let echo = message(&mut events);
                 let mut parts = echo.text().expect("it was text").split(':');
                 let mut part = || parts.next().expect("three parts").to_owned();
-                let (thread, number) =
-                    (part().parse::<usize>().expect("a number"), part().parse::<usize>().expect("a number"));
+                let (thread, number) = (
+                    part().parse::<usize>().expect("a number"),
+                    part().parse::<usize>().expect("a number"),
+                );
                 assert_eq!(number, next[thread], "each thread's messages stay in order");
                 assert_eq!(part().len(), number * 7);
                 next[thread] += 1;
@@ -283,7 +286,8 @@ fn a_send_on_a_connection_that_was_severed_fails_and_is_told() {
         peer.upgrade()?;
         peer.drain()
     });
-    let client = builder(&server).retry_delay_min(SOON).retry_delay_max(SOON).connect().expect("it opens");
+    let client =
+        builder(&server).retry_delay_min(SOON).retry_delay_max(SOON).connect().expect("it opens");
     let mut events = client.events();
     opened(&mut events);
     server.abort_all();
@@ -322,7 +326,10 @@ fn fragments_arrive_as_one_message_and_control_frames_pass_between_them() {
         let pieces = ["one ", "", "message ", "in pieces €"].map(Payload::from);
         assert_eq!(sender.send_fragmented(pieces).map(|receipt| receipt.sequence).ok(), Some(1));
         assert_eq!(message(&mut events).text(), Some("one message in pieces €"));
-        assert_eq!(sender.send_reader(&[7; 100_001][..], 1000).map(|receipt| receipt.sequence).ok(), Some(2));
+        assert_eq!(
+            sender.send_reader(&[7; 100_001][..], 1000).map(|receipt| receipt.sequence).ok(),
+            Some(2)
+        );
         assert_eq!(message(&mut events).bytes(), [7; 100_001]);
         // The source waits for pings to pass, which they could not if it held the connection.
         let before = server.pings();
@@ -369,11 +376,14 @@ fn fragments_that_cannot_be_finished_sever_the_connection_and_are_told() {
     opened(&mut events);
     let none = sender.send_fragmented([]).expect_err("there is nothing to send");
     assert!(none.is_not_sent() && none.reason().kind() == ErrorKind::Config);
-    let early = sender.send_fragmented([Payload::Text("a"), Payload::Binary(b"b")]).expect_err("they are mixed");
+    let early = sender
+        .send_fragmented([Payload::Text("a"), Payload::Binary(b"b")])
+        .expect_err("they are mixed");
     assert!(early.is_not_sent(), "it was seen before the first had gone");
     assert!(sender.send_text("the connection is left alone").is_ok());
     message(&mut events);
-    let late = sender.send_fragmented([Payload::Text("a"), Payload::Text("b"), Payload::Binary(b"c")]);
+    let late =
+        sender.send_fragmented([Payload::Text("a"), Payload::Text("b"), Payload::Binary(b"c")]);
     assert!(matches!(late, Err(SendError::Unknown(_))), "{late:?}");
     assert_eq!(disconnected(&mut events).error.kind(), ErrorKind::Config);
 }
@@ -392,7 +402,9 @@ fn a_panic_in_the_middle_of_a_fragmented_message_ends_the_connection_and_holds_n
         "a" => Payload::Text("a"),
         _ => std::panic::resume_unwind(Box::new("on purpose")),
     });
-    let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| sender.send_fragmented(fragments)));
+    let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        sender.send_fragmented(fragments)
+    }));
     assert!(panic.is_err());
     let end = disconnected(&mut events);
     assert!(end.error.to_string().contains("panicked"), "{}", end.error);
@@ -412,7 +424,10 @@ fn a_batch_that_is_cut_says_of_no_message_that_arrived_that_it_was_not_sent() {
                 told.recv().expect("the test says when");
                 peer.drain()
             });
-            let builder = builder(&server).tcp_send_buffer(buffer * 1024).send_timeout(200 * MS).max_attempts(1);
+            let builder = builder(&server)
+                .tcp_send_buffer(buffer * 1024)
+                .send_timeout(200 * MS)
+                .max_attempts(1);
             let client = builder.connect().expect("it opens");
             let texts: Vec<String> = (0..10_000).map(|number| format!("{number:090}")).collect();
             let batch: Vec<Payload<'_>> = texts.iter().map(|text| Payload::Text(text)).collect();
@@ -437,11 +452,17 @@ fn fragments_keep_the_limit_of_frames() {
         tell.send(received).expect("the test waits");
         peer.drain()
     });
-    let client = builder(&server).max_outgoing_frame_size(10).without_pings().connect().expect("it opens");
+    let client =
+        builder(&server).max_outgoing_frame_size(10).without_pings().connect().expect("it opens");
     let before = client.stats().bytes_sent;
     let piece = "a".repeat(45);
-    client.sender().send_fragmented([piece.as_str(), &piece].map(Payload::Text)).expect("the connection is open");
-    let Received::Text(text) = told.recv_timeout(SOON).expect("it comes") else { panic!("it was text") };
+    client
+        .sender()
+        .send_fragmented([piece.as_str(), &piece].map(Payload::Text))
+        .expect("the connection is open");
+    let Received::Text(text) = told.recv_timeout(SOON).expect("it comes") else {
+        panic!("it was text")
+    };
     assert_eq!(text, piece.repeat(2));
     // Twice four frames of ten and one of five, each with a head of six.
     assert_eq!(client.stats().bytes_sent - before, 2 * (5 * 6 + 45));
@@ -489,7 +510,8 @@ fn no_message_of_a_batch_that_was_never_begun_counts_as_sent() {
         peer.close(1001, "")?;
         peer.stall()
     });
-    let client = builder(&server).max_attempts(1).close_timeout(50 * MS).connect().expect("it opens");
+    let client =
+        builder(&server).max_attempts(1).close_timeout(50 * MS).connect().expect("it opens");
     let large = vec![0; 50_000];
     let batch = vec![Payload::Binary(&large); 2000];
     let error = thread::scope(|scope| {
@@ -503,7 +525,10 @@ fn no_message_of_a_batch_that_was_never_begun_counts_as_sent() {
     opened(&mut events);
     let disconnect = disconnected(&mut events);
     // What goes by one system call counts as begun together: one message, of this size.
-    assert!((error.sent as u64..=error.sent as u64 + 1).contains(&disconnect.sent), "{disconnect:?}, {error:?}");
+    assert!(
+        (error.sent as u64..=error.sent as u64 + 1).contains(&disconnect.sent),
+        "{disconnect:?}, {error:?}"
+    );
     let stats = client.stats();
     assert_eq!(stats.messages_sent, error.sent as u64);
     assert!(stats.bytes_sent > error.sent as u64 * 50_000);

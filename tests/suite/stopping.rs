@@ -12,12 +12,14 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
 use tautline::testing::{Received, TestServer};
 use tautline::{
-    AppPing, Client, Connection, ErrorKind, Event, Handler, MessageRef, Push, State, StopReport, ThreadOutcome,
+    AppPing, Client, Connection, ErrorKind, Event, Handler, MessageRef, Push, State, StopReport,
+    ThreadOutcome,
 };
 
 use crate::support::{MS, SOON, builder, disconnected, echo, next, opened, plain_and_tls, until};
 
-/// What a stop may take in any state: far above what it takes, and far below any timeout that could be in its way.
+/// What a stop may take in any state: far above what it takes, and far below any timeout that could
+/// be in its way.
 const AT_ONCE: Duration = Duration::from_millis(100);
 
 /// How a client ends.
@@ -40,9 +42,11 @@ fn end<D>(client: Client<D>, by: By) -> (Duration, StopReport) {
     (took, report.unwrap_or_else(|| stopper.stop(Duration::ZERO)))
 }
 
-/// Ends clients that `start` has brought into some state, beside whatever has to live longer than them, by stop and by drop.
+/// Ends clients that `start` has brought into some state, beside whatever has to live longer than
+/// them, by stop and by drop.
 ///
-/// A shared machine may stall a test for a while: what counts is that one of several ends is at once, and that all of them are clean.
+/// A shared machine may stall a test for a while: what counts is that one of several ends is at
+/// once, and that all of them are clean.
 fn assert_ends_at_once<D, K>(mut start: impl FnMut() -> (Client<D>, K)) {
     for by in [By::Stop, By::Drop] {
         let mut all = Vec::new();
@@ -69,7 +73,8 @@ fn an_end_while_connecting_is_at_once() {
     let address = listener.local_addr().expect("an address");
     let filler = std::net::TcpStream::connect(address).expect("the first has room");
     assert_ends_at_once(|| {
-        let client = Client::builder(format!("ws://{address}/")).start_with(silent()).expect("it starts");
+        let client =
+            Client::builder(format!("ws://{address}/")).start_with(silent()).expect("it starts");
         assert!(matches!(client.state(), State::Connecting { attempt: 1 }));
         (client, ())
     });
@@ -81,24 +86,31 @@ fn an_end_in_the_tls_handshake_is_at_once() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let port = listener.local_addr().expect("an address").port();
     let start = || {
-        let client = Client::builder(format!("wss://localhost:{port}/")).start_with(silent()).expect("it starts");
+        let client = Client::builder(format!("wss://localhost:{port}/"))
+            .start_with(silent())
+            .expect("it starts");
         let (mut socket, _) = listener.accept().expect("it dials");
         // The first byte of the handshake: from here on the client waits for the answer.
         socket.read_exact(&mut [0]).expect("it begins the handshake");
         (client, socket)
     };
-    // Reading the system's roots is work and not a wait, some ten milliseconds of it: this one has read them for all.
+    // Reading the system's roots is work and not a wait, some ten milliseconds of it: this one has
+    // read them for all.
     let _first = start();
     assert_ends_at_once(start);
 }
 
 #[test]
 fn an_end_in_the_middle_of_a_tls_handshake_is_at_once() {
-    // Reading the system's roots is work and not a wait, some ten milliseconds of it: this one has read them for all.
+    // Reading the system's roots is work and not a wait, some ten milliseconds of it: this one has
+    // read them for all.
     let good = echo(TestServer::builder().tls());
     let _first = builder(&good).connect().expect("it opens");
     for bytes in [1, 100, 700] {
-        let server = TestServer::builder().tls().tls_stalls_after(bytes).start(|peer| peer.upgrade().map(drop));
+        let server = TestServer::builder()
+            .tls()
+            .tls_stalls_after(bytes)
+            .start(|peer| peer.upgrade().map(drop));
         let mut dials = 0;
         assert_ends_at_once(|| {
             let client = builder(&server).start_with(silent()).expect("it starts");
@@ -136,7 +148,10 @@ fn the_end_of_an_open_and_idle_connection_is_polite_and_at_once() {
         assert_ends_at_once(|| (builder(&server).connect().expect("it opens"), ()));
         assert!(server.wait_until_empty(SOON));
         let closes = server.closes();
-        assert!(closes.len() == server.openings() && closes.iter().all(|&code| code == Some(1000)), "{closes:?}");
+        assert!(
+            closes.len() == server.openings() && closes.iter().all(|&code| code == Some(1000)),
+            "{closes:?}"
+        );
     });
 }
 
@@ -154,7 +169,8 @@ fn the_end_of_a_flooded_connection_is_at_once() {
                 // Full after the first message: one is enough.
                 let _ = tell.try_send(());
             };
-            let client = builder(&server).close_timeout(20 * MS).start_with(handler).expect("it starts");
+            let client =
+                builder(&server).close_timeout(20 * MS).start_with(handler).expect("it starts");
             told.recv_timeout(SOON).expect("the flood comes");
             (client, ())
         });
@@ -169,7 +185,11 @@ fn an_end_waits_for_a_close_that_never_comes_no_longer_than_close_within() {
             peer.drain()
         });
         for (nth, by) in [By::Stop, By::Drop].into_iter().enumerate() {
-            let client = builder(&server).close_timeout(50 * MS).drop_timeout(HOUR).connect().expect("it opens");
+            let client = builder(&server)
+                .close_timeout(50 * MS)
+                .drop_timeout(HOUR)
+                .connect()
+                .expect("it opens");
             let (took, report) = end(client, by);
             assert!(report.is_clean(), "by {by:?}: {report}");
             assert!((40 * MS..SOON).contains(&took), "by {by:?}, after {took:?}");
@@ -188,7 +208,11 @@ fn an_end_is_over_at_the_close_deadline_where_the_close_is_answered_and_tcp_stay
             peer.stall()
         });
         for by in [By::Stop, By::Drop] {
-            let client = builder(&server).close_timeout(50 * MS).drop_timeout(HOUR).connect().expect("it opens");
+            let client = builder(&server)
+                .close_timeout(50 * MS)
+                .drop_timeout(HOUR)
+                .connect()
+                .expect("it opens");
             let (took, report) = end(client, by);
             assert!(report.is_clean(), "by {by:?}: {report}");
             assert!((40 * MS..SOON).contains(&took), "by {by:?}, after {took:?}");
@@ -202,7 +226,8 @@ fn a_short_stop_cuts_the_polite_end_short() {
         peer.upgrade()?;
         peer.drain()
     });
-    let client = builder(&server).close_timeout(Duration::from_secs(60)).connect().expect("it opens");
+    let client =
+        builder(&server).close_timeout(Duration::from_secs(60)).connect().expect("it opens");
     let report = client.stop(1000 * MS);
     assert!(report.is_clean(), "{report}");
 }
@@ -213,7 +238,8 @@ fn a_second_stop_with_less_time_overtakes_the_first() {
         peer.upgrade()?;
         peer.drain()
     });
-    let client = builder(&server).close_timeout(Duration::from_secs(3600)).connect().expect("it opens");
+    let client =
+        builder(&server).close_timeout(Duration::from_secs(3600)).connect().expect("it opens");
     thread::scope(|scope| {
         let monitor = scope.spawn(|| client.stop(Duration::from_secs(3600)));
         assert!(server.wait_for_close(SOON));
@@ -257,7 +283,11 @@ fn a_lookup_that_hangs_is_reported_and_not_waited_for() {
         let stopper = client.stopper();
         let (took, report) = end(client, by);
         assert!(took < SOON, "by {by:?}, after {took:?}");
-        let late: Vec<_> = report.threads().iter().filter(|thread| thread.outcome == ThreadOutcome::TimedOut).collect();
+        let late: Vec<_> = report
+            .threads()
+            .iter()
+            .filter(|thread| thread.outcome == ThreadOutcome::TimedOut)
+            .collect();
         assert_eq!(late.len(), 1, "by {by:?}: {report}");
         assert_eq!(late[0].name, "taut-resolver");
         drop(release);
@@ -280,7 +310,8 @@ fn stop_from_the_handler_returns_at_once_and_nothing_is_delivered_after_it() {
         fn message(&mut self, _: &mut Connection<'_>, _: MessageRef<'_>) {
             self.calls += 1;
             assert_eq!(self.calls, 1, "a message after the stop");
-            let report = self.stopper.as_ref().expect("it was opened").stop(Duration::from_secs(3600));
+            let report =
+                self.stopper.as_ref().expect("it was opened").stop(Duration::from_secs(3600));
             self.report.send(report).expect("the test waits");
         }
     }
@@ -294,7 +325,10 @@ fn stop_from_the_handler_returns_at_once_and_nothing_is_delivered_after_it() {
         .start_with(Once { stopper: None, report, calls: 0 })
         .expect("it starts");
     let report = reported.recv_timeout(SOON).expect("it stops");
-    assert!(report.threads().iter().any(|thread| thread.outcome == ThreadOutcome::Current), "{report}");
+    assert!(
+        report.threads().iter().any(|thread| thread.outcome == ThreadOutcome::Current),
+        "{report}"
+    );
     assert!(!report.is_clean());
     assert!(client.stop(SOON).is_clean());
     assert_eq!(client.stop_reason().map(|end| end.kind()), Some(ErrorKind::Stopped));
@@ -323,7 +357,10 @@ fn an_end_while_a_sender_is_blocked_ends_the_send_and_skips_the_close_frame() {
                 peer.upgrade()?;
                 peer.stall()
             });
-            let client = builder(&server).send_timeout(Duration::from_secs(3600)).connect().expect("it opens");
+            let client = builder(&server)
+                .send_timeout(Duration::from_secs(3600))
+                .connect()
+                .expect("it opens");
             let sender = client.sender();
             let (tell, told) = bounded(1);
             let blocked = thread::spawn(move || {
@@ -344,7 +381,10 @@ fn an_end_while_a_sender_is_blocked_ends_the_send_and_skips_the_close_frame() {
             drop(told);
             let error = blocked.join().expect("it does not panic");
             assert!(
-                matches!(error.reason().kind(), ErrorKind::Io | ErrorKind::Stopped | ErrorKind::Closed),
+                matches!(
+                    error.reason().kind(),
+                    ErrorKind::Io | ErrorKind::Stopped | ErrorKind::Closed
+                ),
                 "{error:?}"
             );
             assert!(server.closes().is_empty(), "there was no room for a close frame");
@@ -363,8 +403,11 @@ fn an_end_while_the_connection_is_on_its_way_to_its_end_is_bounded_by_the_same_c
             peer.stall()
         });
         for by in [By::Stop, By::Drop] {
-            let client =
-                builder(&server).close_timeout(100 * MS).drop_timeout(HOUR).retry_delay_min(HOUR).retry_delay_max(HOUR);
+            let client = builder(&server)
+                .close_timeout(100 * MS)
+                .drop_timeout(HOUR)
+                .retry_delay_min(HOUR)
+                .retry_delay_max(HOUR);
             let client = client.start().expect("it starts");
             until("the connection is on its way to its end", || {
                 matches!(client.state(), State::Closing | State::Backoff { .. })
@@ -399,7 +442,11 @@ fn a_busy_handler_is_reported_late_and_the_heart_is_not() {
             By::Drop => end(client, by).1,
         };
         for thread in report.threads() {
-            let expected = if thread.name == "taut-reader" { ThreadOutcome::TimedOut } else { ThreadOutcome::Joined };
+            let expected = if thread.name == "taut-reader" {
+                ThreadOutcome::TimedOut
+            } else {
+                ThreadOutcome::Joined
+            };
             assert_eq!(thread.outcome, expected, "by {by:?}: {report}");
         }
         drop(release);
@@ -432,7 +479,10 @@ fn a_panic_in_the_handler_ends_the_client_once_and_reaches_the_user() {
     assert_eq!(client.stop_reason().map(|end| end.kind()), Some(ErrorKind::HandlerPanicked));
     let panic = client.take_panic().expect("the panic is kept");
     assert_eq!(panic.downcast_ref::<&str>(), Some(&"on purpose"));
-    assert!(!called_again.load(Ordering::SeqCst), "a handler that has panicked is not called again");
+    assert!(
+        !called_again.load(Ordering::SeqCst),
+        "a handler that has panicked is not called again"
+    );
     assert_eq!(server.openings(), 1);
 }
 
@@ -475,14 +525,19 @@ fn a_panic_in_any_call_of_the_handler_is_its_last_call() {
     });
     for what in ["dial_failed", "opened", "message", "disconnected"] {
         let calls = Arc::new(Mutex::new(Vec::new()));
-        let client = builder(&server).start_with(Panics(what, Arc::clone(&calls))).expect("it starts");
+        let client =
+            builder(&server).start_with(Panics(what, Arc::clone(&calls))).expect("it starts");
         let end = client.wait_closed(SOON).expect("the panic ends it");
         assert_eq!(end.kind(), ErrorKind::HandlerPanicked, "{what}");
         assert!(client.stop(SOON).is_clean(), "{what}");
         assert!(client.take_panic().is_some() && client.take_panic().is_none(), "{what}");
         assert_eq!(calls.lock().last(), Some(&what));
         let ended_a_connection = matches!(what, "opened" | "message");
-        assert_eq!(client.stats().drops.contains_key("handler_panicked"), ended_a_connection, "{what}");
+        assert_eq!(
+            client.stats().drops.contains_key("handler_panicked"),
+            ended_a_connection,
+            "{what}"
+        );
     }
     // In the last call of all there is nothing left to end.
     let client = builder(&server).start_with(Panics("stopped", Arc::default())).expect("it starts");
@@ -542,7 +597,8 @@ fn a_client_dropped_during_a_panic_stops_quietly() {
     assert!(server.wait_until_empty(SOON));
 }
 
-/// Something of the program's in a thread-local of one of the threads, that takes a while to drop: a log's guard, a pool's connection.
+/// Something of the program's in a thread-local of one of the threads, that takes a while to drop:
+/// a log's guard, a pool's connection.
 struct SlowToDrop(Receiver<()>);
 
 impl Drop for SlowToDrop {
@@ -567,7 +623,10 @@ fn a_stop_is_not_late_because_of_what_a_thread_drops_last() {
     let began = Instant::now();
     let report = client.stop(300 * MS);
     assert!(began.elapsed() < SOON, "it was waited for: {report}");
-    assert!(report.threads().iter().all(|thread| thread.outcome == ThreadOutcome::TimedOut), "{report}");
+    assert!(
+        report.threads().iter().all(|thread| thread.outcome == ThreadOutcome::TimedOut),
+        "{report}"
+    );
     assert_eq!(client.live_threads(), 2);
     drop(release);
     assert!(client.stop(SOON).is_clean());
@@ -640,7 +699,8 @@ fn a_handler_that_waits_for_the_end_keeps_nothing_from_it() {
         let client = given.recv().expect("the test sends it").upgrade().expect("the test keeps it");
         tell.send(client.wait_closed(HOUR).map(|end| end.kind())).expect("the test waits");
     };
-    let client = Arc::new(builder(&server).close_timeout(20 * MS).start_with(handler).expect("it starts"));
+    let client =
+        Arc::new(builder(&server).close_timeout(20 * MS).start_with(handler).expect("it starts"));
     give.send(Arc::downgrade(&client)).expect("the handler waits");
     assert_eq!(told.recv_timeout(SOON), Ok(None), "it has not ended");
     assert!(client.stop(SOON).is_clean());
@@ -648,7 +708,8 @@ fn a_handler_that_waits_for_the_end_keeps_nothing_from_it() {
 
 #[test]
 fn a_stop_without_a_budget_says_goodbye_all_the_same() {
-    // Over TLS what the server has sent beside messages may lie unread, and aborting then resets, which takes the close frame along.
+    // Over TLS what the server has sent beside messages may lie unread, and aborting then resets,
+    // which takes the close frame along.
     for budget in [Duration::ZERO, MS] {
         for _ in 0..10 {
             let server = echo(TestServer::builder());
@@ -672,7 +733,8 @@ fn a_later_stop_leaves_the_polite_end_most_of_its_own_budget() {
     let client = builder(&server).close_timeout(HOUR).connect().expect("it opens");
     client.stopper().request_stop();
     assert!(server.wait_for_close(SOON));
-    // Longer than what a stop keeps back at most, so that the time since the signal would count for more than this stop's own.
+    // Longer than what a stop keeps back at most, so that the time since the signal would count for
+    // more than this stop's own.
     thread::sleep(300 * MS);
     thread::scope(|scope| {
         let stopping = scope.spawn(|| client.stop(SOON));
@@ -716,13 +778,17 @@ fn a_stopped_client_tells_its_end_once_and_its_events_end() {
 fn wait_open_hears_of_a_stop() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("an address");
-    let client = Client::builder(format!("ws://{address}/")).start_with(silent()).expect("it starts");
+    let client =
+        Client::builder(format!("ws://{address}/")).start_with(silent()).expect("it starts");
     let (socket, _) = listener.accept().expect("it dials");
     thread::scope(|scope| {
         let waiting = scope.spawn(|| client.wait_open(Duration::from_secs(3600)));
         client.stopper().request_stop();
         let began = Instant::now();
-        assert_eq!(waiting.join().expect("it does not panic").map_err(|error| error.kind()), Err(ErrorKind::Stopped));
+        assert_eq!(
+            waiting.join().expect("it does not panic").map_err(|error| error.kind()),
+            Err(ErrorKind::Stopped)
+        );
         assert!(began.elapsed() < SOON);
     });
     drop(socket);

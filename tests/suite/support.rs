@@ -13,7 +13,10 @@ pub(crate) const MS: Duration = Duration::from_millis(1);
 
 /// A client of the server that trusts its certificate and retries fast.
 pub(crate) fn builder(server: &TestServer) -> Builder {
-    Client::builder(server.url()).tls_root(TestServer::root_pem()).retry_delay_min(MS).retry_delay_max(5 * MS)
+    Client::builder(server.url())
+        .tls_root(TestServer::root_pem())
+        .retry_delay_min(MS)
+        .retry_delay_max(5 * MS)
 }
 
 /// A server that sends back what it gets, for as long as it is asked to.
@@ -33,7 +36,8 @@ pub(crate) fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     }
 }
 
-/// Says loudly that a test cannot be run here. Not by `eprintln!`, which the harness keeps to itself where a test passes.
+/// Says loudly that a test cannot be run here. Not by `eprintln!`, which the harness keeps to
+/// itself where a test passes.
 pub(crate) fn skipped(why: &str) {
     writeln!(std::io::stderr(), "SKIPPED: {why}").expect("there is a standard error");
 }

@@ -1,4 +1,5 @@
-//! Who is trusted, and what is shown: what a TLS handshake says of the client. What hangs on the environment of a process is tested in `faults`.
+//! Who is trusted, and what is shown: what a TLS handshake says of the client. What hangs on the
+//! environment of a process is tested in `faults`.
 
 use std::process::Command;
 
@@ -10,7 +11,9 @@ use crate::support::{MS, opened};
 
 /// A client of a server that answers no close frame.
 fn builder(port: u16) -> Builder {
-    Client::builder(format!("wss://localhost:{port}/")).tls_root(TestServer::root_pem()).close_timeout(50 * MS)
+    Client::builder(format!("wss://localhost:{port}/"))
+        .tls_root(TestServer::root_pem())
+        .close_timeout(50 * MS)
 }
 
 fn opens(builder: &Builder, server: &mut Server) {
@@ -22,11 +25,22 @@ fn opens(builder: &Builder, server: &mut Server) {
 const CERTIFICATE: &str = include_str!("../../src/testing/certificates/stranger.pem");
 const KEY: &str = include_str!("../../src/testing/certificates/stranger.key");
 
-/// The two in an archive, as `openssl` makes it. The bytes are those of the day, so there is no file of it.
+/// The two in an archive, as `openssl` makes it. The bytes are those of the day, so there is no
+/// file of it.
 fn archive(password: &str) -> Vec<u8> {
     let mut command = Command::new("openssl");
-    command.args(["pkcs12", "-export", "-in", &certificate("stranger.pem"), "-inkey", &certificate("stranger.key")]);
-    let made = command.args(["-passout", &format!("pass:{password}")]).output().expect("openssl has just been run");
+    command.args([
+        "pkcs12",
+        "-export",
+        "-in",
+        &certificate("stranger.pem"),
+        "-inkey",
+        &certificate("stranger.key"),
+    ]);
+    let made = command
+        .args(["-passout", &format!("pass:{password}")])
+        .output()
+        .expect("openssl has just been run");
     assert!(made.status.success(), "{made:?}");
     made.stdout
 }
@@ -48,7 +62,8 @@ fn the_client_certificate_is_shown_to_a_server_that_asks_for_it() {
 
 #[test]
 fn the_name_of_the_host_is_in_the_handshake() {
-    // A server of several hosts: it shows the certificate of localhost to who asks for that, and a stranger's to everybody else.
+    // A server of several hosts: it shows the certificate of localhost to who asks for that, and a
+    // stranger's to everybody else.
     let stranger = [certificate("stranger.pem"), certificate("stranger.key")];
     let localhost = [certificate("localhost.pem"), certificate("localhost.key")];
     let others = ["-cert", &stranger[0], "-key", &stranger[1]];

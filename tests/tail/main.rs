@@ -1,4 +1,5 @@
-//! `examples/tail.rs` as whoever scripts it sees it: what it prints, what it exits with, how signals end it. Unix only.
+//! `examples/tail.rs` as whoever scripts it sees it: what it prints, what it exits with, how
+//! signals end it. Unix only.
 //!
 //! A program of its own, which is `tail` itself when it is told to be.
 
@@ -36,15 +37,33 @@ mod conversation {
 
     pub(crate) fn run() {
         let scenarios: [(&str, fn()); 9] = [
-            ("every_event_is_an_object_and_the_end_comes_last", every_event_is_an_object_and_the_end_comes_last),
-            ("a_refusal_that_no_retry_mends_gives_up_at_once", a_refusal_that_no_retry_mends_gives_up_at_once),
-            ("the_last_failed_dial_is_told_as_giving_up", the_last_failed_dial_is_told_as_giving_up),
+            (
+                "every_event_is_an_object_and_the_end_comes_last",
+                every_event_is_an_object_and_the_end_comes_last,
+            ),
+            (
+                "a_refusal_that_no_retry_mends_gives_up_at_once",
+                a_refusal_that_no_retry_mends_gives_up_at_once,
+            ),
+            (
+                "the_last_failed_dial_is_told_as_giving_up",
+                the_last_failed_dial_is_told_as_giving_up,
+            ),
             ("a_signal_ends_the_line_politely", a_signal_ends_the_line_politely),
-            ("wrong_usage_exits_2_and_says_what_is_wrong", wrong_usage_exits_2_and_says_what_is_wrong),
-            ("lines_of_standard_input_are_sent_or_told_of", lines_of_standard_input_are_sent_or_told_of),
+            (
+                "wrong_usage_exits_2_and_says_what_is_wrong",
+                wrong_usage_exits_2_and_says_what_is_wrong,
+            ),
+            (
+                "lines_of_standard_input_are_sent_or_told_of",
+                lines_of_standard_input_are_sent_or_told_of,
+            ),
             ("a_reader_that_goes_away_ends_it_politely", a_reader_that_goes_away_ends_it_politely),
             ("it_trusts_what_it_is_told_to", it_trusts_what_it_is_told_to),
-            ("messages_alone_go_to_standard_output_without_json", messages_alone_go_to_standard_output_without_json),
+            (
+                "messages_alone_go_to_standard_output_without_json",
+                messages_alone_go_to_standard_output_without_json,
+            ),
         ];
         std::thread::scope(|scope| {
             for (name, scenario) in scenarios {
@@ -59,16 +78,26 @@ mod conversation {
     /// `tail` with these arguments, before it has started.
     fn tail(arguments: &[&str]) -> Command {
         let mut command = Command::new(std::env::current_exe().expect("this program has a path"));
-        command.args(arguments).env(ROLE, "1").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+            .args(arguments)
+            .env(ROLE, "1")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
         command
     }
 
-    /// Runs it to its end; its exit status, the objects it printed, and what it said on standard error.
+    /// Runs it to its end; its exit status, the objects it printed, and what it said on standard
+    /// error.
     fn run_to_end(arguments: &[&str]) -> (i32, Vec<Value>, String) {
         let output = tail(arguments).output().expect("it starts");
         let printed = String::from_utf8(output.stdout).expect("it prints UTF-8");
         let objects = printed.lines().map(object).collect();
-        (output.status.code().expect("it exits"), objects, String::from_utf8_lossy(&output.stderr).into_owned())
+        (
+            output.status.code().expect("it exits"),
+            objects,
+            String::from_utf8_lossy(&output.stderr).into_owned(),
+        )
     }
 
     fn object(line: &str) -> Value {
@@ -81,7 +110,10 @@ mod conversation {
         let is_number = |fields: &mut serde_json::Map<String, Value>, name: &str| {
             fields.remove(name).is_none_or(|value| value.is_u64())
         };
-        assert!(is_number(fields, "ms") && is_number(fields, "retry_in_ms") || fields["event"] == "disconnected");
+        assert!(
+            is_number(fields, "ms") && is_number(fields, "retry_in_ms")
+                || fields["event"] == "disconnected"
+        );
         if fields["event"] != "stopped" {
             fields.remove("detail");
         }
@@ -89,14 +121,24 @@ mod conversation {
     }
 
     fn kinds(objects: &[Value]) -> Vec<&str> {
-        objects.iter().map(|object| object["event"].as_str().expect("each says what it is")).collect()
+        objects
+            .iter()
+            .map(|object| object["event"].as_str().expect("each says what it is"))
+            .collect()
     }
 
     fn assert_ends_clean(objects: &[Value]) {
         let last = objects.last().expect("it says how it ended");
-        assert_eq!((&last["event"], &last["clean"]), (&json!("stopped"), &json!(true)), "{objects:?}");
+        assert_eq!(
+            (&last["event"], &last["clean"]),
+            (&json!("stopped"), &json!(true)),
+            "{objects:?}"
+        );
         let threads = last["threads"].as_array().expect("the threads");
-        assert!(threads.iter().any(|thread| thread["name"] == "taut-reader" && thread["ended"] == true), "{last}");
+        assert!(
+            threads.iter().any(|thread| thread["name"] == "taut-reader" && thread["ended"] == true),
+            "{last}"
+        );
     }
 
     fn every_event_is_an_object_and_the_end_comes_last() {
@@ -108,8 +150,16 @@ mod conversation {
             peer.close(4000, "bye")?;
             peer.drain()
         });
-        let (status, objects, _) =
-            run_to_end(&[&server.url(), "--json", "--send", "hello", "--subprotocol", "v2", "--max-attempts", "1"]);
+        let (status, objects, _) = run_to_end(&[
+            &server.url(),
+            "--json",
+            "--send",
+            "hello",
+            "--subprotocol",
+            "v2",
+            "--max-attempts",
+            "1",
+        ]);
         assert_ends_clean(&objects);
         let told: Vec<_> = objects[..objects.len() - 1].iter().cloned().map(stripped).collect();
         let expected = [
@@ -127,7 +177,8 @@ mod conversation {
         let server = TestServer::start(|peer| peer.refuse(401, "", "no such key"));
         let (status, objects, _) = run_to_end(&[&server.url(), "--json"]);
         assert_eq!(kinds(&objects), ["gave_up", "stopped"]);
-        let gave_up = json!({"event": "gave_up", "kind": "http", "status": 401, "body": "no such key"});
+        let gave_up =
+            json!({"event": "gave_up", "kind": "http", "status": 401, "body": "no such key"});
         assert_eq!(stripped(objects[0].clone()), gave_up);
         assert_ends_clean(&objects);
         assert_eq!(status, 1);
@@ -135,10 +186,21 @@ mod conversation {
 
     fn the_last_failed_dial_is_told_as_giving_up() {
         let server = TestServer::start(|peer| peer.refuse(503, "", ""));
-        let arguments = ["--json", "--max-attempts", "3", "--retry-delay-min", "1ms", "--retry-delay-max", "1ms"];
+        let arguments = [
+            "--json",
+            "--max-attempts",
+            "3",
+            "--retry-delay-min",
+            "1ms",
+            "--retry-delay-max",
+            "1ms",
+        ];
         let (status, objects, _) = run_to_end(&[&[server.url().as_str()], &arguments[..]].concat());
         assert_eq!(kinds(&objects), ["dial_failed", "dial_failed", "gave_up", "stopped"]);
-        assert_eq!(stripped(objects[1].clone()), json!({"event": "dial_failed", "attempt": 2, "kind": "http"}));
+        assert_eq!(
+            stripped(objects[1].clone()),
+            json!({"event": "dial_failed", "attempt": 2, "kind": "http"})
+        );
         assert!(objects[1]["retry_in_ms"].is_u64() && objects[1]["detail"].is_string());
         assert_eq!(status, 1);
     }
@@ -159,8 +221,10 @@ mod conversation {
     }
 
     fn signal(child: &Child, signal: rustix::process::Signal) {
-        let pid =
-            i32::try_from(child.id()).ok().and_then(rustix::process::Pid::from_raw).expect("a process has a number");
+        let pid = i32::try_from(child.id())
+            .ok()
+            .and_then(rustix::process::Pid::from_raw)
+            .expect("a process has a number");
         rustix::process::kill_process(pid, signal).expect("it is there");
     }
 
@@ -177,7 +241,10 @@ mod conversation {
             signal(&child, which);
             let rest: Vec<Value> = lines.map(|line| object(&line.expect("a line"))).collect();
             assert_eq!(kinds(&rest), ["disconnected", "stopped"]);
-            assert_eq!((&rest[0]["kind"], &rest[0]["retry_in_ms"]), (&json!("stopped"), &Value::Null));
+            assert_eq!(
+                (&rest[0]["kind"], &rest[0]["retry_in_ms"]),
+                (&json!("stopped"), &Value::Null)
+            );
             assert_ends_clean(&rest);
             assert_eq!(child.wait().expect("it ends").code(), Some(0));
             assert!(server.wait_until_empty(SOON));
@@ -211,18 +278,21 @@ mod conversation {
         });
         // For ever, as far as a clock can tell.
         let for_ever = "18446744073709551615s";
-        let mut child = tail(&[&server.url(), "--json", "--stdin", "--count", "2", "--for", for_ever])
-            .stdin(Stdio::piped())
-            .spawn()
-            .expect("it starts");
+        let mut child =
+            tail(&[&server.url(), "--json", "--stdin", "--count", "2", "--for", for_ever])
+                .stdin(Stdio::piped())
+                .spawn()
+                .expect("it starts");
         let mut stdin = child.stdin.take().expect("it is piped");
         stdin.write_all(b"first\n\xe9\nsecond\n").expect("it reads");
         // Its end ends nothing.
         drop(stdin);
-        let objects: Vec<Value> = lines_of(&mut child).map(|line| object(&line.expect("a line"))).collect();
+        let objects: Vec<Value> =
+            lines_of(&mut child).map(|line| object(&line.expect("a line"))).collect();
         let texts: Vec<_> = objects.iter().filter_map(|object| object["text"].as_str()).collect();
         assert_eq!(texts, ["first", "second"]);
-        let failed: Vec<_> = objects.iter().filter(|object| object["event"] == "send_failed").collect();
+        let failed: Vec<_> =
+            objects.iter().filter(|object| object["event"] == "send_failed").collect();
         assert!(failed.len() == 1 && failed[0]["outcome"] == "not_sent", "{failed:?}");
         assert_eq!(child.wait().expect("it ends").code(), Some(0));
     }
@@ -233,7 +303,8 @@ mod conversation {
             while peer.send_text("tick").is_ok() {}
             Ok(())
         });
-        let mut child = tail(&[&server.url(), "--close-timeout", "50ms"]).spawn().expect("it starts");
+        let mut child =
+            tail(&[&server.url(), "--close-timeout", "50ms"]).spawn().expect("it starts");
         let mut first = [0; 5];
         let mut stdout = child.stdout.take().expect("it is piped");
         stdout.read_exact(&mut first).expect("a message comes");
@@ -252,13 +323,16 @@ mod conversation {
         let path = roots.to_str().expect("it is UTF-8");
         let url = server.url();
         for trust in [&["--ca", path][..], &["--insecure"]] {
-            let arguments = [&[url.as_str(), "--json", "--count", "1", "--close-timeout", "50ms"], trust].concat();
+            let arguments =
+                [&[url.as_str(), "--json", "--count", "1", "--close-timeout", "50ms"], trust]
+                    .concat();
             let (status, objects, _) = run_to_end(&arguments);
             assert_eq!(kinds(&objects), ["opened", "message", "disconnected", "stopped"]);
             assert_eq!(status, 0);
         }
         std::fs::remove_file(&roots).expect("it is still there");
-        let (status, objects, _) = run_to_end(&[&server.url(), "--json", "--retry-delay-max", "1ms"]);
+        let (status, objects, _) =
+            run_to_end(&[&server.url(), "--json", "--retry-delay-max", "1ms"]);
         assert_eq!((status, kinds(&objects)), (1, vec!["dial_failed", "gave_up", "stopped"]));
         assert_eq!(objects[1]["kind"], "tls");
     }
@@ -272,13 +346,19 @@ mod conversation {
         });
         for (quiet, expected) in [(None, "one\ntwo\n"), (Some("--quiet"), "")] {
             let url = server.url();
-            let arguments: Vec<&str> =
-                [url.as_str(), "--count", "2", "--close-timeout", "50ms"].into_iter().chain(quiet).collect();
+            let arguments: Vec<&str> = [url.as_str(), "--count", "2", "--close-timeout", "50ms"]
+                .into_iter()
+                .chain(quiet)
+                .collect();
             let output = tail(&arguments).output().expect("it starts");
             assert_eq!(String::from_utf8_lossy(&output.stdout), expected);
             let told = String::from_utf8_lossy(&output.stderr);
             assert!(told.contains("open, epoch 1") && told.contains("stopped, clean"), "{told}");
-            assert_eq!(told.contains("2 messages, epoch 1, round trip not measured"), quiet.is_some(), "{told}");
+            assert_eq!(
+                told.contains("2 messages, epoch 1, round trip not measured"),
+                quiet.is_some(),
+                "{told}"
+            );
             assert_eq!(output.status.code(), Some(0));
         }
     }
