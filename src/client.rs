@@ -10,16 +10,16 @@ use std::time::Duration;
 
 use crate::config::endpoint::Endpoint;
 use crate::config::{Builder, DialContext};
-use crate::connection::CloseFrame;
+use crate::connection::close::CloseFrame;
 use crate::dial::{DialSettings, Dialer};
 use crate::error::{BatchError, CloseReason, Error, SendError};
-use crate::event::{Event, Payload};
+use crate::event::{Event, Payload, Receipt};
 use crate::events::{Events, Queue, QueueSink};
 use crate::handler::{EventSink, Handler, HandlerSink};
 use crate::runtime::heartbeat::Heartbeat;
-use crate::runtime::reader_thread::Supervisor;
+use crate::runtime::reader_thread::ReaderThread;
 use crate::runtime::shared::{Active, Shared, State, WAIT_OPEN};
-use crate::sender::{Receipt, Sender, Stopper};
+use crate::sender::{Sender, Stopper};
 use crate::stats::Stats;
 use crate::sync;
 use crate::sync::channel::bounded;
@@ -147,7 +147,7 @@ impl Builder {
         let config = self.check()?;
         let settings = &config.settings;
         let (shared, wakeup) =
-            Shared::new(Threads::new(settings.threads.clone()), settings.send_timeouts());
+            Shared::new(Threads::new(settings.threads.clone()), settings.timeouts());
         let queue = Arc::new(Queue::new(settings.queue));
         let client = Client {
             sender: Sender::new(Arc::clone(&shared)),
@@ -165,15 +165,15 @@ impl Builder {
         let (reading, reader) = bounded(0);
         let heartbeat = Heartbeat::new(Arc::clone(&shared), wakeup, reader, settings);
         let delivery = delivery(&queue, &shared);
-        let supervisor =
-            Supervisor::new(Arc::clone(&shared), config, dialer, delivery, first_decides);
+        let reader_thread =
+            ReaderThread::new(Arc::clone(&shared), config, dialer, delivery, first_decides);
 
         // From here on an early return drops the client, which stops whatever has been started.
         shared.threads.spawn("taut-heartbeat", JoinTimeout::Deadline, move || heartbeat.run())?;
         shared.threads.spawn("taut-reader", JoinTimeout::Deadline, move || {
             // Named, so that it lives until the reader has done its last: the heart waits for that.
             let _reading = reading;
-            supervisor.run();
+            reader_thread.run();
         })?;
         Ok(client)
     }
@@ -273,7 +273,7 @@ impl<D> Client<D> {
 
     /// Why the client ended, once it has: kind `Stopped` when it was told to.
     pub fn stop_reason(&self) -> Option<Error> {
-        self.shared.end()
+        self.shared.stop_reason()
     }
 
     /// What a panicking handler threw, once: hand it to [`std::panic::resume_unwind`] to go on with
@@ -287,7 +287,7 @@ impl<D> Client<D> {
         let mut stats = self.shared.counters.snapshot();
         if let Active::Open(connection) = self.shared.active() {
             stats.last_byte_age =
-                Some(sync::now().saturating_duration_since(connection.last_byte()));
+                Some(sync::now().saturating_duration_since(connection.activity.last_byte()));
         }
         stats.queue_depth = self.queue.depth();
         stats.messages_lost = self.queue.lag().lost;
@@ -332,7 +332,7 @@ impl<D> Client<D> {
     /// # Ok(()) }
     /// ```
     pub fn stop_with(&self, close: &CloseReason, timeout: Duration) -> Result<StopReport, Error> {
-        Ok(self.shared.stop(CloseFrame::said(close)?, timeout))
+        Ok(self.shared.stop(CloseFrame::from_program(close)?, timeout))
     }
 }
 

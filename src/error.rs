@@ -233,17 +233,17 @@ impl Error {
     }
 
     /// The program asked for a new connection.
-    pub(crate) fn left(close: CloseReason) -> Self {
+    pub(crate) fn reconnect_requested(close: CloseReason) -> Self {
         Self::build(
             ErrorKind::Closed,
-            "the program asked for a new connection".into(),
+            "the program asked to reconnect".into(),
             Some(Detail::Left(close)),
             None,
         )
     }
 
     /// Whether the connection ended because the program asked for a new one.
-    pub(crate) fn is_own_wish(&self) -> bool {
+    pub(crate) fn is_reconnect_requested(&self) -> bool {
         matches!(self.0.detail, Some(Detail::Left(_)))
     }
 
@@ -319,11 +319,6 @@ impl Error {
     pub fn is_verification_failure(&self) -> bool {
         self.kind() == ErrorKind::Tls
             && self.0.source.as_deref().is_some_and(|source| says_verification_failed(source))
-    }
-
-    /// The kind of the system's error that caused it, if one did.
-    pub(crate) fn io_kind(&self) -> Option<std::io::ErrorKind> {
-        self.0.source.as_ref()?.downcast_ref::<std::io::Error>().map(std::io::Error::kind)
     }
 
     /// The error and its causes on one line: what a log wants. What a closure of the program's own

@@ -282,6 +282,16 @@ impl From<Message> for tungstenite::Message {
     }
 }
 
+/// The proof that the kernel took a message whole. It proves nothing about the peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Receipt {
+    /// The epoch of the connection that it went by.
+    pub epoch: u64,
+    /// Its number among the messages of that epoch, from 1. For a batch, that of its last message.
+    /// [`Disconnect::confirmed`](crate::Disconnect::confirmed) counts in these.
+    pub sequence: u64,
+}
+
 /// Why and how the connection of an epoch ended.
 #[derive(Clone, Debug)]
 pub struct Disconnect {

@@ -5,9 +5,10 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 
 use crate::connection::OpenConnection;
+use crate::connection::close::CloseFrame;
 use crate::error::{BatchError, CloseReason, SendError};
-use crate::event::{DialFailure, Disconnect, MessageRef, Opened, Payload, Stopped};
-use crate::sender::{Receipt, Sender, Stopper};
+use crate::event::{DialFailure, Disconnect, MessageRef, Opened, Payload, Receipt, Stopped};
+use crate::sender::{Sender, Stopper};
 
 /// What a program does with what comes.
 ///
@@ -97,7 +98,7 @@ impl<'a> Connection<'a> {
     /// # Errors
     /// As [`Sender::send_text`].
     pub fn send_text(&mut self, text: &str) -> Result<Receipt, SendError> {
-        self.sender.send_text_on(self.connection, text)
+        self.connection.send(Payload::Text(text))
     }
 
     /// Sends a binary message. See [`Sender::send_binary`].
@@ -105,7 +106,7 @@ impl<'a> Connection<'a> {
     /// # Errors
     /// As [`Sender::send_text`].
     pub fn send_binary(&mut self, bytes: &[u8]) -> Result<Receipt, SendError> {
-        self.sender.send_binary_on(self.connection, bytes)
+        self.connection.send(Payload::Binary(bytes))
     }
 
     /// Sends several messages with as few system calls as they fit in. See [`Sender::send_batch`].
@@ -113,7 +114,7 @@ impl<'a> Connection<'a> {
     /// # Errors
     /// As [`Sender::send_batch`].
     pub fn send_batch(&mut self, messages: &[Payload<'_>]) -> Result<Receipt, BatchError> {
-        self.sender.send_batch_on(self.connection, messages)
+        self.connection.send_batch(messages)
     }
 
     /// Has a ping sent at once. See [`Sender::ping`].
@@ -121,7 +122,7 @@ impl<'a> Connection<'a> {
     /// # Errors
     /// As [`Sender::ping`].
     pub fn ping(&mut self) -> Result<(), SendError> {
-        self.sender.ping_on(self.connection)
+        self.connection.request_ping()
     }
 
     /// A sender that may be kept and moved to other threads. It sends on whatever connection is
@@ -141,9 +142,17 @@ impl<'a> Connection<'a> {
         self.sender.stopper().request_stop();
     }
 
+    /// Counts this connection as stable from now on, before
+    /// [`stable_after`](crate::Builder::stable_after) has passed: the backoff after its end starts
+    /// anew. For a program that knows more than the clock does, because its login was accepted, for
+    /// example.
+    pub fn mark_stable(&mut self) {
+        self.connection.mark_stable();
+    }
+
     /// Ends this connection politely and dials again. See [`Sender::reconnect`].
     pub fn reconnect(&mut self) {
-        self.sender.reconnect_on(self.connection);
+        self.connection.close_for_reconnect(CloseFrame::normal());
     }
 
     /// Ends this connection with a close code and reason of your own and dials again. See
@@ -153,7 +162,9 @@ impl<'a> Connection<'a> {
     /// `NotSent` and `Config`, when the code or the reason may not be sent; the connection goes on
     /// as it was.
     pub fn reconnect_with(&mut self, close: &CloseReason) -> Result<(), SendError> {
-        self.sender.reconnect_with_on(self.connection, close)
+        self.connection
+            .close_for_reconnect(CloseFrame::from_program(close).map_err(SendError::NotSent)?);
+        Ok(())
     }
 }
 

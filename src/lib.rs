@@ -156,13 +156,13 @@ pub use config::{AppPing, Builder, DialContext};
 pub use dial::Resolver;
 pub use error::{BatchError, CloseReason, Error, ErrorKind, Refusal, SendError};
 pub use event::{
-    DialFailure, Disconnect, Event, Lagged, Message, MessageRef, Opened, Payload, Stopped,
+    DialFailure, Disconnect, Event, Lagged, Message, MessageRef, Opened, Payload, Receipt, Stopped,
 };
 pub use events::{Events, TryNextError, WhenFull};
 pub use handler::{Connection, Handler};
 pub use protocol::deflate::Deflate;
 pub use runtime::reconnect::RetryDecision;
 pub use runtime::shared::State;
-pub use sender::{Receipt, Sender, Stopper};
+pub use sender::{Sender, Stopper};
 pub use stats::{RoundTrip, Stats};
 pub use sync::threads::{StopReport, ThreadOutcome, ThreadReport};

@@ -9,23 +9,12 @@ use std::time::Duration;
 
 use tungstenite::protocol::frame::coding::Data;
 
-use crate::connection::{CloseFrame, OpenConnection};
+use crate::connection::OpenConnection;
+use crate::connection::close::CloseFrame;
 use crate::error::{BatchError, CloseReason, Error, ErrorKind, SendError};
-use crate::event::Payload;
+use crate::event::{Payload, Receipt};
 use crate::runtime::shared::{Shared, State};
-use crate::sync;
 use crate::sync::threads::StopReport;
-use crate::time::{Deadline, after};
-
-/// The proof that the kernel took a message whole. It proves nothing about the peer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Receipt {
-    /// The epoch of the connection that it went by.
-    pub epoch: u64,
-    /// Its number among the messages of that epoch, from 1. For a batch, that of its last message.
-    /// [`Disconnect::confirmed`](crate::Disconnect::confirmed) counts in these.
-    pub sequence: u64,
-}
 
 /// Sends on whatever connection is open at the time. Cheap to clone, and usable from any thread.
 ///
@@ -69,7 +58,7 @@ impl Sender {
     /// (`send_timeout` ran out), `Connect` (no connection is open), `Closed` (the connection is
     /// ending), `Stopped` (the client has ended), `Io`.
     pub fn send_text(&self, text: &str) -> Result<Receipt, SendError> {
-        self.send_on(self.connection()?.as_ref(), Payload::Text(text))
+        self.connection()?.send(Payload::Text(text))
     }
 
     /// Sends a binary message. See [`send_text`](Sender::send_text).
@@ -77,7 +66,7 @@ impl Sender {
     /// # Errors
     /// As [`send_text`](Sender::send_text).
     pub fn send_binary(&self, bytes: &[u8]) -> Result<Receipt, SendError> {
-        self.send_on(self.connection()?.as_ref(), Payload::Binary(bytes))
+        self.connection()?.send(Payload::Binary(bytes))
     }
 
     /// Sends several messages in order, by one system call for every 64 KiB of them, under one
@@ -89,7 +78,7 @@ impl Sender {
     /// with `Config`.
     pub fn send_batch(&self, messages: &[Payload<'_>]) -> Result<Receipt, BatchError> {
         let connection = self.connection().map_err(|next| BatchError { sent: 0, next })?;
-        self.send_batch_on(&connection, messages)
+        connection.send_batch(messages)
     }
 
     /// Sends one message in fragments (RFC 6455 section 5.4), all text or all binary, under one
@@ -121,12 +110,7 @@ impl Sender {
             }
             None => Ok(None),
         };
-        let sent = connection.send_fragmented(
-            if is_text { Data::Text } else { Data::Binary },
-            &mut next,
-            self.deadline(),
-        )?;
-        Ok(Receipt { epoch: connection.epoch, sequence: sent.sequence })
+        connection.send_fragmented(if is_text { Data::Text } else { Data::Binary }, &mut next)
     }
 
     /// Sends what `reader` gives as one binary message, in fragments of at most `fragment` bytes,
@@ -146,12 +130,11 @@ impl Sender {
             // Short reads are gathered: a fragment is short only at the end.
             let read = (&mut reader).take(fragment.max(1) as u64).read_to_end(&mut piece);
             read.map_err(|error| {
-                Error::caused(ErrorKind::Io, "reading what is to be sent", error)
+                Error::caused_by_closure(ErrorKind::Io, "reading what is to be sent", error)
             })?;
             Ok((!piece.is_empty()).then_some(Cow::Owned(piece)))
         };
-        let sent = connection.send_fragmented(Data::Binary, &mut next, self.deadline())?;
-        Ok(Receipt { epoch: connection.epoch, sequence: sent.sequence })
+        connection.send_fragmented(Data::Binary, &mut next)
     }
 
     /// Has the heart send a ping frame at once; its pong counts for the round-trip time and
@@ -160,7 +143,7 @@ impl Sender {
     /// # Errors
     /// `NotSent`, when no connection is open or the connection is ending.
     pub fn ping(&self) -> Result<(), SendError> {
-        self.ping_on(self.connection()?.as_ref())
+        self.connection()?.request_ping()
     }
 
     /// Ends the connection that is open now and dials again: for a gap in a sequence that only a
@@ -173,7 +156,7 @@ impl Sender {
     /// # Errors
     /// `NotSent`, when no connection is open.
     pub fn reconnect(&self) -> Result<(), SendError> {
-        self.reconnect_on(self.connection()?.as_ref());
+        self.connection()?.close_for_reconnect(CloseFrame::normal());
         Ok(())
     }
 
@@ -188,8 +171,8 @@ impl Sender {
     /// ([`CloseReason::new`] says what is allowed), and the connection goes on as it was; otherwise
     /// as [`reconnect`](Sender::reconnect).
     pub fn reconnect_with(&self, close: &CloseReason) -> Result<(), SendError> {
-        let close = CloseFrame::said(close).map_err(SendError::NotSent)?;
-        self.close_for_reconnect(self.connection()?.as_ref(), close);
+        let close = CloseFrame::from_program(close).map_err(SendError::NotSent)?;
+        self.connection()?.close_for_reconnect(close);
         Ok(())
     }
 
@@ -212,69 +195,6 @@ impl Sender {
         Stopper { shared: Arc::clone(&self.shared) }
     }
 
-    pub(crate) fn send_text_on(
-        &self,
-        connection: &OpenConnection,
-        text: &str,
-    ) -> Result<Receipt, SendError> {
-        self.send_on(connection, Payload::Text(text))
-    }
-
-    pub(crate) fn send_binary_on(
-        &self,
-        connection: &OpenConnection,
-        bytes: &[u8],
-    ) -> Result<Receipt, SendError> {
-        self.send_on(connection, Payload::Binary(bytes))
-    }
-
-    pub(crate) fn send_batch_on(
-        &self,
-        connection: &OpenConnection,
-        messages: &[Payload<'_>],
-    ) -> Result<Receipt, BatchError> {
-        if messages.is_empty() {
-            let reason =
-                Error::new(ErrorKind::Config, "a batch of no messages: give it at least one");
-            return Err(BatchError { sent: 0, next: SendError::NotSent(reason) });
-        }
-        let sent = connection.send_batch(messages, self.deadline())?;
-        Ok(Receipt { epoch: connection.epoch, sequence: sent.sequence })
-    }
-
-    pub(crate) fn ping_on(&self, connection: &OpenConnection) -> Result<(), SendError> {
-        connection.ask_for_ping()
-    }
-
-    pub(crate) fn reconnect_on(&self, connection: &OpenConnection) {
-        self.close_for_reconnect(connection, CloseFrame::normal());
-    }
-
-    pub(crate) fn reconnect_with_on(
-        &self,
-        connection: &OpenConnection,
-        close: &CloseReason,
-    ) -> Result<(), SendError> {
-        self.close_for_reconnect(connection, CloseFrame::said(close).map_err(SendError::NotSent)?);
-        Ok(())
-    }
-
-    fn close_for_reconnect(&self, connection: &OpenConnection, close: CloseFrame) {
-        connection.close_for_reconnect(
-            close,
-            after(sync::now(), self.shared.send_timeouts.close_timeout),
-        );
-    }
-
-    fn send_on(
-        &self,
-        connection: &OpenConnection,
-        payload: Payload<'_>,
-    ) -> Result<Receipt, SendError> {
-        let sent = connection.send(payload, self.deadline())?;
-        Ok(Receipt { epoch: connection.epoch, sequence: sent.sequence })
-    }
-
     fn connection(&self) -> Result<Arc<OpenConnection>, SendError> {
         let connection = self.shared.open_connection().map_err(SendError::NotSent)?;
         match self.epoch {
@@ -287,10 +207,6 @@ impl Sender {
             }
             _ => Ok(connection),
         }
-    }
-
-    fn deadline(&self) -> Deadline {
-        Deadline::new("send_timeout", self.shared.send_timeouts.send_timeout, sync::now())
     }
 }
 
@@ -319,7 +235,7 @@ impl Stopper {
     /// # Errors
     /// As [`Client::stop_with`](crate::Client::stop_with).
     pub fn stop_with(&self, close: &CloseReason, timeout: Duration) -> Result<StopReport, Error> {
-        Ok(self.shared.stop(CloseFrame::said(close)?, timeout))
+        Ok(self.shared.stop(CloseFrame::from_program(close)?, timeout))
     }
 
     /// Tells the client to stop and returns at once. Waiting is left to `stop` or to the drop of

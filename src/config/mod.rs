@@ -9,16 +9,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::config::endpoint::{Endpoint, Target};
+use crate::connection::Timeouts;
 use crate::dial::{Resolver, TcpOptions, TlsOptions};
 use crate::error::{Error, ErrorKind};
 use crate::event::MessageRef;
 use crate::events::{Bounds, WhenFull};
 use crate::protocol::deflate::Deflate;
+use crate::runtime::backoff::Backoff;
 use crate::runtime::reconnect::{ReconnectPolicy, RetryDecision};
-use crate::runtime::shared::SendTimeouts;
 use crate::sync;
 use crate::sync::threads::ThreadOptions;
-use crate::time::Backoff;
 
 /// Everything there is to set. Start with [`Client::builder`](crate::Client::builder), end with
 /// [`connect`](Builder::connect) or [`start`](Builder::start), which check all of it. Cloning one
@@ -617,8 +617,8 @@ impl fmt::Debug for Builder {
 }
 
 impl Settings {
-    pub(crate) fn send_timeouts(&self) -> SendTimeouts {
-        SendTimeouts { send_timeout: self.send_timeout, close_timeout: self.close_timeout }
+    pub(crate) fn timeouts(&self) -> Timeouts {
+        Timeouts { send: self.send_timeout, close: self.close_timeout }
     }
 
     pub(crate) fn policy(&self) -> ReconnectPolicy {
@@ -626,7 +626,6 @@ impl Settings {
             backoff: Backoff { min: self.retry_delay_min, max: self.retry_delay_max },
             stable_after: self.stable_after,
             max_attempts: self.max_attempts,
-            close_timeout: self.close_timeout,
         }
     }
 
@@ -635,7 +634,7 @@ impl Settings {
         // A panic of the handler, a stop and a wish for a new connection are not for a policy to
         // overrule.
         let is_settled = matches!(error.kind(), ErrorKind::HandlerPanicked | ErrorKind::Stopped)
-            || error.is_own_wish();
+            || error.is_reconnect_requested();
         match &self.retry_policy {
             Some(policy) if !is_settled => policy(error, default),
             _ => default,

@@ -81,6 +81,8 @@ pub(crate) struct ReadHalf {
     /// The engine has produced output, an answer to a key update for example, that somebody has to
     /// send.
     owes_output: bool,
+    /// The TLS engine failed behind plaintext that had to be delivered first.
+    failure: Option<io::Error>,
     /// When the kernel got the last bytes that `recv` brought, if it says so.
     kernel_time: Option<SystemTime>,
 }
@@ -131,7 +133,7 @@ pub(crate) struct WriteError {
     pub(crate) is_partial: bool,
     /// Whether nothing further can be sent on this connection.
     pub(crate) is_fatal: bool,
-    pub(crate) why: WriteErrorKind,
+    pub(crate) kind: WriteErrorKind,
 }
 
 #[derive(Debug)]
@@ -141,9 +143,9 @@ pub(crate) enum WriteErrorKind {
 }
 
 impl WriteError {
-    fn untouched(why: WriteErrorKind) -> Self {
-        let is_fatal = matches!(why, WriteErrorKind::System(_));
-        WriteError { taken: 0, is_partial: false, is_fatal, why }
+    fn untouched(kind: WriteErrorKind) -> Self {
+        let is_fatal = matches!(kind, WriteErrorKind::System(_));
+        WriteError { taken: 0, is_partial: false, is_fatal, kind }
     }
 }
 
@@ -179,7 +181,13 @@ impl Transport {
     /// the first `recv`.
     pub(crate) fn read_half(&self) -> ReadHalf {
         let cipher = if self.tls.is_some() { vec![0; CIPHER_MIN] } else { Vec::new() };
-        ReadHalf { cipher, has_more: self.tls.is_some(), owes_output: false, kernel_time: None }
+        ReadHalf {
+            cipher,
+            has_more: self.tls.is_some(),
+            owes_output: false,
+            failure: None,
+            kernel_time: None,
+        }
     }
 
     /// Blocks until something comes.
@@ -195,6 +203,9 @@ impl Transport {
             buffer.filled(filled);
             return Ok(if filled == 0 { Received::End } else { Received::Bytes });
         };
+        if let Some(failure) = read_half.failure.take() {
+            return Err(failure);
+        }
         let filled = if read_half.has_more {
             0
         } else {
@@ -246,11 +257,11 @@ impl Transport {
             None => {
                 let mut taken = 0;
                 self.send_all(&mut write_buffer.was_full, bytes, &mut taken, deadline).map_err(
-                    |why| WriteError {
+                    |kind| WriteError {
                         taken,
                         is_partial: false,
-                        is_fatal: matches!(why, WriteErrorKind::System(_)),
-                        why,
+                        is_fatal: matches!(kind, WriteErrorKind::System(_)),
+                        kind,
                     },
                 )
             }
@@ -287,7 +298,7 @@ impl Transport {
                         taken,
                         is_partial: false,
                         is_fatal: true,
-                        why: WriteErrorKind::System(error),
+                        kind: WriteErrorKind::System(error),
                     });
                 }
             };
@@ -299,7 +310,7 @@ impl Transport {
                 deadline,
             );
             write_buffer.cipher.clear();
-            if let Err(why) = result {
+            if let Err(kind) = result {
                 // The peer can read whole records, and nothing of one that broke off.
                 let whole =
                     write_buffer.records.iter().rev().find(|record| record.1 <= sent).copied();
@@ -308,20 +319,20 @@ impl Transport {
                     taken: taken + plain_end,
                     is_partial: sent > cipher_end,
                     is_fatal: true,
-                    why,
+                    kind,
                 });
             }
             taken += advanced;
             // A TLS 1.2 peer renegotiates: the engine takes nothing until the reader has fed it.
             if let Some(feedings) = feedings {
-                if let Err(why) = self.await_feeding(tls, feedings, deadline) {
+                if let Err(kind) = self.await_feeding(tls, feedings, deadline) {
                     // As long as the engine has nothing of these bytes, this connection can go on
                     // without them.
                     return Err(WriteError {
                         taken,
                         is_partial: false,
                         is_fatal: taken > 0 || self.is_aborted(),
-                        why,
+                        kind,
                     });
                 }
             }
@@ -638,9 +649,9 @@ impl Tls {
                     read_half.has_more = false;
                     break;
                 }
+                // Asked again, the engine may tell an orderly end instead: see the error kept here.
                 Err(error) if taken > 0 => {
-                    // The engine repeats the error when it is asked again.
-                    log::debug!("TLS failed behind {taken} good bytes: {error}");
+                    read_half.failure = Some(error);
                     break;
                 }
                 Err(error) => return Err(error),

@@ -2,8 +2,9 @@
 
 use tungstenite::protocol::frame::coding::{Control, Data, OpCode};
 
+use crate::connection::close::WriteFault;
 use crate::connection::transport::{Attempt, Transport, WriteBuffer, WriteError, WriteErrorKind};
-use crate::error::{BatchError, Error, ErrorKind, SendError};
+use crate::error::{Error, ErrorKind};
 use crate::event::Payload;
 use crate::protocol::deflate::Deflater;
 use crate::protocol::frame::{self, MaskingKeys};
@@ -12,6 +13,9 @@ use crate::time::Deadline;
 /// How much of a large message is masked and sent at a time, so that sending 16 MiB does not take a
 /// second 16 MiB.
 const CHUNK: usize = 64 * 1024;
+
+/// The longest header of a client's frame (RFC 6455 section 5.2).
+const HEADER_MAX: usize = 14;
 
 /// What a burst may leave behind in a buffer.
 const KEEP: usize = 2 * CHUNK;
@@ -28,64 +32,55 @@ pub(crate) struct FrameWriter {
     compressed: Vec<u8>,
     deflater: Option<Deflater>,
     max_outgoing_frame_size: usize,
-    /// The number of the last message that went out, or was begun.
-    sequence: u64,
-    /// A fragmented message has begun and has not ended: control frames may pass, data may not (RFC
-    /// 6455 section 5.4).
+    /// A fragmented message has begun and has not ended: control frames may stand between its
+    /// fragments, data frames may not (RFC 6455 section 5.4).
     is_fragmenting: bool,
-    /// The first fragment of it is out, and its number is given.
-    is_in_the_middle: bool,
-    closed: Option<ClosedBy>,
+    /// The first fragment of it is out.
+    is_mid_message: bool,
 }
 
-/// Why nothing may follow what is out.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum ClosedBy {
-    /// RFC 6455 section 5.5.1: no data follows a close frame.
-    CloseFrame,
-    /// It broke off in the middle, where the peer would take whatever came next for the rest. The
-    /// connection is aborted for it a moment later, and nobody may write in that moment.
-    BreakingOff,
-}
-
-/// What a sender is told when all went well.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Sent {
-    pub(crate) sequence: u64,
-    pub(crate) bytes: usize,
-}
-
-/// A send that failed, and whether the connection has to be aborted for it.
+/// A message, or a fragment of one, that did not go out whole.
 #[derive(Debug)]
-pub(crate) struct Failed {
-    pub(crate) error: SendError,
-    pub(crate) aborts: bool,
+pub(crate) struct WriteFailure {
+    /// The kernel has taken a part of it, or may have.
+    pub(crate) is_partial: bool,
+    /// Nothing further can be sent on this connection.
+    is_fatal: bool,
+    cause: WriteErrorKind,
 }
 
-/// A batch that ended early.
+/// Several messages of which not all went out.
 #[derive(Debug)]
-pub(crate) struct FailedBatch {
-    pub(crate) error: BatchError,
-    pub(crate) aborts: bool,
-    /// Bytes of the frames of those messages that went whole.
+pub(crate) struct BatchFailure {
+    /// The number of messages, from the first, that went whole.
+    pub(crate) whole: usize,
+    /// The bytes of their frames.
     pub(crate) bytes: usize,
+    /// What became of the next.
+    pub(crate) failure: WriteFailure,
 }
 
-impl Failed {
-    /// A part of the message is out, and the rest will not follow.
-    pub(crate) fn in_the_middle(self) -> Self {
-        Failed { aborts: true, ..self.unknown() }
+impl WriteFailure {
+    fn new(error: WriteError, is_partial: bool) -> Self {
+        let is_fatal = is_partial || error.is_fatal;
+        WriteFailure { is_partial, is_fatal, cause: error.kind }
     }
 
-    fn unknown(self) -> Self {
-        let reason = match self.error {
-            SendError::NotSent(reason) | SendError::Unknown(reason) => reason,
-        };
-        Failed { error: SendError::Unknown(reason), aborts: self.aborts }
+    /// What it says about the connection; `None` when the connection goes on.
+    pub(crate) fn fault(&self) -> Option<WriteFault> {
+        self.is_fatal.then(|| match &self.cause {
+            WriteErrorKind::System(error) => WriteFault::of(error),
+            WriteErrorKind::Deadline => WriteFault::Broken,
+        })
     }
 
-    pub(crate) fn harmless(error: Error) -> Self {
-        Failed { error: SendError::NotSent(error), aborts: false }
+    pub(crate) fn into_error(self, deadline: Deadline) -> Error {
+        match self.cause {
+            WriteErrorKind::Deadline => deadline.error("waiting for the peer to read"),
+            WriteErrorKind::System(error) => {
+                Error::caused(ErrorKind::Io, "writing to the connection", error)
+            }
+        }
     }
 }
 
@@ -98,36 +93,23 @@ impl FrameWriter {
             compressed: Vec::new(),
             deflater,
             max_outgoing_frame_size: max_outgoing_frame_size.unwrap_or(usize::MAX),
-            sequence: 0,
             is_fragmenting: false,
-            is_in_the_middle: false,
-            closed: None,
+            is_mid_message: false,
         }
     }
 
-    pub(crate) fn sequence(&self) -> u64 {
-        self.sequence
-    }
-
-    /// The number of the last message that is out whole: what a pong may confirm.
-    pub(crate) fn whole_sequence(&self) -> u64 {
-        self.sequence - u64::from(self.is_in_the_middle)
-    }
-
-    pub(crate) fn is_closed(&self) -> bool {
-        self.closed.is_some()
-    }
-
+    /// A fragmented message is under way.
     pub(crate) fn is_fragmenting(&self) -> bool {
         self.is_fragmenting
     }
 
-    /// Begins a fragmented message, which gets its number now: whatever becomes of it, the peer may
-    /// see a part of it.
-    pub(crate) fn begin_fragments(&mut self) -> Result<(), Failed> {
-        self.refuse_if_closed()?;
+    /// The last message that was begun is out in part: no pong may confirm it.
+    pub(crate) fn is_mid_message(&self) -> bool {
+        self.is_mid_message
+    }
+
+    pub(crate) fn begin_fragments(&mut self) {
         self.is_fragmenting = true;
-        Ok(())
     }
 
     /// Sends a fragment. A first one has the opcode of its message, the others continue it.
@@ -138,47 +120,22 @@ impl FrameWriter {
         payload: &[u8],
         is_final: bool,
         deadline: Deadline,
-    ) -> Result<usize, Failed> {
-        let is_first = opcode != OpCode::Data(Data::Continue);
-        if let Err(refused) = self.refuse_if_closed() {
-            return Err(match self.closed {
-                _ if is_first => refused,
-                // The closing handshake is under way, and aborting would spoil it.
-                Some(ClosedBy::CloseFrame) => refused.unknown(),
-                _ => refused.in_the_middle(),
-            });
-        }
+    ) -> Result<usize, WriteFailure> {
         let mut taken = 0;
         let result =
             self.send_frames(transport, opcode, is_final, false, payload, deadline, &mut taken);
-        let cut = match result {
-            Ok(()) => {
-                self.sequence += u64::from(is_first);
-                self.is_in_the_middle = true;
-                return Ok(taken);
+        self.is_mid_message |= result.is_ok();
+        match result {
+            Ok(()) => Ok(taken),
+            Err(error) => {
+                let is_partial = error.is_partial || taken + error.taken > 0;
+                Err(WriteFailure::new(error, is_partial))
             }
-            Err(cut) => cut,
-        };
-        let is_touched = cut.is_partial || taken + cut.taken > 0;
-        if is_first && is_touched {
-            self.sequence += 1;
         }
-        let aborts = is_touched || cut.is_fatal;
-        self.close_if(aborts);
-        let failed = Failed { error: SendError::NotSent(reason(cut.why, deadline)), aborts };
-        Err(if is_first && !is_touched { failed } else { failed.in_the_middle() })
     }
 
-    /// The fragmented message is over. Where it broke off nothing may follow.
-    pub(crate) fn end_fragments(&mut self, broke_off: bool) {
-        (self.is_fragmenting, self.is_in_the_middle) = (false, false);
-        self.close_if(broke_off);
-    }
-
-    fn close_if(&mut self, broke_off: bool) {
-        if broke_off {
-            self.closed.get_or_insert(ClosedBy::BreakingOff);
-        }
+    pub(crate) fn end_fragments(&mut self) {
+        (self.is_fragmenting, self.is_mid_message) = (false, false);
     }
 
     pub(crate) fn write_buffer(&mut self) -> &mut WriteBuffer {
@@ -193,110 +150,72 @@ impl FrameWriter {
         nonce
     }
 
-    /// Sends one message.
+    /// Sends one message. Returns the number of bytes of its frames.
     pub(crate) fn send(
         &mut self,
         transport: &Transport,
         payload: Payload<'_>,
         deadline: Deadline,
-    ) -> Result<Sent, Failed> {
-        self.refuse_if_closed()?;
+    ) -> Result<usize, WriteFailure> {
         let (opcode, bytes) = parts(payload);
         let (mut taken, mut has_compressed) = (0, false);
         let result =
             self.send_message(transport, opcode, bytes, deadline, &mut taken, &mut has_compressed);
-        let numbered = self.sequence + 1;
         match result {
-            Ok(()) => {
-                self.sequence = numbered;
-                Ok(Sent { sequence: numbered, bytes: taken })
-            }
-            Err(cut) => {
-                let is_touched = cut.is_partial || taken + cut.taken > 0;
-                if is_touched {
-                    // The peer may have it: it has a number, and `Disconnect::sent` counts it.
-                    self.sequence = numbered;
-                }
-                // A compressor that remembers has seen a message that the peer has not: the next
-                // would not inflate.
-                let aborts = is_touched || cut.is_fatal || has_compressed && self.remembers();
-                self.close_if(aborts);
-                let why = reason(cut.why, deadline);
-                let error =
-                    if is_touched { SendError::Unknown(why) } else { SendError::NotSent(why) };
-                Err(Failed { error, aborts })
+            Ok(()) => Ok(taken),
+            Err(error) => {
+                let is_partial = error.is_partial || taken + error.taken > 0;
+                let mut failure = WriteFailure::new(error, is_partial);
+                // A compressor with context takeover has seen a message that the peer has not: the
+                // next would not inflate.
+                failure.is_fatal |= has_compressed && self.takes_over();
+                Err(failure)
             }
         }
     }
 
-    /// Sends several messages, as many as fit in a chunk by one system call. `begin` is told of
-    /// them, by the sequence before them and their number, and may be against it.
-    pub(crate) fn send_batch(
+    /// The number of messages, from the first, that go out by one system call.
+    pub(crate) fn count_together(&self, payloads: &[Payload<'_>]) -> usize {
+        let mut len = 0;
+        let count = payloads.iter().take_while(|payload| {
+            let (_, bytes) = parts(**payload);
+            len += bytes.len() + HEADER_MAX;
+            // A large message goes alone, in chunks of its own, and so does one that is to be
+            // compressed.
+            len <= CHUNK + HEADER_MAX && !self.goes_alone(bytes)
+        });
+        count.count().max(1)
+    }
+
+    /// Sends messages together, as many as [`count_together`](Self::count_together) says. Returns
+    /// the number of bytes of their frames.
+    pub(crate) fn send_together(
         &mut self,
         transport: &Transport,
         payloads: &[Payload<'_>],
         deadline: Deadline,
-        begin: &dyn Fn(u64, u64) -> Result<(), Error>,
-    ) -> Result<Sent, FailedBatch> {
-        let mut sent = 0;
-        let mut bytes = 0;
-        let fail = |sent: usize, failed: Failed, bytes: usize| FailedBatch {
-            error: BatchError { sent, next: failed.error },
-            aborts: failed.aborts,
-            bytes,
-        };
-        self.refuse_if_closed().map_err(|failed| fail(0, failed, 0))?;
-        while sent < payloads.len() {
-            let (opcode, first) = parts(payloads[sent]);
-            // A large message goes by itself, in chunks of its own, and so does one that is to be
-            // compressed.
-            if self.goes_alone(first) {
-                begin(self.sequence, 1)
-                    .map_err(|error| fail(sent, Failed::harmless(error), bytes))?;
-                let one = self
-                    .send(transport, payloads[sent], deadline)
-                    .map_err(|failed| fail(sent, failed, bytes))?;
-                bytes += one.bytes;
-                sent += 1;
-                continue;
-            }
-            self.plain.clear();
-            let mut ends = Vec::new();
-            let mut next = (opcode, first);
-            loop {
-                let key = self.keys.next();
-                frame::put_frame(&mut self.plain, next.0, true, false, next.1, key);
-                ends.push(self.plain.len());
-                let Some(&payload) = payloads.get(sent + ends.len()) else { break };
-                next = parts(payload);
-                if self.plain.len() + next.1.len() > CHUNK || self.goes_alone(next.1) {
-                    break;
-                }
-            }
-            begin(self.sequence, ends.len() as u64)
-                .map_err(|error| fail(sent, Failed::harmless(error), bytes))?;
-            if let Err(cut) = transport.transmit(&mut self.write_buffer, &self.plain, deadline) {
-                let whole = ends.iter().take_while(|&&end| end <= cut.taken).count();
-                let begun = if whole == 0 { 0 } else { ends[whole - 1] };
-                let is_touched = cut.is_partial || cut.taken > begun;
-                self.sequence += (whole + usize::from(is_touched)) as u64;
-                let why = reason(cut.why, deadline);
-                let next =
-                    if is_touched { SendError::Unknown(why) } else { SendError::NotSent(why) };
-                let aborts = is_touched || cut.is_fatal;
-                self.close_if(aborts);
-                return Err(FailedBatch {
-                    error: BatchError { sent: sent + whole, next },
-                    aborts,
-                    bytes: bytes + begun,
-                });
-            }
-            sent += ends.len();
-            bytes += self.plain.len();
-            self.sequence += ends.len() as u64;
+    ) -> Result<usize, BatchFailure> {
+        if let &[payload] = payloads {
+            let failed = |failure| BatchFailure { whole: 0, bytes: 0, failure };
+            return self.send(transport, payload, deadline).map_err(failed);
         }
+        self.plain.clear();
+        let mut ends = Vec::with_capacity(payloads.len());
+        for &payload in payloads {
+            let (opcode, bytes) = parts(payload);
+            let key = self.keys.next();
+            frame::put_frame(&mut self.plain, opcode, true, false, bytes, key);
+            ends.push(self.plain.len());
+        }
+        let result = transport.transmit(&mut self.write_buffer, &self.plain, deadline);
+        let len = self.plain.len();
         self.plain.shrink_to(KEEP);
-        Ok(Sent { sequence: self.sequence, bytes })
+        result.map(|()| len).map_err(|error| {
+            let whole = ends.iter().take_while(|&&end| end <= error.taken).count();
+            let bytes = if whole == 0 { 0 } else { ends[whole - 1] };
+            let is_partial = error.is_partial || error.taken > bytes;
+            BatchFailure { whole, bytes, failure: WriteFailure::new(error, is_partial) }
+        })
     }
 
     fn goes_alone(&self, payload: &[u8]) -> bool {
@@ -317,17 +236,10 @@ impl FrameWriter {
         opcode: Control,
         payload: &[u8],
     ) -> std::io::Result<Attempt> {
-        if self.is_closed() {
-            return Ok(Attempt::Sent);
-        }
         self.plain.clear();
         let key = self.keys.next();
         frame::put_frame(&mut self.plain, OpCode::Control(opcode), true, false, payload, key);
-        let attempt = transport.attempt(&mut self.write_buffer, &self.plain)?;
-        if opcode == Control::Close && attempt != Attempt::Later {
-            self.closed = Some(ClosedBy::CloseFrame);
-        }
-        Ok(attempt)
+        transport.attempt(&mut self.write_buffer, &self.plain)
     }
 
     /// Sends a text message of the library's own (an application ping) without waiting; and how
@@ -337,9 +249,6 @@ impl FrameWriter {
         transport: &Transport,
         text: &str,
     ) -> std::io::Result<(Attempt, usize)> {
-        if self.is_closed() {
-            return Ok((Attempt::Sent, 0));
-        }
         self.plain.clear();
         for (piece, opcode, is_final) in
             pieces(text.as_bytes(), self.max_outgoing_frame_size, OpCode::Data(Data::Text), true)
@@ -348,24 +257,11 @@ impl FrameWriter {
             frame::put_frame(&mut self.plain, opcode, is_final, false, piece, key);
         }
         let attempt = transport.attempt(&mut self.write_buffer, &self.plain)?;
-        if attempt != Attempt::Later {
-            self.sequence += 1;
-        }
         Ok((attempt, self.plain.len()))
     }
 
-    fn refuse_if_closed(&self) -> Result<(), Failed> {
-        if self.is_closed() {
-            return Err(Failed::harmless(Error::new(
-                ErrorKind::Closed,
-                "the connection is closing",
-            )));
-        }
-        Ok(())
-    }
-
     /// Whether what is compressed next refers to what was compressed before.
-    fn remembers(&self) -> bool {
+    fn takes_over(&self) -> bool {
         self.deflater.as_ref().is_some_and(Deflater::takes_over)
     }
 
@@ -380,7 +276,7 @@ impl FrameWriter {
         taken: &mut usize,
         has_compressed: &mut bool,
     ) -> Result<(), WriteError> {
-        if self.compresses(payload) && self.remembers() {
+        if self.compresses(payload) && self.takes_over() {
             // What has been compressed cannot be taken back, so look for room first.
             transport.await_room_untouched(deadline)?;
         }
@@ -480,15 +376,6 @@ fn parts<'a>(payload: Payload<'a>) -> (OpCode, &'a [u8]) {
     }
 }
 
-fn reason(why: WriteErrorKind, deadline: Deadline) -> Error {
-    match why {
-        WriteErrorKind::Deadline => deadline.error("waiting for the peer to read"),
-        WriteErrorKind::System(error) => {
-            Error::caused(ErrorKind::Io, "writing to the connection", error)
-        }
-    }
-}
-
 #[cfg(all(test, unix, not(shuttle)))]
 mod tests {
     use std::io::Read;
@@ -500,43 +387,6 @@ mod tests {
     use crate::connection::Receiving;
     use crate::connection::socket::StreamSocket;
     use crate::protocol::deflate::Deflate;
-
-    #[test]
-    fn nothing_follows_a_message_that_broke_off() {
-        let (ours, mut theirs) = Socket::pair(Domain::UNIX, Type::STREAM, None).expect("a pair");
-        let transport = Transport::new(StreamSocket::new(ours, Receiving::default()), None);
-        let mut writer = FrameWriter::new(None, None);
-        let deadline =
-            |millis| Deadline::new("send_timeout", Duration::from_millis(millis), Instant::now());
-        // More than the kernel takes while nobody reads.
-        let long = vec![0; 8 * 1024 * 1024];
-        let failed = writer
-            .send(&transport, Payload::Binary(&long), deadline(10))
-            .expect_err("nobody reads");
-        assert!(failed.aborts && matches!(failed.error, SendError::Unknown(_)));
-
-        // Somebody reads now, and would take a ping, a close frame or the next message for the rest
-        // of the first.
-        let mut taken = vec![0; 16 * 1024 * 1024];
-        let mut drained = 0;
-        theirs.set_nonblocking(true).expect("it is a socket");
-        while let Ok(count) = theirs.read(&mut taken[drained..]) {
-            drained += count;
-        }
-        assert!(drained > 0 && drained < long.len());
-        assert!(writer.attempt_control(&transport, Control::Ping, b"ping").is_ok());
-        assert!(writer.attempt_text(&transport, "ping").is_ok());
-        let next = writer
-            .send(&transport, Payload::Text("next"), deadline(10))
-            .expect_err("nothing may follow");
-        assert!(matches!(next.error, SendError::NotSent(_)));
-        let batch =
-            writer.send_batch(&transport, &[Payload::Text("next")], deadline(10), &|_, _| Ok(()));
-        let batch = batch.expect_err("nothing may follow");
-        assert!(matches!(batch.error, BatchError { sent: 0, next: SendError::NotSent(_) }));
-        let nothing = theirs.read(&mut taken).expect_err("nothing came");
-        assert_eq!(nothing.kind(), std::io::ErrorKind::WouldBlock);
-    }
 
     fn deflater() -> Deflater {
         let agreed = Deflate::new().accept(&["permessage-deflate".to_owned()]);
@@ -552,10 +402,9 @@ mod tests {
             let mut writer = FrameWriter::new(deflater, None);
             let deadline = Deadline::new("send_timeout", Duration::from_secs(10), Instant::now());
             let batch = [Payload::Text("short"); 100];
-            let sent = writer
-                .send_batch(&transport, &batch, deadline, &|_, _| Ok(()))
-                .expect("there is room");
-            assert_eq!(theirs.read(&mut vec![0; 64 * 1024]).expect("it came"), sent.bytes);
+            assert_eq!(writer.count_together(&batch), batch.len());
+            let bytes = writer.send_together(&transport, &batch, deadline).expect("there is room");
+            assert_eq!(theirs.read(&mut vec![0; 64 * 1024]).expect("it came"), bytes);
         }
     }
 
@@ -576,7 +425,7 @@ mod tests {
             let failed = writer
                 .send(&transport, Payload::Text(text), deadline)
                 .expect_err("there is no room");
-            assert!(!failed.aborts && matches!(failed.error, SendError::NotSent(_)), "{failed:?}");
+            assert!(!failed.is_partial && failed.fault().is_none(), "{failed:?}");
         }
     }
 

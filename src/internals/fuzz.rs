@@ -16,7 +16,7 @@ use crate::handler::{Connection, EventSink, Full};
 use crate::protocol::assembler::{Assembler, Incoming, Limits};
 use crate::protocol::deflate::{Agreed, Deflate};
 use crate::protocol::frame::{FrameHeader, ReadBuffer};
-use crate::runtime::read_loop::Reader;
+use crate::runtime::read_loop::{ReadEnd, Reader};
 use crate::runtime::shared::Shared;
 use crate::sender::Sender;
 use crate::stats::Counters;
@@ -115,9 +115,9 @@ pub fn connection(bytes: &[u8]) {
         return;
     }
     let settings = Settings { max_message_size: MAX_MESSAGE, ..Settings::default() };
-    let (shared, _bell) =
-        Shared::new(Threads::new(ThreadOptions::default()), settings.send_timeouts());
-    let (wakeup, _heart) = bounded(1);
+    let (shared, _wakeup) =
+        Shared::new(Threads::new(ThreadOptions::default()), settings.timeouts());
+    let (wakeup, _heartbeat) = bounded(1);
     let (inflater, deflater) = agreed(shape).map(|agreed| agreed.engines()).unzip();
     let writer = FrameWriter::new(deflater, None);
     let connection = Arc::new(OpenConnection::new(
@@ -126,6 +126,7 @@ pub fn connection(bytes: &[u8]) {
         StreamSocket::new(ours, Receiving::default()),
         None,
         writer,
+        settings.timeouts(),
         wakeup,
         Arc::new(Counters::default()),
     ));
@@ -139,9 +140,12 @@ pub fn connection(bytes: &[u8]) {
     };
     let mut reader = Reader::new(Arc::clone(&connection), opened, Vec::new(), &settings, inflater);
     let sender = Sender::new(Arc::clone(&shared));
-    let over = reader.run(&mut Sink, &sender, &shared.shutdown);
     // Nobody stops it, so it has to end by itself, with an error and not with a panic.
-    assert!(over.is_some_and(|over| over.error.is_ok()));
+    match reader.run(&mut Sink, &sender, &shared.shutdown) {
+        ReadEnd::Close(_, frame) => connection.close_within_timeout(frame),
+        ReadEnd::Aborted(_) | ReadEnd::Closing(_) => {}
+        ReadEnd::Stopped | ReadEnd::Panicked(_) => panic!("nobody stops it, and nothing panics"),
+    }
     reader.drain();
     assert!(connection.flush_pending(std::time::Instant::now()).is_ok() || connection.is_aborted());
 }

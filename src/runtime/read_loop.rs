@@ -1,6 +1,7 @@
 //! Reading one open connection: bytes in, messages out, until it ends.
 
 use std::any::Any;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,8 +9,9 @@ use std::time::{Duration, Instant};
 use tungstenite::protocol::frame::coding::CloseCode;
 
 use crate::config::{AppPing, ReplyMatcher, Settings};
+use crate::connection::OpenConnection;
+use crate::connection::close::CloseFrame;
 use crate::connection::transport::{ReadHalf, Received};
-use crate::connection::{CloseFrame, OpenConnection};
 use crate::error::{CloseReason, Error, ErrorKind};
 use crate::event::{Arrival, MessageRef, Opened, Payload};
 use crate::handler::{Connection, EventSink, Full};
@@ -20,8 +22,8 @@ use crate::sender::Sender;
 use crate::sync;
 use crate::sync::threads::Shutdown;
 
-/// How often buffers are looked at, whether they could be smaller.
-const SETTLE_EVERY: Duration = Duration::from_secs(1);
+/// How often the reader checks whether its buffers could be smaller.
+const SHRINK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The reader's side of an open connection. Used by the reader thread alone.
 pub(crate) struct Reader {
@@ -31,37 +33,39 @@ pub(crate) struct Reader {
     buffer: ReadBuffer,
     assembler: Assembler,
     app_ping: Option<AppPing>,
-    settled_at: Instant,
+    shrunk_at: Instant,
 }
 
-/// Why the reading ended.
-pub(crate) struct ReadEnd {
-    /// `Err`: the handler panicked, with this.
-    pub(crate) error: Result<Error, Box<dyn Any + Send>>,
-    /// The close frame that has to go out; `None` when the connection ends at once.
-    pub(crate) close_handshake: Option<CloseFrame>,
+/// How the reading of a connection ended.
+pub(crate) enum ReadEnd {
+    /// A stop was requested.
+    Stopped,
+    /// The connection has ended, or has to end now.
+    Aborted(Error),
+    /// The closing handshake is under way, begun by the peer or by the program.
+    Closing(Error),
+    /// The closing handshake has to begin, with this frame.
+    Close(Error, CloseFrame),
+    /// The handler panicked. The closing handshake has to begin.
+    Panicked(Box<dyn Any + Send>),
 }
 
-impl ReadEnd {
-    fn at_once(error: Error) -> Self {
-        ReadEnd { error: Ok(error), close_handshake: None }
-    }
-
-    fn politely(error: Error, code: u16) -> Self {
-        ReadEnd { error: Ok(error), close_handshake: Some(CloseFrame::new(code)) }
-    }
+/// What to do after a batch of messages.
+enum Flow {
+    Continue,
+    End(ReadEnd),
 }
 
-/// What a batch of messages ended with.
-enum Batch {
-    /// All that was there has been delivered.
+/// Why a batch of messages ended.
+enum BatchEnd {
+    /// Everything that was there has been delivered.
     Done,
-    /// A stop was asked for, or somebody of ours aborted the connection.
-    Halt,
+    /// A stop was requested, or nothing more is to be delivered.
+    DeliveryOver,
     /// The peer's close frame came.
     Closed(CloseReason),
-    ProtocolError(ProtocolError),
-    Full,
+    Violation(ProtocolError),
+    QueueFull,
 }
 
 impl Reader {
@@ -80,7 +84,7 @@ impl Reader {
             buffer: ReadBuffer::with_leftover(&leftover),
             assembler: Assembler::new(limits, inflater),
             app_ping: settings.app_ping.clone(),
-            settled_at: sync::now(),
+            shrunk_at: sync::now(),
         }
     }
 
@@ -92,45 +96,48 @@ impl Reader {
         &self.opened
     }
 
-    /// Delivers what comes until the connection ends; `None` when a stop ends it.
+    /// Delivers what comes until the connection ends.
     pub(crate) fn run(
         &mut self,
-        delivery: &mut impl EventSink,
+        sink: &mut impl EventSink,
         sender: &Sender,
         shutdown: &Shutdown,
-    ) -> Option<ReadEnd> {
-        // Frames may have come glued to the answer of the opening handshake: they go before the
-        // first `recv`.
+    ) -> ReadEnd {
+        // Frames may have come in one piece with the response of the opening handshake: they are
+        // delivered before the first `recv`.
         let mut arrival = Arrival { at: sync::now(), kernel: None };
         loop {
-            let batch = catch_unwind(AssertUnwindSafe(|| {
-                self.deliver(delivery, sender, shutdown, arrival)
-            }));
-            if let Some(over) = self.check(batch, shutdown)? {
-                return Some(over);
+            let batch =
+                catch_unwind(AssertUnwindSafe(|| self.deliver(sink, sender, shutdown, arrival)));
+            let flow = match batch {
+                Ok(batch) => self.after_batch(batch, shutdown),
+                Err(panic) => Flow::End(ReadEnd::Panicked(panic)),
+            };
+            if let Flow::End(end) = flow {
+                return end;
             }
             match self.receive() {
-                Ok((Received::End, _)) => return Some(self.ended(None)),
+                Ok((Received::End, _)) => return ReadEnd::Aborted(self.end_error(None)),
                 Ok((_, at)) => arrival = Arrival { at, kernel: self.read_half.kernel_time() },
-                Err(error) => return Some(self.ended(Some(error))),
+                Err(error) => return ReadEnd::Aborted(self.end_error(Some(error))),
             }
         }
     }
 
-    /// Blocks in `recv` until something comes, and keeps the heart's clocks.
-    fn receive(&mut self) -> std::io::Result<(Received, Instant)> {
-        self.connection.enter_recv();
+    /// Blocks in `recv` until something comes.
+    fn receive(&mut self) -> io::Result<(Received, Instant)> {
+        self.connection.activity.enter_recv(sync::now());
         let received = self.connection.transport.receive(&mut self.read_half, &mut self.buffer);
         let now = sync::now();
-        self.connection
-            .leave_recv(now, matches!(received, Ok(Received::Bytes | Received::Partial)));
-        // The reader never writes, so the heart has to send what the TLS engine has to say.
+        let has_bytes = matches!(received, Ok(Received::Bytes | Received::Partial));
+        self.connection.activity.leave_recv(now, has_bytes);
+        // The reader never writes: the heartbeat thread sends what the TLS engine has to say.
         if self.read_half.owes_output() {
-            self.connection.wake();
+            self.connection.wake_heartbeat();
         }
         self.buffer.note_need(now);
-        if now.saturating_duration_since(self.settled_at) >= SETTLE_EVERY {
-            self.settled_at = now;
+        if now.saturating_duration_since(self.shrunk_at) >= SHRINK_INTERVAL {
+            self.shrunk_at = now;
             if self.buffer.settle(now) {
                 self.connection.transport.shrink(&mut self.read_half);
             }
@@ -138,27 +145,26 @@ impl Reader {
         received.map(|received| (received, now))
     }
 
-    /// Hands over every message that the buffer holds. A program that has left the connection hears
-    /// no more of it.
-    // The loop over messages has the registers for itself: drawn into `run` it costs ten
-    // instructions a message more, or not, by whatever else is changed there.
+    /// Delivers every message that the buffer holds.
+    // A function of its own, so that the loop over messages has the registers to itself: inlined
+    // into `run` it costs ten instructions a message more.
     #[inline(never)]
     fn deliver(
         &mut self,
-        delivery: &mut impl EventSink,
+        sink: &mut impl EventSink,
         sender: &Sender,
         shutdown: &Shutdown,
         arrival: Arrival,
-    ) -> Batch {
-        let has_left = self.connection.delivery_stopped();
+    ) -> BatchEnd {
+        let is_delivery_over = self.connection.is_delivery_over();
         let Reader { connection, opened, buffer, assembler, app_ping, .. } = self;
         let is_reply = app_ping.as_ref().and_then(|ping| ping.is_reply.as_ref());
-        // One look per message for what is rare.
-        let is_special = has_left || is_reply.is_some();
+        // One check per message for what is rare.
+        let is_special = is_delivery_over || is_reply.is_some();
         let mut view = Connection::new(connection, opened, sender);
-        let (mut messages, mut bytes) = (0u64, 0u64);
-        // Asked once per batch, as a message costs less than asking. Who listens pays for it: all
-        // messages take the long way then.
+        let (mut messages, mut bytes, mut replies) = (0u64, 0u64, 0u64);
+        // Asked once per batch, as a message costs less than asking. Whoever traces pays for it:
+        // all messages take the long way then.
         assembler.lend_simply(!log::log_enabled!(log::Level::Trace));
         let mut unread = buffer.unread();
         let batch = loop {
@@ -175,137 +181,115 @@ impl Reader {
                         connection.note_pong(payload, arrival.at);
                         continue;
                     }
-                    Ok(Some(Incoming::Close(close))) => break Batch::Closed(close_reason(close)),
-                    Ok(None) => break Batch::Done,
-                    Err(violation) => break Batch::ProtocolError(violation),
+                    Ok(Some(Incoming::Close(close))) => {
+                        break BatchEnd::Closed(close_reason(close));
+                    }
+                    Ok(None) => break BatchEnd::Done,
+                    Err(violation) => break BatchEnd::Violation(violation),
                 },
             };
             let message = MessageRef::new(payload, opened.epoch, arrival);
             if is_special {
-                if has_left {
+                if is_delivery_over {
                     continue;
                 }
                 if let Some(is_reply) = is_reply {
-                    match_reply(connection, is_reply, message, sender);
+                    replies += u64::from(match_reply(connection, is_reply, message, sender));
                 }
             }
             messages += 1;
             bytes += message.bytes().len() as u64;
-            delivery.message(&mut view, message);
+            sink.message(&mut view, message);
             // One branch for both.
-            if shutdown.is_requested() | connection.delivery_stopped() {
-                break Batch::Halt;
+            if shutdown.is_requested() | connection.is_delivery_over() {
+                break BatchEnd::DeliveryOver;
             }
         };
         if messages > 0 {
             connection.counters.received(messages, bytes);
         }
-        let over = delivery.end_batch();
-        if messages > 0 {
-            // Now, not when they came: a slow handler or a full queue is not an idle connection.
-            connection.note_data(sync::now());
+        let end = sink.end_batch();
+        // Replies to application pings are no data: a server that sends nothing else is idle.
+        if messages > replies {
+            // Now, not when they came: a slow handler or a full queue is no idle connection.
+            connection.activity.note_data(sync::now());
         }
-        match (over, batch) {
-            (Err(Full), Batch::Done) => Batch::Full,
+        match (end, batch) {
+            (Err(Full), BatchEnd::Done) => BatchEnd::QueueFull,
             (_, batch) => batch,
         }
     }
 
-    /// What a batch means for the connection: the outer `None` for a stop, the inner for going on.
-    #[expect(clippy::option_option, reason = "stopped, going on, over: three different answers")]
-    fn check(
-        &self,
-        batch: Result<Batch, Box<dyn Any + Send>>,
-        shutdown: &Shutdown,
-    ) -> Option<Option<ReadEnd>> {
-        let batch = match batch {
-            Ok(batch) => batch,
-            Err(panic) => {
-                return Some(Some(ReadEnd {
-                    error: Err(panic),
-                    close_handshake: Some(CloseFrame::new(1001)),
-                }));
+    /// What the end of a batch means for the connection.
+    fn after_batch(&self, batch: BatchEnd, shutdown: &Shutdown) -> Flow {
+        let connection = &self.connection;
+        let end = match batch {
+            BatchEnd::Done => return Flow::Continue,
+            BatchEnd::DeliveryOver if shutdown.is_requested() => ReadEnd::Stopped,
+            BatchEnd::DeliveryOver if connection.is_aborted() => {
+                ReadEnd::Aborted(self.end_error(None))
             }
-        };
-        let over = match batch {
-            Batch::Done => return Some(None),
-            Batch::Halt if shutdown.is_requested() => return None,
-            Batch::Halt if self.connection.is_aborted() => self.ended(None),
-            // The program asked for another connection; its close frame is on its way.
-            Batch::Halt => {
-                ReadEnd { close_handshake: Some(CloseFrame::normal()), ..self.ended(None) }
-            }
-            Batch::Closed(close) => {
-                log::trace!("{}: received Close({})", self.connection.peer, close.code);
-                let error = Error::closed(
-                    close.clone(),
-                    format!(
-                        "{} closed the connection with code {}",
-                        self.connection.peer, close.code
-                    ),
-                );
-                self.connection.note_peer_close(close.clone());
-                // RFC 6455 section 5.5.1: the answer repeats the code. 1005 stands for none.
-                let code = Some(close.code).filter(|&code| code != 1005);
+            // The program asked for another connection; the close frame is on its way.
+            BatchEnd::DeliveryOver => ReadEnd::Closing(self.end_error(None)),
+            BatchEnd::Closed(close) => {
+                log::trace!("{}: received Close({})", connection.peer, close.code);
+                let context =
+                    format!("{} closed the connection with code {}", connection.peer, close.code);
+                connection.receive_close(close.clone());
                 // If it answers a close frame of ours, the reason is ours.
-                let error = self.connection.reason().unwrap_or(error);
-                ReadEnd { error: Ok(error), close_handshake: Some(CloseFrame::new(code)) }
+                let closed = || Error::closed(close, context);
+                ReadEnd::Closing(connection.reason().unwrap_or_else(closed))
             }
-            Batch::ProtocolError(violation) => {
-                let code = u16::from(violation.code);
-                let peer = &self.connection.peer;
-                let error = match violation.code {
-                    // Nothing is broken: the limit is ours.
-                    CloseCode::Size => {
-                        let what = format!(
-                            "reading from {peer}: {}, {} bytes",
-                            violation.what,
-                            self.assembler.max_message_size()
-                        );
-                        Error::new(ErrorKind::TooBig, what)
-                    }
-                    _ => {
-                        let what =
-                            format!("{peer} broke the protocol (code {code}): {}", violation.what);
-                        Error::new(ErrorKind::Protocol, what)
-                    }
-                };
-                ReadEnd::politely(error, code)
+            BatchEnd::Violation(violation) => {
+                let frame = CloseFrame::new(u16::from(violation.code));
+                ReadEnd::Close(self.violation_error(&violation), frame)
             }
-            Batch::Full => {
-                let error = Error::new(
-                    ErrorKind::Lagged,
-                    "the events queue was full: read faster, or choose another rule",
-                );
-                ReadEnd::politely(error, 1001)
+            BatchEnd::QueueFull => {
+                let context = "the events queue was full: read faster, or choose another rule";
+                ReadEnd::Close(Error::new(ErrorKind::Lagged, context), CloseFrame::new(1001))
             }
         };
-        Some(Some(over))
+        Flow::End(end)
     }
 
-    /// The connection is at its end: somebody of ours aborted it, or the peer ended it without a
-    /// close frame.
-    fn ended(&self, failure: Option<std::io::Error>) -> ReadEnd {
-        let error = match (self.connection.reason(), failure) {
-            (Some(reason), _) => reason,
-            (None, Some(error)) => Error::caused(
-                ErrorKind::Io,
-                format!("reading from {}", self.connection.peer),
-                error,
-            ),
-            (None, None) => self.connection.reset().unwrap_or_else(|| {
+    fn violation_error(&self, violation: &ProtocolError) -> Error {
+        let peer = &self.connection.peer;
+        match violation.code {
+            // Nothing is broken: the limit is ours.
+            CloseCode::Size => {
+                let limit = self.assembler.max_message_size();
+                let context = format!("reading from {peer}: {}, {limit} bytes", violation.what);
+                Error::new(ErrorKind::TooBig, context)
+            }
+            code => {
+                let code = u16::from(code);
                 let context =
-                    format!("{} ended the connection without a close frame", self.connection.peer);
+                    format!("{peer} broke the protocol (code {code}): {}", violation.what);
+                Error::new(ErrorKind::Protocol, context)
+            }
+        }
+    }
+
+    /// Why the connection is at its end: this side ended it, a read failed, or the peer ended it
+    /// without a close frame.
+    fn end_error(&self, failure: Option<io::Error>) -> Error {
+        let connection = &self.connection;
+        match (connection.reason(), failure) {
+            (Some(reason), _) => reason,
+            (None, Some(error)) => {
+                Error::caused(ErrorKind::Io, format!("reading from {}", connection.peer), error)
+            }
+            (None, None) => connection.reset().unwrap_or_else(|| {
+                let context =
+                    format!("{} ended the connection without a close frame", connection.peer);
                 Error::closed(CloseReason::abnormal(), context)
             }),
-        };
-        ReadEnd::at_once(error)
+        }
     }
 
-    /// Reads and drops until the peer ends the connection or the heart aborts it. Looks for nothing
-    /// but the peer's close frame.
-    ///
-    /// Aborting with input unread would send a reset, which destroys our close frame on its way.
+    /// Reads and drops until the peer ends TCP or the connection is aborted, looking for the peer's
+    /// close frame alone. Aborting with input unread would send a reset, which destroys our close
+    /// frame on its way.
     pub(crate) fn drain(&mut self) {
         let mut is_parsing = true;
         loop {
@@ -313,12 +297,12 @@ impl Reader {
             while is_parsing {
                 match self.assembler.next(&mut unread) {
                     Ok(Some(Incoming::Close(close))) => {
-                        self.connection.note_peer_close(close_reason(close));
+                        self.connection.receive_close(close_reason(close));
                         is_parsing = false;
                     }
                     Ok(Some(_)) => {}
                     Ok(None) => break,
-                    // Whatever follows a close frame, or a broken protocol, has no meaning.
+                    // Whatever follows a close frame or a violation has no meaning.
                     Err(_) => is_parsing = false,
                 }
             }
@@ -347,19 +331,18 @@ fn match_reply(
     is_reply: &ReplyMatcher,
     message: MessageRef<'_>,
     sender: &Sender,
-) {
-    if !connection.awaits_app_reply() {
-        return;
-    }
+) -> bool {
     match catch_unwind(AssertUnwindSafe(|| is_reply(message))) {
-        Ok(true) => connection.note_app_reply(),
-        Ok(false) => {}
+        Ok(true) => {
+            connection.activity.note_app_reply();
+            true
+        }
+        Ok(false) => false,
         Err(panic) => {
             sender.keep_panic(panic);
-            connection.abort(Error::new(
-                ErrorKind::HandlerPanicked,
-                "the matcher of answers to application pings panicked",
-            ));
+            let context = "the matcher of replies to application pings panicked";
+            connection.abort(Error::new(ErrorKind::HandlerPanicked, context));
+            false
         }
     }
 }

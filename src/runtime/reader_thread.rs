@@ -1,18 +1,21 @@
-//! The run loop of the reader thread: dial, read, deliver, back off, dial again.
+//! The reader thread: dial, read, deliver, back off, dial again.
 //!
-//! How each of its blocking points ends: a dial by its waker and its deadline; `recv` by
-//! `shutdown(Both)`, which the heart calls when a stop's polite end is over; the wait between
-//! dials, and the wait for room in the events queue, by the shutdown channel; the handler by
-//! itself: it is the user's.
+//! Its blocking points and how each ends: a dial by its waker and its deadline; `recv` by the
+//! shutdown of the socket, which the heartbeat thread carries out when the closing handshake of a
+//! stop is over or late; the wait between dials and the wait for room in the events queue by the
+//! shutdown channel; the handler, which is the program's, by returning.
 
+use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{RngExt, make_rng};
 
 use crate::config::{Config, DialContext};
 use crate::connection::OpenConnection;
+use crate::connection::close::CloseFrame;
 use crate::connection::writer::FrameWriter;
 use crate::dial::{Dialer, WakePair};
 use crate::error::{Error, ErrorKind};
@@ -20,7 +23,7 @@ use crate::event::{DialFailure, Disconnect, Opened, Stopped};
 use crate::handler::{Connection, EventSink};
 use crate::runtime::endpoint_pool::EndpointPool;
 use crate::runtime::read_loop::{ReadEnd, Reader};
-use crate::runtime::reconnect::{Action, Failure, Input, ReconnectState, RetryDecision};
+use crate::runtime::reconnect::{Action, EndedBy, Failure, Input, ReconnectState, RetryDecision};
 use crate::runtime::shared::{Active, Shared};
 use crate::sender::Sender;
 use crate::sync;
@@ -28,51 +31,51 @@ use crate::sync::channel::never;
 use crate::sync::threads::{Woken, wait};
 use crate::time::{Deadline, after};
 
-/// What the reader thread runs on.
-pub(crate) struct Supervisor<D> {
+/// The state of the reader thread.
+pub(crate) struct ReaderThread<D> {
     shared: Arc<Shared>,
     config: Config,
     dialer: Dialer,
-    delivery: D,
+    sink: D,
     sender: Sender,
     rng: StdRng,
     epoch: u64,
     endpoint_pool: EndpointPool,
     /// The open connection, while there is one.
     reader: Option<Reader>,
-    /// The first dial decides, and is not retried: for `connect`, whose caller waits.
-    first_decides: bool,
+    /// The first dial is not retried: for `connect`, whose caller waits for it.
+    is_first_dial_final: bool,
     /// The handler has panicked, and is not called again.
     has_panicked: bool,
 }
 
-impl<D: EventSink> Supervisor<D> {
+impl<D: EventSink> ReaderThread<D> {
     pub(crate) fn new(
         shared: Arc<Shared>,
         config: Config,
         dialer: Dialer,
-        delivery: D,
-        first_decides: bool,
+        sink: D,
+        is_first_dial_final: bool,
     ) -> Self {
         let endpoint_pool = EndpointPool::new(config.source.count());
-        Supervisor {
+        ReaderThread {
             sender: Sender::new(Arc::clone(&shared)),
             shared,
             config,
             dialer,
-            delivery,
+            sink,
             rng: make_rng(),
             epoch: 0,
             endpoint_pool,
             reader: None,
-            first_decides,
+            is_first_dial_final,
             has_panicked: false,
         }
     }
 
-    /// The thread's body: the life of the connection, from the first dial to the last event.
+    /// Runs from the first dial to the last event.
     pub(crate) fn run(mut self) {
-        let finale = CloseOnExit { shared: Arc::clone(&self.shared) };
+        let on_exit = CloseOnExit { shared: Arc::clone(&self.shared) };
         let policy = self.config.settings.policy();
         let mut state = ReconnectState::new();
         let reason = loop {
@@ -86,26 +89,26 @@ impl<D: EventSink> Supervisor<D> {
             self.shared.show(&state, self.epoch);
             self.act(action);
             if !matches!(state, ReconnectState::Open { .. } | ReconnectState::Closing { .. }) {
-                self.let_go();
+                self.release_connection();
             }
         };
         self.tell_stopped(reason);
-        // The handler is dropped on this thread, before it counts as ended.
+        // The handler is dropped on this thread, before the thread counts as ended.
         if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(self))) {
-            finale.shared.keep_panic(panic);
+            on_exit.shared.keep_panic(panic);
         }
-        drop(finale);
+        drop(on_exit);
     }
 
     /// Does what the state says until something happens. Whatever waits on this thread waits in
     /// here.
     fn await_input(&mut self, state: &ReconnectState) -> Input {
         if self.shared.shutdown.is_requested() && state.heeds_stop() {
-            return Input::Stop;
+            return self.stopped();
         }
         match state {
             ReconnectState::Connecting { attempt } => self.dial(*attempt),
-            ReconnectState::Open { .. } => self.reader(),
+            ReconnectState::Open { .. } => self.read(),
             ReconnectState::Closing { .. } => {
                 if let Some(reader) = &mut self.reader {
                     reader.drain();
@@ -122,34 +125,44 @@ impl<D: EventSink> Supervisor<D> {
         }
     }
 
-    /// One dial, from the question where to.
+    /// A stop was requested. What the close frame says is settled now, so that the end of the
+    /// connection can be told; the heartbeat thread writes it.
+    fn stopped(&self) -> Input {
+        if let Some(reader) = &self.reader {
+            let latest = after(sync::now(), self.shared.timeouts.close);
+            self.shared.begin_stop(reader.connection(), latest);
+        }
+        Input::Stop
+    }
+
+    /// Makes one dial, beginning with the question where to.
     fn dial(&mut self, attempt: u32) -> Input {
         let dialed = self.open(attempt);
-        self.shared.publish(Active::Empty);
+        self.shared.set_active(Active::None);
         if self.shared.shutdown.is_requested() {
             return Input::Stop;
         }
         match dialed {
             Ok(reader) => {
                 let connection = Arc::clone(reader.connection());
-                self.shared.publish(Active::Open(Arc::clone(&connection)));
-                // After publishing: the heart has carried out a stop that came before, found
-                // nothing to end, and is gone. A connection that it could not see is ours to let
-                // go, and nobody has heard of it.
+                self.shared.set_active(Active::Open(Arc::clone(&connection)));
+                // Looked at after `set_active`: the heartbeat thread has carried out a stop that
+                // came before, found nothing to end, and is gone. A connection that it could not
+                // see is released here, and nobody has heard of it.
                 if self.shared.shutdown.is_requested() {
                     connection.abort(Error::stopped());
-                    self.shared.publish(Active::Empty);
+                    self.shared.set_active(Active::None);
                     return Input::Stop;
                 }
                 self.epoch += 1;
                 self.shared.counters.opened();
-                self.shared.note_failure(None);
+                self.shared.set_last_failure(None);
                 self.reader = Some(reader);
                 Input::Dialed
             }
             Err(error) => {
                 self.shared.counters.dial_failed();
-                self.shared.note_failure(Some(error.clone()));
+                self.shared.set_last_failure(Some(error.clone()));
                 Input::Failed(self.failure(error))
             }
         }
@@ -161,7 +174,7 @@ impl<D: EventSink> Supervisor<D> {
         let deadline = Deadline::new("connect_timeout", settings.connect_timeout, began);
         let turn = self.endpoint_pool.begin();
         let pair = WakePair::new()?;
-        self.shared.publish(Active::Dialing(pair.waker()));
+        self.shared.set_active(Active::Dialing(pair.waker()));
 
         let shutdown = self.shared.shutdown.clone();
         let context =
@@ -175,10 +188,8 @@ impl<D: EventSink> Supervisor<D> {
         let dialed = self.dialer.dial(&target, offer.as_deref(), &pair, deadline)?;
         let agreed = match &settings.deflate {
             Some(deflate) => deflate.accept(&dialed.opening.extensions).map_err(|what| {
-                Error::new(
-                    ErrorKind::Upgrade,
-                    format!("{target} answered the extension offer wrongly: {what}"),
-                )
+                let context = format!("{target} answered the extension offer wrongly: {what}");
+                Error::new(ErrorKind::Upgrade, context)
             })?,
             None => None,
         };
@@ -191,13 +202,13 @@ impl<D: EventSink> Supervisor<D> {
             is_compressed: agreed.is_some(),
         };
         let (inflater, deflater) = agreed.map(|agreed| agreed.engines()).unzip();
-        let writer = FrameWriter::new(deflater, settings.max_outgoing_frame_size);
         let connection = OpenConnection::new(
             opened.epoch,
             target.to_string(),
             dialed.socket,
             dialed.tls,
-            writer,
+            FrameWriter::new(deflater, settings.max_outgoing_frame_size),
+            self.shared.timeouts,
             self.shared.wakeup.clone(),
             Arc::clone(&self.shared.counters),
         );
@@ -206,34 +217,42 @@ impl<D: EventSink> Supervisor<D> {
     }
 
     /// Reads and delivers until the connection ends.
-    fn reader(&mut self) -> Input {
+    fn read(&mut self) -> Input {
         let Some(reader) = &mut self.reader else { return Input::Stop };
-        let over = reader.run(&mut self.delivery, &self.sender, &self.shared.shutdown);
+        let end = reader.run(&mut self.sink, &self.sender, &self.shared.shutdown);
         let connection = Arc::clone(reader.connection());
-        let Some(ReadEnd { error, close_handshake }) = over else { return Input::Stop };
-        let error = match error {
-            // A stop goes before whatever it may have caused.
-            Ok(_) if self.shared.shutdown.is_requested() => return Input::Stop,
-            Ok(error) => error,
-            Err(panic) => {
+        let (error, is_closing) = match end {
+            ReadEnd::Panicked(panic) => {
                 self.has_panicked = true;
-                panicked(&self.shared, panic, "the handler")
+                let error = panicked(&self.shared, panic, "the handler");
+                connection.close_within_timeout(CloseFrame::new(1001));
+                (error, true)
+            }
+            // A stop goes before whatever it may have caused.
+            _ if self.shared.shutdown.is_requested() => return self.stopped(),
+            ReadEnd::Stopped => return self.stopped(),
+            ReadEnd::Aborted(error) => {
+                connection.abort(error.clone());
+                (error, false)
+            }
+            ReadEnd::Closing(error) => (error, true),
+            ReadEnd::Close(error, frame) => {
+                connection.close_within_timeout(frame);
+                (error, true)
             }
         };
-        let polite = close_handshake.is_some();
-        match close_handshake {
-            Some(close) => connection
-                .begin_close(close, after(sync::now(), self.config.settings.close_timeout)),
-            None => connection.abort(error.clone()),
-        }
-        Input::Ended { failure: self.failure(error), polite }
+        let by = match error.is_reconnect_requested() {
+            true => EndedBy::Program,
+            false => EndedBy::Peer { is_marked_stable: connection.is_marked_stable() },
+        };
+        Input::Ended { failure: self.failure(error), is_closing, by }
     }
 
     fn failure(&mut self, error: Error) -> Failure {
         let settings = &self.config.settings;
         let default = self.endpoint_pool.decision(&error, settings.retry_after_max, sync::now());
         let decision = match catch_unwind(AssertUnwindSafe(|| settings.decision(&error, default))) {
-            _ if self.first_decides && self.epoch == 0 => RetryDecision::GiveUp,
+            _ if self.is_first_dial_final && self.epoch == 0 => RetryDecision::GiveUp,
             Ok(decision) => decision,
             Err(panic) => {
                 let error = panicked(&self.shared, panic, "the retry policy");
@@ -243,15 +262,15 @@ impl<D: EventSink> Supervisor<D> {
         Failure { error, decision, jitter: self.rng.random::<f64>() }
     }
 
-    /// Tells the user what a move was about.
+    /// Tells the program what a move was about.
     fn act(&mut self, action: Action) {
         match action {
             Action::Nothing => {}
             Action::TellOpened => self.tell_opened(),
             Action::TellFailed { attempt, error, retry_in } => {
-                log::info!("dial {attempt} failed: {}; {}", error.chain(), Plan(retry_in));
+                log::info!("dial {attempt} failed: {}; {}", error.chain(), NextDial(retry_in));
                 let failure = DialFailure { attempt, error, retry_in };
-                self.deliver(|delivery| delivery.dial_failed(&failure));
+                self.deliver(|sink| sink.dial_failed(&failure));
             }
             Action::TellEnded { error, retry_in } => self.tell_ended(error, retry_in),
         }
@@ -259,52 +278,47 @@ impl<D: EventSink> Supervisor<D> {
 
     fn tell_opened(&mut self) {
         let Some(reader) = &self.reader else { return };
-        let (connection, opened, sender) =
-            (Arc::clone(reader.connection()), reader.opened().clone(), self.sender.clone());
-        self.deliver(|delivery| {
-            delivery.opened(&mut Connection::new(&connection, &opened, &sender))
-        });
+        let connection = Arc::clone(reader.connection());
+        let (opened, sender) = (reader.opened().clone(), self.sender.clone());
+        self.deliver(|sink| sink.opened(&mut Connection::new(&connection, &opened, &sender)));
         if self.has_panicked {
             connection.abort(Error::new(ErrorKind::HandlerPanicked, "the handler panicked"));
         }
     }
 
-    fn tell_ended(&mut self, error: Error, retry_in: Option<std::time::Duration>) {
+    fn tell_ended(&mut self, error: Error, retry_in: Option<Duration>) {
         let Some(reader) = &self.reader else { return };
         let connection = Arc::clone(reader.connection());
+        let OpenConnection { epoch, peer, .. } = &*connection;
         // A panic in `opened` stops the client; what ended the connection is the panic.
         let kind = if self.has_panicked { ErrorKind::HandlerPanicked } else { error.kind() };
         self.shared.counters.dropped(kind);
-        log::info!(
-            "{}: epoch {} ended: {}; {}",
-            connection.peer,
-            connection.epoch,
-            error.chain(),
-            Plan(retry_in)
-        );
+        log::info!("{peer}: epoch {epoch} ended: {}; {}", error.chain(), NextDial(retry_in));
         let (sent, confirmed) = connection.final_sequences();
         let (close, has_peer_closed) = match error.kind() {
-            // The close frame of a stop is about to be written by the heart, if it can be.
-            ErrorKind::Stopped => {
-                let own = connection.own_close().unwrap_or_else(|| self.shared.stop_close());
-                (own.to_close_reason(), false)
-            }
+            // Told before the close frame of the stop is written: what that is to say.
+            ErrorKind::Stopped => (connection.sent_close(), false),
             _ => connection.close_reason(),
         };
-        let lasted = sync::now().saturating_duration_since(connection.opened_at());
-        let epoch = connection.epoch;
-        let disconnect =
-            Disconnect { epoch, error, close, lasted, sent, confirmed, retry_in, has_peer_closed };
-        self.deliver(|delivery| delivery.disconnected(&disconnect));
+        let disconnect = Disconnect {
+            epoch: *epoch,
+            error,
+            close,
+            lasted: sync::now().saturating_duration_since(connection.activity.opened_at()),
+            sent,
+            confirmed,
+            retry_in,
+            has_peer_closed,
+        };
+        self.deliver(|sink| sink.disconnected(&disconnect));
     }
 
     fn tell_stopped(&mut self, reason: Error) {
-        let was_asked = reason.kind() == ErrorKind::Stopped;
-        if !was_asked {
+        if reason.kind() != ErrorKind::Stopped {
             log::warn!("giving up: {}", reason.chain());
         }
         let stopped = Stopped { reason };
-        self.deliver(|delivery| delivery.stopped(&stopped));
+        self.deliver(|sink| sink.stopped(&stopped));
     }
 
     /// Calls the handler, unless it has panicked before.
@@ -312,34 +326,34 @@ impl<D: EventSink> Supervisor<D> {
         if self.has_panicked {
             return;
         }
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| call(&mut self.delivery))) {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| call(&mut self.sink))) {
             self.has_panicked = true;
             let error = panicked(&self.shared, panic, "the handler");
             // Whatever state follows, this is the reason of the end; the loop sees the stop next.
-            self.shared.end_because(error);
+            self.shared.stop_because(error);
         }
     }
 
-    /// The connection is over: nobody sends on it any more, and its socket closes with the last who
-    /// holds it.
-    fn let_go(&mut self) {
+    /// The connection has ended: nobody sends on it any more, and its socket closes with the last
+    /// who holds it.
+    fn release_connection(&mut self) {
         let Some(reader) = self.reader.take() else { return };
-        reader.connection().abort(Error::new(ErrorKind::Closed, "the connection has ended"));
-        self.shared.publish(Active::Empty);
+        reader.connection().end_of_transport();
+        self.shared.set_active(Active::None);
     }
 }
 
-/// Keeps what was thrown for whoever asks, and makes an error of it.
+/// Keeps the payload of a panic for the program, and returns the error that tells of it.
 fn panicked(shared: &Shared, panic: Box<dyn std::any::Any + Send>, who: &str) -> Error {
     shared.keep_panic(panic);
     Error::new(ErrorKind::HandlerPanicked, format!("{who} panicked"))
 }
 
-/// `retrying in 250ms`, or that there is no retry.
-struct Plan(Option<std::time::Duration>);
+/// Displays when the next dial is.
+struct NextDial(Option<Duration>);
 
-impl std::fmt::Display for Plan {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for NextDial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0 {
             Some(wait) => write!(f, "dialing again in {wait:.0?}"),
             None => f.write_str("not dialing again"),
@@ -347,18 +361,17 @@ impl std::fmt::Display for Plan {
     }
 }
 
-/// However the reader thread ends, the client has then ended, and the heart must not stay behind.
+/// Closes the client when the reader thread ends, however it ends: the heartbeat thread must not
+/// stay behind.
 struct CloseOnExit {
     shared: Arc<Shared>,
 }
 
 impl Drop for CloseOnExit {
     fn drop(&mut self) {
-        // Only a bug of ours ends this thread without a reason.
-        self.shared.close(Error::new(
-            ErrorKind::Io,
-            "the reader thread failed: this is a bug in tautline",
-        ));
+        // Only a bug of this crate ends the thread without a reason.
+        let context = "the reader thread failed: this is a bug in tautline";
+        self.shared.close(Error::new(ErrorKind::Io, context));
         self.shared.threads.shutdown();
     }
 }

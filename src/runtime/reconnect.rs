@@ -1,36 +1,41 @@
-//! The life of a connection as a state machine: pure, `now` and the rng are arguments.
+//! The life of a client's connections as a pure state machine: the time and the jitter are
+//! arguments.
 //!
 //! ```text
-//!               dialed            ended, polite           over, can retry
-//! Connecting ------------> Open ------------------> Ending ----------------> Waiting
-//!     |  ^                  |                         |                       |  |
-//!     |  |                  '------ ended at once ----|---------------------->|  |
-//!     |  '--------------------------------------------|------ due ------------'  |
-//!     '--- failed, can retry: Waiting                 |                          |
-//!     '--- failed, cannot; stop --------> Closed <----'<---------- stop ---------'
+//!               dialed             closing                over, can retry
+//! Connecting ------------> Open ------------> Closing ------------------> Backoff
+//!     |  ^                  |                    |                         |  |
+//!     |  |                  '---- aborted -------|------------------------>|  |
+//!     |  '---------------------------------------|-------- due ------------'  |
+//!     '--- failed, can retry: Backoff            |                            |
+//!     '--- failed, cannot; stop -----> Closed <--'<----------- stop ----------'
 //! ```
 
 use std::time::{Duration, Instant};
 
 use crate::error::Error;
-use crate::time::{Backoff, after};
+use crate::runtime::backoff::Backoff;
+use crate::time::after;
 
-/// Where a connection is in its life. Owned and moved by the reader thread alone.
+/// A connection that the program gave up is redialed at once if it was open this long.
+const RECONNECT_AT_ONCE_AFTER: Duration = Duration::from_secs(1);
+
+/// The state of a client's connection. Owned and moved by the reader thread.
 #[derive(Clone, Debug)]
 pub(crate) enum ReconnectState {
-    /// The `attempt`-th dial in a row (from 1) without a stable connection is under way.
+    /// A dial is under way, the `attempt`-th in a row (from 1) without a stable connection.
     Connecting { attempt: u32 },
     /// A connection is open.
     Open { since: Instant, attempt: u32 },
-    /// A close frame is on its way; input is read and dropped until the peer ends TCP or `until`.
-    Closing { until: Instant, then: AfterClose },
+    /// The closing handshake is under way. Its deadline is kept by the connection.
+    Closing { then: AfterClose },
     /// The `attempt`-th dial starts at `until`.
     Backoff { attempt: u32, until: Instant },
-    /// The end. Absorbs everything.
+    /// The end, which absorbs every input.
     Closed { reason: Error },
 }
 
-/// What follows an ending.
+/// What follows the closing handshake.
 #[derive(Clone, Debug)]
 pub(crate) enum AfterClose {
     Retry { attempt: u32, at: Instant },
@@ -44,12 +49,21 @@ pub(crate) enum Input {
     Dialed,
     /// The dial failed.
     Failed(Failure),
-    /// The open connection ended: at once, or politely, with a close frame still to be exchanged.
-    Ended { failure: Failure, polite: bool },
-    /// The wait, or the ending, is over.
+    /// The open connection has ended, or is closing.
+    Ended { failure: Failure, is_closing: bool, by: EndedBy },
+    /// The wait, or the closing handshake, is over.
     Due,
-    /// The user wants no more.
+    /// A stop was requested.
     Stop,
+}
+
+/// Who ended a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum EndedBy {
+    /// The program, to have another: that is no failure, and counts against nothing.
+    Program,
+    /// The peer, the network or this client. The program may have marked it stable before.
+    Peer { is_marked_stable: bool },
 }
 
 /// A failure, with everything that decides what follows it.
@@ -57,7 +71,7 @@ pub(crate) enum Input {
 pub(crate) struct Failure {
     pub(crate) error: Error,
     pub(crate) decision: RetryDecision,
-    /// Uniform in [0, 1): where in its range the delay falls.
+    /// The place of the delay in its range: uniform in [0, 1).
     pub(crate) jitter: f64,
 }
 
@@ -67,13 +81,15 @@ pub(crate) struct Failure {
 pub enum RetryDecision {
     /// Dial again after the usual backoff.
     Retry,
-    /// Dial again after the usual backoff, and not before this long.
+    /// Dial again after the usual backoff, but not before this long.
     RetryAfter(Duration),
+    /// Dial again after the usual backoff, but not later than this.
+    RetryWithin(Duration),
     /// End the client with this error.
     GiveUp,
 }
 
-/// What the reader has to tell the user about a move.
+/// What the reader has to tell the program about a move.
 #[derive(Clone, Debug)]
 pub(crate) enum Action {
     Nothing,
@@ -96,10 +112,9 @@ pub(crate) enum Action {
 pub(crate) struct ReconnectPolicy {
     pub(crate) backoff: Backoff,
     pub(crate) stable_after: Duration,
-    /// Dials in a row without a stable connection before giving up. 1: a single dial, and no retry
-    /// ever.
+    /// The number of dials in a row without a stable connection before the client gives up. 1 is a
+    /// single dial, and no retry ever.
     pub(crate) max_attempts: Option<u32>,
-    pub(crate) close_timeout: Duration,
 }
 
 impl ReconnectState {
@@ -107,74 +122,67 @@ impl ReconnectState {
         ReconnectState::Connecting { attempt: 1 }
     }
 
-    /// Whether a stop still changes anything.
+    /// Returns `true` if a stop still changes anything.
     pub(crate) fn heeds_stop(&self) -> bool {
         !matches!(
             self,
             ReconnectState::Closed { .. }
-                | ReconnectState::Closing { then: AfterClose::Closed { .. }, .. }
+                | ReconnectState::Closing { then: AfterClose::Closed { .. } }
         )
     }
 
-    /// The move that `input` causes at `now`, and what to tell the user. Inputs that make no sense
-    /// in a state change nothing.
+    /// Returns the state after `input` at `now`, and what to tell the program. Inputs that make no
+    /// sense in a state change nothing.
     pub(crate) fn on(
         self,
         input: Input,
         now: Instant,
         policy: &ReconnectPolicy,
     ) -> (ReconnectState, Action) {
+        use ReconnectState::{Backoff, Closed, Closing, Connecting, Open};
         match (self, input) {
-            (closed @ ReconnectState::Closed { .. }, _) => (closed, Action::Nothing),
+            (closed @ Closed { .. }, _) => (closed, Action::Nothing),
 
-            (ReconnectState::Connecting { attempt }, Input::Dialed) => {
-                (ReconnectState::Open { since: now, attempt }, Action::TellOpened)
+            (Connecting { attempt }, Input::Dialed) => {
+                (Open { since: now, attempt }, Action::TellOpened)
             }
-            (ReconnectState::Connecting { attempt }, Input::Failed(failure)) => {
+            (Connecting { attempt }, Input::Failed(failure)) => {
                 let error = failure.error.clone();
-                let then = policy.after(failure, attempt, now);
+                let then = policy.after_failure(failure, attempt, now);
                 let retry_in = then.retry_in(now);
                 (then.into_state(), Action::TellFailed { attempt, error, retry_in })
             }
 
-            (ReconnectState::Open { since, attempt }, Input::Ended { failure, polite }) => {
-                let stable = now.saturating_duration_since(since) >= policy.stable_after;
+            (Open { since, attempt }, Input::Ended { failure, is_closing, by }) => {
+                let lasted = now.saturating_duration_since(since);
                 let error = failure.error.clone();
-                let then = policy.after(failure, if stable { 0 } else { attempt }, now);
-                let retry_in = then.retry_in(now);
-                let state = if polite {
-                    ReconnectState::Closing { until: after(now, policy.close_timeout), then }
-                } else {
-                    then.into_state()
+                let then = match by {
+                    EndedBy::Program => policy.after_reconnect(failure, attempt, lasted, now),
+                    EndedBy::Peer { is_marked_stable } => {
+                        let is_stable = is_marked_stable || lasted >= policy.stable_after;
+                        policy.after_failure(failure, if is_stable { 0 } else { attempt }, now)
+                    }
                 };
+                let retry_in = then.retry_in(now);
+                let state = if is_closing { Closing { then } } else { then.into_state() };
                 (state, Action::TellEnded { error, retry_in })
             }
-            (ReconnectState::Open { .. }, Input::Stop) => {
+            (Open { .. }, Input::Stop) => {
                 let error = Error::stopped();
                 let then = AfterClose::Closed { reason: error.clone() };
-                (
-                    ReconnectState::Closing { until: after(now, policy.close_timeout), then },
-                    Action::TellEnded { error, retry_in: None },
-                )
+                (Closing { then }, Action::TellEnded { error, retry_in: None })
             }
 
-            (ReconnectState::Closing { then, .. }, Input::Due) => {
-                (then.into_state(), Action::Nothing)
-            }
-            (ReconnectState::Closing { until, .. }, Input::Stop) => (
-                ReconnectState::Closing {
-                    until,
-                    then: AfterClose::Closed { reason: Error::stopped() },
-                },
-                Action::Nothing,
-            ),
-
-            (ReconnectState::Backoff { attempt, .. }, Input::Due) => {
-                (ReconnectState::Connecting { attempt }, Action::Nothing)
+            (Closing { then }, Input::Due) => (then.into_state(), Action::Nothing),
+            (Closing { .. }, Input::Stop) => {
+                let then = AfterClose::Closed { reason: Error::stopped() };
+                (Closing { then }, Action::Nothing)
             }
 
-            (ReconnectState::Connecting { .. } | ReconnectState::Backoff { .. }, Input::Stop) => {
-                (ReconnectState::Closed { reason: Error::stopped() }, Action::Nothing)
+            (Backoff { attempt, .. }, Input::Due) => (Connecting { attempt }, Action::Nothing),
+
+            (Connecting { .. } | Backoff { .. }, Input::Stop) => {
+                (Closed { reason: Error::stopped() }, Action::Nothing)
             }
 
             (state, _) => (state, Action::Nothing),
@@ -202,17 +210,48 @@ impl ReconnectPolicy {
     /// What follows a failure when the last `attempt` dials in a row brought no stable connection.
     ///
     /// After a stable connection `attempt` is 0, and the next dial is the first retry of a new row.
-    fn after(&self, failure: Failure, attempt: u32, now: Instant) -> AfterClose {
+    fn after_failure(&self, failure: Failure, attempt: u32, now: Instant) -> AfterClose {
         let Failure { error, decision, jitter } = failure;
-        let spent = self.max_attempts.is_some_and(|max| max <= 1 || attempt >= max);
+        let is_spent = self.max_attempts.is_some_and(|max| max <= 1 || attempt >= max);
         let backoff = self.backoff.delay(attempt.max(1), jitter);
-        let delay = match decision {
-            RetryDecision::GiveUp => return AfterClose::Closed { reason: error },
-            _ if spent => return AfterClose::Closed { reason: error },
-            RetryDecision::Retry => backoff,
-            RetryDecision::RetryAfter(floor) => backoff.max(floor),
+        match decision.delay(backoff) {
+            Some(delay) if !is_spent => {
+                AfterClose::Retry { attempt: attempt.saturating_add(1), at: after(now, delay) }
+            }
+            _ => AfterClose::Closed { reason: error },
+        }
+    }
+
+    /// What follows the end of a connection that the program gave up: a dial at once, which counts
+    /// no attempt. A program that asks again and again is slowed to the least delay.
+    fn after_reconnect(
+        &self,
+        failure: Failure,
+        attempt: u32,
+        lasted: Duration,
+        now: Instant,
+    ) -> AfterClose {
+        let delay = match lasted >= RECONNECT_AT_ONCE_AFTER {
+            true => Duration::ZERO,
+            false => self.backoff.delay(1, failure.jitter),
         };
-        AfterClose::Retry { attempt: attempt.saturating_add(1), at: after(now, delay) }
+        match failure.decision.delay(delay) {
+            Some(delay) => AfterClose::Retry { attempt, at: after(now, delay) },
+            None => AfterClose::Closed { reason: failure.error },
+        }
+    }
+}
+
+impl RetryDecision {
+    /// The delay of the next dial, where the client by itself would wait for `backoff`; `None` when
+    /// there is no next dial.
+    fn delay(self, backoff: Duration) -> Option<Duration> {
+        match self {
+            RetryDecision::Retry => Some(backoff),
+            RetryDecision::RetryAfter(floor) => Some(backoff.max(floor)),
+            RetryDecision::RetryWithin(ceiling) => Some(backoff.min(ceiling)),
+            RetryDecision::GiveUp => None,
+        }
     }
 }
 
@@ -223,12 +262,13 @@ mod tests {
 
     const MS: Duration = Duration::from_millis(1);
 
-    const RULES: ReconnectPolicy = ReconnectPolicy {
+    const POLICY: ReconnectPolicy = ReconnectPolicy {
         backoff: Backoff { min: Duration::from_millis(100), max: Duration::from_millis(1000) },
         stable_after: Duration::from_millis(50),
         max_attempts: None,
-        close_timeout: Duration::from_millis(20),
     };
+
+    const PEER: EndedBy = EndedBy::Peer { is_marked_stable: false };
 
     fn failure(decision: RetryDecision) -> Failure {
         Failure {
@@ -244,8 +284,8 @@ mod tests {
             [RetryDecision::Retry, RetryDecision::RetryAfter(7000 * MS), RetryDecision::GiveUp]
         {
             inputs.push(Input::Failed(failure(decision)));
-            inputs.push(Input::Ended { failure: failure(decision), polite: false });
-            inputs.push(Input::Ended { failure: failure(decision), polite: true });
+            inputs.push(Input::Ended { failure: failure(decision), is_closing: false, by: PEER });
+            inputs.push(Input::Ended { failure: failure(decision), is_closing: true, by: PEER });
         }
         inputs
     }
@@ -288,7 +328,7 @@ mod tests {
 
     #[test]
     fn after_stop_no_sequence_dials_or_opens_again() {
-        for_every_sequence(4, &RULES, &mut |path| {
+        for_every_sequence(4, &POLICY, &mut |path| {
             let Some(stop) = path.iter().position(|(_, input, ..)| matches!(input, Input::Stop))
             else {
                 return;
@@ -298,7 +338,7 @@ mod tests {
                     is_closed(next)
                         || matches!(
                             next,
-                            ReconnectState::Closing { then: AfterClose::Closed { .. }, .. }
+                            ReconnectState::Closing { then: AfterClose::Closed { .. } }
                         )
                 );
                 assert!(!matches!(action, Action::TellOpened));
@@ -308,13 +348,13 @@ mod tests {
 
     #[test]
     fn every_sequence_can_reach_closed_and_stays_there() {
-        for_every_sequence(4, &RULES, &mut |path| {
+        for_every_sequence(4, &POLICY, &mut |path| {
             let (_, _, state, _) = path.last().expect("a path has a step");
-            let (stopping, _) = state.clone().on(Input::Stop, Instant::now(), &RULES);
-            let (over, _) = stopping.on(Input::Due, Instant::now(), &RULES);
+            let (stopping, _) = state.clone().on(Input::Stop, Instant::now(), &POLICY);
+            let (over, _) = stopping.on(Input::Due, Instant::now(), &POLICY);
             assert!(is_closed(&over), "{path:?}");
             for input in inputs() {
-                let (still, action) = over.clone().on(input, Instant::now(), &RULES);
+                let (still, action) = over.clone().on(input, Instant::now(), &POLICY);
                 assert!(is_closed(&still) && matches!(action, Action::Nothing));
             }
         });
@@ -322,7 +362,7 @@ mod tests {
 
     #[test]
     fn every_opening_has_exactly_one_end() {
-        for_every_sequence(4, &RULES, &mut |path| {
+        for_every_sequence(4, &POLICY, &mut |path| {
             let mut open = false;
             for (_, _, _, action) in path {
                 match action {
@@ -343,13 +383,13 @@ mod tests {
                 ReconnectState::Connecting { attempt }
                 | ReconnectState::Open { attempt, .. }
                 | ReconnectState::Backoff { attempt, .. } => Some(*attempt),
-                ReconnectState::Closing { then: AfterClose::Retry { attempt, .. }, .. } => {
+                ReconnectState::Closing { then: AfterClose::Retry { attempt, .. } } => {
                     Some(*attempt)
                 }
                 _ => None,
             }
         }
-        for_every_sequence(4, &RULES, &mut |path| {
+        for_every_sequence(4, &POLICY, &mut |path| {
             let (before, input, next, action) = path.last().expect("a path has a step");
             let (Some(old), Some(new)) = (attempt_of(before), attempt_of(next)) else { return };
             let expected = match (before, input, action) {
@@ -360,12 +400,12 @@ mod tests {
                 ) => {
                     let next_dial = match next {
                         ReconnectState::Backoff { until, .. } => *until,
-                        ReconnectState::Closing { then: AfterClose::Retry { at, .. }, .. } => *at,
+                        ReconnectState::Closing { then: AfterClose::Retry { at, .. } } => *at,
                         other => panic!("it retries, and is {other:?}"),
                     };
                     // It ended when the wait began.
                     let lasted = next_dial.duration_since(*since) - *wait;
-                    if lasted >= RULES.stable_after { 1 } else { old + 1 }
+                    if lasted >= POLICY.stable_after { 1 } else { old + 1 }
                 }
                 (ReconnectState::Connecting { .. }, Input::Failed(_), _) => old + 1,
                 _ => old,
@@ -380,17 +420,21 @@ mod tests {
         let mut state = ReconnectState::new();
         let mut waits = Vec::new();
         for _ in 0..6 {
-            (state, _) = state.on(Input::Dialed, now, &RULES);
+            (state, _) = state.on(Input::Dialed, now, &POLICY);
             let (next, action) = state.on(
-                Input::Ended { failure: failure(RetryDecision::Retry), polite: false },
+                Input::Ended {
+                    failure: failure(RetryDecision::Retry),
+                    is_closing: false,
+                    by: PEER,
+                },
                 now + MS,
-                &RULES,
+                &POLICY,
             );
             let Action::TellEnded { retry_in: Some(wait), .. } = action else {
                 panic!("it retries, not {action:?}")
             };
             waits.push(wait.as_millis());
-            (state, _) = next.on(Input::Due, now, &RULES);
+            (state, _) = next.on(Input::Due, now, &POLICY);
         }
         assert_eq!(waits, [100, 200, 400, 800, 1000, 1000]);
     }
@@ -401,7 +445,7 @@ mod tests {
         let (_, action) = ReconnectState::new().on(
             Input::Failed(failure(RetryDecision::RetryAfter(7000 * MS))),
             now,
-            &RULES,
+            &POLICY,
         );
         assert!(
             matches!(action, Action::TellFailed { retry_in: Some(wait), .. } if wait == 7000 * MS)
@@ -409,7 +453,7 @@ mod tests {
         let (_, action) = ReconnectState::new().on(
             Input::Failed(failure(RetryDecision::RetryAfter(MS))),
             now,
-            &RULES,
+            &POLICY,
         );
         assert!(
             matches!(action, Action::TellFailed { retry_in: Some(wait), .. } if wait == 100 * MS)
@@ -420,7 +464,7 @@ mod tests {
     fn max_attempts_counts_dials_in_a_row() {
         let now = Instant::now();
         for max in 1..5 {
-            let policy = ReconnectPolicy { max_attempts: Some(max), ..RULES };
+            let policy = ReconnectPolicy { max_attempts: Some(max), ..POLICY };
             let mut state = ReconnectState::new();
             let mut dials = 0;
             while !is_closed(&state) {
@@ -440,24 +484,97 @@ mod tests {
     #[test]
     fn a_single_attempt_never_retries_even_after_a_stable_connection() {
         let now = Instant::now();
-        let policy = ReconnectPolicy { max_attempts: Some(1), ..RULES };
+        let policy = ReconnectPolicy { max_attempts: Some(1), ..POLICY };
         let (open, _) = ReconnectState::new().on(Input::Dialed, now, &policy);
-        let ended = Input::Ended { failure: failure(RetryDecision::Retry), polite: false };
+        let ended =
+            Input::Ended { failure: failure(RetryDecision::Retry), is_closing: false, by: PEER };
         let (state, action) = open.on(ended, now + 1000 * MS, &policy);
         assert!(is_closed(&state));
         assert!(matches!(action, Action::TellEnded { retry_in: None, .. }));
     }
 
     #[test]
-    fn a_stop_during_an_ending_keeps_its_deadline() {
+    fn a_stop_while_closing_is_followed_by_no_dial() {
         let now = Instant::now();
-        let (open, _) = ReconnectState::new().on(Input::Dialed, now, &RULES);
-        let ended = Input::Ended { failure: failure(RetryDecision::Retry), polite: true };
-        let (ending, _) = open.on(ended, now, &RULES);
-        let (stopped, action) = ending.on(Input::Stop, now + 10 * MS, &RULES);
+        let (open, _) = ReconnectState::new().on(Input::Dialed, now, &POLICY);
+        let ended =
+            Input::Ended { failure: failure(RetryDecision::Retry), is_closing: true, by: PEER };
+        let (closing, _) = open.on(ended, now, &POLICY);
+        let (stopped, action) = closing.on(Input::Stop, now + 10 * MS, &POLICY);
         assert!(matches!(action, Action::Nothing));
-        assert!(
-            matches!(stopped, ReconnectState::Closing { until, then: AfterClose::Closed { .. } } if until == now + 20 * MS)
-        );
+        let then = |state| match state {
+            ReconnectState::Closing { then: AfterClose::Closed { reason } } => Some(reason.kind()),
+            _ => None,
+        };
+        assert_eq!(then(stopped), Some(ErrorKind::Stopped));
+    }
+
+    /// Dials, stays open for `lasted`, and ends by `by`; the wait before the next dial and its
+    /// number.
+    fn end(
+        state: ReconnectState,
+        lasted: Duration,
+        by: EndedBy,
+        policy: &ReconnectPolicy,
+    ) -> (ReconnectState, Duration, u32) {
+        let now = Instant::now();
+        let (open, _) = state.on(Input::Dialed, now, policy);
+        let failure = failure(RetryDecision::Retry);
+        let ended = Input::Ended { failure, is_closing: false, by };
+        match open.on(ended, now + lasted, policy) {
+            (
+                ReconnectState::Backoff { attempt, until },
+                Action::TellEnded { retry_in: Some(wait), .. },
+            ) => {
+                let (next, _) =
+                    ReconnectState::Backoff { attempt, until }.on(Input::Due, until, policy);
+                (next, wait, attempt)
+            }
+            other => panic!("it retries, and is {other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_connection_that_the_program_gave_up_is_redialed_at_once_and_counts_no_attempt() {
+        let policy = ReconnectPolicy {
+            max_attempts: Some(1),
+            stable_after: Duration::from_secs(30),
+            ..POLICY
+        };
+        let mut state = ReconnectState::new();
+        for _ in 0..10 {
+            let (next, wait, attempt) =
+                end(state, Duration::from_secs(1), EndedBy::Program, &policy);
+            assert_eq!((wait, attempt), (Duration::ZERO, 1));
+            state = next;
+        }
+        // Again and again, the program is slowed to one jitter of the least delay.
+        for _ in 0..10 {
+            let (next, wait, attempt) = end(state, 999 * MS, EndedBy::Program, &policy);
+            assert_eq!((wait, attempt), (POLICY.backoff.min, 1));
+            state = next;
+        }
+    }
+
+    #[test]
+    fn a_connection_that_is_marked_stable_resets_the_attempts() {
+        let (state, ..) = end(ReconnectState::new(), MS, PEER, &POLICY);
+        let (state, wait, attempt) = end(state, MS, PEER, &POLICY);
+        assert_eq!((wait, attempt), (200 * MS, 3));
+        let marked = EndedBy::Peer { is_marked_stable: true };
+        let (_, wait, attempt) = end(state, MS, marked, &POLICY);
+        assert_eq!((wait, attempt), (100 * MS, 1));
+    }
+
+    #[test]
+    fn a_decision_can_set_a_ceiling_over_the_backoff() {
+        let now = Instant::now();
+        for (ceiling, expected) in [(7 * MS, 7 * MS), (7000 * MS, 100 * MS)] {
+            let failed = Input::Failed(failure(RetryDecision::RetryWithin(ceiling)));
+            let (_, action) = ReconnectState::new().on(failed, now, &POLICY);
+            assert!(
+                matches!(action, Action::TellFailed { retry_in: Some(wait), .. } if wait == expected)
+            );
+        }
     }
 }

@@ -1,41 +1,41 @@
-//! What the threads of one client tell each other and the user: the state, the connection that is
-//! open, and who rings whom.
+//! The state that a client's threads and handles share.
 
 use std::any::Any;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::connection::{CloseFrame, OpenConnection};
+use crate::connection::close::CloseFrame;
+use crate::connection::{OpenConnection, Timeouts};
 use crate::dial::Waker;
 use crate::error::{Error, ErrorKind};
-use crate::runtime::reconnect::{AfterClose, ReconnectState};
+use crate::runtime::reconnect::ReconnectState;
 use crate::stats::Counters;
 use crate::sync::channel::{Receiver, Sender as WakeTx, bounded};
 use crate::sync::threads::{Shutdown, StopReport, Threads};
 use crate::sync::{self, Condvar, Mutex};
 use crate::time::{Deadline, after};
 
-/// The state of a client, as its user sees it.
+/// The state of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum State {
-    /// A dial is under way, the `attempt`-th in a row without a stable connection.
+    /// A dial is under way.
     Connecting {
-        /// From 1.
+        /// The number of this dial in a row without a stable connection, from 1.
         attempt: u32,
     },
     /// A connection is open.
     Open {
-        /// Counts the openings, from 1.
+        /// The number of openings so far, from 1.
         epoch: u64,
     },
-    /// The connection is being closed.
+    /// The closing handshake is under way, or a stop was requested.
     Closing,
-    /// No connection; the next dial starts at `until`.
+    /// No connection is open, and the next dial waits for its time.
     Backoff {
-        /// The number of that dial.
+        /// The number of the next dial in a row without a stable connection.
         attempt: u32,
-        /// When.
+        /// The time at which that dial starts.
         until: Instant,
     },
     /// The client has ended.
@@ -47,20 +47,14 @@ pub(crate) struct Shared {
     pub(crate) threads: Arc<Threads>,
     pub(crate) shutdown: Shutdown,
     pub(crate) counters: Arc<Counters>,
-    pub(crate) send_timeouts: SendTimeouts,
-    /// Held for moments, and never while another lock is taken.
-    public: Mutex<Inner>,
-    /// Signalled when `public` changes. Waits under `public`.
+    pub(crate) timeouts: Timeouts,
+    /// Held for moments, and never while another lock is taken. Nothing of the program's is called
+    /// or dropped under it: errors and panics may hold values of the program's.
+    inner: Mutex<Inner>,
+    /// Signalled when `inner` changes. Waits under `inner`.
     changed: Condvar,
-    /// Rings the heart. One ring is remembered, so none is lost.
+    /// Wakes the heartbeat thread. One wake-up is remembered, so none is lost.
     pub(crate) wakeup: WakeTx<()>,
-}
-
-/// What senders may spend.
-#[derive(Clone, Copy)]
-pub(crate) struct SendTimeouts {
-    pub(crate) send_timeout: Duration,
-    pub(crate) close_timeout: Duration,
 }
 
 struct Inner {
@@ -68,126 +62,140 @@ struct Inner {
     epoch: u64,
     active: Active,
     /// Why the client ended.
-    end: Option<Error>,
+    stop_reason: Option<Error>,
     /// Why the last dial failed, until one succeeds.
-    failure: Option<Error>,
-    /// What a panicking handler threw.
+    last_failure: Option<Error>,
+    /// The payload of the first panic of the program's code.
     panic: Option<Box<dyn Any + Send>>,
-    /// By when the polite end has to be over, for the earliest of all stops to be in time.
-    stop_by: Option<Instant>,
-    /// What the close frame says, in the words of the first of all stops.
-    stop_close: Option<CloseFrame>,
+    /// When the closing handshake has to be over for the earliest of all stops to be in time.
+    stop_deadline: Option<Instant>,
+    /// What the close frame of the first of all stops says.
+    stop_frame: Option<CloseFrame>,
 }
 
 /// The budget of a wait for an opening, as errors name it.
 pub(crate) const WAIT_OPEN: &str = "wait_open";
 
-/// What a stop keeps back of its budget, a quarter of it at most, so that the threads have the time
-/// to end after the connection has been aborted, on a busy machine too.
+/// The part of a stop's budget that is kept for the threads to end in after the connection was
+/// aborted, on a busy machine too: a quarter, and 200 ms at most.
 pub(crate) fn stop_margin(budget: Duration) -> Duration {
     Duration::from_millis(200).min(budget / 4)
 }
 
-/// What a stop has to reach.
+/// What the reader may be blocked in, which a stop has to end.
 #[derive(Clone)]
 pub(crate) enum Active {
     /// Nothing that blocks in a system call.
-    Empty,
+    None,
     /// A dial, which its waker cancels.
     Dialing(Waker),
-    /// A connection, which the heart ends politely.
+    /// An open connection, which is closed.
     Open(Arc<OpenConnection>),
 }
 
 impl Shared {
-    /// The board, and the bell that the heart listens to.
-    pub(crate) fn new(threads: Threads, send_timeouts: SendTimeouts) -> (Arc<Self>, Receiver<()>) {
-        let (ringer, wakeup) = bounded(1);
+    /// Returns the shared state, and the channel by which the heartbeat thread is woken.
+    pub(crate) fn new(threads: Threads, timeouts: Timeouts) -> (Arc<Self>, Receiver<()>) {
+        let (wakeup_tx, wakeup) = bounded(1);
         let shared = Shared {
             shutdown: threads.shutdown_signal(),
             threads: Arc::new(threads),
             counters: Arc::default(),
-            send_timeouts,
-            public: Mutex::new(Inner {
+            timeouts,
+            inner: Mutex::new(Inner {
                 state: State::Connecting { attempt: 1 },
                 epoch: 0,
-                active: Active::Empty,
-                end: None,
-                failure: None,
+                active: Active::None,
+                stop_reason: None,
+                last_failure: None,
                 panic: None,
-                stop_by: None,
-                stop_close: None,
+                stop_deadline: None,
+                stop_frame: None,
             }),
             changed: Condvar::new(),
-            wakeup: ringer,
+            wakeup: wakeup_tx,
         };
         (Arc::new(shared), wakeup)
     }
 
-    /// Shows what the reader thread is at.
+    /// Shows the state of the reader thread.
     pub(crate) fn show(&self, state: &ReconnectState, epoch: u64) {
-        let mut public = self.public.lock();
-        public.state = match state {
+        let mut inner = self.inner.lock();
+        inner.state = match state {
             ReconnectState::Connecting { attempt } => State::Connecting { attempt: *attempt },
             ReconnectState::Open { .. } => State::Open { epoch },
-            ReconnectState::Closing {
-                then: AfterClose::Retry { .. } | AfterClose::Closed { .. },
-                ..
-            } => State::Closing,
+            ReconnectState::Closing { .. } => State::Closing,
             ReconnectState::Backoff { attempt, until } => {
                 State::Backoff { attempt: *attempt, until: *until }
             }
             ReconnectState::Closed { reason } => {
-                public.end.get_or_insert_with(|| reason.clone());
+                // A clone is no last reference: nothing is dropped here.
+                inner.stop_reason.get_or_insert_with(|| reason.clone());
                 State::Closed
             }
         };
-        public.epoch = epoch;
+        inner.epoch = epoch;
         self.changed.notify_all();
     }
 
-    /// Puts what a stop has to reach where it will be found. The caller looks at the shutdown
-    /// signal afterwards: one of the two sees the other.
-    pub(crate) fn publish(&self, active: Active) {
-        self.public.lock().active = active;
-        self.wake();
+    /// Shows a stop what the reader may be blocked in. The caller looks at the shutdown signal
+    /// afterwards: one of the two sees the other.
+    pub(crate) fn set_active(&self, active: Active) {
+        let before = std::mem::replace(&mut self.inner.lock().active, active);
+        drop(before);
+        self.wake_heartbeat();
     }
 
     pub(crate) fn active(&self) -> Active {
-        self.public.lock().active.clone()
+        self.inner.lock().active.clone()
     }
 
-    /// The client has ended without saying why: its reader thread is gone.
+    /// The reader thread is gone. `reason` counts if nobody has given another.
     pub(crate) fn close(&self, reason: Error) {
-        let mut public = self.public.lock();
-        public.end.get_or_insert(reason);
-        public.state = State::Closed;
-        public.active = Active::Empty;
-        self.changed.notify_all();
+        let before = {
+            let mut inner = self.inner.lock();
+            inner.stop_reason.get_or_insert_with(|| reason.clone());
+            inner.state = State::Closed;
+            self.changed.notify_all();
+            std::mem::replace(&mut inner.active, Active::None)
+        };
+        drop(before);
     }
 
-    /// The client ends, and not because it was told to: this is the reason that counts.
-    pub(crate) fn end_because(&self, reason: Error) {
-        self.public.lock().end.get_or_insert(reason);
+    /// Ends the client for a reason of its own.
+    pub(crate) fn stop_because(&self, reason: Error) {
+        self.inner.lock().stop_reason.get_or_insert_with(|| reason.clone());
         self.threads.shutdown();
     }
 
-    /// Why the last dial failed; `None` when it did not.
-    pub(crate) fn note_failure(&self, failure: Option<Error>) {
-        self.public.lock().failure = failure;
+    /// Keeps why the last dial failed; `None` when it succeeded.
+    pub(crate) fn set_last_failure(&self, failure: Option<Error>) {
+        let before = std::mem::replace(&mut self.inner.lock().last_failure, failure);
+        drop(before);
     }
 
+    /// Keeps the first panic of the program's code.
     pub(crate) fn keep_panic(&self, panic: Box<dyn Any + Send>) {
-        self.public.lock().panic.get_or_insert(panic);
+        let later = {
+            let mut inner = self.inner.lock();
+            match inner.panic {
+                Some(_) => Some(panic),
+                None => {
+                    inner.panic = Some(panic);
+                    None
+                }
+            }
+        };
+        drop(later);
     }
 
     pub(crate) fn take_panic(&self) -> Option<Box<dyn Any + Send>> {
-        self.public.lock().panic.take()
+        self.inner.lock().panic.take()
     }
 
     pub(crate) fn state(&self) -> State {
-        let state = self.public.lock().state;
-        // A stop that has been asked for shows at once, not when the reader comes to hear of it.
+        let state = self.inner.lock().state;
+        // A stop shows when it is requested, not when the reader hears of it.
         match state {
             State::Open { .. } if self.shutdown.is_requested() => State::Closing,
             state => state,
@@ -195,17 +203,17 @@ impl Shared {
     }
 
     pub(crate) fn epoch(&self) -> u64 {
-        self.public.lock().epoch
+        self.inner.lock().epoch
     }
 
     /// Why the client ended, once it has.
-    pub(crate) fn end(&self) -> Option<Error> {
-        self.public.lock().end.clone()
+    pub(crate) fn stop_reason(&self) -> Option<Error> {
+        self.inner.lock().stop_reason.clone()
     }
 
-    /// Waits until a connection is open; its epoch.
+    /// Waits until a connection is open, and returns its epoch.
     pub(crate) fn wait_open(&self, timeout: Duration) -> Result<u64, Error> {
-        self.wait_for_opening(timeout, |public| match public.state {
+        self.wait_for_opening(timeout, |inner| match inner.state {
             State::Open { epoch } if !self.shutdown.is_requested() => Some(epoch),
             _ => None,
         })
@@ -213,7 +221,7 @@ impl Shared {
 
     /// Waits until a connection has been open, however briefly.
     pub(crate) fn wait_first_open(&self, timeout: Duration) -> Result<(), Error> {
-        self.wait_for_opening(timeout, |public| (public.epoch > 0).then_some(()))
+        self.wait_for_opening(timeout, |inner| (inner.epoch > 0).then_some(()))
     }
 
     fn wait_for_opening<T>(
@@ -222,20 +230,26 @@ impl Shared {
         is_there: impl Fn(&Inner) -> Option<T>,
     ) -> Result<T, Error> {
         let deadline = Deadline::new(WAIT_OPEN, timeout, sync::now());
-        let mut public = self.public.lock();
+        let is_own_thread = self.threads.is_own_thread();
+        let mut inner = self.inner.lock();
         loop {
-            match (is_there(&public), public.state) {
+            match (is_there(&inner), inner.state) {
                 (Some(there), _) => return Ok(there),
                 (None, State::Closed) => {
-                    return Err(public.end.clone().unwrap_or_else(Error::stopped));
+                    return Err(inner.stop_reason.clone().unwrap_or_else(Error::stopped));
                 }
                 (None, _) if self.shutdown.is_requested() => return Err(Error::stopped()),
+                (None, _) if is_own_thread => {
+                    let context = "waiting for an opening on a thread of the client's own, which \
+                                   would wait for itself: return from the handler first";
+                    return Err(Error::config(context));
+                }
                 _ => {}
             }
-            let timed_out = self.changed.wait_until(&mut public, deadline.at()).timed_out();
+            let timed_out = self.changed.wait_until(&mut inner, deadline.at()).timed_out();
             if timed_out && deadline.has_passed(sync::now()) {
                 let late = deadline.error("waiting for the connection to open");
-                return Err(match public.failure.clone() {
+                return Err(match inner.last_failure.clone() {
                     Some(failure) => late.because(failure),
                     None => late,
                 });
@@ -243,28 +257,28 @@ impl Shared {
         }
     }
 
-    /// Waits until the client has ended; why.
+    /// Waits until the client has ended, and returns why. On a thread of the client's own it does
+    /// not wait: the client cannot end while that call keeps it from it.
     pub(crate) fn wait_closed(&self, timeout: Duration) -> Option<Error> {
         if self.threads.is_own_thread() {
-            // It cannot end while this very call keeps it from it.
-            return self.end();
+            return self.stop_reason();
         }
         let deadline = after(sync::now(), timeout);
-        let mut public = self.public.lock();
-        while public.state != State::Closed {
-            if self.changed.wait_until(&mut public, deadline).timed_out()
-                && public.state != State::Closed
+        let mut inner = self.inner.lock();
+        while inner.state != State::Closed {
+            if self.changed.wait_until(&mut inner, deadline).timed_out()
+                && inner.state != State::Closed
             {
                 return None;
             }
         }
-        public.end.clone()
+        inner.stop_reason.clone()
     }
 
     /// The connection to send on.
     pub(crate) fn open_connection(&self) -> Result<Arc<OpenConnection>, Error> {
-        let public = self.public.lock();
-        match (&public.active, public.state) {
+        let inner = self.inner.lock();
+        match (&inner.active, inner.state) {
             (_, State::Closed) => {
                 Err(Error::new(ErrorKind::Stopped, "the client has ended: build a new one"))
             }
@@ -276,65 +290,92 @@ impl Shared {
         }
     }
 
-    pub(crate) fn wake(&self) {
-        // Full means that it rings already.
+    pub(crate) fn wake_heartbeat(&self) {
+        // A full channel means that it is awake already.
         let _ = self.wakeup.try_send(());
     }
 
-    /// Tells the client to stop by `timeout` from now, and returns at once. `close`: what the peer
-    /// is told, if no earlier stop told it.
-    pub(crate) fn request_stop(&self, close: CloseFrame, timeout: Duration) {
-        let by = after(sync::now(), timeout);
-        let by = by.checked_sub(stop_margin(timeout)).unwrap_or(by);
+    // ---- Stopping ----
+
+    /// Tells the client to stop within `timeout`, and returns at once. The frame of the first stop
+    /// is sent.
+    pub(crate) fn request_stop(&self, frame: CloseFrame, timeout: Duration) {
+        let end = after(sync::now(), timeout);
+        let deadline = end.checked_sub(stop_margin(timeout)).unwrap_or(end);
         {
-            let mut public = self.public.lock();
-            public.stop_by = Some(public.stop_by.map_or(by, |earlier| earlier.min(by)));
-            public.stop_close.get_or_insert(close);
+            let mut inner = self.inner.lock();
+            let earliest = inner.stop_deadline.map_or(deadline, |earlier| earlier.min(deadline));
+            inner.stop_deadline = Some(earliest);
+            inner.stop_frame.get_or_insert(frame);
         }
         self.threads.shutdown();
-        // Whoever waits for an opening has to hear of it, and the heart of an earlier deadline. The
-        // lock makes this wake whoever is about to wait.
-        drop(self.public.lock());
+        // Whoever waits for an opening has to hear of the stop, and the heartbeat thread of an
+        // earlier deadline. Taking the lock makes this wake whoever is about to wait.
+        drop(self.inner.lock());
         self.changed.notify_all();
-        self.wake();
+        self.wake_heartbeat();
     }
 
     /// Stops the client, and waits until its threads have ended, `timeout` at most.
-    pub(crate) fn stop(&self, close: CloseFrame, timeout: Duration) -> StopReport {
+    pub(crate) fn stop(&self, frame: CloseFrame, timeout: Duration) -> StopReport {
         let began = sync::now();
-        self.request_stop(close, timeout);
-        let by = after(began, timeout);
-        // Half of what the heart keeps back: if it has not aborted the connection by then,
-        // something of the program's holds it up.
-        let enough = by.checked_sub(stop_margin(timeout) / 2).unwrap_or(by);
-        self.threads.join_or_free(by, enough, || self.let_go()).measured_from(began)
+        self.request_stop(frame, timeout);
+        let end = after(began, timeout);
+        // Half of the margin: if the heartbeat thread has not aborted the connection by then,
+        // something of the program's holds it up, and this thread does it.
+        let rescue = end.checked_sub(stop_margin(timeout) / 2).unwrap_or(end);
+        let close = || self.close_for_stop(|_| WaitForReader::TimedOut);
+        self.threads.join_or_free(end, rescue, close).measured_from(began)
     }
 
-    /// Frees the reader without the heart's help, and says goodbye if that takes no waiting.
-    fn let_go(&self) {
-        match self.active() {
-            Active::Empty => {}
-            Active::Dialing(waker) => waker.wake(),
-            Active::Open(connection) => {
-                let now = sync::now();
-                // Not due at once: the heart, which may be at it too, would abort before anything
-                // is said.
-                connection
-                    .begin_close(self.stop_close(), after(now, self.send_timeouts.close_timeout));
-                let _ = connection.flush_pending(now);
-                connection.abort(Error::stopped());
+    /// Carries out a stop: cancels a dial, or closes the connection as far as the time allows and
+    /// then aborts it. `wait` waits until the reader has ended, something happens, or a deadline.
+    ///
+    /// Usually called by the heartbeat thread; a stop calls it when that thread is held up.
+    pub(crate) fn close_for_stop(&self, mut wait: impl FnMut(Instant) -> WaitForReader) {
+        let connection = match self.active() {
+            Active::None => return,
+            Active::Dialing(waker) => return waker.wake(),
+            Active::Open(connection) => connection,
+        };
+        let latest = after(sync::now(), self.timeouts.close);
+        loop {
+            let deadline = self.begin_stop(&connection, latest);
+            // A writer that is blocked would have to be waited for: no close frame then, and no
+            // wait for an answer; nor after an error.
+            let is_written = connection.flush_pending(sync::now());
+            let is_due = sync::now() >= deadline;
+            if is_due || !matches!(is_written, Ok(true)) || connection.is_aborted() {
+                break;
+            }
+            match wait(deadline) {
+                WaitForReader::Ended => return,
+                WaitForReader::Woken => {}
+                WaitForReader::TimedOut => break,
             }
         }
+        connection.abort(Error::stopped());
     }
 
-    /// By when the polite end has to be over, for the earliest of all stops to be in time.
-    pub(crate) fn stop_by(&self) -> Option<Instant> {
-        self.public.lock().stop_by
+    /// Begins the closing handshake of a stop, and returns its deadline: `latest` or earlier.
+    pub(crate) fn begin_stop(&self, connection: &OpenConnection, latest: Instant) -> Instant {
+        let (frame, stop_deadline) = {
+            let inner = self.inner.lock();
+            // A client that ends by itself has nothing to add to 1000.
+            let frame = inner.stop_frame.clone().unwrap_or_else(CloseFrame::normal);
+            (frame, inner.stop_deadline)
+        };
+        let deadline = stop_deadline.map_or(latest, |deadline| deadline.min(latest));
+        connection.close(frame, deadline);
+        connection.close_deadline().unwrap_or(deadline)
     }
+}
 
-    /// What the close frame of a stop says. A client that ends by itself has nothing to add to
-    /// 1000.
-    pub(crate) fn stop_close(&self) -> CloseFrame {
-        self.public.lock().stop_close.clone().unwrap_or_else(CloseFrame::normal)
-    }
+/// How a wait for the end of the reader ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum WaitForReader {
+    Ended,
+    /// There is something to write, or an earlier deadline.
+    Woken,
+    TimedOut,
 }

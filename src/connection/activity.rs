@@ -1,0 +1,96 @@
+//! Clocks of one connection: when the reader was where, when bytes and data came.
+
+use std::time::{Duration, Instant};
+
+use crate::sync::atomic::{AtomicU64, Ordering};
+
+/// Points in time that several threads read without a lock, in nanoseconds from `origin`; 0 is
+/// "never". All but `app_ping_written` are written by the reader alone.
+pub(crate) struct Activity {
+    /// When the connection was opened.
+    origin: Instant,
+    /// When the reader went into `recv`; 0 while it is elsewhere.
+    entered_recv: AtomicU64,
+    last_byte: AtomicU64,
+    last_data: AtomicU64,
+    /// When the oldest unanswered application ping was written.
+    app_ping_written: AtomicU64,
+}
+
+impl Activity {
+    pub(crate) fn new(origin: Instant) -> Self {
+        Activity {
+            origin,
+            entered_recv: AtomicU64::new(0),
+            last_byte: AtomicU64::new(0),
+            last_data: AtomicU64::new(0),
+            app_ping_written: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn opened_at(&self) -> Instant {
+        self.origin
+    }
+
+    /// The reader is about to enter `recv`.
+    pub(crate) fn enter_recv(&self, now: Instant) {
+        self.entered_recv.store(self.nanos(now), Ordering::Release);
+    }
+
+    /// The reader has left `recv`, with bytes or without.
+    pub(crate) fn leave_recv(&self, now: Instant, has_bytes: bool) {
+        self.entered_recv.store(0, Ordering::Release);
+        if has_bytes {
+            self.last_byte.store(self.nanos(now), Ordering::Release);
+        }
+    }
+
+    /// When the reader went into `recv`; `None` while it is elsewhere.
+    pub(crate) fn in_recv_since(&self) -> Option<Instant> {
+        self.instant(self.entered_recv.load(Ordering::Acquire))
+    }
+
+    /// When the last byte came. The opening counts as one.
+    pub(crate) fn last_byte(&self) -> Instant {
+        self.instant(self.last_byte.load(Ordering::Acquire)).unwrap_or(self.origin)
+    }
+
+    /// Data messages have been delivered.
+    pub(crate) fn note_data(&self, now: Instant) {
+        self.last_data.store(self.nanos(now), Ordering::Release);
+    }
+
+    /// When the last data message had been delivered. The opening counts as one.
+    pub(crate) fn last_data(&self) -> Instant {
+        self.instant(self.last_data.load(Ordering::Acquire)).unwrap_or(self.origin)
+    }
+
+    /// An application ping was written that awaits a reply. The oldest unanswered one counts.
+    pub(crate) fn note_app_ping(&self, now: Instant) {
+        let _ = self.app_ping_written.compare_exchange(
+            0,
+            self.nanos(now),
+            Ordering::AcqRel,
+            Ordering::Acquire,
+        );
+    }
+
+    /// A reply to an application ping came.
+    pub(crate) fn note_app_reply(&self) {
+        self.app_ping_written.store(0, Ordering::Release);
+    }
+
+    /// When the oldest unanswered application ping was written.
+    pub(crate) fn unanswered_app_ping(&self) -> Option<Instant> {
+        self.instant(self.app_ping_written.load(Ordering::Acquire))
+    }
+
+    fn nanos(&self, at: Instant) -> u64 {
+        // 0 means "never", so the first nanosecond is 1. 584 years fit.
+        (at.saturating_duration_since(self.origin).as_nanos() as u64).max(1)
+    }
+
+    fn instant(&self, nanos: u64) -> Option<Instant> {
+        (nanos != 0).then(|| self.origin + Duration::from_nanos(nanos))
+    }
+}

@@ -1,0 +1,254 @@
+//! Control frames that the heartbeat thread writes: pongs, pings and the close frame.
+//!
+//! Nothing here waits for room, nor longer than [`LOCK_TIMEOUT`] for the writer: the heartbeat
+//! thread tries again, and looks at shutdown in between.
+
+use std::collections::VecDeque;
+use std::io;
+use std::time::{Duration, Instant};
+
+use tungstenite::protocol::frame::coding::Control;
+
+use super::OpenConnection;
+use super::close::{CloseFrame, CloseInput, CloseState};
+use super::transport::Attempt;
+use super::writer::FrameWriter;
+use crate::error::SendError;
+use crate::event::Payload;
+use crate::sync;
+use crate::sync::atomic::Ordering;
+
+/// The heartbeat thread waits no longer than this for the writer.
+const LOCK_TIMEOUT: Duration = Duration::from_millis(10);
+
+/// The number of pongs that may be pending: more than any polite server asks for. The oldest makes
+/// room.
+const PONGS_MAX: usize = 16;
+
+/// What the heartbeat thread has to write. Filled by the reader and by users.
+#[derive(Default)]
+pub(super) struct PendingControl {
+    pongs: VecDeque<Vec<u8>>,
+    /// The program has asked for a ping. One answers all who asked before it.
+    wants_ping: bool,
+}
+
+/// Control frames that were written under the writer's lock, to be logged without it: a logger is
+/// the program's, and may send.
+#[derive(Default)]
+#[must_use = "what was written has to be logged"]
+pub(super) struct Written(Vec<(Control, usize)>);
+
+impl Written {
+    fn note(&mut self, opcode: Control, len: usize) {
+        if log::log_enabled!(log::Level::Trace) {
+            self.0.push((opcode, len));
+        }
+    }
+
+    pub(super) fn log(self, peer: &str) {
+        for (opcode, len) in self.0 {
+            log::trace!("{peer}: sent {opcode:?}({len} bytes)");
+        }
+    }
+}
+
+impl OpenConnection {
+    /// A ping came: a pong with its payload is to be sent (RFC 6455 section 5.5.2), one for all
+    /// pings of the same payload that are pending.
+    pub(crate) fn queue_pong(&self, payload: &[u8]) {
+        log::trace!("{}: received Ping({} bytes)", self.peer, payload.len());
+        let mut pending = self.pending.lock();
+        if pending.pongs.iter().any(|queued| queued == payload) {
+            return;
+        }
+        if pending.pongs.len() == PONGS_MAX {
+            pending.pongs.pop_front();
+        }
+        pending.pongs.push_back(payload.to_vec());
+        self.has_pending_pongs.store(true, Ordering::Release);
+        drop(pending);
+        self.wake_heartbeat();
+    }
+
+    /// A pong came.
+    pub(crate) fn note_pong(&self, payload: &[u8], now: Instant) {
+        log::trace!("{}: received Pong({} bytes)", self.peer, payload.len());
+        if let Some(round_trip) = self.pings.lock().answered(payload, now) {
+            self.counters.round_trip(round_trip);
+        }
+    }
+
+    /// Asks the heartbeat thread for a ping.
+    pub(crate) fn request_ping(&self) -> Result<(), SendError> {
+        self.sequence.check().map_err(SendError::NotSent)?;
+        self.pending.lock().wants_ping = true;
+        self.wake_heartbeat();
+        Ok(())
+    }
+
+    /// When the oldest ping was written that no pong has answered.
+    pub(crate) fn unanswered_ping(&self) -> Option<Instant> {
+        self.pings.lock().oldest_unanswered()
+    }
+
+    /// Writes what is pending: the TLS engine's output, pongs, pings that the program asked for,
+    /// the close frame. Returns `true` when nothing is left.
+    pub(crate) fn flush_pending(&self, now: Instant) -> io::Result<bool> {
+        let Some(mut writer) = self.writer.try_lock_for(LOCK_TIMEOUT) else { return Ok(false) };
+        let mut written = Written::default();
+        let result = self.flush_under(&mut writer, &mut written, now);
+        drop(writer);
+        written.log(&self.peer);
+        result
+    }
+
+    fn flush_under(
+        &self,
+        writer: &mut FrameWriter,
+        written: &mut Written,
+        now: Instant,
+    ) -> io::Result<bool> {
+        if self.close.lock().state() == CloseState::WriteFailed {
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
+        if !self.transport.flush_output(writer.write_buffer())? {
+            return Ok(false);
+        }
+        // Each is taken off the list once the kernel, or the write buffer, has it.
+        if !self.write_pongs(writer, written)? {
+            return Ok(false);
+        }
+        if std::mem::take(&mut self.pending.lock().wants_ping)
+            && !self.write_ping_under(writer, written, now)?
+        {
+            self.pending.lock().wants_ping = true;
+            return Ok(false);
+        }
+        self.write_close(writer, written)
+    }
+
+    /// Writes a ping. Returns `false` when there is no room for it; the wait for room then counts
+    /// like the wait for a pong.
+    pub(crate) fn write_ping(&self, now: Instant) -> io::Result<bool> {
+        let Some(mut writer) = self.writer.try_lock_for(LOCK_TIMEOUT) else { return Ok(false) };
+        let mut written = Written::default();
+        let result = self.write_ping_under(&mut writer, &mut written, now);
+        drop(writer);
+        written.log(&self.peer);
+        result
+    }
+
+    fn write_ping_under(
+        &self,
+        writer: &mut FrameWriter,
+        written: &mut Written,
+        now: Instant,
+    ) -> io::Result<bool> {
+        let nonce = writer.nonce();
+        let covers = self.sequence.count() - u64::from(writer.is_mid_message());
+        // Noted before it is sent: the pong may be here before `write_control` returns.
+        self.pings.lock().wrote(nonce, sync::now().max(now), covers);
+        let is_out = self.write_control(writer, Control::Ping, &nonce, written)?;
+        if !is_out {
+            self.pings.lock().withdraw();
+        }
+        Ok(is_out)
+    }
+
+    /// Writes an application ping. Returns `false` when there is no room for it now.
+    pub(crate) fn write_app_ping(
+        &self,
+        text: &str,
+        awaits_reply: bool,
+        now: Instant,
+    ) -> io::Result<bool> {
+        let Some(mut writer) = self.writer.try_lock_for(LOCK_TIMEOUT) else { return Ok(false) };
+        if writer.is_fragmenting() {
+            return Ok(false);
+        }
+        if self.sequence.begin(1).is_err() {
+            // The connection is closing: there is nothing to keep alive.
+            return Ok(true);
+        }
+        if awaits_reply {
+            self.activity.note_app_ping(now);
+        }
+        let result = writer.attempt_text(&self.transport, text);
+        if !matches!(result, Ok((Attempt::Sent | Attempt::Kept, _))) {
+            self.sequence.take_back(1);
+        }
+        drop(writer);
+        let (attempt, bytes) = result?;
+        if attempt == Attempt::Later {
+            return Ok(false);
+        }
+        self.counters.sent(1, bytes);
+        log::trace!("{}: sent {:?}, an application ping", self.peer, Payload::Text(text));
+        Ok(true)
+    }
+
+    /// Writes the pongs that are pending, as far as there is room. A sender calls this before its
+    /// own frame; what goes wrong here goes wrong again for that.
+    pub(super) fn flush_pongs(&self, writer: &mut FrameWriter) -> Written {
+        let mut written = Written::default();
+        if self.has_pending_pongs.load(Ordering::Acquire) {
+            let _ = self.write_pongs(writer, &mut written);
+        }
+        written
+    }
+
+    fn write_pongs(&self, writer: &mut FrameWriter, written: &mut Written) -> io::Result<bool> {
+        while let Some(pong) = self.next_pong() {
+            if !self.write_control(writer, Control::Pong, &pong, written)? {
+                let mut pending = self.pending.lock();
+                pending.pongs.push_front(pong);
+                self.has_pending_pongs.store(true, Ordering::Release);
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn next_pong(&self) -> Option<Vec<u8>> {
+        let mut pending = self.pending.lock();
+        let pong = pending.pongs.pop_front();
+        self.has_pending_pongs.store(!pending.pongs.is_empty(), Ordering::Release);
+        pong
+    }
+
+    /// Writes a control frame. Returns `false` when there is no room for it. Where nothing may be
+    /// written any more nothing is left to write.
+    fn write_control(
+        &self,
+        writer: &mut FrameWriter,
+        opcode: Control,
+        payload: &[u8],
+        written: &mut Written,
+    ) -> io::Result<bool> {
+        if self.close.lock().is_writing_over() {
+            return Ok(true);
+        }
+        if writer.attempt_control(&self.transport, opcode, payload)? == Attempt::Later {
+            return Ok(false);
+        }
+        written.note(opcode, payload.len());
+        Ok(true)
+    }
+
+    /// Writes the close frame if one is queued, and half-closes TCP once both are through.
+    fn write_close(&self, writer: &mut FrameWriter, written: &mut Written) -> io::Result<bool> {
+        let queued = self.close.lock().queued().map(CloseFrame::payload);
+        if let Some(payload) = queued {
+            if !self.write_control(writer, Control::Close, &payload, written)? {
+                return Ok(false);
+            }
+            self.feed_close(CloseInput::Written);
+        }
+        if self.close.lock().state() == (CloseState::Exchanged { is_half_closed: false }) {
+            self.transport.half_close(writer.write_buffer());
+            self.feed_close(CloseInput::HalfClosed);
+        }
+        Ok(true)
+    }
+}

@@ -1,0 +1,173 @@
+//! When a ping is due, and when a connection counts as dead: pure, `now` is an argument.
+
+use std::time::{Duration, Instant};
+
+use crate::time::{after, earliest};
+
+/// When the next ping is due. Missed times are skipped, so that a machine that slept does not wake
+/// up to a burst of pings.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PingSchedule {
+    every: Option<Duration>,
+    next: Option<Instant>,
+}
+
+impl PingSchedule {
+    /// A schedule that starts at `now`, its first ping due after one interval. `None` never pings.
+    pub(crate) fn new(every: Option<Duration>, now: Instant) -> Self {
+        PingSchedule { every, next: every.map(|every| after(now, every)) }
+    }
+
+    pub(crate) fn next(&self) -> Option<Instant> {
+        self.next
+    }
+
+    /// Whether a ping is due. If so the schedule moves on to its first time after `now`.
+    pub(crate) fn take_due(&mut self, now: Instant) -> bool {
+        let (Some(every), Some(next)) = (self.every, self.next) else { return false };
+        if now < next {
+            return false;
+        }
+        // The rhythm is kept (15, 30, 45, ...) unless a time was missed: then it starts anew from
+        // now.
+        let following = after(next, every);
+        self.next = Some(if following > now { following } else { after(now, every) });
+        true
+    }
+
+    /// Starts the interval again from `now`: for pings that are sent only when it is quiet.
+    pub(crate) fn restart(&mut self, now: Instant) {
+        self.next = self.every.map(|every| after(now, every));
+    }
+}
+
+/// When a connection must be given up, from what is known of pings and bytes. All times are points
+/// in time; see [`Liveness::verdict`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Liveness {
+    /// When the oldest unanswered ping was written.
+    pub(crate) oldest_unanswered: Option<Instant>,
+    /// When the reader last went into `recv`; `None` while it is elsewhere (a busy handler, a full
+    /// queue).
+    pub(crate) in_recv_since: Option<Instant>,
+    /// When the last data message had been delivered.
+    pub(crate) last_data: Instant,
+    /// When this process last came round from a sleep in which nobody could have read anything.
+    pub(crate) awake_since: Option<Instant>,
+}
+
+/// What [`Liveness`] says of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LivenessStatus {
+    /// Look again at this time, at the latest. `None`: only when something changes.
+    Alive(Option<Instant>),
+    /// A ping went unanswered for too long, and nothing else came.
+    PongOverdue,
+    /// No data for too long.
+    Idle,
+}
+
+impl Liveness {
+    /// The judgement at `now`.
+    ///
+    /// The pong limit runs from the oldest unanswered ping's write, and starts again whenever the
+    /// reader enters `recv`: it does so after every byte that arrives, and it stands still while
+    /// the reader is elsewhere, for then nobody could have seen the pong. A ping written at 0 s
+    /// with a limit of 10 s and a byte at 9 s: overdue at 19 s. Both limits start again after a
+    /// sleep: what the peer said meanwhile lies unread in the kernel.
+    pub(crate) fn status(
+        &self,
+        pong_timeout: Duration,
+        idle_timeout: Option<Duration>,
+        now: Instant,
+    ) -> LivenessStatus {
+        let awake = |at: Instant| self.awake_since.map_or(at, |since| since.max(at));
+        let pong_due = match (self.oldest_unanswered, self.in_recv_since) {
+            (Some(written), Some(since)) => Some(after(awake(written.max(since)), pong_timeout)),
+            _ => None,
+        };
+        let idle_due = match (idle_timeout, self.in_recv_since) {
+            (Some(limit), Some(_)) => Some(after(awake(self.last_data), limit)),
+            _ => None,
+        };
+        if pong_due.is_some_and(|due| now >= due) {
+            return LivenessStatus::PongOverdue;
+        }
+        if idle_due.is_some_and(|due| now >= due) {
+            return LivenessStatus::Idle;
+        }
+        LivenessStatus::Alive(earliest([pong_due, idle_due]))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    #[test]
+    fn pings_keep_their_rhythm_and_missed_ones_are_skipped() {
+        let start = Instant::now();
+        let mut schedule = PingSchedule::new(Some(10 * MS), start);
+        assert!(!schedule.take_due(start + 9 * MS));
+        assert!(schedule.take_due(start + 12 * MS));
+        assert_eq!(schedule.next(), Some(start + 20 * MS));
+        assert!(schedule.take_due(start + 1000 * MS));
+        assert!(!schedule.take_due(start + 1000 * MS));
+        assert_eq!(schedule.next(), Some(start + 1010 * MS));
+    }
+
+    #[test]
+    fn a_schedule_without_an_interval_never_pings() {
+        let start = Instant::now();
+        let mut schedule = PingSchedule::new(None, start);
+        assert!(!schedule.take_due(start + Duration::from_secs(1_000_000)));
+        assert_eq!(schedule.next(), None);
+    }
+
+    #[test]
+    fn liveness_over_every_combination_of_ping_recv_and_data_times() {
+        let start = Instant::now();
+        let at = |ms: u32| start + ms * MS;
+        let times = [None, Some(0), Some(5), Some(9), Some(15)];
+        for ping in times {
+            for recv in times {
+                for (data, woke) in
+                    [(0, None), (7, None), (20, None), (0, Some(3)), (7, Some(12)), (20, Some(25))]
+                {
+                    for now in 0..60 {
+                        for idle in [None, Some(12 * MS)] {
+                            let liveness = Liveness {
+                                oldest_unanswered: ping.map(at),
+                                in_recv_since: recv.map(at),
+                                last_data: at(data),
+                                awake_since: woke.map(at),
+                            };
+                            let woke = woke.unwrap_or(0);
+                            let status = liveness.status(10 * MS, idle, at(now));
+                            let overdue = matches!((ping, recv), (Some(p), Some(r)) if now >= p.max(r).max(woke) + 10);
+                            let quiet =
+                                idle.is_some() && recv.is_some() && now >= data.max(woke) + 12;
+                            match status {
+                                LivenessStatus::PongOverdue => assert!(overdue),
+                                LivenessStatus::Idle => assert!(quiet && !overdue),
+                                LivenessStatus::Alive(None) => {
+                                    assert!(recv.is_none() || (ping.is_none() && idle.is_none()))
+                                }
+                                // Whoever looks again exactly then finds it overdue or idle.
+                                LivenessStatus::Alive(Some(due)) => {
+                                    assert!(!overdue && !quiet && due > at(now));
+                                    assert!(!matches!(
+                                        liveness.status(10 * MS, idle, due),
+                                        LivenessStatus::Alive(_)
+                                    ));
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
