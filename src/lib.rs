@@ -154,12 +154,13 @@ pub use client::{Client, Pull, Push};
 pub use config::endpoint::Endpoint;
 pub use config::{AppPing, Builder, DialContext};
 pub use dial::Resolver;
-pub use error::{BatchError, CloseReason, Error, ErrorKind, Refusal, SendError};
+pub use error::{BatchError, CloseReason, Error, ErrorKind, SendError, Timeout};
 pub use event::{
     DialFailure, Disconnect, Event, Lagged, Message, MessageRef, Opened, Payload, Stopped,
 };
 pub use events::{Events, TryNextError, WhenFull};
 pub use handler::{Connection, Handler};
+pub use http;
 pub use protocol::deflate::Deflate;
 pub use runtime::reconnect::RetryDecision;
 pub use runtime::shared::State;

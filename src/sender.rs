@@ -10,7 +10,7 @@ use std::time::Duration;
 use tungstenite::protocol::frame::coding::Data;
 
 use crate::connection::{CloseFrame, OpenConnection};
-use crate::error::{BatchError, CloseReason, Error, ErrorKind, SendError};
+use crate::error::{BatchError, CloseReason, Error, ErrorKind, SendError, Timeout};
 use crate::event::Payload;
 use crate::runtime::shared::{Shared, State};
 use crate::sync;
@@ -290,7 +290,7 @@ impl Sender {
     }
 
     fn deadline(&self) -> Deadline {
-        Deadline::new("send_timeout", self.shared.send_timeouts.send_timeout, sync::now())
+        Deadline::new(Timeout::Send, self.shared.send_timeouts.send_timeout, sync::now())
     }
 }
 

@@ -635,7 +635,7 @@ impl Settings {
         // A panic of the handler, a stop and a wish for a new connection are not for a policy to
         // overrule.
         let is_settled = matches!(error.kind(), ErrorKind::HandlerPanicked | ErrorKind::Stopped)
-            || error.is_own_wish();
+            || error.is_reconnect_requested();
         match &self.retry_policy {
             Some(policy) if !is_settled => policy(error, default),
             _ => default,

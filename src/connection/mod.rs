@@ -539,7 +539,7 @@ impl OpenConnection {
             // Before the reader is halted: it owes a close frame too, when it comes to see that,
             // and finds these words.
             let close = end.own_close.get_or_insert(close).clone();
-            let told = || Error::left(close.to_close_reason());
+            let told = || Error::reconnect_requested(close.to_close_reason());
             end.reason.get_or_insert_with(told);
             close
         };

@@ -506,8 +506,13 @@ mod tests {
         let (ours, mut theirs) = Socket::pair(Domain::UNIX, Type::STREAM, None).expect("a pair");
         let transport = Transport::new(StreamSocket::new(ours, Receiving::default()), None);
         let mut writer = FrameWriter::new(None, None);
-        let deadline =
-            |millis| Deadline::new("send_timeout", Duration::from_millis(millis), Instant::now());
+        let deadline = |millis| {
+            Deadline::new(
+                crate::error::Timeout::Send,
+                Duration::from_millis(millis),
+                Instant::now(),
+            )
+        };
         // More than the kernel takes while nobody reads.
         let long = vec![0; 8 * 1024 * 1024];
         let failed = writer
@@ -550,7 +555,8 @@ mod tests {
         let transport = Transport::new(StreamSocket::new(ours, Receiving::default()), None);
         for deflater in [None, Some(deflater())] {
             let mut writer = FrameWriter::new(deflater, None);
-            let deadline = Deadline::new("send_timeout", Duration::from_secs(10), Instant::now());
+            let deadline =
+                Deadline::new(crate::error::Timeout::Send, Duration::from_secs(10), Instant::now());
             let batch = [Payload::Text("short"); 100];
             let sent = writer
                 .send_batch(&transport, &batch, deadline, &|_, _| Ok(()))
@@ -572,7 +578,11 @@ mod tests {
             agreed.ok().flatten().expect("the plainest answer is acceptable").engines();
         let mut writer = FrameWriter::new(Some(deflater), None);
         for text in ["short", "and another"] {
-            let deadline = Deadline::new("send_timeout", Duration::from_millis(10), Instant::now());
+            let deadline = Deadline::new(
+                crate::error::Timeout::Send,
+                Duration::from_millis(10),
+                Instant::now(),
+            );
             let failed = writer
                 .send(&transport, Payload::Text(text), deadline)
                 .expect_err("there is no room");
@@ -590,8 +600,11 @@ mod tests {
         let transport = Transport::new(StreamSocket::new(ours, Receiving::default()), None);
         std::thread::scope(|scope| {
             let waits = scope.spawn(|| {
-                let deadline =
-                    Deadline::new("send_timeout", Duration::from_secs(10), Instant::now());
+                let deadline = Deadline::new(
+                    crate::error::Timeout::Send,
+                    Duration::from_secs(10),
+                    Instant::now(),
+                );
                 transport.await_room_untouched(deadline)
             });
             while transport.stuck_since().is_none() {

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use crate::config::{AppPing, Settings};
 use crate::connection::OpenConnection;
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind, Timeout};
 use crate::runtime::shared::{Active, Shared};
 use crate::sync;
 use crate::sync::channel::Receiver;
@@ -145,8 +145,8 @@ impl Heartbeat {
         }
         let until = connection.close_until();
         if until.is_some_and(|until| now >= until) {
-            connection.abort(Error::timeout(
-                "close_timeout",
+            connection.abort(Error::timed_out(
+                Timeout::Close,
                 self.close_timeout,
                 "waiting for the peer to end the connection",
             ));

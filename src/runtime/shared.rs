@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::connection::{CloseFrame, OpenConnection};
 use crate::dial::Waker;
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind, Timeout};
 use crate::runtime::reconnect::{AfterClose, ReconnectState};
 use crate::stats::Counters;
 use crate::sync::channel::{Receiver, Sender as WakeTx, bounded};
@@ -78,9 +78,6 @@ struct Inner {
     /// What the close frame says, in the words of the first of all stops.
     stop_close: Option<CloseFrame>,
 }
-
-/// The budget of a wait for an opening, as errors name it.
-pub(crate) const WAIT_OPEN: &str = "wait_open";
 
 /// What a stop keeps back of its budget, a quarter of it at most, so that the threads have the time
 /// to end after the connection has been aborted, on a busy machine too.
@@ -221,7 +218,7 @@ impl Shared {
         timeout: Duration,
         is_there: impl Fn(&Inner) -> Option<T>,
     ) -> Result<T, Error> {
-        let deadline = Deadline::new(WAIT_OPEN, timeout, sync::now());
+        let deadline = Deadline::new(Timeout::WaitOpen, timeout, sync::now());
         let mut public = self.public.lock();
         loop {
             match (is_there(&public), public.state) {
