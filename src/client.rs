@@ -8,8 +8,9 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::builder::Builder;
 use crate::config::endpoint::Endpoint;
-use crate::config::{Builder, DialContext};
+use crate::config::targets::DialContext;
 use crate::connection::CloseFrame;
 use crate::dial::{DialSettings, Dialer};
 use crate::error::{BatchError, CloseReason, Error, SendError, Timeout};

@@ -10,7 +10,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::config::{AppPing, Settings};
+use crate::config::app_ping::AppPing;
+use crate::config::settings::Settings;
 use crate::connection::OpenConnection;
 use crate::error::{Error, ErrorKind, Timeout};
 use crate::runtime::shared::{Active, Shared};

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use rand::rngs::StdRng;
 use rand::{RngExt, make_rng};
 
-use crate::config::{Config, DialContext};
+use crate::config::targets::{Config, DialContext};
 use crate::connection::OpenConnection;
 use crate::connection::writer::FrameWriter;
 use crate::dial::{Dialer, WakePair};
