@@ -521,7 +521,7 @@ fn opened_json(opened: &Opened) -> Value {
 
 /// What a server says beside a status that refuses the dial.
 fn refusal_body(error: &Error) -> Option<String> {
-    let body = &error.refusal()?.body;
+    let body = error.response()?.body();
     (!body.is_empty()).then(|| String::from_utf8_lossy(body).into_owned())
 }
 

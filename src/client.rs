@@ -8,17 +8,18 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::builder::Builder;
 use crate::config::endpoint::Endpoint;
-use crate::config::{Builder, DialContext};
+use crate::config::targets::DialContext;
 use crate::connection::close::CloseFrame;
 use crate::dial::{DialSettings, Dialer};
-use crate::error::{BatchError, CloseReason, Error, SendError};
+use crate::error::{BatchError, CloseReason, Error, SendError, Timeout};
 use crate::event::{Event, Payload, Receipt};
 use crate::events::{Events, Queue, QueueSink};
 use crate::handler::{EventSink, Handler, HandlerSink};
 use crate::runtime::heartbeat::Heartbeat;
 use crate::runtime::reader_thread::ReaderThread;
-use crate::runtime::shared::{Active, Shared, State, WAIT_OPEN};
+use crate::runtime::shared::{Active, Shared, State};
 use crate::sender::{Sender, Stopper};
 use crate::stats::Stats;
 use crate::sync;
@@ -96,12 +97,12 @@ impl Builder {
         else {
             return Ok(client);
         };
-        let is_closure_late = error.budget() == Some(WAIT_OPEN);
+        let is_closure_late = error.timeout() == Some(Timeout::WaitOpen);
         // Like a lookup that hangs, a closure that hangs is told to stop, and not waited for.
         let join_timeout = if is_closure_late { Duration::ZERO } else { client.drop_timeout };
         client.stop(join_timeout);
         client.drop_timeout = Duration::ZERO;
-        let late = || Error::timeout("connect_timeout", connect_timeout, "asking where to dial");
+        let late = || Error::timed_out(Timeout::Connect, connect_timeout, "asking where to dial");
         Err(if is_closure_late { late() } else { error })
     }
 

@@ -6,70 +6,95 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, StatusCode};
+use http::{Response, StatusCode};
 
-/// Why a dial or a connection failed.
+/// The reason why a dial, a connection or a call failed.
 ///
-/// It says what was being done, keeps its cause in [`source`](StdError::source) and is cheap to
-/// clone. It never shows a query string, a header value or a payload, neither by `Display` nor by
-/// `Debug`: hosts and ports are as far as it goes. What a closure of the program's own has returned
-/// (an endpoint closure, a resolver) may hold any of these, so it stands in `source` alone.
+/// An error says what was being done and keeps its cause in [`source`](StdError::source). It is
+/// cheap to clone. `Display` and `Debug` never show a path, a query string, a header value or a
+/// payload: hosts and ports are the most they say. An error that came from a closure or a reader of
+/// the program may contain any of these, so it is available from `source` and shown nowhere else.
 #[derive(Clone)]
-pub struct Error(Arc<Repr>);
+pub struct Error {
+    repr: Arc<Repr>,
+    /// Retrying has been shown not to help. It stands here because `repr` may be shared.
+    is_permanent: bool,
+}
 
 struct Repr {
     kind: ErrorKind,
     context: Cow<'static, str>,
     detail: Option<Detail>,
-    source: Option<Box<dyn StdError + Send + Sync>>,
+    cause: Option<Cause>,
 }
 
+/// What some kinds of error know besides.
+#[derive(Clone)]
 enum Detail {
-    Budget(&'static str),
-    Refusal(Refusal),
+    Timeout(Timeout),
+    Response {
+        response: Response<Vec<u8>>,
+        retry_after: Option<Duration>,
+    },
     Close(CloseReason),
-    /// The program asked for a new connection, and said this to the peer.
-    Left(CloseReason),
-    /// Retrying has been tried and did not help.
-    Final,
-    /// The cause comes from a closure of the program's: it may say anything.
-    ForeignCause,
+    /// The program asked for a new connection, with this close reason.
+    ReconnectRequested(CloseReason),
 }
 
-/// What an [`Error`] is about.
+/// The error below an [`Error`], by its origin. A type could not tell: a reader of the program's
+/// that fails with `ConnectionReset` says nothing about our socket.
+enum Cause {
+    /// The system, a library or this crate. Logs show it.
+    System(BoxError),
+    /// A closure or a reader of the program's. It may say anything, so only `source` shows it.
+    Program(BoxError),
+}
+
+type BoxError = Box<dyn StdError + Send + Sync>;
+
+impl Cause {
+    fn error(&self) -> &(dyn StdError + 'static) {
+        match self {
+            Cause::System(error) | Cause::Program(error) => error.as_ref(),
+        }
+    }
+}
+
+/// The kind of an [`Error`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// A setting or a URL that can never work, or a close code or reason that may not be sent.
+    /// A setting or URL cannot work, or a close code or reason may not be sent.
     Config,
-    /// The endpoint closure failed to say where to dial.
+    /// The endpoint closure returned an error instead of an endpoint.
     Endpoint,
     /// The host name could not be resolved.
     Resolve,
-    /// No address accepted a TCP connection.
+    /// No address accepted a TCP connection, or no connection is open to send on.
     Connect,
     /// The TLS handshake failed; see [`Error::is_verification_failure`].
     Tls,
-    /// The server answered the upgrade with a status other than 101; see [`Error::refusal`].
+    /// The server answered the opening handshake with a status other than 101; see
+    /// [`Error::response`].
     Http,
-    /// The server's answer to the upgrade breaks RFC 6455 section 4.1.
+    /// The server's answer to the opening handshake violates RFC 6455 section 4.1.
     Upgrade,
-    /// A budget ran out; see [`Error::budget`].
+    /// A timeout expired; see [`Error::timeout`].
     Timeout,
-    /// The server broke RFC 6455 or RFC 7692 on an open connection.
+    /// The server violated RFC 6455 or RFC 7692 on an open connection.
     Protocol,
     /// The server closed the connection, or it ended without a close frame (code 1006); see
-    /// [`Error::close_reason`].
+    /// [`Error::close_reason`]. A [`reconnect`](crate::Sender::reconnect) has this kind too.
     Closed,
-    /// A ping was not answered in time and nothing else came either.
+    /// A ping went unanswered for `pong_timeout`, during which not a single byte arrived.
     PongTimeout,
-    /// No data message came within the idle limit.
+    /// No data message arrived for `idle_timeout`.
     Idle,
-    /// The events queue was full and its rule is to disconnect.
+    /// The event queue was full and [`WhenFull::Disconnect`](crate::WhenFull::Disconnect) applies.
     Lagged,
-    /// A message is longer than `max_message_size`.
+    /// A received message is longer than `max_message_size`.
     TooBig,
-    /// The system refused: a read or write failed, or there were no descriptors, threads or memory.
+    /// A read or write failed, or the system had no descriptors, threads or memory to give.
     Io,
     /// The handler panicked.
     HandlerPanicked,
@@ -78,7 +103,7 @@ pub enum ErrorKind {
 }
 
 impl ErrorKind {
-    /// The kind in snake case, as `examples/tail` prints it and metrics want it.
+    /// Returns the kind in snake case, as a label for metrics: `"pong_timeout"`, for example.
     pub fn as_str(self) -> &'static str {
         match self {
             ErrorKind::Config => "config",
@@ -108,24 +133,56 @@ impl fmt::Display for ErrorKind {
     }
 }
 
-/// The close code and reason that ended a connection (RFC 6455 section 7.1.5), or that is to end
-/// one.
+/// The timeout that expired, for an [`Error`] of kind [`ErrorKind::Timeout`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Timeout {
+    /// [`connect_timeout`](crate::Builder::connect_timeout), which bounds one dial.
+    Connect,
+    /// [`send_timeout`](crate::Builder::send_timeout), which bounds one send.
+    Send,
+    /// [`close_timeout`](crate::Builder::close_timeout), which bounds the closing handshake.
+    Close,
+    /// The argument of [`Client::wait_open`](crate::Client::wait_open).
+    WaitOpen,
+}
+
+impl Timeout {
+    /// Returns the name of the setting or call: `"connect_timeout"`, for example.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Timeout::Connect => "connect_timeout",
+            Timeout::Send => "send_timeout",
+            Timeout::Close => "close_timeout",
+            Timeout::WaitOpen => "wait_open",
+        }
+    }
+}
+
+impl fmt::Display for Timeout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A close code and reason: those that ended a connection, or those to end one with (RFC 6455
+/// sections 7.1.5 and 7.1.6).
 #[derive(Clone, PartialEq, Eq)]
 pub struct CloseReason {
-    /// The status code. 1005 when the close frame had none, 1006 when there was no close frame.
+    /// The status code: 1005 if the close frame had none, 1006 if there was no close frame.
     pub code: u16,
-    /// What stands beside the code, at most 123 bytes. Where the peer chose it, treat it as
-    /// payload.
+    /// The text beside the code, at most 123 bytes. `Debug` hides it, because a reason that the
+    /// server chose may say anything.
     pub reason: String,
 }
 
 impl CloseReason {
-    /// A code and a reason to send, for [`Client::stop_with`](crate::Client::stop_with) and
+    /// Creates a close reason to send, for [`Client::stop_with`](crate::Client::stop_with) and
     /// [`Client::reconnect_with`](crate::Client::reconnect_with).
     ///
-    /// Nothing is checked yet: those calls do that. A client may send the codes 1000, 1001, 1003,
-    /// 1007 to 1014 and 3000 to 4999 (RFC 6455 section 7.4 and what IANA has registered since; 4000
-    /// to 4999 are for private use), and a reason of at most 123 bytes of UTF-8 (section 5.5).
+    /// Those calls check it. A client may send the codes 1000, 1001, 1003, 1007 to 1014 and 3000 to
+    /// 4999, of which 4000 to 4999 are for private use, with at most 123 bytes of UTF-8. See
+    /// RFC 6455 sections 5.5 and 7.4, and the codes that IANA has registered since.
     ///
     /// ```
     /// let handover = tautline::CloseReason::new(1001, "another instance takes over");
@@ -147,104 +204,90 @@ impl fmt::Debug for CloseReason {
     }
 }
 
-/// A server's answer to the upgrade that was not 101.
-#[derive(Clone)]
-pub struct Refusal {
-    /// The status.
-    pub status: StatusCode,
-    /// All headers of the answer.
-    pub headers: HeaderMap,
-    /// The start of the body, at most 4 KiB.
-    pub body: Vec<u8>,
-    /// What `Retry-After` asks for, in either of its forms (RFC 9110 section 10.2.3).
-    pub retry_after: Option<Duration>,
-}
-
-impl fmt::Debug for Refusal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Refusal")
-            .field("status", &self.status)
-            .field("retry_after", &self.retry_after)
-            .finish_non_exhaustive()
-    }
-}
-
 impl Error {
     pub(crate) fn new(kind: ErrorKind, context: impl Into<Cow<'static, str>>) -> Self {
         Self::build(kind, context.into(), None, None)
     }
 
-    /// An error that another one caused. `context` says what we were at, and leaves the cause to
-    /// `source`.
+    /// An error of which the system, a library or this crate is the cause. `context` says what was
+    /// being done and does not repeat the cause.
     pub(crate) fn caused(
         kind: ErrorKind,
         context: impl Into<Cow<'static, str>>,
-        source: impl Into<Box<dyn StdError + Send + Sync>>,
+        cause: impl Into<BoxError>,
     ) -> Self {
-        Self::build(kind, context.into(), None, Some(source.into()))
+        Self::build(kind, context.into(), None, Some(Cause::System(cause.into())))
     }
 
-    /// As [`caused`](Error::caused), by what a closure of the program's returned: it is kept, and
-    /// shown to nobody who does not ask for it.
+    /// An error of which the program is the cause: `cause` is what one of its closures or readers
+    /// returned.
+    ///
+    /// Only `source` shows `cause`; `Display`, `Debug`, `chain` and so the logs do not. Nor does
+    /// [`io_kind`](Error::io_kind) take it for an error of the socket.
     pub(crate) fn caused_by_closure(
         kind: ErrorKind,
         context: impl Into<Cow<'static, str>>,
-        source: impl Into<Box<dyn StdError + Send + Sync>>,
+        cause: impl Into<BoxError>,
     ) -> Self {
-        Self::build(kind, context.into(), Some(Detail::ForeignCause), Some(source.into()))
+        Self::build(kind, context.into(), None, Some(Cause::Program(cause.into())))
     }
 
-    /// The same error, which a retry has been shown not to mend: a certificate refused twice in a
-    /// row, for example.
-    pub(crate) fn for_good(self) -> Self {
-        let context = self.0.context.clone();
-        // What it was is its own cause now; `Display` says it once.
-        match Arc::try_unwrap(self.0) {
-            Ok(repr) => Self::build(repr.kind, context, Some(Detail::Final), repr.source),
-            Err(shared) => Self::build(shared.kind, context, Some(Detail::Final), None),
-        }
+    /// The same error, of which retrying has been shown not to help: a certificate that was refused
+    /// twice in a row, for example.
+    pub(crate) fn permanent(self) -> Self {
+        Error { is_permanent: true, ..self }
     }
 
     pub(crate) fn config(what: impl Into<Cow<'static, str>>) -> Self {
         Self::new(ErrorKind::Config, what)
     }
 
-    /// The budget called `name` (the setting's name) of length `budget` ran out while `context`.
-    pub(crate) fn timeout(name: &'static str, budget: Duration, context: &str) -> Self {
-        let context = format!("timed out after {budget:?} ({name}): {context}");
-        Self::build(ErrorKind::Timeout, context.into(), Some(Detail::Budget(name)), None)
+    /// `timeout`, which was `budget` long, expired while `context`.
+    pub(crate) fn timed_out(timeout: Timeout, budget: Duration, context: &str) -> Self {
+        let context = format!("timed out after {budget:?} ({timeout}): {context}");
+        Self::build(ErrorKind::Timeout, context.into(), Some(Detail::Timeout(timeout)), None)
     }
 
-    /// The same error, and what it came of.
+    /// The same error with `cause` as its cause.
     pub(crate) fn because(self, cause: Error) -> Self {
-        let context = self.0.context.clone();
-        let budget = self.budget().map(Detail::Budget);
-        Self::build(self.kind(), context, budget, Some(cause.into()))
+        let Repr { kind, context, detail, .. } = &*self.repr;
+        Error {
+            is_permanent: self.is_permanent,
+            ..Self::build(*kind, context.clone(), detail.clone(), Some(Cause::System(cause.into())))
+        }
     }
 
-    pub(crate) fn refused(host: &str, refusal: Refusal) -> Self {
+    /// `host` answered the opening handshake with `response`, whose status is not 101.
+    pub(crate) fn refused(
+        host: &str,
+        mut response: Response<Vec<u8>>,
+        retry_after: Option<Duration>,
+    ) -> Self {
+        // Cookies, for example: `Debug` of the headers then leaves their values out.
+        response.headers_mut().values_mut().for_each(|value| value.set_sensitive(true));
         let context =
-            format!("{host} answered the upgrade with status {}", refusal.status.as_u16());
-        Self::build(ErrorKind::Http, context.into(), Some(Detail::Refusal(refusal)), None)
+            format!("{host} answered the upgrade with status {}", response.status().as_u16());
+        let detail = Detail::Response { response, retry_after };
+        Self::build(ErrorKind::Http, context.into(), Some(detail), None)
     }
 
     pub(crate) fn closed(close: CloseReason, context: impl Into<Cow<'static, str>>) -> Self {
         Self::build(ErrorKind::Closed, context.into(), Some(Detail::Close(close)), None)
     }
 
-    /// The program asked for a new connection.
+    /// The program asked for a new connection, and `close` was sent on the old one.
     pub(crate) fn reconnect_requested(close: CloseReason) -> Self {
         Self::build(
             ErrorKind::Closed,
-            "the program asked to reconnect".into(),
-            Some(Detail::Left(close)),
+            "the program asked for a new connection".into(),
+            Some(Detail::ReconnectRequested(close)),
             None,
         )
     }
 
-    /// Whether the connection ended because the program asked for a new one.
+    /// Tells whether the connection ended because the program asked for a new one.
     pub(crate) fn is_reconnect_requested(&self) -> bool {
-        matches!(self.0.detail, Some(Detail::Left(_)))
+        matches!(self.repr.detail, Some(Detail::ReconnectRequested(_)))
     }
 
     pub(crate) fn stopped() -> Self {
@@ -255,77 +298,97 @@ impl Error {
         kind: ErrorKind,
         context: Cow<'static, str>,
         detail: Option<Detail>,
-        source: Option<Box<dyn StdError + Send + Sync>>,
+        cause: Option<Cause>,
     ) -> Self {
-        Error(Arc::new(Repr { kind, context, detail, source }))
+        Error { repr: Arc::new(Repr { kind, context, detail, cause }), is_permanent: false }
     }
 
-    /// What the error is about.
+    /// Returns the kind of the error.
     pub fn kind(&self) -> ErrorKind {
-        self.0.kind
+        self.repr.kind
     }
 
-    /// The status of an answer that refused the upgrade.
+    /// Returns the status of a response that refused the opening handshake, for
+    /// [`ErrorKind::Http`].
     pub fn status(&self) -> Option<StatusCode> {
-        self.refusal().map(|refusal| refusal.status)
+        self.response().map(Response::status)
     }
 
-    /// The answer that refused the upgrade: status, headers and the start of its body.
-    pub fn refusal(&self) -> Option<&Refusal> {
-        match &self.0.detail {
-            Some(Detail::Refusal(refusal)) => Some(refusal),
-            _ => None,
-        }
-    }
-
-    /// The close code and reason, for [`ErrorKind::Closed`].
-    pub fn close_reason(&self) -> Option<&CloseReason> {
-        match &self.0.detail {
-            Some(Detail::Close(close) | Detail::Left(close)) => Some(close),
-            _ => None,
-        }
-    }
-
-    /// The name of the setting or call whose budget ran out, for [`ErrorKind::Timeout`]:
-    /// `"connect_timeout"` or `"wait_open"`, for example.
-    pub fn budget(&self) -> Option<&'static str> {
-        match self.0.detail {
-            Some(Detail::Budget(name)) => Some(name),
-            _ => None,
-        }
-    }
-
-    /// Whether dialing again may help. The client asks this same question before it retries, and a
-    /// [`retry_policy`](crate::Builder::retry_policy) may overrule the answer.
+    /// Returns the response that refused the opening handshake, for [`ErrorKind::Http`]: its
+    /// status, all of its headers and the first 4 KiB of its body.
     ///
-    /// `false` for a setting or URL that cannot work, for 401, 403 and 404, for a certificate that
-    /// is refused at two dials in a row, for a panic of the handler and for a stop. Every other
-    /// status is retried, redirects included, which are not followed.
+    /// Unlike the error itself, its `Debug` shows the body.
+    pub fn response(&self) -> Option<&Response<Vec<u8>>> {
+        match &self.repr.detail {
+            Some(Detail::Response { response, .. }) => Some(response),
+            _ => None,
+        }
+    }
+
+    /// Returns the delay that the header `Retry-After` of the [`response`](Error::response) asked
+    /// for, counted from the arrival of the response, in either form of the header (RFC 9110
+    /// section 10.2.3).
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self.repr.detail {
+            Some(Detail::Response { retry_after, .. }) => retry_after,
+            _ => None,
+        }
+    }
+
+    /// Returns the close code and reason, for [`ErrorKind::Closed`].
+    pub fn close_reason(&self) -> Option<&CloseReason> {
+        match &self.repr.detail {
+            Some(Detail::Close(close) | Detail::ReconnectRequested(close)) => Some(close),
+            _ => None,
+        }
+    }
+
+    /// Returns the timeout that expired, for [`ErrorKind::Timeout`].
+    pub fn timeout(&self) -> Option<Timeout> {
+        match self.repr.detail {
+            Some(Detail::Timeout(timeout)) => Some(timeout),
+            _ => None,
+        }
+    }
+
+    /// Returns `true` if dialing again may help. The client decides by this before it retries; a
+    /// [`retry_policy`](crate::Builder::retry_policy) may decide otherwise.
+    ///
+    /// Permanent errors, for which this is `false`:
+    /// - a setting or URL that cannot work
+    /// - a status from 400 to 499 in answer to the opening handshake, except 408, 418, 425 and 429
+    /// - a certificate that was refused at two dials in a row
+    /// - a panic of the handler
+    /// - a stop
+    /// - an error for which this is `false`, if the endpoint closure returned it
+    ///
+    /// Every other status is retried, those of redirects included: they are not followed.
     pub fn is_retryable(&self) -> bool {
-        if matches!(self.0.detail, Some(Detail::Final)) {
+        if self.is_permanent {
             return false;
         }
         match self.kind() {
             ErrorKind::Config | ErrorKind::HandlerPanicked | ErrorKind::Stopped => false,
-            ErrorKind::Http => {
-                !matches!(self.status().map(|status| status.as_u16()), Some(401 | 403 | 404))
-            }
+            // Request timeout, I'm a teapot (some venues ban with it), too early, too many requests.
+            ErrorKind::Http => self.status().map(|status| status.as_u16()).is_none_or(|status| {
+                !(400..500).contains(&status) || matches!(status, 408 | 418 | 425 | 429)
+            }),
             _ => true,
         }
     }
 
-    /// Whether the server's certificate was examined and refused, as opposed to a handshake that
-    /// broke off.
+    /// Returns `true` if the server's certificate was examined and refused, and `false` if the TLS
+    /// handshake failed otherwise.
     pub fn is_verification_failure(&self) -> bool {
         self.kind() == ErrorKind::Tls
-            && self.0.source.as_deref().is_some_and(|source| says_verification_failed(source))
+            && self.source().is_some_and(|cause| says_verification_failed(cause))
     }
 
-    /// The error and its causes on one line: what a log wants. What a closure of the program's own
-    /// returned is left out.
+    /// Returns the error and its causes on one line, for a log. An error that a closure or a reader
+    /// of the program returned is left out.
     pub fn chain(&self) -> String {
         let mut text = self.to_string();
-        let mut cause = self.shown_cause();
+        let mut cause = self.system_cause();
         while let Some(error) = cause {
             let next = error.to_string();
             // Errors of other crates often repeat their causes.
@@ -334,20 +397,23 @@ impl Error {
                 text.push_str(&next);
             }
             cause = match error.downcast_ref::<Error>() {
-                Some(ours) => ours.shown_cause(),
+                Some(ours) => ours.system_cause(),
                 None => error.source(),
             };
         }
         text
     }
 
-    fn shown_cause(&self) -> Option<&(dyn StdError + 'static)> {
-        self.source().filter(|_| !matches!(self.0.detail, Some(Detail::ForeignCause)))
+    fn system_cause(&self) -> Option<&(dyn StdError + 'static)> {
+        match &self.repr.cause {
+            Some(cause @ Cause::System(_)) => Some(cause.error()),
+            _ => None,
+        }
     }
 }
 
-/// Whether an error of the platform's TLS says that the certificate was refused. native-tls has no
-/// kind for it, so its text has to do.
+/// Returns `true` if an error of the platform's TLS says that the certificate was refused.
+/// native-tls has no kind for this, so the text decides.
 fn says_verification_failed(source: &(dyn StdError + 'static)) -> bool {
     const WORDINGS: [&str; 8] = [
         // OpenSSL.
@@ -375,15 +441,15 @@ fn says_verification_failed(source: &(dyn StdError + 'static)) -> bool {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0.context)
+        f.write_str(&self.repr.context)
     }
 }
 
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut shown = f.debug_struct("Error");
-        shown.field("kind", &self.0.kind).field("context", &self.0.context);
-        if let Some(source) = self.shown_cause() {
+        shown.field("kind", &self.repr.kind).field("context", &self.repr.context);
+        if let Some(source) = self.system_cause() {
             shown.field("source", &source.to_string());
         }
         shown.finish()
@@ -392,34 +458,35 @@ impl fmt::Debug for Error {
 
 impl StdError for Error {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        self.0.source.as_ref().map(|source| source.as_ref() as &(dyn StdError + 'static))
+        self.repr.cause.as_ref().map(Cause::error)
     }
 }
 
-/// What became of a message that was not sent whole.
+/// The fate of a message that was not sent whole.
 ///
-/// The reason is an [`Error`] whose kind says why: `Timeout` (the budget `send_timeout` ran out),
-/// `Stopped`, `Closed`, `Io`, `Connect` (no connection is open), `Config` (an empty batch,
-/// fragments that are none or of both kinds, a close code that may not be sent).
+/// Its reason is an [`Error`] whose kind is `Timeout` ([`Timeout::Send`]), `Stopped`, `Closed`,
+/// `Io`, `Connect` (no connection is open), or `Config` (an empty batch; fragments that are none,
+/// or both text and binary; a close code that may not be sent).
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum SendError {
-    /// No byte of the message was taken. It is safe to send it again.
+    /// The kernel took no byte of the message. Sending it again is safe.
     NotSent(Error),
-    /// At least one byte was taken, and the connection has been aborted. The peer may or may not
-    /// have the message: ask the venue.
+    /// The kernel took at least one byte, and the connection has been aborted. The server may or may
+    /// not have the whole message; only asking it can tell.
     Unknown(Error),
 }
 
 impl SendError {
-    /// Why.
+    /// Returns the reason why the message was not sent whole.
     pub fn reason(&self) -> &Error {
         match self {
             SendError::NotSent(reason) | SendError::Unknown(reason) => reason,
         }
     }
 
-    /// Whether no byte was taken, so that sending again cannot repeat the message.
+    /// Returns `true` for [`NotSent`](SendError::NotSent): sending again cannot duplicate the
+    /// message.
     pub fn is_not_sent(&self) -> bool {
         matches!(self, SendError::NotSent(_))
     }
@@ -429,7 +496,7 @@ impl fmt::Display for SendError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             SendError::NotSent(_) => "the message was not sent",
-            SendError::Unknown(_) => "part of the message was sent, its fate is unknown",
+            SendError::Unknown(_) => "part of the message was sent, so its fate is unknown",
         })
     }
 }
@@ -440,12 +507,12 @@ impl StdError for SendError {
     }
 }
 
-/// Why a [`send_batch`](crate::Sender::send_batch) ended early.
+/// The error of a [`send_batch`](crate::Sender::send_batch) that did not send every message.
 #[derive(Clone, Debug)]
 pub struct BatchError {
-    /// How many messages, from the first, the kernel took whole.
+    /// The number of messages, from the first, that the kernel took whole.
     pub sent: usize,
-    /// What became of the next one. Those after it were not sent.
+    /// The fate of the next message. Those after it were not sent.
     pub next: SendError,
 }
 
@@ -454,11 +521,11 @@ impl fmt::Display for BatchError {
         let messages = if self.sent == 1 { "message was" } else { "messages were" };
         write!(
             f,
-            "{} {messages} sent whole; of the next, {}",
+            "{} {messages} sent whole; {}",
             self.sent,
             match self.next {
-                SendError::NotSent(_) => "nothing was sent",
-                SendError::Unknown(_) => "a part was sent, and its fate is unknown",
+                SendError::NotSent(_) => "the next one was not sent",
+                SendError::Unknown(_) => "part of the next was sent, so its fate is unknown",
             }
         )
     }
@@ -472,12 +539,19 @@ impl StdError for BatchError {
 
 #[cfg(test)]
 mod tests {
+    use std::io;
+
     use super::*;
 
+    fn refused(status: u16) -> Error {
+        let response = Response::builder().status(status).body(Vec::new()).expect("a response");
+        Error::refused("a:1", response, None)
+    }
+
     #[test]
-    fn a_timeout_names_its_budget_and_its_step() {
-        let error = Error::timeout(
-            "connect_timeout",
+    fn a_timeout_names_its_setting_and_its_step() {
+        let error = Error::timed_out(
+            Timeout::Connect,
             Duration::from_secs(5),
             "TLS handshake with stream.example.com",
         );
@@ -485,23 +559,31 @@ mod tests {
             error.to_string(),
             "timed out after 5s (connect_timeout): TLS handshake with stream.example.com"
         );
-        assert_eq!(error.budget(), Some("connect_timeout"));
+        assert_eq!(error.timeout(), Some(Timeout::Connect));
         assert!(error.is_retryable());
     }
 
     #[test]
     fn a_refusal_shows_its_status_and_hides_its_headers_and_body() {
-        let mut headers = HeaderMap::new();
-        headers.insert("set-cookie", "secret=1".parse().expect("a legal header"));
-        let refusal = Refusal {
-            status: StatusCode::UNAUTHORIZED,
-            headers,
-            body: b"secret".to_vec(),
-            retry_after: None,
-        };
-        let error = Error::refused("example.com:443", refusal);
-        assert!(!error.is_retryable());
-        assert!(!format!("{error:?} {error} {:?}", error.refusal()).contains("secret"));
+        let response = Response::builder()
+            .status(401)
+            .header("set-cookie", "secret=1")
+            .body(b"secret".to_vec())
+            .expect("a response");
+        let error = Error::refused("example.com:443", response, Some(Duration::from_secs(7)));
+        let response = error.response().expect("the response");
+        assert_eq!((response.status().as_u16(), response.body().as_slice()), (401, &b"secret"[..]));
+        assert_eq!(response.headers()["set-cookie"], "secret=1");
+        assert_eq!(error.retry_after(), Some(Duration::from_secs(7)));
+        assert!(!format!("{error:?} {error} {:?}", response.headers()).contains("secret"));
+    }
+
+    #[test]
+    fn four_hundreds_are_permanent_save_those_that_pass() {
+        let retried: Vec<u16> =
+            (200..600).filter(|status| refused(*status).is_retryable()).collect();
+        let expected: Vec<u16> = (200..400).chain([408, 418, 425, 429]).chain(500..600).collect();
+        assert_eq!(retried, expected);
     }
 
     #[test]
@@ -511,20 +593,37 @@ mod tests {
             "asking where to dial",
             "GET /token?key=hunter2 failed",
         );
-        let late =
-            Error::timeout("wait_open", Duration::from_secs(1), "waiting").because(error.clone());
+        let late = Error::timed_out(Timeout::WaitOpen, Duration::from_secs(1), "waiting")
+            .because(error.clone());
         assert!(error.source().is_some_and(|source| source.to_string().contains("hunter2")));
         assert!(
             !format!("{error} {error:?} {} {late:?} {}", error.chain(), late.chain())
                 .contains("hunter2")
         );
         assert!(late.chain().ends_with("asking where to dial"), "{}", late.chain());
+        assert_eq!(late.timeout(), Some(Timeout::WaitOpen));
+    }
+
+    #[test]
+    fn a_reset_of_a_reader_of_the_program_is_no_reset_of_the_socket() {
+        let reset = || io::Error::from(io::ErrorKind::ConnectionReset);
+        let ours = Error::caused(ErrorKind::Io, "writing to the connection", reset());
+        let theirs = Error::caused_by_closure(ErrorKind::Io, "reading the message", reset());
+    }
+
+    #[test]
+    fn an_error_made_permanent_keeps_its_cause_while_it_is_shared() {
+        let error = Error::caused(ErrorKind::Tls, "TLS handshake with a:1", "expired");
+        let shared = error.clone();
+        let permanent = error.permanent();
+        assert!(shared.is_retryable() && !permanent.is_retryable());
+        assert_eq!(permanent.chain(), "TLS handshake with a:1: expired");
     }
 
     #[test]
     fn the_cause_is_in_source_and_not_in_display() {
         let error =
-            Error::caused(ErrorKind::Connect, "connecting to a:1", std::io::Error::other("boom"));
+            Error::caused(ErrorKind::Connect, "connecting to a:1", io::Error::other("boom"));
         assert_eq!(error.to_string(), "connecting to a:1");
         assert_eq!(error.chain(), "connecting to a:1: boom");
     }

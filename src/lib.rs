@@ -128,6 +128,7 @@
 // The model stands in for dialing, and its checks are the only users of much of itself.
 #![cfg_attr(shuttle, allow(dead_code, unused_imports))]
 
+mod builder;
 mod client;
 mod config;
 mod connection;
@@ -150,16 +151,19 @@ mod sync;
 pub mod testing;
 mod time;
 
+pub use builder::Builder;
 pub use client::{Client, Pull, Push};
+pub use config::app_ping::AppPing;
 pub use config::endpoint::Endpoint;
-pub use config::{AppPing, Builder, DialContext};
+pub use config::targets::DialContext;
 pub use dial::Resolver;
-pub use error::{BatchError, CloseReason, Error, ErrorKind, Refusal, SendError};
+pub use error::{BatchError, CloseReason, Error, ErrorKind, SendError, Timeout};
 pub use event::{
     DialFailure, Disconnect, Event, Lagged, Message, MessageRef, Opened, Payload, Receipt, Stopped,
 };
 pub use events::{Events, TryNextError, WhenFull};
 pub use handler::{Connection, Handler};
+pub use http;
 pub use protocol::deflate::Deflate;
 pub use runtime::reconnect::RetryDecision;
 pub use runtime::shared::State;

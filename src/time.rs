@@ -2,20 +2,21 @@
 
 use std::time::{Duration, Instant};
 
-use crate::error::Error;
+use crate::error::{Error, Timeout};
 
-/// A point in time by which an operation must be over, and the budget it came from.
+/// The point in time by which an operation must be over, and the timeout that it came from.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Deadline {
     at: Instant,
     budget: Duration,
-    name: &'static str,
+    timeout: Timeout,
 }
 
 impl Deadline {
-    /// The deadline of an operation that starts at `now` and has `budget`, a setting called `name`.
-    pub(crate) fn new(name: &'static str, budget: Duration, now: Instant) -> Self {
-        Deadline { at: after(now, budget), budget, name }
+    /// The deadline of an operation that starts at `now` and may take `budget`, the length of
+    /// `timeout`.
+    pub(crate) fn new(timeout: Timeout, budget: Duration, now: Instant) -> Self {
+        Deadline { at: after(now, budget), budget, timeout }
     }
 
     pub(crate) fn at(self) -> Instant {
@@ -31,9 +32,9 @@ impl Deadline {
         now >= self.at
     }
 
-    /// The error for running out while `context`.
+    /// The error of an operation that was `context` when its time was over.
     pub(crate) fn error(self, context: &str) -> Error {
-        Error::timeout(self.name, self.budget, context)
+        Error::timed_out(self.timeout, self.budget, context)
     }
 }
 
@@ -58,7 +59,7 @@ mod tests {
     #[test]
     fn a_deadline_knows_what_is_left_of_its_budget() {
         let now = Instant::now();
-        let deadline = Deadline::new("connect_timeout", 5 * MS, now);
+        let deadline = Deadline::new(Timeout::Connect, 5 * MS, now);
         assert_eq!(deadline.left(now + 2 * MS), Some(3 * MS));
         assert_eq!(deadline.left(now + 5 * MS), None);
         assert!(deadline.has_passed(now + 5 * MS) && !deadline.has_passed(now + 4 * MS));
@@ -71,6 +72,6 @@ mod tests {
     #[test]
     fn a_deadline_that_never_comes_does_not_overflow() {
         let now = Instant::now();
-        assert!(Deadline::new("timeout", Duration::MAX, now).left(now).is_some());
+        assert!(Deadline::new(Timeout::Send, Duration::MAX, now).left(now).is_some());
     }
 }

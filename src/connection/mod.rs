@@ -17,7 +17,7 @@ pub(crate) mod writer;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::error::{CloseReason, Error};
+use crate::error::{CloseReason, Error, Timeout};
 use crate::stats::Counters;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::channel::Sender as WakeTx;
@@ -176,7 +176,7 @@ impl OpenConnection {
     pub(crate) fn abort_if_due(&self, now: Instant) {
         if self.close_deadline().is_some_and(|deadline| now >= deadline) {
             let context = "waiting for the peer to end the connection";
-            self.abort(Error::timeout("close_timeout", self.timeouts.close, context));
+            self.abort(Error::timed_out(Timeout::Close, self.timeouts.close, context));
         }
     }
 

@@ -7,7 +7,7 @@ use tungstenite::protocol::frame::coding::{Data, OpCode};
 use super::OpenConnection;
 use super::close::{CloseAction, CloseInput, WriteFault};
 use super::writer::{FrameWriter, WriteFailure};
-use crate::error::{BatchError, Error, ErrorKind, SendError};
+use crate::error::{BatchError, Error, ErrorKind, SendError, Timeout};
 use crate::event::{Payload, Receipt};
 use crate::sync::{self, Condvar, Mutex, MutexGuard};
 use crate::time::Deadline;
@@ -310,7 +310,7 @@ impl OpenConnection {
     }
 
     fn send_deadline(&self) -> Deadline {
-        Deadline::new("send_timeout", self.timeouts.send, sync::now())
+        Deadline::new(Timeout::Send, self.timeouts.send, sync::now())
     }
 }
 

@@ -386,6 +386,7 @@ mod tests {
     use super::*;
     use crate::connection::Receiving;
     use crate::connection::socket::StreamSocket;
+    use crate::error::Timeout;
     use crate::protocol::deflate::Deflate;
 
     fn deflater() -> Deflater {
@@ -400,7 +401,7 @@ mod tests {
         let transport = Transport::new(StreamSocket::new(ours, Receiving::default()), None);
         for deflater in [None, Some(deflater())] {
             let mut writer = FrameWriter::new(deflater, None);
-            let deadline = Deadline::new("send_timeout", Duration::from_secs(10), Instant::now());
+            let deadline = Deadline::new(Timeout::Send, Duration::from_secs(10), Instant::now());
             let batch = [Payload::Text("short"); 100];
             assert_eq!(writer.count_together(&batch), batch.len());
             let bytes = writer.send_together(&transport, &batch, deadline).expect("there is room");
@@ -421,7 +422,7 @@ mod tests {
             agreed.ok().flatten().expect("the plainest answer is acceptable").engines();
         let mut writer = FrameWriter::new(Some(deflater), None);
         for text in ["short", "and another"] {
-            let deadline = Deadline::new("send_timeout", Duration::from_millis(10), Instant::now());
+            let deadline = Deadline::new(Timeout::Send, Duration::from_millis(10), Instant::now());
             let failed = writer
                 .send(&transport, Payload::Text(text), deadline)
                 .expect_err("there is no room");
@@ -440,7 +441,7 @@ mod tests {
         std::thread::scope(|scope| {
             let waits = scope.spawn(|| {
                 let deadline =
-                    Deadline::new("send_timeout", Duration::from_secs(10), Instant::now());
+                    Deadline::new(Timeout::Send, Duration::from_secs(10), Instant::now());
                 transport.await_room_untouched(deadline)
             });
             while transport.stuck_since().is_none() {

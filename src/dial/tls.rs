@@ -179,7 +179,7 @@ impl Connectors {
             }
             Err(error) if error.is_verification_failure() => {
                 self.has_failed = true;
-                Err(if had_spare { error.for_good() } else { error })
+                Err(if had_spare { error.permanent() } else { error })
             }
             Err(error) => {
                 self.connector = Some(connector);

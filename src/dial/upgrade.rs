@@ -13,7 +13,7 @@ use tungstenite::handshake::derive_accept_key;
 use crate::config::endpoint::Target;
 use crate::connection::tls_buffers::TlsBuffers;
 use crate::dial::io::DialIo;
-use crate::error::{Error, ErrorKind, Refusal};
+use crate::error::{Error, ErrorKind, Timeout};
 use crate::sync;
 use crate::time::Deadline;
 
@@ -75,9 +75,10 @@ pub(crate) fn upgrade(
             _ => {
                 let body = read_body(stream, bytes.split_off(head.len), &head, io, &context);
                 let retry_after = retry_after(&head.headers, SystemTime::now());
-                let refusal =
-                    Refusal { status: head.status, headers: head.headers, body, retry_after };
-                return Err(Error::refused(&target.to_string(), refusal));
+                let mut response = http::Response::new(body);
+                *response.status_mut() = head.status;
+                *response.headers_mut() = head.headers;
+                return Err(Error::refused(&target.to_string(), response, retry_after));
             }
         }
     }
@@ -260,7 +261,7 @@ fn read_body(
     let wanted = announced.unwrap_or(BODY_MAX).min(BODY_MAX);
     let now = sync::now();
     let timeout = io.deadline.left(now).unwrap_or_default().min(BODY_WITHIN);
-    let io = DialIo { deadline: Deadline::new("connect_timeout", timeout, now), ..*io };
+    let io = DialIo { deadline: Deadline::new(Timeout::Connect, timeout, now), ..*io };
     while body.len() < wanted {
         // Whatever goes wrong now, the status is the news.
         match stream.receive(&mut body, &io, context) {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crossbeam_channel::bounded;
 use socket2::{Domain, Socket, Type};
 
-use crate::config::Settings;
+use crate::config::settings::Settings;
 use crate::connection::OpenConnection;
 use crate::connection::Receiving;
 use crate::connection::socket::StreamSocket;

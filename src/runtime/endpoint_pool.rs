@@ -47,7 +47,7 @@ impl EndpointPool {
         if self.refusals >= self.not_before.len() {
             return RetryDecision::GiveUp;
         }
-        let asked = error.refusal().and_then(|refusal| refusal.retry_after);
+        let asked = error.retry_after();
         self.not_before[last] = asked.map(|wait| after(now, wait.min(retry_after_max)));
         let left = self.not_before[self.turn()].map(|until| until.saturating_duration_since(now));
         left.filter(|left| !left.is_zero()).map_or(RetryDecision::Retry, RetryDecision::RetryAfter)
@@ -60,19 +60,13 @@ impl EndpointPool {
 
 #[cfg(test)]
 mod tests {
-    use http::{HeaderMap, StatusCode};
-
     use super::*;
-    use crate::error::Refusal;
 
     const MAX: Duration = Duration::from_secs(300);
 
     fn refused(status: u16, retry_after: Option<Duration>) -> Error {
-        let status = StatusCode::from_u16(status).expect("a status");
-        Error::refused(
-            "a:1",
-            Refusal { status, headers: HeaderMap::new(), body: Vec::new(), retry_after },
-        )
+        let response = http::Response::builder().status(status).body(Vec::new());
+        Error::refused("a:1", response.expect("a response"), retry_after)
     }
 
     fn dropped() -> Error {

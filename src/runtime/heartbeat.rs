@@ -11,7 +11,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::config::{AppPing, Settings};
+use crate::config::app_ping::AppPing;
+use crate::config::settings::Settings;
 use crate::connection::OpenConnection;
 use crate::connection::close::WriteFault;
 use crate::error::{Error, ErrorKind};

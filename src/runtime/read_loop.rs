@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use tungstenite::protocol::frame::coding::CloseCode;
 
-use crate::config::{AppPing, ReplyMatcher, Settings};
+use crate::config::app_ping::{AppPing, ReplyMatcher};
+use crate::config::settings::Settings;
 use crate::connection::OpenConnection;
 use crate::connection::close::CloseFrame;
 use crate::connection::transport::{ReadHalf, Received};

@@ -13,12 +13,12 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{RngExt, make_rng};
 
-use crate::config::{Config, DialContext};
+use crate::config::targets::{Config, DialContext};
 use crate::connection::OpenConnection;
 use crate::connection::close::CloseFrame;
 use crate::connection::writer::FrameWriter;
 use crate::dial::{Dialer, WakePair};
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind, Timeout};
 use crate::event::{DialFailure, Disconnect, Opened, Stopped};
 use crate::handler::{Connection, EventSink};
 use crate::runtime::endpoint_pool::EndpointPool;
@@ -171,7 +171,7 @@ impl<D: EventSink> ReaderThread<D> {
     fn open(&mut self, attempt: u32) -> Result<Reader, Error> {
         let began = sync::now();
         let settings = &self.config.settings;
-        let deadline = Deadline::new("connect_timeout", settings.connect_timeout, began);
+        let deadline = Deadline::new(Timeout::Connect, settings.connect_timeout, began);
         let turn = self.endpoint_pool.begin();
         let pair = WakePair::new()?;
         self.shared.set_active(Active::Dialing(pair.waker()));

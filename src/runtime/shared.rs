@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::connection::close::CloseFrame;
 use crate::connection::{OpenConnection, Timeouts};
 use crate::dial::Waker;
-use crate::error::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind, Timeout};
 use crate::runtime::reconnect::ReconnectState;
 use crate::stats::Counters;
 use crate::sync::channel::{Receiver, Sender as WakeTx, bounded};
@@ -72,9 +72,6 @@ struct Inner {
     /// What the close frame of the first of all stops says.
     stop_frame: Option<CloseFrame>,
 }
-
-/// The budget of a wait for an opening, as errors name it.
-pub(crate) const WAIT_OPEN: &str = "wait_open";
 
 /// The part of a stop's budget that is kept for the threads to end in after the connection was
 /// aborted, on a busy machine too: a quarter, and 200 ms at most.
@@ -229,7 +226,7 @@ impl Shared {
         timeout: Duration,
         is_there: impl Fn(&Inner) -> Option<T>,
     ) -> Result<T, Error> {
-        let deadline = Deadline::new(WAIT_OPEN, timeout, sync::now());
+        let deadline = Deadline::new(Timeout::WaitOpen, timeout, sync::now());
         let is_own_thread = self.threads.is_own_thread();
         let mut inner = self.inner.lock();
         loop {

@@ -78,7 +78,7 @@ fn secrets_stay_out_at_every_level() {
             match events.next_timeout(SOON).expect("an event comes") {
                 Event::DialFailed(_) => refusals += 1,
                 Event::Message(_) => {
-                    drop(client.send_text(SECRET).expect("the connection is open"))
+                    let _receipt = client.send_text(SECRET).expect("the connection is open");
                 }
                 Event::Disconnected(_) => ends += 1,
                 _ => {}

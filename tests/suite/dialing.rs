@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
 use tautline::testing::TestServer;
-use tautline::{Client, Error, ErrorKind};
+use tautline::{Client, Error, ErrorKind, Timeout};
 
 use crate::support::{
     MS, SOON, builder, disconnected, echo, message, opened, plain_and_tls, skipped,
@@ -27,8 +27,8 @@ fn ends_in_time(step: &str, dial: impl Fn(Duration) -> Error) {
         let error = dial(timeout);
         let took = began.elapsed();
         assert_eq!(
-            (error.kind(), error.budget()),
-            (ErrorKind::Timeout, Some("connect_timeout")),
+            (error.kind(), error.timeout()),
+            (ErrorKind::Timeout, Some(Timeout::Connect)),
             "{error}"
         );
         assert!(took >= timeout && took < timeout + SOON, "{took:?} of {timeout:?}: {error}");
@@ -334,7 +334,7 @@ fn connect_does_not_wait_for_an_endpoint_closure_that_hangs() {
     .connect()
     .expect_err("the closure hangs");
     assert!(began.elapsed() < SOON, "it was waited for");
-    assert_eq!((error.kind(), error.budget()), (ErrorKind::Timeout, Some("connect_timeout")));
+    assert_eq!((error.kind(), error.timeout()), (ErrorKind::Timeout, Some(Timeout::Connect)));
     drop(release);
 }
 
@@ -410,7 +410,7 @@ fn a_body_that_stalls_does_not_eat_the_dial() {
         .connect_timeout(Duration::from_secs(60))
         .connect()
         .expect_err("it is refused");
-    assert_eq!(error.refusal().map(|refusal| refusal.body.clone()), Some(b"sorry".to_vec()));
+    assert_eq!(error.response().map(|response| response.body().clone()), Some(b"sorry".to_vec()));
     assert!(began.elapsed() < SOON);
 }
 

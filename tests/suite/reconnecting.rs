@@ -45,8 +45,8 @@ fn what_no_retry_mends_ends_the_client_with_that_error() {
         assert_eq!((failure.attempt, failure.retry_in), (1, None));
         let Event::Stopped(stopped) = next(&mut events) else { panic!("the client ends") };
         assert_eq!(stopped.reason.status().map(|status| status.as_u16()), Some(status));
-        let refusal = stopped.reason.refusal().expect("it is a refusal");
-        assert_eq!(refusal.body, b"go away");
+        let response = stopped.reason.response().expect("it is a refusal");
+        assert_eq!(response.body(), b"go away");
         assert!(!format!("{:?} {}", stopped.reason, stopped.reason.chain()).contains("secret"));
         assert!(events.next().is_none());
         assert_eq!(client.state(), State::Closed);
@@ -317,7 +317,10 @@ fn a_wait_for_an_opening_that_is_too_long_tells_why_the_last_dial_failed() {
     let client = builder(&server).retry_after_max(360 * SOON).start().expect("it starts");
     assert!(matches!(next(&mut client.events()), Event::DialFailed(_)));
     let error = client.wait_open(MS).expect_err("it is refused");
-    assert_eq!((error.kind(), error.budget()), (ErrorKind::Timeout, Some("wait_open")));
+    assert_eq!(
+        (error.kind(), error.timeout()),
+        (ErrorKind::Timeout, Some(tautline::Timeout::WaitOpen))
+    );
     assert!(error.chain().contains("status 503"), "{}", error.chain());
 }
 

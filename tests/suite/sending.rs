@@ -98,7 +98,7 @@ fn a_peer_that_never_reads_costs_a_send_its_budget_and_the_reader_nothing() {
                 assert_eq!(message(&mut events).text(), Some("still talking"));
             }
             let (sent, error) = sending.join().expect("it does not panic");
-            assert_eq!(error.reason().budget(), Some("send_timeout"));
+            assert_eq!(error.reason().timeout(), Some(tautline::Timeout::Send));
             match error {
                 // A byte of it was taken: its fate is unknown, and the connection is aborted.
                 SendError::Unknown(_) => {

@@ -1,0 +1,181 @@
+//! The settings of a client: their defaults and their validation.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::config::app_ping::AppPing;
+use crate::connection::Timeouts;
+use crate::dial::{Resolver, TcpOptions, TlsOptions};
+use crate::error::{Error, ErrorKind};
+use crate::events::{Bounds, WhenFull};
+use crate::protocol::deflate::Deflate;
+use crate::runtime::backoff::Backoff;
+use crate::runtime::reconnect::{ReconnectPolicy, RetryDecision};
+use crate::sync::threads::ThreadOptions;
+
+/// The settings proper: what is left once the endpoints are known.
+#[derive(Clone)]
+pub(crate) struct Settings {
+    pub(crate) resolver: Option<Arc<dyn Resolver>>,
+    pub(crate) tcp: TcpOptions,
+    pub(crate) tls: TlsOptions,
+    pub(crate) deflate: Option<Deflate>,
+    pub(crate) connect_timeout: Duration,
+    pub(crate) send_timeout: Duration,
+    pub(crate) close_timeout: Duration,
+    pub(crate) drop_timeout: Duration,
+    pub(crate) ping_interval: Option<Duration>,
+    pub(crate) pong_timeout: Duration,
+    pub(crate) idle_timeout: Option<Duration>,
+    pub(crate) app_ping: Option<AppPing>,
+    pub(crate) retry_delay_min: Duration,
+    pub(crate) retry_delay_max: Duration,
+    pub(crate) retry_after_max: Duration,
+    pub(crate) stable_after: Duration,
+    pub(crate) max_attempts: Option<u32>,
+    pub(crate) retry_policy: Option<RetryPolicy>,
+    pub(crate) max_message_size: usize,
+    pub(crate) max_outgoing_frame_size: Option<usize>,
+    pub(crate) queue: Bounds,
+    pub(crate) threads: ThreadOptions,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Settings {
+            resolver: None,
+            tcp: TcpOptions::default(),
+            tls: TlsOptions::default(),
+            deflate: None,
+            connect_timeout: Duration::from_secs(10),
+            send_timeout: Duration::from_secs(5),
+            close_timeout: Duration::from_secs(1),
+            drop_timeout: Duration::from_secs(5),
+            ping_interval: Some(Duration::from_secs(15)),
+            pong_timeout: Duration::from_secs(10),
+            idle_timeout: None,
+            app_ping: None,
+            retry_delay_min: Duration::from_millis(250),
+            retry_delay_max: Duration::from_secs(30),
+            retry_after_max: Duration::from_secs(300),
+            stable_after: Duration::from_secs(30),
+            max_attempts: None,
+            retry_policy: None,
+            max_message_size: 16 << 20,
+            max_outgoing_frame_size: None,
+            queue: Bounds { messages: 65_536, bytes: 64 << 20, when_full: WhenFull::default() },
+            threads: ThreadOptions::default(),
+        }
+    }
+}
+
+/// Decides what follows a failure; gets the error and what the client would do by itself.
+pub(crate) type RetryPolicy = Arc<dyn Fn(&Error, RetryDecision) -> RetryDecision + Send + Sync>;
+
+impl Settings {
+    pub(crate) fn timeouts(&self) -> Timeouts {
+        Timeouts { send: self.send_timeout, close: self.close_timeout }
+    }
+
+    pub(crate) fn policy(&self) -> ReconnectPolicy {
+        ReconnectPolicy {
+            backoff: Backoff { min: self.retry_delay_min, max: self.retry_delay_max },
+            stable_after: self.stable_after,
+            max_attempts: self.max_attempts,
+        }
+    }
+
+    /// What follows `error`: what the client would do by itself, unless a policy knows better.
+    pub(crate) fn decision(&self, error: &Error, default: RetryDecision) -> RetryDecision {
+        // A panic of the handler, a stop and a wish for a new connection are not for a policy to
+        // overrule.
+        let is_settled = matches!(error.kind(), ErrorKind::HandlerPanicked | ErrorKind::Stopped)
+            || error.is_reconnect_requested();
+        match &self.retry_policy {
+            Some(policy) if !is_settled => policy(error, default),
+            _ => default,
+        }
+    }
+
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        let waits = [
+            ("connect_timeout", Some(self.connect_timeout)),
+            ("send_timeout", Some(self.send_timeout)),
+            ("ping_interval", self.ping_interval),
+            ("pong_timeout", Some(self.pong_timeout)),
+            ("idle_timeout", self.idle_timeout),
+            ("the interval of app_ping", self.app_ping.as_ref().map(|ping| ping.every)),
+            ("retry_delay_min", Some(self.retry_delay_min)),
+            ("retry_delay_max", Some(self.retry_delay_max)),
+        ];
+        if let Some((name, _)) =
+            waits.iter().find(|(_, wait)| wait.is_some_and(|wait| wait.is_zero()))
+        {
+            return Err(Error::config(format!("{name} is zero: give it a while")));
+        }
+        let bounds = [
+            ("max_message_size", Some(self.max_message_size)),
+            ("max_outgoing_frame_size", self.max_outgoing_frame_size),
+            ("queue_messages", Some(self.queue.messages)),
+            ("queue_bytes", Some(self.queue.bytes)),
+            ("tcp_receive_buffer", self.tcp.receive_buffer),
+            ("tcp_send_buffer", self.tcp.send_buffer),
+        ];
+        if let Some((name, _)) = bounds.iter().find(|(_, bound)| *bound == Some(0)) {
+            return Err(Error::config(format!("{name} is zero: nothing could pass")));
+        }
+        if self.max_attempts == Some(0) {
+            return Err(Error::config("max_attempts is zero: 1 means a single dial and no retry"));
+        }
+        // Systems count it in whole seconds; Linux takes no more than these.
+        let keepalives = Duration::from_secs(1)..=Duration::from_secs(32_767);
+        if self.tcp.keepalive.is_some_and(|idle| !keepalives.contains(&idle)) {
+            return Err(Error::config("tcp_keepalive has to be from a second to nine hours"));
+        }
+        if self.threads.stack_size.is_some_and(|bytes| bytes < STACK_MIN) {
+            return Err(Error::config(format!(
+                "thread_stack_size is below {STACK_MIN} bytes: a thread could not run on it"
+            )));
+        }
+        self.tls.validate()
+    }
+}
+
+/// On less than this a thread runs over the end of its stack, which takes the whole process with
+/// it.
+const STACK_MIN: usize = 64 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What the front page promises.
+    #[test]
+    fn the_defaults_are_those_of_the_front_page() {
+        let seconds = Duration::from_secs;
+        let settings = Settings::default();
+        assert_eq!(settings.connect_timeout, seconds(10));
+        assert_eq!(settings.send_timeout, seconds(5));
+        assert_eq!(settings.close_timeout, seconds(1));
+        assert_eq!(settings.drop_timeout, seconds(5));
+        assert_eq!(
+            (settings.ping_interval, settings.pong_timeout),
+            (Some(seconds(15)), seconds(10))
+        );
+        assert_eq!(
+            (settings.retry_delay_min, settings.retry_delay_max),
+            (Duration::from_millis(250), seconds(30))
+        );
+        assert_eq!((settings.retry_after_max, settings.stable_after), (seconds(300), seconds(30)));
+        assert_eq!((settings.max_attempts, settings.idle_timeout), (None, None));
+        assert_eq!(
+            (settings.max_message_size, settings.max_outgoing_frame_size),
+            (16 * 1024 * 1024, None)
+        );
+        let bounds =
+            Bounds { messages: 65_536, bytes: 64 * 1024 * 1024, when_full: WhenFull::Disconnect };
+        assert_eq!(settings.queue, bounds);
+        assert!(settings.deflate.is_none() && settings.app_ping.is_none());
+        assert!(settings.check().is_ok());
+    }
+}

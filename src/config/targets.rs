@@ -1,0 +1,119 @@
+//! Where to dial: endpoints that are known, or a closure that is asked.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::config::endpoint::{Endpoint, Target};
+use crate::config::settings::Settings;
+use crate::error::{Error, ErrorKind};
+use crate::sync;
+
+/// What dialing and reading need to know, checked.
+#[derive(Clone)]
+pub(crate) struct Config {
+    pub(crate) source: Targets,
+    pub(crate) settings: Settings,
+}
+
+#[derive(Clone)]
+pub(crate) enum Targets {
+    List(Vec<Target>),
+    Ask { endpoint_fn: EndpointFn, headers: Vec<(String, String)>, subprotocols: Vec<String> },
+}
+
+impl Targets {
+    /// How many take turns.
+    pub(crate) fn count(&self) -> usize {
+        match self {
+            Targets::List(targets) => targets.len(),
+            Targets::Ask { .. } => 1,
+        }
+    }
+
+    /// The target whose turn it is, below [`count`](Targets::count).
+    pub(crate) fn target(&self, turn: usize, context: &DialContext) -> Result<Target, Error> {
+        match self {
+            Targets::List(targets) => Ok(targets[turn].clone()),
+            Targets::Ask { endpoint_fn, headers, subprotocols } => {
+                let endpoint = endpoint_fn(context).map_err(as_endpoint_error)?;
+                with_common(endpoint, headers, subprotocols).target()
+            }
+        }
+    }
+}
+
+/// Where to dial.
+#[derive(Clone)]
+pub(crate) enum Source {
+    /// Taken in turn.
+    List(Vec<Endpoint>),
+    /// Asked anew before each dial.
+    Ask(EndpointFn),
+}
+
+pub(crate) type EndpointFn =
+    Arc<dyn Fn(&DialContext) -> Result<Endpoint, Box<dyn StdError + Send + Sync>> + Send + Sync>;
+
+/// What an endpoint closure gets to know.
+#[derive(Clone, Debug)]
+pub struct DialContext {
+    attempt: u32,
+    deadline: Instant,
+    is_stopping: StopLook,
+}
+
+#[derive(Clone)]
+struct StopLook(Arc<dyn Fn() -> bool + Send + Sync>);
+
+impl fmt::Debug for StopLook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", (self.0)())
+    }
+}
+
+impl DialContext {
+    pub(crate) fn new(
+        attempt: u32,
+        deadline: Instant,
+        is_stopping: Arc<dyn Fn() -> bool + Send + Sync>,
+    ) -> Self {
+        DialContext { attempt, deadline, is_stopping: StopLook(is_stopping) }
+    }
+
+    /// The number of this dial in a row without a stable connection this is, from 1.
+    pub fn attempt(&self) -> u32 {
+        self.attempt
+    }
+
+    /// What is left of `connect_timeout` for the closure and the dial together.
+    pub fn remaining(&self) -> Duration {
+        self.deadline.saturating_duration_since(sync::now())
+    }
+
+    /// Whether the client has been told to stop: a closure that makes calls of its own should look
+    /// now and then, for nothing can interrupt it.
+    pub fn is_stopping(&self) -> bool {
+        (self.is_stopping.0)()
+    }
+}
+
+/// An error of ours that an endpoint closure returns stays what it is, so that its kind decides
+/// about retrying.
+fn as_endpoint_error(error: Box<dyn StdError + Send + Sync>) -> Error {
+    match error.downcast::<Error>() {
+        Ok(error) => *error,
+        Err(error) => Error::caused_by_closure(ErrorKind::Endpoint, "asking where to dial", error),
+    }
+}
+
+pub(crate) fn with_common(
+    endpoint: Endpoint,
+    headers: &[(String, String)],
+    subprotocols: &[String],
+) -> Endpoint {
+    let endpoint =
+        headers.iter().fold(endpoint, |endpoint, (name, value)| endpoint.header(name, value));
+    subprotocols.iter().fold(endpoint, |endpoint, name| endpoint.subprotocol(name))
+}
