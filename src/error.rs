@@ -605,13 +605,6 @@ mod tests {
     }
 
     #[test]
-    fn a_reset_of_a_reader_of_the_program_is_no_reset_of_the_socket() {
-        let reset = || io::Error::from(io::ErrorKind::ConnectionReset);
-        let ours = Error::caused(ErrorKind::Io, "writing to the connection", reset());
-        let theirs = Error::caused_by_closure(ErrorKind::Io, "reading the message", reset());
-    }
-
-    #[test]
     fn an_error_made_permanent_keeps_its_cause_while_it_is_shared() {
         let error = Error::caused(ErrorKind::Tls, "TLS handshake with a:1", "expired");
         let shared = error.clone();
