@@ -23,7 +23,8 @@ use crate::sender::{Receipt, Sender, Stopper};
 use crate::stats::Stats;
 use crate::sync;
 use crate::sync::channel::bounded;
-use crate::sync::threads::{JoinTimeout, StopReport, ThreadOutcome, Threads};
+use crate::sync::stop_report::{StopReport, ThreadOutcome};
+use crate::sync::threads::{JoinTimeout, Threads};
 
 /// One connection to a venue, kept up by two threads until it is stopped or dropped.
 ///

@@ -14,7 +14,7 @@ use crate::error::{BatchError, CloseReason, Error, ErrorKind, SendError};
 use crate::event::Payload;
 use crate::runtime::shared::{Shared, State};
 use crate::sync;
-use crate::sync::threads::StopReport;
+use crate::sync::stop_report::StopReport;
 use crate::time::{Deadline, after};
 
 /// The proof that the kernel took a message whole. It proves nothing about the peer.

@@ -9,7 +9,7 @@ use socket2::Socket;
 
 use crate::error::{Error, ErrorKind};
 use crate::sync;
-use crate::sync::threads::Shutdown;
+use crate::sync::wait::Shutdown;
 use crate::time::Deadline;
 
 /// Without it a peer that is gone kills a program that has not asked to ignore SIGPIPE. Apple has a

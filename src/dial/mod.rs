@@ -15,7 +15,8 @@ use crate::config::endpoint::Target;
 use crate::connection::socket::StreamSocket;
 use crate::connection::transport::TlsEngine;
 use crate::error::{Error, ErrorKind};
-use crate::sync::threads::{Shutdown, Threads};
+use crate::sync::threads::Threads;
+use crate::sync::wait::Shutdown;
 use crate::time::Deadline;
 
 use io::DialIo;

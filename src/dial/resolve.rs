@@ -9,7 +9,8 @@ use std::time::Duration;
 use crate::config::endpoint::Target;
 use crate::error::{Error, ErrorKind};
 use crate::sync::channel::{Receiver, bounded};
-use crate::sync::threads::{JoinTimeout, Shutdown, Threads, Woken, wait};
+use crate::sync::threads::{JoinTimeout, Threads};
+use crate::sync::wait::{Shutdown, Woken, wait};
 use crate::time::Deadline;
 
 /// Stop gives a lookup that hangs this long, then reports it late.

@@ -10,7 +10,8 @@ use super::dialer::{CLOSE, Dial, PING, Peer, TEXT, server};
 use super::explorer::LEAPS;
 use super::sync::channel::bounded;
 use super::{elapsed, explore, is_exact};
-use crate::sync::threads::{JoinTimeout, ThreadOptions, Threads, Woken, wait};
+use crate::sync::threads::{JoinTimeout, ThreadOptions, Threads};
+use crate::sync::wait::{Woken, wait};
 use crate::{
     Builder, Client, Connection, ErrorKind, Event, Handler, MessageRef, SendError, State,
     ThreadOutcome, WhenFull,

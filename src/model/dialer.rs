@@ -11,7 +11,8 @@ use super::{block, change, facts};
 use crate::config::endpoint::Target;
 use crate::dial::{DialSettings, Dialed, Lookups, Opening};
 use crate::error::{Error, ErrorKind};
-use crate::sync::threads::{Shutdown, Threads};
+use crate::sync::threads::Threads;
+use crate::sync::wait::Shutdown;
 use crate::time::Deadline;
 
 /// What becomes of the n-th dial, from 0.

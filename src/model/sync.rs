@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use shuttle::rand::Rng;
 
 use super::{Sabotage, block, change, elapsed, is_sabotaged, origin};
-use crate::sync::threads::Woken;
+use crate::sync::wait::Woken;
 
 pub(crate) use channel::Receiver;
 pub(crate) use shuttle::sync::atomic;
@@ -323,7 +323,7 @@ pub(crate) mod channel {
     }
 }
 
-/// See [`crate::sync::threads::wait_over`]. Where several are ready, any of them may be the answer.
+/// See [`crate::sync::wait::wait_over`]. Where several are ready, any of them may be the answer.
 pub(crate) fn wait_over<T>(
     over: &Receiver<Infallible>,
     wakeup: &Receiver<T>,

@@ -16,7 +16,7 @@ use crate::error::{Error, ErrorKind};
 use crate::runtime::shared::{Active, Shared};
 use crate::sync;
 use crate::sync::channel::Receiver;
-use crate::sync::threads::{Woken, wait, wait_over};
+use crate::sync::wait::{Woken, wait, wait_over};
 use crate::time::{Liveness, LivenessStatus, PingSchedule, after, earliest};
 
 /// How soon the heart tries again what found no room or no lock.

@@ -18,7 +18,7 @@ use crate::protocol::deflate::Inflater;
 use crate::protocol::frame::{ProtocolError, ReadBuffer};
 use crate::sender::Sender;
 use crate::sync;
-use crate::sync::threads::Shutdown;
+use crate::sync::wait::Shutdown;
 
 /// How often buffers are looked at, whether they could be smaller.
 const SETTLE_EVERY: Duration = Duration::from_secs(1);

@@ -25,7 +25,7 @@ use crate::runtime::shared::{Active, Shared};
 use crate::sender::Sender;
 use crate::sync;
 use crate::sync::channel::never;
-use crate::sync::threads::{Woken, wait};
+use crate::sync::wait::{Woken, wait};
 use crate::time::{Deadline, after};
 
 /// What the reader thread runs on.

@@ -11,7 +11,9 @@ use crate::error::{Error, ErrorKind};
 use crate::runtime::reconnect::{AfterClose, ReconnectState};
 use crate::stats::Counters;
 use crate::sync::channel::{Receiver, Sender as WakeTx, bounded};
-use crate::sync::threads::{Shutdown, StopReport, Threads};
+use crate::sync::stop_report::StopReport;
+use crate::sync::threads::Threads;
+use crate::sync::wait::Shutdown;
 use crate::sync::{self, Condvar, Mutex};
 use crate::time::{Deadline, after};
 

@@ -1,7 +1,6 @@
 //! The threads of one client: born here, told to stop here, joined here.
 
 use std::convert::Infallible;
-use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,7 +10,9 @@ use crossbeam_channel::RecvTimeoutError;
 use crate::error::{Error, ErrorKind};
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::channel::{Receiver, Sender, bounded};
+use crate::sync::stop_report::{StopReport, ThreadOutcome, ThreadReport};
 use crate::sync::thread::{self, JoinHandle, ThreadId};
+use crate::sync::wait::Shutdown;
 use crate::sync::{self, Mutex};
 use crate::time::after;
 
@@ -261,157 +262,10 @@ impl Tracked {
     }
 }
 
-/// Seen by every thread of a client: whether it has to end.
-#[derive(Clone)]
-pub(crate) struct Shutdown {
-    gone: Receiver<Infallible>,
-    /// Set before the channel disconnects. What the reader looks at once per message, where a
-    /// channel would be too slow.
-    requested: Arc<AtomicBool>,
-}
-
-impl Shutdown {
-    #[inline]
-    pub(crate) fn is_requested(&self) -> bool {
-        self.requested.load(Ordering::Relaxed)
-    }
-}
-
-/// Why a [`wait`] ended.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Woken<T> {
-    Shutdown,
-    /// Something came through the bell.
-    Received(T),
-    /// Whoever could have rung the bell is gone.
-    Disconnected,
-    /// The time has come.
-    TimedOut,
-}
-
-/// Waits for the shutdown signal, the bell or a time, whichever is first; shutdown goes before the
-/// time when both are there.
-///
-/// Every wait of a thread that has to be woken goes through here.
-pub(crate) fn wait<T>(
-    shutdown: &Shutdown,
-    wakeup: &Receiver<T>,
-    until: Option<Instant>,
-) -> Woken<T> {
-    let woken = wait_over(&shutdown.gone, wakeup, until);
-    // select! picks at random among those that are ready, and what came through the bell must not
-    // be lost.
-    if shutdown.is_requested() && !matches!(woken, Woken::Received(_)) {
-        Woken::Shutdown
-    } else {
-        woken
-    }
-}
-
-/// As [`wait`], with any channel on which nothing is ever sent in the place of the shutdown signal.
-#[cfg(not(shuttle))]
-pub(crate) fn wait_over<T>(
-    over: &Receiver<Infallible>,
-    wakeup: &Receiver<T>,
-    until: Option<Instant>,
-) -> Woken<T> {
-    use crossbeam_channel::{at, never, select};
-    let due = until.map_or_else(never, at);
-    select! {
-        recv(over) -> _ => Woken::Shutdown,
-        recv(wakeup) -> rung => rung.map_or(Woken::Disconnected, Woken::Received),
-        recv(due) -> _ => Woken::TimedOut,
-    }
-}
-
-#[cfg(shuttle)]
-pub(crate) use crate::model::sync::wait_over;
-
-/// What became of each thread when a client stopped.
-#[derive(Clone, Debug)]
-pub struct StopReport {
-    threads: Vec<ThreadReport>,
-    took: Duration,
-}
-
-/// What became of one thread.
-#[derive(Clone, Debug)]
-pub struct ThreadReport {
-    /// `taut-reader`, `taut-heartbeat` or `taut-resolver`.
-    pub name: &'static str,
-    /// Whether it ended.
-    pub outcome: ThreadOutcome,
-    /// How long after the stop began this was known.
-    pub took: Duration,
-}
-
-/// Whether a thread ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum ThreadOutcome {
-    /// It has ended and was joined.
-    Joined,
-    /// It had not ended by the deadline. It has been told to, and ends as soon as whatever holds it
-    /// lets go.
-    TimedOut,
-    /// It is the thread that asked for the stop, from inside the handler. It ends once the handler
-    /// returns.
-    Current,
-    /// It has been told to end and was not waited for, because the stop was asked for from one of
-    /// the client's own threads.
-    Detached,
-}
-
-impl StopReport {
-    /// Every thread of the client.
-    pub fn threads(&self) -> &[ThreadReport] {
-        &self.threads
-    }
-
-    /// Whether every thread ended in time. Says nothing of the close handshake.
-    pub fn is_clean(&self) -> bool {
-        self.threads.iter().all(|thread| thread.outcome == ThreadOutcome::Joined)
-    }
-
-    /// How long the stop took.
-    pub fn took(&self) -> Duration {
-        self.took
-    }
-}
-
-impl StopReport {
-    /// Counts what went before the join into `took`.
-    pub(crate) fn measured_from(mut self, began: Instant) -> Self {
-        self.took = sync::now().saturating_duration_since(began);
-        self
-    }
-}
-
-impl fmt::Display for StopReport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let verdict = if self.is_clean() { "clean" } else { "not clean" };
-        write!(f, "{verdict}, {:.1?}", self.took)?;
-        for thread in &self.threads {
-            write!(f, "; {} {} after {:.1?}", thread.name, thread.outcome, thread.took)?;
-        }
-        Ok(())
-    }
-}
-
-impl fmt::Display for ThreadOutcome {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            ThreadOutcome::Joined => "ended",
-            ThreadOutcome::TimedOut => "LATE",
-            ThreadOutcome::Current => "current",
-            ThreadOutcome::Detached => "signalled",
-        })
-    }
-}
-
 #[cfg(all(test, not(shuttle)))]
 mod tests {
     use super::*;
+    use crate::sync::wait::{Woken, wait};
     use crossbeam_channel::{never, unbounded};
 
     fn soon() -> Instant {
@@ -524,19 +378,5 @@ mod tests {
                 });
             }
         });
-    }
-
-    #[test]
-    fn a_wait_tells_its_four_ends_apart() {
-        let threads = Threads::new(ThreadOptions::default());
-        let shutdown = threads.shutdown_signal();
-        let (wake, wakeup) = unbounded();
-        assert_eq!(wait(&shutdown, &wakeup, Some(Instant::now())), Woken::TimedOut);
-        wake.send(7).expect("the wakeup is there");
-        assert_eq!(wait(&shutdown, &wakeup, None), Woken::Received(7));
-        drop(wake);
-        assert_eq!(wait(&shutdown, &wakeup, None), Woken::Disconnected);
-        threads.shutdown();
-        assert_eq!(wait(&shutdown, &wakeup, None), Woken::Shutdown);
     }
 }
