@@ -11,11 +11,15 @@ use std::time::Duration;
 use crate::config::endpoint::Endpoint;
 use crate::config::{Builder, DialContext};
 use crate::connection::CloseFrame;
-use crate::dial::{DialSettings, Dialer};
+use crate::dial::DialSettings;
+#[cfg(not(shuttle))]
+use crate::dial::Dialer;
 use crate::error::{BatchError, CloseReason, Error, SendError};
 use crate::event::{Event, Payload};
 use crate::events::{Events, Queue, QueueSink};
 use crate::handler::{EventSink, Handler, HandlerSink};
+#[cfg(shuttle)]
+use crate::model::dialer::Dialer;
 use crate::runtime::heartbeat::Heartbeat;
 use crate::runtime::reader_thread::Supervisor;
 use crate::runtime::shared::{Active, Shared, State, WAIT_OPEN};
@@ -334,13 +338,6 @@ impl<D> Client<D> {
     /// ```
     pub fn stop_with(&self, close: &CloseReason, timeout: Duration) -> Result<StopReport, Error> {
         Ok(self.shared.stop(CloseFrame::said(close)?, timeout))
-    }
-}
-
-#[cfg(all(test, shuttle))]
-impl<D> Client<D> {
-    pub(crate) fn open_connection_for_checks(&self) -> Arc<crate::connection::OpenConnection> {
-        self.shared.open_connection().expect("a connection is open")
     }
 }
 

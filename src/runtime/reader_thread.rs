@@ -14,10 +14,13 @@ use rand::{RngExt, make_rng};
 use crate::config::{Config, DialContext};
 use crate::connection::OpenConnection;
 use crate::connection::writer::FrameWriter;
-use crate::dial::{Dialer, WakePair};
+#[cfg(not(shuttle))]
+use crate::dial::Dialer;
 use crate::error::{Error, ErrorKind};
 use crate::event::{DialFailure, Disconnect, Opened, Stopped};
 use crate::handler::{Connection, EventSink};
+#[cfg(shuttle)]
+use crate::model::dialer::Dialer;
 use crate::runtime::endpoint_pool::EndpointPool;
 use crate::runtime::read_loop::{ReadEnd, Reader};
 use crate::runtime::reconnect::{Action, Failure, Input, ReconnectState, RetryDecision};
@@ -26,6 +29,7 @@ use crate::sender::Sender;
 use crate::sync;
 use crate::sync::channel::never;
 use crate::sync::wait::{Woken, wait};
+use crate::sync::wake_pair::WakePair;
 use crate::time::{Deadline, after};
 
 /// What the reader thread runs on.

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::connection::{CloseFrame, OpenConnection};
-use crate::dial::Waker;
 use crate::error::{Error, ErrorKind};
 use crate::runtime::reconnect::{AfterClose, ReconnectState};
 use crate::stats::Counters;
@@ -14,6 +13,7 @@ use crate::sync::channel::{Receiver, Sender as WakeTx, bounded};
 use crate::sync::stop_report::StopReport;
 use crate::sync::threads::Threads;
 use crate::sync::wait::Shutdown;
+use crate::sync::wake_pair::Waker;
 use crate::sync::{self, Condvar, Mutex};
 use crate::time::{Deadline, after};
 

@@ -7,6 +7,8 @@
 pub(crate) mod stop_report;
 pub(crate) mod threads;
 pub(crate) mod wait;
+#[cfg(not(shuttle))]
+pub(crate) mod wake_pair;
 
 #[cfg(not(shuttle))]
 pub(crate) use std::{sync::atomic, thread};
@@ -28,3 +30,5 @@ pub(crate) fn now() -> std::time::Instant {
 
 #[cfg(shuttle)]
 pub(crate) use crate::model::sync::{Condvar, Mutex, MutexGuard, atomic, channel, now, thread};
+#[cfg(shuttle)]
+pub(crate) use crate::model::wake_pair;

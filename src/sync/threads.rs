@@ -8,11 +8,10 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::RecvTimeoutError;
 
 use crate::error::{Error, ErrorKind};
-use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::channel::{Receiver, Sender, bounded};
 use crate::sync::stop_report::{StopReport, ThreadOutcome, ThreadReport};
 use crate::sync::thread::{self, JoinHandle, ThreadId};
-use crate::sync::wait::Shutdown;
+use crate::sync::wait::{Shutdown, ShutdownTrigger};
 use crate::sync::{self, Mutex};
 use crate::time::after;
 
@@ -24,8 +23,8 @@ use crate::time::after;
 /// and then calling `join`, which is by then immediate, is how a join gets a deadline.
 pub(crate) struct Threads {
     shutdown: Shutdown,
-    /// Dropped by the first `shutdown`. A lock of its own, held for that instant alone.
-    signal: Mutex<Option<Sender<Infallible>>>,
+    /// Taken and dropped by the first `shutdown`.
+    trigger: Mutex<Option<ShutdownTrigger>>,
     /// Lock order: `threads`, then a thread's `handle`.
     threads: Mutex<Vec<Arc<Tracked>>>,
     options: ThreadOptions,
@@ -64,9 +63,8 @@ pub(crate) enum JoinTimeout {
 
 impl Threads {
     pub(crate) fn new(options: ThreadOptions) -> Self {
-        let (signal, gone) = bounded(0);
-        let shutdown = Shutdown { gone, requested: Arc::new(AtomicBool::new(false)) };
-        Threads { shutdown, signal: Mutex::new(Some(signal)), threads: Mutex::default(), options }
+        let (trigger, shutdown) = Shutdown::new();
+        Threads { shutdown, trigger: Mutex::new(Some(trigger)), threads: Mutex::default(), options }
     }
 
     /// What a thread watches to learn that it has to end.
@@ -127,8 +125,7 @@ impl Threads {
     pub(crate) fn shutdown(&self) {
         // The threads' lock makes this wait out a spawn that is half done, or be seen by it.
         let _threads = self.threads.lock();
-        self.shutdown.requested.store(true, Ordering::SeqCst);
-        drop(self.signal.lock().take());
+        drop(self.trigger.lock().take());
     }
 
     /// Waits until every thread has ended or `deadline` has passed, and says which did what. Never
@@ -153,8 +150,6 @@ impl Threads {
         // Waiting for the others from one of them could be waiting for oneself: the heart ends
         // after the reader, for example.
         let is_own = threads.iter().any(|thread| thread.id == current);
-        #[cfg(shuttle)]
-        let is_own = is_own && !crate::model::is_sabotaged(crate::model::Sabotage::JoinItself);
         let mut reports: Vec<ThreadReport> = threads
             .iter()
             .map(|thread| match is_own {

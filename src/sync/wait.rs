@@ -1,52 +1,71 @@
-//! Waiting for several things at once.
+//! The shutdown signal, and waiting for it together with a wake-up and a time.
 
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Instant;
 
 use crate::sync::atomic::{AtomicBool, Ordering};
-use crate::sync::channel::Receiver;
+use crate::sync::channel::{Receiver, Sender, bounded};
 
-/// Seen by every thread of a client: whether it has to end.
+/// The receiving side of the shutdown signal. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Shutdown {
-    pub(super) gone: Receiver<Infallible>,
-    /// Set before the channel disconnects. What the reader looks at once per message, where a
+    /// Nothing is ever sent on it. It disconnects, for good, when the signal is given.
+    gone: Receiver<Infallible>,
+    /// Set before the channel disconnects. The reader looks at it once per message, for which a
     /// channel would be too slow.
-    pub(super) requested: Arc<AtomicBool>,
+    requested: Arc<AtomicBool>,
+}
+
+/// Gives the shutdown signal by being dropped.
+pub(crate) struct ShutdownTrigger {
+    requested: Arc<AtomicBool>,
+    _alive: Sender<Infallible>,
 }
 
 impl Shutdown {
+    pub(crate) fn new() -> (ShutdownTrigger, Shutdown) {
+        let (alive, gone) = bounded(0);
+        let requested = Arc::new(AtomicBool::new(false));
+        let trigger = ShutdownTrigger { requested: Arc::clone(&requested), _alive: alive };
+        (trigger, Shutdown { gone, requested })
+    }
+
     #[inline]
     pub(crate) fn is_requested(&self) -> bool {
         self.requested.load(Ordering::Relaxed)
     }
 }
 
-/// Why a [`wait`] ended.
+impl Drop for ShutdownTrigger {
+    fn drop(&mut self) {
+        self.requested.store(true, Ordering::SeqCst);
+    }
+}
+
+/// The reason why a [`wait`] ended.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Woken<T> {
     Shutdown,
-    /// Something came through the bell.
+    /// The wake-up channel delivered this.
     Received(T),
-    /// Whoever could have rung the bell is gone.
+    /// All senders of the wake-up channel have gone.
     Disconnected,
-    /// The time has come.
     TimedOut,
 }
 
-/// Waits for the shutdown signal, the bell or a time, whichever is first; shutdown goes before the
-/// time when both are there.
+/// Waits for the shutdown signal, a wake-up or a time, whichever comes first. When several are
+/// there, a wake-up that has been received goes first, and then the shutdown.
 ///
-/// Every wait of a thread that has to be woken goes through here.
+/// Every wait of a thread that a stop has to end goes through this function.
 pub(crate) fn wait<T>(
     shutdown: &Shutdown,
     wakeup: &Receiver<T>,
     until: Option<Instant>,
 ) -> Woken<T> {
     let woken = wait_over(&shutdown.gone, wakeup, until);
-    // select! picks at random among those that are ready, and what came through the bell must not
-    // be lost.
+    // `select!` picks at random among those that are ready, and what it has received must not be
+    // lost.
     if shutdown.is_requested() && !matches!(woken, Woken::Received(_)) {
         Woken::Shutdown
     } else {
@@ -54,7 +73,8 @@ pub(crate) fn wait<T>(
     }
 }
 
-/// As [`wait`], with any channel on which nothing is ever sent in the place of the shutdown signal.
+/// Waits like [`wait`], with any channel on which nothing is ever sent in the place of the shutdown
+/// signal.
 #[cfg(not(shuttle))]
 pub(crate) fn wait_over<T>(
     over: &Receiver<Infallible>,
@@ -62,34 +82,45 @@ pub(crate) fn wait_over<T>(
     until: Option<Instant>,
 ) -> Woken<T> {
     use crossbeam_channel::{at, never, select};
-    let due = until.map_or_else(never, at);
+    let timeout = until.map_or_else(never, at);
     select! {
         recv(over) -> _ => Woken::Shutdown,
-        recv(wakeup) -> rung => rung.map_or(Woken::Disconnected, Woken::Received),
-        recv(due) -> _ => Woken::TimedOut,
+        recv(wakeup) -> received => received.map_or(Woken::Disconnected, Woken::Received),
+        recv(timeout) -> _ => Woken::TimedOut,
     }
 }
 
 #[cfg(shuttle)]
-pub(crate) use crate::model::sync::wait_over;
+pub(crate) fn wait_over<T>(
+    over: &Receiver<Infallible>,
+    wakeup: &Receiver<T>,
+    until: Option<Instant>,
+) -> Woken<T> {
+    use crate::sync::channel::{Selected, select};
+    match select(over, wakeup, until) {
+        Selected::First(_) => Woken::Shutdown,
+        Selected::Second(received) => received.map_or(Woken::Disconnected, Woken::Received),
+        Selected::TimedOut => Woken::TimedOut,
+    }
+}
 
 #[cfg(all(test, not(shuttle)))]
 mod tests {
     use super::*;
-    use crate::sync::threads::{ThreadOptions, Threads};
     use crossbeam_channel::unbounded;
 
     #[test]
     fn a_wait_tells_its_four_ends_apart() {
-        let threads = Threads::new(ThreadOptions::default());
-        let shutdown = threads.shutdown_signal();
+        let (trigger, shutdown) = Shutdown::new();
         let (wake, wakeup) = unbounded();
         assert_eq!(wait(&shutdown, &wakeup, Some(Instant::now())), Woken::TimedOut);
-        wake.send(7).expect("the wakeup is there");
+        wake.send(7).expect("the receiver is there");
         assert_eq!(wait(&shutdown, &wakeup, None), Woken::Received(7));
         drop(wake);
         assert_eq!(wait(&shutdown, &wakeup, None), Woken::Disconnected);
-        threads.shutdown();
+        assert!(!shutdown.is_requested());
+        drop(trigger);
         assert_eq!(wait(&shutdown, &wakeup, None), Woken::Shutdown);
+        assert!(shutdown.is_requested());
     }
 }
