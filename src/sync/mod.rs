@@ -4,6 +4,7 @@
 //! `--cfg shuttle` they come from the model instead, in which a scheduler tries out interleavings
 //! and time passes only when it is told to.
 
+pub(crate) mod panic;
 pub(crate) mod stop_report;
 pub(crate) mod threads;
 pub(crate) mod wait;
