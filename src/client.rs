@@ -12,11 +12,15 @@ use crate::builder::Builder;
 use crate::config::endpoint::Endpoint;
 use crate::config::targets::DialContext;
 use crate::connection::close::CloseFrame;
-use crate::dial::{DialSettings, Dialer};
+use crate::dial::DialSettings;
+#[cfg(not(shuttle))]
+use crate::dial::Dialer;
 use crate::error::{BatchError, CloseReason, Error, SendError, Timeout};
 use crate::event::{Event, Payload, Receipt};
 use crate::events::{Events, Queue, QueueSink};
 use crate::handler::{EventSink, Handler, HandlerSink};
+#[cfg(shuttle)]
+use crate::model::dialer::Dialer;
 use crate::runtime::heartbeat::Heartbeat;
 use crate::runtime::reader_thread::ReaderThread;
 use crate::runtime::shared::{Active, Shared, State};
@@ -24,7 +28,8 @@ use crate::sender::{Sender, Stopper};
 use crate::stats::Stats;
 use crate::sync;
 use crate::sync::channel::bounded;
-use crate::sync::threads::{JoinTimeout, StopReport, ThreadOutcome, Threads};
+use crate::sync::stop_report::{StopReport, ThreadOutcome};
+use crate::sync::threads::{JoinTimeout, Threads};
 
 /// One connection to a venue, kept up by two threads until it is stopped or dropped.
 ///
@@ -334,13 +339,6 @@ impl<D> Client<D> {
     /// ```
     pub fn stop_with(&self, close: &CloseReason, timeout: Duration) -> Result<StopReport, Error> {
         Ok(self.shared.stop(CloseFrame::from_program(close)?, timeout))
-    }
-}
-
-#[cfg(all(test, shuttle))]
-impl<D> Client<D> {
-    pub(crate) fn open_connection_for_checks(&self) -> Arc<crate::connection::OpenConnection> {
-        self.shared.open_connection().expect("a connection is open")
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::event::{DialFailure, Disconnect, Event, Lagged, MessageRef, Opened, Stopped};
 use crate::handler::{Connection, EventSink, Full};
 use crate::sync::channel::{Receiver, Sender as WakeTx, bounded};
-use crate::sync::threads::{Shutdown, Woken, wait};
+use crate::sync::wait::{Shutdown, Woken, wait};
 use crate::sync::{self, Condvar, Mutex};
 use crate::time::after;
 

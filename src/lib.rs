@@ -169,4 +169,4 @@ pub use runtime::reconnect::RetryDecision;
 pub use runtime::shared::State;
 pub use sender::{Sender, Stopper};
 pub use stats::{RoundTrip, Stats};
-pub use sync::threads::{StopReport, ThreadOutcome, ThreadReport};
+pub use sync::stop_report::{StopReport, ThreadOutcome, ThreadReport};

@@ -1,6 +1,5 @@
 //! What may be kept and moved to any thread: to send, and to stop.
 
-use std::any::Any;
 use std::borrow::Cow;
 use std::fmt;
 use std::io::Read;
@@ -14,7 +13,8 @@ use crate::connection::close::CloseFrame;
 use crate::error::{BatchError, CloseReason, Error, ErrorKind, SendError};
 use crate::event::{Payload, Receipt};
 use crate::runtime::shared::{Shared, State};
-use crate::sync::threads::StopReport;
+use crate::sync::panic::Panic;
+use crate::sync::stop_report::StopReport;
 
 /// Sends on whatever connection is open at the time. Cheap to clone, and usable from any thread.
 ///
@@ -37,7 +37,7 @@ impl Sender {
     }
 
     /// Keeps what a closure of the program threw.
-    pub(crate) fn keep_panic(&self, panic: Box<dyn Any + Send>) {
+    pub(crate) fn keep_panic(&self, panic: Panic) {
         self.shared.keep_panic(panic);
     }
 

@@ -1,7 +1,6 @@
 //! Waiting for sockets during a dial: under one deadline, and cancellable at any time.
 
 use std::io;
-use std::sync::Arc;
 use std::time::Instant;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -9,7 +8,8 @@ use socket2::Socket;
 
 use crate::error::{Error, ErrorKind};
 use crate::sync;
-use crate::sync::threads::Shutdown;
+use crate::sync::wait::Shutdown;
+use crate::sync::wake_pair::WakePair;
 use crate::time::Deadline;
 
 /// Without it a peer that is gone kills a program that has not asked to ignore SIGPIPE. Apple has a
@@ -18,60 +18,6 @@ use crate::time::Deadline;
 const QUIETLY: i32 = rustix::net::SendFlags::NOSIGNAL.bits() as i32;
 #[cfg(not(all(unix, not(target_vendor = "apple"))))]
 const QUIETLY: i32 = 0;
-
-/// Both ends of what wakes a dial. Made for one dial and dropped with it.
-pub(crate) struct WakePair {
-    #[cfg(unix)]
-    sleeper: std::os::unix::net::UnixStream,
-    waker: Waker,
-}
-
-/// Wakes a dial out of whatever it waits for. Cheap to clone.
-#[derive(Clone)]
-pub(crate) struct Waker {
-    #[cfg(unix)]
-    stream: Arc<std::os::unix::net::UnixStream>,
-    /// Windows cannot poll a pair of anything but sockets: there a dial looks at the shutdown
-    /// signal every 20 ms instead.
-    #[cfg(not(unix))]
-    stream: Arc<()>,
-}
-
-impl WakePair {
-    /// # Errors
-    /// `Io` when there are no descriptors.
-    #[cfg(unix)]
-    pub(crate) fn new() -> Result<Self, Error> {
-        let pair = std::os::unix::net::UnixStream::pair();
-        let (sleeper, stream) = pair.map_err(|error| {
-            Error::caused(ErrorKind::Io, "opening a descriptor for the dial", error)
-        })?;
-        Ok(WakePair { sleeper, waker: Waker { stream: Arc::new(stream) } })
-    }
-
-    #[cfg(not(unix))]
-    pub(crate) fn new() -> Result<Self, Error> {
-        Ok(WakePair { waker: Waker { stream: Arc::new(()) } })
-    }
-
-    pub(crate) fn waker(&self) -> Waker {
-        self.waker.clone()
-    }
-}
-
-impl Waker {
-    /// Wakes the dial, now or when it next waits. The reader looks at the shutdown signal then.
-    #[cfg(unix)]
-    pub(crate) fn wake(&self) {
-        // An end of stream is a wake-up that lasts, and needs no room.
-        let _ = self.stream.shutdown(std::net::Shutdown::Both);
-    }
-
-    #[cfg(not(unix))]
-    pub(crate) fn wake(&self) {
-        let _ = &self.stream;
-    }
-}
 
 /// What every step of a dial needs to wait.
 pub(crate) struct DialIo<'a> {
@@ -113,7 +59,7 @@ impl DialIo<'_> {
             let mut watched: Vec<PollFd<'_>> =
                 sockets.iter().map(|socket| PollFd::new(*socket, flags)).collect();
             #[cfg(unix)]
-            watched.push(PollFd::new(&self.pair.sleeper, PollFlags::IN));
+            watched.push(PollFd::new(self.pair, PollFlags::IN));
             #[cfg(not(unix))]
             let _ = self.pair;
             let timeout = Timespec::try_from(wait).ok();

@@ -15,12 +15,12 @@ use crate::config::endpoint::Target;
 use crate::connection::socket::StreamSocket;
 use crate::connection::transport::TlsEngine;
 use crate::error::{Error, ErrorKind};
-use crate::sync::threads::{Shutdown, Threads};
+use crate::sync::threads::Threads;
+use crate::sync::wait::Shutdown;
+use crate::sync::wake_pair::WakePair;
 use crate::time::Deadline;
 
 use io::DialIo;
-#[cfg(not(shuttle))]
-pub(crate) use io::{WakePair, Waker};
 pub(crate) use resolve::Lookups;
 pub use resolve::Resolver;
 pub(crate) use tcp::TcpOptions;
@@ -34,9 +34,6 @@ pub(crate) struct DialSettings {
     pub(crate) tcp: TcpOptions,
     pub(crate) tls: TlsOptions,
 }
-
-#[cfg(shuttle)]
-pub(crate) use crate::model::dialer::{Dialer, WakePair, Waker};
 
 /// Dials, one target after the other. Owned by the reader thread.
 #[cfg(not(shuttle))]

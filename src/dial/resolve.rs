@@ -2,14 +2,15 @@
 
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::endpoint::Target;
 use crate::error::{Error, ErrorKind};
 use crate::sync::channel::{Receiver, bounded};
-use crate::sync::threads::{JoinTimeout, Shutdown, Threads, Woken, wait};
+use crate::sync::panic;
+use crate::sync::threads::{JoinTimeout, Threads};
+use crate::sync::wait::{Shutdown, Woken, wait};
 use crate::time::Deadline;
 
 /// Stop gives a lookup that hangs this long, then reports it late.
@@ -119,7 +120,7 @@ impl Lookups {
         let (tell, answer) = bounded(1);
         let asked = host.clone();
         self.threads.spawn("taut-resolver", JoinTimeout::AtMost(PATIENCE), move || {
-            let answer = catch_unwind(AssertUnwindSafe(|| resolver.resolve(&asked, port)));
+            let answer = panic::catch(|| resolver.resolve(&asked, port));
             // Nobody may be waiting any more.
             let _ = tell
                 .send(answer.unwrap_or_else(|_| Err(io::Error::other("the resolver panicked"))));

@@ -1,4 +1,4 @@
-//! The promises of the crate, under every schedule that is tried.
+//! Checks the promises of the crate under every schedule that is tried.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -7,10 +7,12 @@ use std::time::Duration;
 use shuttle::thread::spawn;
 
 use super::dialer::{CLOSE, Dial, PING, Peer, TEXT, server};
-use super::explorer::LEAPS;
-use super::sync::channel::bounded;
-use super::{elapsed, explore, is_exact};
-use crate::sync::threads::{JoinTimeout, ThreadOptions, Threads, Woken, wait};
+use super::explorer::{LEAPS, explore};
+use super::world::{elapsed, is_exact};
+use crate::sync;
+use crate::sync::channel::{bounded, never};
+use crate::sync::threads::{JoinTimeout, ThreadOptions, Threads};
+use crate::sync::wait::{Woken, wait};
 use crate::{
     Builder, Client, Connection, ErrorKind, Event, Handler, MessageRef, SendError, State,
     ThreadOutcome, WhenFull,
@@ -18,15 +20,14 @@ use crate::{
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// So short that the heart does not try again too often meanwhile.
+/// So short that the heartbeat retries only a few times meanwhile.
 const MOMENT: Duration = Duration::from_millis(30);
 
-/// What a stop may take where everybody does what it should: nothing waits for a time.
+/// The duration of a stop in which every thread does as it should: nothing waits for a time.
 const AT_ONCE: Duration = Duration::ZERO;
 
 fn builder(scheme: &str) -> Builder {
-    // An address, so that no lookup is needed, and a single ping schedule that does not get in the
-    // way.
+    // An address needs no lookup, and an hour between pings keeps them out of the way.
     Client::builder(format!("{scheme}://127.0.0.1:1/"))
         .ping_interval(3600 * SECOND)
         .close_timeout(SECOND)
@@ -41,7 +42,7 @@ fn echoes() -> Dial {
     opens(|peer| peer.serve(|peer, text| peer.send(TEXT, text)))
 }
 
-/// Stops the client, and checks that everything has ended, `timeout` at most.
+/// Stops the client, and checks that everything has ended within `timeout`.
 fn stop<D>(client: Client<D>, timeout: Duration) {
     let began = elapsed();
     let report = client.stop(60 * SECOND);
@@ -52,39 +53,37 @@ fn stop<D>(client: Client<D>, timeout: Duration) {
 }
 
 #[test]
-fn no_thread_is_born_behind_a_shutdown_and_every_joiner_sees_the_end() {
+fn no_thread_starts_after_a_shutdown_and_every_joiner_sees_the_end() {
     explore(|| {
         let threads = Arc::new(Threads::new(ThreadOptions::default()));
         let shutdown = threads.shutdown_signal();
-        let sleeper = move || {
-            assert_eq!(wait(&shutdown, &super::sync::channel::never::<()>(), None), Woken::Shutdown)
-        };
+        let sleeper = move || assert_eq!(wait(&shutdown, &never::<()>(), None), Woken::Shutdown);
         let spawner = {
             let (threads, sleeper) = (Arc::clone(&threads), sleeper.clone());
             spawn(move || threads.spawn("second", JoinTimeout::Deadline, sleeper).is_ok())
         };
-        threads.spawn("first", JoinTimeout::Deadline, sleeper).expect("nobody has stopped it");
+        threads.spawn("first", JoinTimeout::Deadline, sleeper).expect("no shutdown came before");
         let joiner = {
             let threads = Arc::clone(&threads);
             spawn(move || {
                 threads.shutdown();
-                threads.join_until(super::sync::now() + 3600 * SECOND)
+                threads.join_until(sync::now() + 3600 * SECOND)
             })
         };
         threads.shutdown();
-        let mine = threads.join_until(super::sync::now() + 3600 * SECOND);
+        let mine = threads.join_until(sync::now() + 3600 * SECOND);
         let theirs = joiner.join().expect("it does not panic");
-        let was_born = spawner.join().expect("it does not panic");
-        // Whichever was first, what was born before the shutdown has been joined by whoever joined
-        // after it.
+        let has_started = spawner.join().expect("it does not panic");
+        // Whoever was first, a thread that started before the shutdown has been joined by everybody
+        // who joined after it.
         assert!(mine.is_clean() && theirs.is_clean(), "{mine}; {theirs}");
-        assert_eq!(mine.threads().len(), 1 + usize::from(was_born));
+        assert_eq!(mine.threads().len(), 1 + usize::from(has_started));
         assert_eq!(threads.live_threads(), 0);
     });
 }
 
-/// Drops the client, and checks that everything has ended, `timeout` at most.
-fn let_go<D>(client: Client<D>, timeout: Duration) {
+/// Drops the client, and checks that everything has ended within `timeout`.
+fn drop_client<D>(client: Client<D>, timeout: Duration) {
     let stopper = client.stopper();
     let began = elapsed();
     drop(client);
@@ -100,7 +99,7 @@ fn ends<D: 'static>(
     dial: impl Fn() -> Dial + Send + Sync + Clone + 'static,
     make: impl Fn() -> Client<D> + Send + Sync + Clone + 'static,
 ) {
-    for end in [stop, let_go] {
+    for end in [stop, drop_client] {
         let (dial, make) = (dial.clone(), make.clone());
         explore(move || {
             let dial = dial.clone();
@@ -118,17 +117,16 @@ fn stop_and_drop_in_every_state_end_everything_at_once() {
     ends(AT_ONCE, || Dial::Hangs, start("ws"));
     ends(AT_ONCE, || Dial::Fails, start("ws"));
     for scheme in ["ws", "wss"] {
-        // Open, the opening under way, and idle.
+        // During the opening, and idle.
         ends(AT_ONCE, echoes, start(scheme));
         ends(AT_ONCE, echoes, connect(scheme));
-        // Open and flooded, by a server that reads nothing: the polite end is over when its time
-        // is.
+        // Flooded by a server that reads nothing, so that the close handshake takes all its time.
         let flooded = move || {
             let handler = |_: &mut Connection<'_>, _: MessageRef<'_>| ();
             builder(scheme).start_with(handler).expect("it starts")
         };
         ends(SECOND, || opens(|peer| peer.flood(b"tick")), flooded);
-        // A server that never answers the close, and one whose own is on its way.
+        // A server that never answers the close frame, and one that has sent its own.
         ends(SECOND, || opens(|peer| peer.ignore()), connect(scheme));
         let closes = || {
             opens(|peer| {
@@ -142,7 +140,7 @@ fn stop_and_drop_in_every_state_end_everything_at_once() {
 
 #[test]
 fn a_stop_does_not_wait_for_a_lookup_that_hangs() {
-    // Before the lookup or in it, and surely in it.
+    // At any moment, and surely during the lookup.
     for is_under_way in [false, true] {
         explore(move || {
             let (release, held) = bounded::<()>(0);
@@ -169,8 +167,8 @@ fn a_stop_does_not_wait_for_a_lookup_that_hangs() {
             assert!(!is_under_way || late.len() == 1, "{report}");
             assert!(!is_exact() || elapsed() - began <= Duration::from_millis(20));
             drop(release);
-            // A stop has 20 ms for a lookup, and where time leaps those may be over before the
-            // lookup has run to its end.
+            // A stop allows a lookup 20 ms, which may have passed, where time leaps, before the
+            // lookup's thread has run to its end.
             let leaps = if is_exact() { 0 } else { LEAPS };
             assert!((0..=leaps).any(|_| client.stop(60 * SECOND).is_clean()));
         });
@@ -237,7 +235,7 @@ fn a_panic_in_the_handler_ends_the_client_once() {
 fn every_opening_has_one_end_and_the_connection_comes_back() {
     for scheme in ["ws", "wss"] {
         explore(move || {
-            // The first connection is closed by the server, the second is dropped, the third stays.
+            // The server closes the first connection, drops the second and keeps the third.
             server(|number| match number {
                 0 => opens(|peer| {
                     peer.send(TEXT, b"a");
@@ -275,7 +273,7 @@ fn every_opening_has_one_end_and_the_connection_comes_back() {
 }
 
 #[test]
-fn a_connection_that_answers_no_ping_is_dialled_again_and_one_that_answers_is_left_alone() {
+fn a_connection_that_answers_no_ping_is_dialed_again_and_one_that_answers_is_left_alone() {
     explore(|| {
         server(|number| match number {
             0 => opens(|peer| peer.ignore()),
@@ -291,7 +289,7 @@ fn a_connection_that_answers_no_ping_is_dialled_again_and_one_that_answers_is_le
                 _ => {}
             }
         }
-        // Where time passes only when nobody can run, nothing can make a pong late.
+        // Where time passes only when no thread can run, no pong can be late.
         if is_exact() {
             assert_eq!(
                 events.next_timeout(10 * SECOND).expect_err("the connection stays up"),
@@ -341,7 +339,7 @@ fn a_connection_is_dead_in_time_though_a_sender_waits_for_room() {
             if client.wait_open(3600 * SECOND).is_ok() {
                 let began = elapsed();
                 while client.send_text("of a length that fills the buffer").is_ok() {}
-                // The heart has waited for the lock meanwhile, 10 ms at a time.
+                // The heartbeat has tried for the lock every 10 ms meanwhile.
                 assert!(!is_exact() || elapsed() - began <= 3 * MOMENT);
             }
             stop(client, AT_ONCE);
@@ -357,8 +355,8 @@ fn what_became_of_each_send_is_told_as_it_was() {
             server(move |_| {
                 let heard = heard.clone();
                 opens(move |peer| {
-                    // It pings, changes keys and renegotiates under the senders' hands, and leaves
-                    // after three messages.
+                    // The server pings, changes keys and renegotiates while the senders write, and
+                    // drops the connection after three messages.
                     peer.send(PING, b"p");
                     if scheme == "wss" {
                         peer.update_keys();
@@ -378,7 +376,7 @@ fn what_became_of_each_send_is_told_as_it_was() {
                     }
                 })
             });
-            // One dial only, so that what was sent is sent on one connection.
+            // A single dial, so that everything is sent on one connection.
             let client = builder(scheme).max_attempts(1).start().expect("it starts");
             let epoch = client.wait_open(3600 * SECOND).unwrap_or_default();
             let senders: Vec<_> = (0..2)
@@ -475,7 +473,7 @@ fn the_events_queue_loses_no_wake_up_under_any_rule() {
             let client =
                 builder("ws").queue_messages(1).when_full(rule).start().expect("it starts");
             let (mut got, mut lost) = (0, 0);
-            // By turns as an iterator does it, and as `select!` does it.
+            // Alternates between the iterator's way and that of `select!`.
             let mut events = client.events();
             let ready = events.ready();
             loop {
@@ -494,7 +492,7 @@ fn the_events_queue_loses_no_wake_up_under_any_rule() {
                     _ => {}
                 }
             }
-            // What leaves with the connection is not counted, and what came in before it is.
+            // What arrives after the queue has ended the connection is not counted.
             let told = got + lost;
             assert!(
                 if rule == WhenFull::Disconnect { (1..=3).contains(&told) } else { told == 3 },

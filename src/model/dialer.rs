@@ -1,64 +1,55 @@
-//! Dials and servers that follow a script, in the place of TCP, TLS and the opening handshake.
+//! A dialer and servers that follow a script, in the place of TCP, TLS and the opening handshake.
 
+use std::cell::RefCell;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use http::HeaderMap;
 
 use super::engine::{self, TlsEngine};
 use super::socket::StreamSocket;
-use super::{block, change, facts};
 use crate::config::endpoint::Target;
 use crate::dial::{DialSettings, Dialed, Lookups, Opening};
 use crate::error::{Error, ErrorKind};
-use crate::sync::threads::{Shutdown, Threads};
+use crate::sync::threads::Threads;
+use crate::sync::wait::Shutdown;
+use crate::sync::wake_pair::WakePair;
 use crate::time::Deadline;
 
-/// What becomes of the n-th dial, from 0.
-pub(super) type Script = Arc<dyn Fn(usize) -> Dial + Send + Sync>;
+/// The server of one execution.
+#[derive(Default)]
+pub(super) struct Server {
+    /// Returns the outcome of a dial, given its number, from 0. `None`: every dial hangs.
+    script: Option<Arc<dyn Fn(usize) -> Dial + Send + Sync>>,
+    dials: usize,
+}
 
-/// What becomes of a dial.
+thread_local! {
+    /// All threads of an execution are coroutines on one thread of the system.
+    static SERVER: RefCell<Server> = RefCell::default();
+}
+
+/// The outcome of a dial.
 pub(crate) enum Dial {
-    /// Nobody answers.
+    /// The server does not answer.
     Hangs,
     Fails,
-    /// A connection, and what the server does on it, on a thread of its own.
+    /// The connection opens, and the server runs this on a thread of its own.
     Opens(Box<dyn FnOnce(&mut Peer) + Send>),
 }
 
-/// Sets what the server does in this execution.
+/// Sets the script of the server of this execution.
 #[cfg(test)]
-pub(crate) fn server(script: impl Fn(usize) -> Dial + Send + Sync + 'static) {
-    facts(|facts| facts.server = Some(Arc::new(script)));
+pub(super) fn server(script: impl Fn(usize) -> Dial + Send + Sync + 'static) {
+    SERVER.with_borrow_mut(|server| server.script = Some(Arc::new(script)));
 }
 
-/// As the real one; see [`crate::dial`].
-pub(crate) struct WakePair {
-    is_woken: Arc<AtomicBool>,
+/// Takes the server out, for the end of an execution.
+#[cfg(test)]
+pub(super) fn take_server() -> Server {
+    SERVER.take()
 }
 
-#[derive(Clone)]
-pub(crate) struct Waker {
-    is_woken: Arc<AtomicBool>,
-}
-
-impl WakePair {
-    pub(crate) fn new() -> Result<Self, Error> {
-        Ok(WakePair { is_woken: Arc::default() })
-    }
-
-    pub(crate) fn waker(&self) -> Waker {
-        Waker { is_woken: Arc::clone(&self.is_woken) }
-    }
-}
-
-impl Waker {
-    pub(crate) fn wake(&self) {
-        change(|| self.is_woken.store(true, Ordering::SeqCst));
-    }
-}
-
-/// As the real one, whose lookups it uses.
+/// In the place of `dial::Dialer`, whose lookups it uses.
 pub(crate) struct Dialer {
     lookups: Lookups,
     shutdown: Shutdown,
@@ -78,21 +69,19 @@ impl Dialer {
         deadline: Deadline,
     ) -> Result<Dialed, Error> {
         let addresses = self.lookups.addresses(target, &self.shutdown, deadline)?;
-        let (script, number) = facts(|facts| {
-            facts.dials += 1;
-            (facts.server.clone(), facts.dials - 1)
+        let (script, number) = SERVER.with_borrow_mut(|server| {
+            server.dials += 1;
+            (server.script.clone(), server.dials - 1)
         });
         let run = match script.map_or(Dial::Hangs, |script| script(number)) {
             Dial::Fails => {
                 return Err(Error::new(ErrorKind::Connect, format!("connecting to {target}")));
             }
             Dial::Opens(run) => run,
-            // As the real one: the waker ends the wait, and the shutdown signal says why.
+            // As in the real dial, the waker ends the wait and the shutdown signal says why.
             Dial::Hangs => {
                 if !self.shutdown.is_requested() {
-                    block(Some(deadline.at()), |_| {
-                        pair.is_woken.load(Ordering::SeqCst).then_some(())
-                    });
+                    pair.wait_until(deadline.at());
                 }
                 return Err(match self.shutdown.is_requested() {
                     true => Error::stopped(),
@@ -124,7 +113,7 @@ pub(crate) struct Peer {
     unread: Vec<u8>,
 }
 
-/// More than the buffers hold.
+/// The number of messages of a flood: more than the buffers hold.
 #[cfg(test)]
 const FLOOD: usize = 40;
 
@@ -136,7 +125,8 @@ pub(crate) const PONG: u8 = 0x8a;
 
 #[cfg(test)]
 impl Peer {
-    /// The next frame of the client, unmasked; `None` at the end of the connection.
+    /// Returns the first byte and the unmasked payload of the client's next frame, or `None` at the
+    /// end of the connection.
     pub(crate) fn receive(&mut self) -> Option<(u8, Vec<u8>)> {
         loop {
             // The client's frames here are short: a head of two bytes and a key of four.
@@ -179,23 +169,25 @@ impl Peer {
         }
     }
 
-    /// Has the client's TLS engine say something by itself.
+    /// Makes the client's TLS engine write a record of its own.
     pub(crate) fn update_keys(&mut self) {
         self.write(&engine::record(engine::KEY_UPDATE, &[]));
     }
 
+    /// Makes the client's TLS engine refuse plaintext until the renegotiation is over.
     pub(crate) fn renegotiate(&mut self) {
         self.write(&engine::record(engine::RENEGOTIATE, &[]));
     }
 
-    /// Answers pings and closes, and hands everything else to `text`, until the end.
+    /// Answers pings and the close frame, and passes text messages to `text`, until the end of the
+    /// connection.
     pub(crate) fn serve(&mut self, mut text: impl FnMut(&mut Peer, &[u8])) {
         while let Some((first, payload)) = self.receive() {
             match first {
                 PING => self.send(PONG, &payload),
                 CLOSE => {
                     self.send(CLOSE, &payload);
-                    // It leaves the end of the connection to the client.
+                    // The client ends the connection.
                     return self.ignore();
                 }
                 TEXT => text(self, &payload),
@@ -212,12 +204,12 @@ impl Peer {
         self.socket.await_end();
     }
 
-    /// Reads and answers nothing, until the end.
+    /// Reads without answering, until the end of the connection.
     pub(crate) fn ignore(&mut self) {
         while self.receive().is_some() {}
     }
 
-    /// What does not go because the connection has ended is lost, as it is in the kernel.
+    /// Writes all of `bytes`. They are lost once the connection has ended, as in the kernel.
     fn write(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() {
             match self.socket.send_now(bytes) {

@@ -1,30 +1,30 @@
-//! A TLS engine that follows a script: records in memory, in the place of OpenSSL's.
+//! A TLS engine with records in memory, in the place of OpenSSL.
 
 use std::io::{self, ErrorKind, Read, Write};
 
 use crate::connection::tls_buffers::TlsBuffers;
 
-/// What a record says. Records are a kind, a length and so many bytes.
+/// The kinds of record. A record is a kind, a length and that many bytes.
 pub(super) const DATA: u8 = b'd';
-/// The peer changes its keys, and wants the same of us: the engine answers by itself.
+/// The peer changes its keys and asks for the same, which the engine answers by itself.
 pub(super) const KEY_UPDATE: u8 = b'k';
 pub(super) const KEY_UPDATED: u8 = b'K';
-/// From here to the end of the renegotiation the engine takes no plaintext.
+/// From here until [`RENEGOTIATED`] the engine takes no plaintext.
 pub(super) const RENEGOTIATE: u8 = b'r';
 pub(super) const RENEGOTIATED: u8 = b'R';
 pub(super) const CLOSE_NOTIFY: u8 = b'c';
 
-/// What one record holds.
+/// The number of bytes that a record holds.
 const RECORD_MAX: usize = 24;
 
 pub(super) fn record(kind: u8, payload: &[u8]) -> Vec<u8> {
     let mut record = vec![kind, payload.len() as u8];
-    // Not plaintext, so that bytes that went around the engine are noticed.
+    // Not plaintext, so that bytes that bypass the engine are noticed.
     record.extend(payload.iter().map(|byte| byte ^ 0x5a));
     record
 }
 
-/// Takes a whole record off the front.
+/// Removes a complete record from the front and returns its kind and payload.
 pub(super) fn take_record(bytes: &mut Vec<u8>) -> Option<(u8, Vec<u8>)> {
     let &[kind, len, ..] = bytes.as_slice() else { return None };
     let end = 2 + usize::from(len);
@@ -37,8 +37,8 @@ pub(super) fn take_record(bytes: &mut Vec<u8>) -> Option<(u8, Vec<u8>)> {
 
 /// In the place of `native_tls::TlsStream<TlsBuffers>`.
 pub(crate) struct TlsEngine {
-    pipe: TlsBuffers,
-    /// Ciphertext of records that are not whole yet.
+    buffers: TlsBuffers,
+    /// The ciphertext of an incomplete record.
     cipher: Vec<u8>,
     plain: Vec<u8>,
     is_renegotiating: bool,
@@ -47,26 +47,26 @@ pub(crate) struct TlsEngine {
 
 impl TlsEngine {
     pub(crate) fn new() -> Self {
-        let (pipe, cipher, plain) = Default::default();
-        TlsEngine { pipe, cipher, plain, is_renegotiating: false, is_closed: false }
+        let (buffers, cipher, plain) = Default::default();
+        TlsEngine { buffers, cipher, plain, is_renegotiating: false, is_closed: false }
     }
 
     pub(crate) fn get_ref(&self) -> &TlsBuffers {
-        &self.pipe
+        &self.buffers
     }
 
     pub(crate) fn get_mut(&mut self) -> &mut TlsBuffers {
-        &mut self.pipe
+        &mut self.buffers
     }
 
     pub(crate) fn shutdown(&mut self) -> io::Result<()> {
-        self.pipe.write_all(&record(CLOSE_NOTIFY, &[]))
+        self.buffers.write_all(&record(CLOSE_NOTIFY, &[]))
     }
 
-    fn understand(&mut self) -> io::Result<()> {
+    fn process_records(&mut self) -> io::Result<()> {
         let mut bytes = [0; 64];
         loop {
-            match self.pipe.read(&mut bytes) {
+            match self.buffers.read(&mut bytes) {
                 Ok(count) => self.cipher.extend_from_slice(&bytes[..count]),
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                 Err(error) => return Err(error),
@@ -75,14 +75,14 @@ impl TlsEngine {
         while let Some((kind, payload)) = take_record(&mut self.cipher) {
             match kind {
                 DATA => self.plain.extend(payload),
-                KEY_UPDATE => self.pipe.write_all(&record(KEY_UPDATED, &[]))?,
+                KEY_UPDATE => self.buffers.write_all(&record(KEY_UPDATED, &[]))?,
                 RENEGOTIATE => {
                     self.is_renegotiating = true;
-                    self.pipe.write_all(&record(RENEGOTIATE, &[]))?;
+                    self.buffers.write_all(&record(RENEGOTIATE, &[]))?;
                 }
                 RENEGOTIATED => self.is_renegotiating = false,
                 CLOSE_NOTIFY => self.is_closed = true,
-                _ => return Err(io::Error::other("a record that nobody knows")),
+                _ => return Err(io::Error::other("a record of an unknown kind")),
             }
         }
         Ok(())
@@ -91,7 +91,7 @@ impl TlsEngine {
 
 impl Read for TlsEngine {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
-        self.understand()?;
+        self.process_records()?;
         if self.plain.is_empty() {
             return if self.is_closed { Ok(0) } else { Err(ErrorKind::WouldBlock.into()) };
         }
@@ -108,7 +108,7 @@ impl Write for TlsEngine {
             return Err(ErrorKind::WouldBlock.into());
         }
         let count = bytes.len().min(RECORD_MAX);
-        self.pipe.write_all(&record(DATA, &bytes[..count]))?;
+        self.buffers.write_all(&record(DATA, &bytes[..count]))?;
         Ok(count)
     }
 

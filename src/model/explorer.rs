@@ -7,60 +7,41 @@ use std::time::Duration;
 use shuttle::scheduler::{DfsScheduler, RandomScheduler, Schedule, Scheduler, Task, TaskId};
 use shuttle::{Config, FailurePersistence, MaxSteps, Runner};
 
-use super::{Facts, WORLD, change, facts};
+use super::dialer::{Server, take_server};
+use super::world::{Facts, Pace, change, facts};
 
-/// A scenario that takes more steps than this goes round in circles.
+/// The number of steps after which a scenario counts as a livelock.
 const STEPS_MAX: usize = 200_000;
 
-/// How far time leaps ahead of those who can still run, and how often: less than a minute in all,
-/// so that a scenario that allows for a minute is never late because of it.
+/// The limits of a leap of time while others can run, and of the number of leaps: less than a minute
+/// in all, so that a scenario that allows for a minute is never late because of them.
 const LEAP_MAX: Duration = Duration::from_secs(10);
 pub(super) const LEAPS: usize = 5;
 
-/// At any pace, the clock is let in at one step of so many.
+/// At [`Pace::AnyTime`] the clock runs at one of this many steps.
 const STEPS_PER_LEAP: u64 = 60;
 
-/// When time passes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) enum Pace {
-    /// When nobody else can run.
-    #[default]
-    WhenIdle,
-    /// At any moment too, now and then, up to [`LEAP_MAX`] at a time, [`LEAPS`] times.
-    AnyTime,
-}
-
-/// How many schedules were tried.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Explored {
-    pub(crate) at_random: usize,
-    pub(crate) one_by_one: usize,
-}
-
-/// Runs `scenario` under random schedules at both paces, and under as many as that enumerated depth
-/// first. `MODEL_SCHEDULES` says how many, 200 by default.
+/// Runs `scenario` under random schedules at both paces, and under as many schedules enumerated
+/// depth first. The variable `MODEL_SCHEDULES` is the number of each, 200 by default.
 ///
 /// # Panics
-/// When `MODEL_SCHEDULES` is no number, when the scenario panics, when nobody can run any more, or
-/// when somebody is left behind at its end. The failing schedule's seed is printed.
-pub(crate) fn explore(scenario: impl Fn() + Send + Sync + Clone + 'static) -> Explored {
+/// When `MODEL_SCHEDULES` is not a number, when the scenario panics, when no thread can run any more,
+/// or when a thread is left at its end. The failing schedule's seed is printed.
+pub(super) fn explore(scenario: impl Fn() + Send + Sync + Clone + 'static) {
     let schedules = std::env::var("MODEL_SCHEDULES").map_or(200, |text| {
-        // A slip of the pen must not pass for a thorough run.
-        text.parse().unwrap_or_else(|_| panic!("MODEL_SCHEDULES is no number: {text}"))
+        // A typing error must not pass for a thorough run.
+        text.parse().unwrap_or_else(|_| panic!("MODEL_SCHEDULES is not a number: {text}"))
     });
-    let mut explored = Explored::default();
-    for pace in [Pace::WhenIdle, Pace::AnyTime] {
-        explored.at_random += run(RandomScheduler::new(schedules), pace, scenario.clone());
-    }
-    explored.one_by_one = run(DfsScheduler::new(Some(schedules), true), Pace::WhenIdle, scenario);
-    eprintln!("{} schedules at random, {} one by one", explored.at_random, explored.one_by_one);
-    explored
+    let at_random: usize = [Pace::WhenIdle, Pace::AnyTime]
+        .map(|pace| run(RandomScheduler::new(schedules), pace, scenario.clone()))
+        .iter()
+        .sum();
+    let enumerated = run(DfsScheduler::new(Some(schedules), true), Pace::WhenIdle, scenario);
+    eprintln!("{at_random} random schedules, {enumerated} enumerated");
 }
 
-/// Whether one of up to `schedules` random schedules makes the scenario fail: for the checks of the
-/// checks.
-#[cfg(test)]
-pub(crate) fn fails_within(schedules: usize, scenario: impl Fn() + Send + Sync + 'static) -> bool {
+/// Returns whether one of up to `schedules` random schedules makes the scenario fail.
+pub(super) fn fails_within(schedules: usize, scenario: impl Fn() + Send + Sync + 'static) -> bool {
     catch_unwind(AssertUnwindSafe(|| {
         run(RandomScheduler::new(schedules), Pace::WhenIdle, scenario)
     }))
@@ -78,35 +59,36 @@ fn run(
     config.max_steps = MaxSteps::FailAfter(STEPS_MAX);
     config.silence_warnings = true;
     let timed = Timed { inner: scheduler, pace };
-    let _leftovers = Leftovers;
+    let _forget = ForgetLeftovers;
     Runner::new(timed, config).run(move || {
         facts(|facts| facts.pace = pace);
-        let clock = shuttle::thread::spawn(keep_time);
+        let clock = shuttle::thread::spawn(run_clock);
         scenario();
-        drop(facts(|facts| facts.server.take()));
+        drop(take_server());
         change(|| facts(|facts| facts.is_over = true));
-        clock.join().expect("the clock stands still only when told to");
+        clock.join().expect("the clock ends only when told to");
         facts(|facts| *facts = Facts::default());
     })
 }
 
-/// What a failed execution leaves behind belongs to a world that is gone: nothing of it may be
-/// dropped.
-struct Leftovers;
+/// Forgets the state of a failed execution. Dropping its values would call into a scheduler that is
+/// gone.
+struct ForgetLeftovers;
 
-impl Drop for Leftovers {
+impl Drop for ForgetLeftovers {
     fn drop(&mut self) {
-        std::mem::forget(facts(std::mem::take));
+        let leftovers: (Facts, Server) = (facts(std::mem::take), take_server());
+        std::mem::forget(leftovers);
     }
 }
 
 thread_local! {
-    /// Nobody but the clock can run.
+    /// No thread but the clock can run.
     static IS_IDLE: Cell<bool> = const { Cell::new(false) };
 }
 
-/// The thread that is time. The first that the scenario starts.
-fn keep_time() {
+/// The clock thread, the first that an execution starts.
+fn run_clock() {
     loop {
         let is_over = change(|| {
             facts(|facts| {
@@ -115,9 +97,9 @@ fn keep_time() {
                     facts.leaps += usize::from(!IS_IDLE.get());
                     facts.now = facts.now.max(next);
                 } else if next.is_some() {
-                    // Too far for a leap: those who can run go on.
+                    // Too far for a leap: whoever can run goes on.
                 } else if IS_IDLE.get() && !facts.is_over {
-                    panic!("deadlock: nobody can run, and nobody waits for a time");
+                    panic!("deadlock: no thread can run, and none waits for a time");
                 }
                 facts.is_over
             })
@@ -135,7 +117,7 @@ impl Facts {
     }
 }
 
-/// Another scheduler, for all threads but the clock.
+/// Schedules the clock by the pace, and all other threads by another scheduler.
 struct Timed<S> {
     inner: S,
     pace: Pace,

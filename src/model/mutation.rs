@@ -1,11 +1,14 @@
-//! Faults put in on purpose: the model has to find every one of them. Without the fault the same
-//! scenario has to hold, or what was found was something else.
+//! Mutation tests of the checks: the model must find every fault that is injected.
+//!
+//! Each scenario also runs without its fault. It has to hold then, or something else was found.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::dialer::{Dial, TEXT, server};
 use super::explorer::fails_within;
-use super::{Sabotage, elapsed, sabotage};
+use super::world::{Fault, elapsed, inject};
+use crate::sync::Mutex;
 use crate::{Client, Connection, MessageRef};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -21,15 +24,15 @@ fn stop_at_once<D>(client: &Client<D>) {
     assert_eq!(elapsed(), began);
 }
 
-/// Runs a scenario without its fault, and then with it: `break_it` says when it is to break.
+/// Runs a scenario without and with a fault, which it injects by calling its argument.
 fn is_found(
     schedules: usize,
-    by: Sabotage,
+    fault: Fault,
     scenario: impl Fn(&dyn Fn()) + Send + Sync + Clone + 'static,
 ) {
-    let whole = scenario.clone();
-    assert!(!fails_within(schedules, move || whole(&|| ())), "it fails without {by:?} too");
-    assert!(fails_within(schedules, move || scenario(&|| sabotage(by))), "{by:?} is not found");
+    let sound = scenario.clone();
+    assert!(!fails_within(schedules, move || sound(&|| ())), "it fails without {fault:?} too");
+    assert!(fails_within(schedules, move || scenario(&|| inject(fault))), "{fault:?} is missed");
 }
 
 fn echoes() -> Dial {
@@ -38,30 +41,30 @@ fn echoes() -> Dial {
 
 #[test]
 fn a_lost_shutdown_is_found() {
-    is_found(100, Sabotage::LoseShutdown, |break_it| {
+    is_found(100, Fault::LostDisconnects, |inject| {
         server(|_| Dial::Fails);
         let client = builder("ws").start().expect("it starts");
-        break_it();
+        inject();
         stop_at_once(&client);
     });
 }
 
 #[test]
-fn a_lost_ring_is_found() {
-    is_found(100, Sabotage::LoseWakeups, |break_it| {
+fn a_lost_wakeup_is_found() {
+    is_found(100, Fault::LostWakeups, |inject| {
         server(|_| echoes());
         let client = builder("ws").connect().expect("it opens");
-        // The peer's close frame has to wake the heart, which otherwise waits until the time of the
-        // polite end is over.
-        break_it();
+        // The peer's close frame has to wake the heartbeat, which otherwise waits for the end of
+        // `close_timeout`.
+        inject();
         stop_at_once(&client);
     });
 }
 
 #[test]
 fn a_lost_notification_is_found() {
-    is_found(100, Sabotage::LoseNotifications, |break_it| {
-        break_it();
+    is_found(100, Fault::LostNotifications, |inject| {
+        inject();
         server(|_| echoes());
         let client = builder("ws").start().expect("it starts");
         assert!(client.wait_open(SECOND).is_ok());
@@ -72,26 +75,27 @@ fn a_lost_notification_is_found() {
 #[test]
 fn locks_taken_in_the_wrong_order_are_found() {
     let scenario = |is_wrong: bool| {
-        server(|_| echoes());
-        let client = builder("wss").send_timeout(3600 * SECOND).connect().expect("it opens");
-        let connection = client.open_connection_for_checks();
+        let locks = Arc::new([Mutex::new(()), Mutex::new(())]);
+        let other = Arc::clone(&locks);
         let other = shuttle::thread::spawn(move || {
-            if is_wrong {
-                connection.lock_in_the_wrong_order();
-            }
+            let [first, second] = if is_wrong { [1, 0] } else { [0, 1] };
+            let _first = other[first].lock();
+            let _second = other[second].lock();
         });
-        assert!(client.send_text("as ever").is_ok());
+        {
+            let _first = locks[0].lock();
+            let _second = locks[1].lock();
+        }
         other.join().expect("it does not panic");
-        stop_at_once(&client);
     };
-    assert!(!fails_within(300, move || scenario(false)));
-    assert!(fails_within(1000, move || scenario(true)));
+    assert!(!fails_within(100, move || scenario(false)));
+    assert!(fails_within(100, move || scenario(true)));
 }
 
 #[test]
 fn a_thread_that_joins_itself_is_found() {
-    is_found(100, Sabotage::JoinItself, |break_it| {
-        break_it();
+    is_found(100, Fault::WrongThreadId, |inject| {
+        inject();
         server(|_| {
             Dial::Opens(Box::new(|peer| {
                 peer.send(TEXT, b"stop");
@@ -108,7 +112,7 @@ fn a_thread_that_joins_itself_is_found() {
 }
 
 #[test]
-fn a_client_that_is_left_behind_is_found() {
+fn a_client_that_is_left_running_is_found() {
     assert!(fails_within(10, || {
         server(|_| echoes());
         std::mem::forget(builder("ws").connect().expect("it opens"));

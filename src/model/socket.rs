@@ -1,4 +1,4 @@
-//! Connected sockets in memory, with small buffers, as [`crate::connection::socket`] offers them.
+//! Connected sockets in memory, with small buffers, in the place of `connection::socket`.
 
 use std::collections::VecDeque;
 use std::io::{self, ErrorKind};
@@ -6,36 +6,36 @@ use std::sync::{Arc, Mutex as Plain, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use super::sync::now;
-use super::{block, change};
+use super::world::{block, change};
 
-/// What each direction holds: so little that writers often find it full.
+/// The number of bytes that a direction holds: so few that writers often find it full.
 const CAPACITY: usize = 48;
 
 /// One direction of a connection.
 #[derive(Default)]
-struct Way {
+struct Direction {
     bytes: VecDeque<u8>,
-    /// No byte follows those that are here.
+    /// No byte follows the buffered ones.
     is_ended: bool,
-    /// Whoever read it has gone: a write is answered by a reset.
-    is_deserted: bool,
+    /// The reader has gone, so a write is answered by a reset.
+    is_reset: bool,
 }
 
 /// One end of a connection.
 pub(crate) struct StreamSocket {
-    incoming: Arc<Plain<Way>>,
-    outgoing: Arc<Plain<Way>>,
+    incoming: Arc<Plain<Direction>>,
+    outgoing: Arc<Plain<Direction>>,
 }
 
-fn plain(way: &Plain<Way>) -> MutexGuard<'_, Way> {
-    way.lock().unwrap_or_else(PoisonError::into_inner)
+fn locked(direction: &Plain<Direction>) -> MutexGuard<'_, Direction> {
+    direction.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl StreamSocket {
-    /// Both ends of a new connection.
+    /// Returns both ends of a new connection.
     pub(crate) fn pair() -> (StreamSocket, StreamSocket) {
-        let ways = [(); 2].map(|()| Arc::new(Plain::new(Way::default())));
-        let [one, other] = [ways.clone(), ways];
+        let directions = [(); 2].map(|()| Arc::new(Plain::new(Direction::default())));
+        let [one, other] = [directions.clone(), directions];
         let [incoming, outgoing] = one;
         let [outgoing_of_other, incoming_of_other] = other;
         (
@@ -46,12 +46,12 @@ impl StreamSocket {
 
     pub(crate) fn receive(&self, room: &mut [u8]) -> io::Result<(usize, Option<SystemTime>)> {
         let count = block(None, |_| {
-            let mut way = plain(&self.incoming);
-            if way.bytes.is_empty() {
-                return way.is_ended.then_some(0);
+            let mut direction = locked(&self.incoming);
+            if direction.bytes.is_empty() {
+                return direction.is_ended.then_some(0);
             }
-            let count = way.bytes.len().min(room.len());
-            for (place, byte) in room.iter_mut().zip(way.bytes.drain(..count)) {
+            let count = direction.bytes.len().min(room.len());
+            for (place, byte) in room.iter_mut().zip(direction.bytes.drain(..count)) {
                 *place = byte;
             }
             Some(count)
@@ -61,17 +61,17 @@ impl StreamSocket {
 
     pub(crate) fn send_now(&self, bytes: &[u8]) -> io::Result<usize> {
         change(|| {
-            let mut way = plain(&self.outgoing);
-            if way.is_ended {
+            let mut direction = locked(&self.outgoing);
+            if direction.is_ended {
                 return Err(ErrorKind::BrokenPipe.into());
             }
-            if way.is_deserted {
+            if direction.is_reset {
                 return Err(ErrorKind::ConnectionReset.into());
             }
-            match bytes.len().min(CAPACITY - way.bytes.len()) {
+            match bytes.len().min(CAPACITY - direction.bytes.len()) {
                 0 => Err(ErrorKind::WouldBlock.into()),
                 count => {
-                    way.bytes.extend(&bytes[..count]);
+                    direction.bytes.extend(&bytes[..count]);
                     Ok(count)
                 }
             }
@@ -80,33 +80,35 @@ impl StreamSocket {
 
     pub(crate) fn has_room_within(&self, wait: Duration) -> io::Result<bool> {
         let ready = block(Some(now() + wait), |_| {
-            let way = plain(&self.outgoing);
-            (way.is_ended || way.is_deserted || way.bytes.len() < CAPACITY).then_some(true)
+            let direction = locked(&self.outgoing);
+            (direction.is_ended || direction.is_reset || direction.bytes.len() < CAPACITY)
+                .then_some(true)
         });
         Ok(ready.unwrap_or(false))
     }
 
-    /// For servers: waits for room, or for the other side to end the connection.
+    /// Waits, for servers, until there is room or the other side ends the connection.
     pub(super) fn await_room(&self) {
         block(None, |_| {
-            let way = plain(&self.outgoing);
-            (way.is_ended || way.is_deserted || way.bytes.len() < CAPACITY).then_some(())
+            let direction = locked(&self.outgoing);
+            (direction.is_ended || direction.is_reset || direction.bytes.len() < CAPACITY)
+                .then_some(())
         });
     }
 
-    /// For servers: waits until the other side has ended the connection, without reading.
+    /// Waits, for servers, until the other side has ended the connection, without reading.
     pub(super) fn await_end(&self) {
-        block(None, |_| plain(&self.incoming).is_ended.then_some(()));
+        block(None, |_| locked(&self.incoming).is_ended.then_some(()));
     }
 
     pub(crate) fn end_writing(&self) {
-        change(|| plain(&self.outgoing).is_ended = true);
+        change(|| locked(&self.outgoing).is_ended = true);
     }
 
     pub(crate) fn abort(&self) {
         change(|| {
-            plain(&self.outgoing).is_ended = true;
-            plain(&self.incoming).is_ended = true;
+            locked(&self.outgoing).is_ended = true;
+            locked(&self.incoming).is_ended = true;
         });
     }
 }
@@ -114,8 +116,8 @@ impl StreamSocket {
 impl Drop for StreamSocket {
     fn drop(&mut self) {
         change(|| {
-            plain(&self.outgoing).is_ended = true;
-            plain(&self.incoming).is_deserted = true;
+            locked(&self.outgoing).is_ended = true;
+            locked(&self.incoming).is_reset = true;
         });
     }
 }

@@ -1,35 +1,40 @@
-//! Locks, channels, threads and the clock, as [`crate::sync`] offers them.
+//! Locks, channels, threads and the clock, in the place of std's, parking_lot's and crossbeam's.
 
 use std::collections::VecDeque;
-use std::convert::Infallible;
 use std::ops::{Deref, DerefMut};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex as Plain, MutexGuard as PlainGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use shuttle::rand::Rng;
+use super::world::{Fault, block, change, elapsed, is_injected, origin};
 
-use super::{Sabotage, block, change, elapsed, is_sabotaged, origin};
-use crate::sync::threads::Woken;
-
-pub(crate) use channel::Receiver;
 pub(crate) use shuttle::sync::atomic;
 
 pub(crate) mod thread {
-    pub(crate) use shuttle::thread::{Builder, JoinHandle, ThreadId, current};
+    pub(crate) use shuttle::thread::{Builder, JoinHandle, ThreadId};
+    use shuttle::thread::{Thread, spawn};
+
+    use super::{Fault, is_injected};
+
+    pub(crate) fn current() -> Thread {
+        match is_injected(Fault::WrongThreadId) {
+            true => spawn(|| ()).thread().clone(),
+            false => shuttle::thread::current(),
+        }
+    }
 }
 
-/// The clock, which stands still until it is moved.
+/// Returns the time, which stands still until the clock thread moves it.
 pub(crate) fn now() -> Instant {
     origin() + elapsed()
 }
 
-/// What nobody else uses at the moment, because everybody else is at a call of shuttle's.
+/// Locks a value that nobody else uses: every other thread is inside a call to shuttle.
 fn plain<T>(value: &Plain<T>) -> PlainGuard<'_, T> {
     value.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// As parking_lot's.
+/// In the place of parking_lot's.
 #[derive(Default)]
 pub(crate) struct Mutex<T> {
     is_held: AtomicBool,
@@ -42,7 +47,7 @@ impl<T> Mutex<T> {
     }
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, T> {
-        self.enter(None).expect("without a deadline it waits until it is let in")
+        self.enter(None).expect("without a deadline it waits until the lock is free")
     }
 
     pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
@@ -69,12 +74,12 @@ impl<T> Mutex<T> {
 
 pub(crate) struct MutexGuard<'a, T> {
     mutex: &'a Mutex<T>,
-    /// `None` while the lock is not held: during a wait.
+    /// `None` while the lock is not held, during a wait.
     value: Option<PlainGuard<'a, T>>,
 }
 
 impl<T> MutexGuard<'_, T> {
-    /// Calls `act` without the lock.
+    /// Unlocks, calls `act` and locks again.
     pub(crate) fn unlocked<R>(guard: &mut Self, act: impl FnOnce() -> R) -> R {
         guard.value = None;
         change(|| guard.mutex.leave());
@@ -111,7 +116,7 @@ impl<T> Drop for MutexGuard<'_, T> {
     }
 }
 
-/// As parking_lot's: who waits longest is woken first, and nobody wakes without a reason.
+/// In the place of parking_lot's: the longest waiter is woken first, and no wake-up is spurious.
 #[derive(Default)]
 pub(crate) struct Condvar {
     waiting: Plain<Waiting>,
@@ -123,7 +128,7 @@ struct Waiting {
     next: u64,
 }
 
-/// Whether a wait ended by its deadline.
+/// Says whether a wait ended at its deadline.
 pub(crate) struct WaitTimeoutResult(bool);
 
 impl WaitTimeoutResult {
@@ -172,21 +177,23 @@ impl Condvar {
     }
 
     pub(crate) fn notify_one(&self) {
-        if !is_sabotaged(Sabotage::LoseNotifications) {
+        if !is_injected(Fault::LostNotifications) {
             change(|| plain(&self.waiting).tickets.pop_front());
         }
     }
 
     pub(crate) fn notify_all(&self) {
-        if !is_sabotaged(Sabotage::LoseNotifications) {
+        if !is_injected(Fault::LostNotifications) {
             change(|| plain(&self.waiting).tickets.clear());
         }
     }
 }
 
-/// As crossbeam's, with the few operations that are used.
+/// In the place of crossbeam's, with the operations that the crate uses.
 pub(crate) mod channel {
     pub(crate) use crossbeam_channel::{RecvError, RecvTimeoutError, SendError, TrySendError};
+
+    use shuttle::rand::Rng;
 
     use super::*;
 
@@ -202,7 +209,7 @@ pub(crate) mod channel {
     }
 
     pub struct Receiver<T> {
-        /// `None`: nothing ever comes.
+        /// `None`: nothing is ever received.
         channel: Option<Arc<Plain<Channel<T>>>>,
     }
 
@@ -218,7 +225,7 @@ pub(crate) mod channel {
 
     impl<T> Sender<T> {
         pub(crate) fn try_send(&self, item: T) -> Result<(), TrySendError<T>> {
-            if is_sabotaged(Sabotage::LoseWakeups) {
+            if is_injected(Fault::LostWakeups) {
                 return Ok(());
             }
             change(|| {
@@ -262,7 +269,7 @@ pub(crate) mod channel {
 
     impl<T> Drop for Sender<T> {
         fn drop(&mut self) {
-            if is_sabotaged(Sabotage::LoseShutdown) {
+            if is_injected(Fault::LostDisconnects) {
                 return;
             }
             change(|| plain(&self.channel).senders -= 1);
@@ -270,9 +277,9 @@ pub(crate) mod channel {
     }
 
     impl<T> Receiver<T> {
-        /// What a receive would bring now: an item, the news that nothing can come any more, or
-        /// nothing yet.
-        pub(super) fn poll(&self) -> Option<Result<T, RecvError>> {
+        /// Receives without waiting: an item, the error that the senders have gone, or nothing
+        /// yet.
+        fn poll(&self) -> Option<Result<T, RecvError>> {
             let mut channel = plain(self.channel.as_ref()?);
             match channel.queue.pop_front() {
                 Some(item) => Some(Ok(item)),
@@ -280,7 +287,7 @@ pub(crate) mod channel {
             }
         }
 
-        pub(super) fn is_ready(&self) -> bool {
+        fn is_ready(&self) -> bool {
             self.channel.as_ref().is_some_and(|channel| {
                 let channel = plain(channel);
                 channel.senders == 0 || !channel.queue.is_empty()
@@ -321,27 +328,34 @@ pub(crate) mod channel {
             }
         }
     }
-}
+    /// The operation that [`select`] chose.
+    pub(crate) enum Selected<A, B> {
+        First(Result<A, RecvError>),
+        Second(Result<B, RecvError>),
+        TimedOut,
+    }
 
-/// See [`crate::sync::threads::wait_over`]. Where several are ready, any of them may be the answer.
-pub(crate) fn wait_over<T>(
-    over: &Receiver<Infallible>,
-    wakeup: &Receiver<T>,
-    until: Option<Instant>,
-) -> Woken<T> {
-    let woken = block(until, |is_due| {
-        let ready = [over.is_ready(), wakeup.is_ready(), is_due];
-        let ready: Vec<usize> = (0..ready.len()).filter(|index| ready[*index]).collect();
-        let choice = match ready.as_slice() {
-            [] => return None,
-            [one] => *one,
-            several => several[shuttle::rand::thread_rng().gen_range(0..several.len())],
-        };
-        Some(match choice {
-            0 => Woken::Shutdown,
-            1 => wakeup.poll()?.map_or(Woken::Disconnected, Woken::Received),
-            _ => Woken::TimedOut,
-        })
-    });
-    woken.unwrap_or(Woken::TimedOut)
+    /// In the place of `crossbeam_channel::select!` over two receivers and a time. Where several
+    /// are ready, the scheduler chooses.
+    pub(crate) fn select<A, B>(
+        first: &Receiver<A>,
+        second: &Receiver<B>,
+        until: Option<Instant>,
+    ) -> Selected<A, B> {
+        let selected = block(until, |is_due| {
+            let ready = [first.is_ready(), second.is_ready(), is_due];
+            let ready: Vec<usize> = (0..ready.len()).filter(|index| ready[*index]).collect();
+            let choice = match ready.as_slice() {
+                [] => return None,
+                [one] => *one,
+                several => several[shuttle::rand::thread_rng().gen_range(0..several.len())],
+            };
+            Some(match choice {
+                0 => Selected::First(first.poll()?),
+                1 => Selected::Second(second.poll()?),
+                _ => Selected::TimedOut,
+            })
+        });
+        selected.unwrap_or(Selected::TimedOut)
+    }
 }

@@ -7,7 +7,6 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,7 +19,8 @@ use crate::runtime::liveness::{Liveness, LivenessStatus, PingSchedule};
 use crate::runtime::shared::{Active, Shared, WaitForReader};
 use crate::sync;
 use crate::sync::channel::Receiver;
-use crate::sync::threads::{Woken, wait, wait_over};
+use crate::sync::panic;
+use crate::sync::wait::{Woken, wait, wait_over};
 use crate::time::{after, earliest};
 
 /// The time after which the thread tries again what found no room or no lock.
@@ -224,7 +224,7 @@ impl Heartbeat {
                 monitor.app_pings.restart(last_data);
                 return Ok(true);
             }
-            let made = catch_unwind(AssertUnwindSafe(|| (ping.make)()));
+            let made = panic::catch(|| (ping.make)());
             monitor.app_ping_made_at = Some(sync::now());
             match made {
                 Ok(text) => monitor.app_ping = Some(text),

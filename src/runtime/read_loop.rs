@@ -1,8 +1,6 @@
 //! Reading one open connection: bytes in, messages out, until it ends.
 
-use std::any::Any;
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,7 +19,8 @@ use crate::protocol::deflate::Inflater;
 use crate::protocol::frame::{ProtocolError, ReadBuffer};
 use crate::sender::Sender;
 use crate::sync;
-use crate::sync::threads::Shutdown;
+use crate::sync::panic::{self, Panic};
+use crate::sync::wait::Shutdown;
 
 /// How often the reader checks whether its buffers could be smaller.
 const SHRINK_INTERVAL: Duration = Duration::from_secs(1);
@@ -48,7 +47,7 @@ pub(crate) enum ReadEnd {
     /// The closing handshake has to begin, with this frame.
     Close(Error, CloseFrame),
     /// The handler panicked. The closing handshake has to begin.
-    Panicked(Box<dyn Any + Send>),
+    Panicked(Panic),
 }
 
 /// What to do after a batch of messages.
@@ -108,8 +107,7 @@ impl Reader {
         // delivered before the first `recv`.
         let mut arrival = Arrival { at: sync::now(), kernel: None };
         loop {
-            let batch =
-                catch_unwind(AssertUnwindSafe(|| self.deliver(sink, sender, shutdown, arrival)));
+            let batch = panic::catch(|| self.deliver(sink, sender, shutdown, arrival));
             let flow = match batch {
                 Ok(batch) => self.after_batch(batch, shutdown),
                 Err(panic) => Flow::End(ReadEnd::Panicked(panic)),
@@ -333,7 +331,7 @@ fn match_reply(
     message: MessageRef<'_>,
     sender: &Sender,
 ) -> bool {
-    match catch_unwind(AssertUnwindSafe(|| is_reply(message))) {
+    match panic::catch(|| is_reply(message)) {
         Ok(true) => {
             connection.activity.note_app_reply();
             true

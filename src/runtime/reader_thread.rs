@@ -6,7 +6,6 @@
 //! shutdown channel; the handler, which is the program's, by returning.
 
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,10 +16,13 @@ use crate::config::targets::{Config, DialContext};
 use crate::connection::OpenConnection;
 use crate::connection::close::CloseFrame;
 use crate::connection::writer::FrameWriter;
-use crate::dial::{Dialer, WakePair};
+#[cfg(not(shuttle))]
+use crate::dial::Dialer;
 use crate::error::{Error, ErrorKind, Timeout};
 use crate::event::{DialFailure, Disconnect, Opened, Stopped};
 use crate::handler::{Connection, EventSink};
+#[cfg(shuttle)]
+use crate::model::dialer::Dialer;
 use crate::runtime::endpoint_pool::EndpointPool;
 use crate::runtime::read_loop::{ReadEnd, Reader};
 use crate::runtime::reconnect::{Action, EndedBy, Failure, Input, ReconnectState, RetryDecision};
@@ -28,7 +30,9 @@ use crate::runtime::shared::{Active, Shared};
 use crate::sender::Sender;
 use crate::sync;
 use crate::sync::channel::never;
-use crate::sync::threads::{Woken, wait};
+use crate::sync::panic::{self, Panic};
+use crate::sync::wait::{Woken, wait};
+use crate::sync::wake_pair::WakePair;
 use crate::time::{Deadline, after};
 
 /// The state of the reader thread.
@@ -94,7 +98,7 @@ impl<D: EventSink> ReaderThread<D> {
         };
         self.tell_stopped(reason);
         // The handler is dropped on this thread, before the thread counts as ended.
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| drop(self))) {
+        if let Err(panic) = panic::catch(|| drop(self)) {
             on_exit.shared.keep_panic(panic);
         }
         drop(on_exit);
@@ -179,10 +183,8 @@ impl<D: EventSink> ReaderThread<D> {
         let shutdown = self.shared.shutdown.clone();
         let context =
             DialContext::new(attempt, deadline.at(), Arc::new(move || shutdown.is_requested()));
-        let target = catch_unwind(AssertUnwindSafe(|| self.config.source.target(turn, &context)))
-            .unwrap_or_else(|panic| {
-            Err(panicked(&self.shared, panic, "the endpoint closure"))
-        })?;
+        let target = panic::catch(|| self.config.source.target(turn, &context))
+            .unwrap_or_else(|panic| Err(panicked(&self.shared, panic, "the endpoint closure")))?;
 
         let offer = settings.deflate.as_ref().map(|deflate| deflate.offer());
         let dialed = self.dialer.dial(&target, offer.as_deref(), &pair, deadline)?;
@@ -251,7 +253,7 @@ impl<D: EventSink> ReaderThread<D> {
     fn failure(&mut self, error: Error) -> Failure {
         let settings = &self.config.settings;
         let default = self.endpoint_pool.decision(&error, settings.retry_after_max, sync::now());
-        let decision = match catch_unwind(AssertUnwindSafe(|| settings.decision(&error, default))) {
+        let decision = match panic::catch(|| settings.decision(&error, default)) {
             _ if self.is_first_dial_final && self.epoch == 0 => RetryDecision::GiveUp,
             Ok(decision) => decision,
             Err(panic) => {
@@ -326,7 +328,7 @@ impl<D: EventSink> ReaderThread<D> {
         if self.has_panicked {
             return;
         }
-        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| call(&mut self.sink))) {
+        if let Err(panic) = panic::catch(|| call(&mut self.sink)) {
             self.has_panicked = true;
             let error = panicked(&self.shared, panic, "the handler");
             // Whatever state follows, this is the reason of the end; the loop sees the stop next.
@@ -344,7 +346,7 @@ impl<D: EventSink> ReaderThread<D> {
 }
 
 /// Keeps the payload of a panic for the program, and returns the error that tells of it.
-fn panicked(shared: &Shared, panic: Box<dyn std::any::Any + Send>, who: &str) -> Error {
+fn panicked(shared: &Shared, panic: Panic, who: &str) -> Error {
     shared.keep_panic(panic);
     Error::new(ErrorKind::HandlerPanicked, format!("{who} panicked"))
 }

@@ -6,12 +6,15 @@ use std::time::{Duration, Instant};
 
 use crate::connection::close::CloseFrame;
 use crate::connection::{OpenConnection, Timeouts};
-use crate::dial::Waker;
 use crate::error::{Error, ErrorKind, Timeout};
 use crate::runtime::reconnect::ReconnectState;
 use crate::stats::Counters;
 use crate::sync::channel::{Receiver, Sender as WakeTx, bounded};
-use crate::sync::threads::{Shutdown, StopReport, Threads};
+use crate::sync::panic::Panic;
+use crate::sync::stop_report::StopReport;
+use crate::sync::threads::Threads;
+use crate::sync::wait::Shutdown;
+use crate::sync::wake_pair::Waker;
 use crate::sync::{self, Condvar, Mutex};
 use crate::time::{Deadline, after};
 
@@ -66,7 +69,7 @@ struct Inner {
     /// Why the last dial failed, until one succeeds.
     last_failure: Option<Error>,
     /// The payload of the first panic of the program's code.
-    panic: Option<Box<dyn Any + Send>>,
+    panic: Option<Panic>,
     /// When the closing handshake has to be over for the earliest of all stops to be in time.
     stop_deadline: Option<Instant>,
     /// What the close frame of the first of all stops says.
@@ -172,22 +175,20 @@ impl Shared {
     }
 
     /// Keeps the first panic of the program's code.
-    pub(crate) fn keep_panic(&self, panic: Box<dyn Any + Send>) {
-        let later = {
+    pub(crate) fn keep_panic(&self, panic: Panic) {
+        let mut later = Some(panic);
+        {
             let mut inner = self.inner.lock();
-            match inner.panic {
-                Some(_) => Some(panic),
-                None => {
-                    inner.panic = Some(panic);
-                    None
-                }
+            if inner.panic.is_none() {
+                inner.panic = later.take();
             }
-        };
+        }
         drop(later);
     }
 
     pub(crate) fn take_panic(&self) -> Option<Box<dyn Any + Send>> {
-        self.inner.lock().panic.take()
+        let panic = self.inner.lock().panic.take();
+        panic.map(Panic::into_payload)
     }
 
     pub(crate) fn state(&self) -> State {

@@ -4,7 +4,12 @@
 //! `--cfg shuttle` they come from the model instead, in which a scheduler tries out interleavings
 //! and time passes only when it is told to.
 
+pub(crate) mod panic;
+pub(crate) mod stop_report;
 pub(crate) mod threads;
+pub(crate) mod wait;
+#[cfg(not(shuttle))]
+pub(crate) mod wake_pair;
 
 #[cfg(not(shuttle))]
 pub(crate) use std::{sync::atomic, thread};
@@ -26,3 +31,5 @@ pub(crate) fn now() -> std::time::Instant {
 
 #[cfg(shuttle)]
 pub(crate) use crate::model::sync::{Condvar, Mutex, MutexGuard, atomic, channel, now, thread};
+#[cfg(shuttle)]
+pub(crate) use crate::model::wake_pair;

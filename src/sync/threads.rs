@@ -1,74 +1,77 @@
-//! The threads of one client: born here, told to stop here, joined here.
+//! Spawns, signals and joins the threads of one client.
 
 use std::convert::Infallible;
-use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::RecvTimeoutError;
 
 use crate::error::{Error, ErrorKind};
-use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::channel::{Receiver, Sender, bounded};
+use crate::sync::panic::{Panic, catch, drop_caught};
+use crate::sync::stop_report::{StopReport, ThreadOutcome, ThreadReport};
 use crate::sync::thread::{self, JoinHandle, ThreadId};
+use crate::sync::wait::{Shutdown, ShutdownTrigger};
 use crate::sync::{self, Mutex};
 use crate::time::after;
 
 /// Owns every thread of a client, and the signal that ends them.
 ///
-/// The signal is a channel on which nothing is ever sent: `shutdown` drops its only sender, and
-/// every receiver wakes, now and for ever after, so that no wake-up can be lost. Each thread holds
-/// a `done` sender that drops when the thread ends, panics included: waiting for it with a deadline
-/// and then calling `join`, which is by then immediate, is how a join gets a deadline.
+/// The signal is a channel on which nothing is ever sent. `shutdown` drops its only sender, which
+/// wakes every receiver, at once and later, so that no wake-up can be lost. Each thread holds a
+/// `done` sender that is dropped when the thread ends or panics. A join waits for that with a
+/// deadline, and then calls `join`, which returns at once.
+///
+/// No code of the program's runs under the locks: hooks, bodies, loggers and the `Drop` of their
+/// values may all call back.
 pub(crate) struct Threads {
     shutdown: Shutdown,
-    /// Dropped by the first `shutdown`. A lock of its own, held for that instant alone.
-    signal: Mutex<Option<Sender<Infallible>>>,
+    /// Taken and dropped by the first `shutdown`.
+    trigger: Mutex<Option<ShutdownTrigger>>,
     /// Lock order: `threads`, then a thread's `handle`.
     threads: Mutex<Vec<Arc<Tracked>>>,
     options: ThreadOptions,
 }
 
-/// How the threads of a client are made.
+/// The options of a client's threads.
 #[derive(Clone, Default)]
 pub(crate) struct ThreadOptions {
-    /// `None`: as Rust does by itself.
+    /// In bytes. `None`: Rust's default.
     pub(crate) stack_size: Option<usize>,
     pub(crate) on_start: Option<ThreadHook>,
 }
 
-/// Called by each thread with its name before anything else.
+/// Called by each thread, with its name, before anything else.
 pub(crate) type ThreadHook = Arc<dyn Fn(&str) + Send + Sync>;
 
-/// A thread that has been spawned and not yet been forgotten.
+/// A thread that has been spawned. It is removed once it has ended and another is spawned.
 struct Tracked {
     name: &'static str,
     id: ThreadId,
-    /// Disconnects when the thread has run to its end, unwound or not.
+    /// Disconnects when the thread has ended, by a panic too.
     done: Receiver<Infallible>,
     join_timeout: JoinTimeout,
-    /// Taken by whoever joins it.
+    /// Taken by whoever joins the thread.
     handle: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// How long a join may wait for a thread.
+/// The time that a join may wait for a thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum JoinTimeout {
-    /// As long as the caller's deadline allows.
+    /// Until the caller's deadline.
     Deadline,
-    /// This long at most, whatever the caller's deadline: for a lookup that nothing can interrupt.
+    /// This long at most, if the caller's deadline is later: for a lookup, which nothing can
+    /// interrupt.
     AtMost(Duration),
 }
 
 impl Threads {
     pub(crate) fn new(options: ThreadOptions) -> Self {
-        let (signal, gone) = bounded(0);
-        let shutdown = Shutdown { gone, requested: Arc::new(AtomicBool::new(false)) };
-        Threads { shutdown, signal: Mutex::new(Some(signal)), threads: Mutex::default(), options }
+        let (trigger, shutdown) = Shutdown::new();
+        Threads { shutdown, trigger: Mutex::new(Some(trigger)), threads: Mutex::default(), options }
     }
 
-    /// What a thread watches to learn that it has to end.
+    /// Returns the signal that a thread watches to learn that it has to end.
     pub(crate) fn shutdown_signal(&self) -> Shutdown {
         self.shutdown.clone()
     }
@@ -76,20 +79,40 @@ impl Threads {
     /// Starts a tracked thread.
     ///
     /// # Errors
-    /// `Stopped` after `shutdown`, so that no thread is born behind a stop; `Io` when the system
-    /// has no thread to give.
+    /// `Stopped` after `shutdown`, so that no thread starts after a stop; `Io` when the system
+    /// refuses a thread.
     pub(crate) fn spawn(
         &self,
         name: &'static str,
         join_timeout: JoinTimeout,
         body: impl FnOnce() + Send + 'static,
     ) -> Result<(), Error> {
-        let mut threads = self.threads.lock();
-        if self.shutdown.is_requested() {
-            return Err(Error::stopped());
-        }
-        threads.retain(|thread| !thread.join_if_done());
+        // The thread gets its body once the lock is free. Were the body in the closure that the
+        // system refuses, the values of the program's in it would be dropped under the lock.
+        let (hand_over, receiver) = bounded(1);
+        let (started, ended) = {
+            let mut threads = self.threads.lock();
+            if self.shutdown.is_requested() {
+                return Err(Error::stopped());
+            }
+            let (ended, running) = threads.drain(..).partition(|thread| thread.is_done());
+            *threads = running;
+            let started = self.start(name, join_timeout, receiver);
+            (started.map(|thread| threads.push(Arc::new(thread))), ended)
+        };
+        let ended: Vec<Arc<Tracked>> = ended;
+        ended.iter().for_each(|thread| thread.join());
+        started?;
+        let _ = hand_over.send(body);
+        Ok(())
+    }
 
+    fn start(
+        &self,
+        name: &'static str,
+        join_timeout: JoinTimeout,
+        body: Receiver<impl FnOnce() + Send + 'static>,
+    ) -> Result<Tracked, Error> {
         let (running, done) = bounded::<Infallible>(0);
         let mut builder = thread::Builder::new().name(name.to_owned());
         if let Some(size) = self.options.stack_size {
@@ -98,48 +121,44 @@ impl Threads {
         let on_start = self.options.on_start.clone();
         let handle = builder
             .spawn(move || {
-                // Dropping it is what "done" means.
-                let _running = last_of_all(running);
+                // The thread counts as done when this is dropped.
+                let _running = keep_until_exit(running);
                 if let Some(on_start) = on_start {
-                    // The hook is the user's. A connection is worth more than a pinned thread.
-                    if catch_unwind(AssertUnwindSafe(|| on_start(name))).is_err() {
-                        log::error!("the hook for new threads panicked on {name}");
-                    }
+                    call_hook(on_start, name);
                 }
-                body();
+                if let Ok(body) = body.recv() {
+                    body();
+                }
             })
             .map_err(|error| {
                 Error::caused(ErrorKind::Io, format!("starting the thread {name}"), error)
             })?;
-        let id = handle.thread().id();
-        threads.push(Arc::new(Tracked {
+        Ok(Tracked {
             name,
-            id,
+            id: handle.thread().id(),
             done,
             join_timeout,
             handle: Mutex::new(Some(handle)),
-        }));
-        Ok(())
+        })
     }
 
-    /// Tells every thread to end. Idempotent, and returns at once.
+    /// Tells every thread to end. Returns at once. Further calls do nothing.
     pub(crate) fn shutdown(&self) {
-        // The threads' lock makes this wait out a spawn that is half done, or be seen by it.
+        // With the threads' lock, a spawn is either over by now, or sees the signal.
         let _threads = self.threads.lock();
-        self.shutdown.requested.store(true, Ordering::SeqCst);
-        drop(self.signal.lock().take());
+        drop(self.trigger.lock().take());
     }
 
-    /// Waits until every thread has ended or `deadline` has passed, and says which did what. Never
-    /// waits for the thread it runs on.
+    /// Waits until every thread has ended or `deadline` has passed, and reports on each. On one of
+    /// the threads it does not wait.
     #[cfg(any(test, feature = "testing"))]
     pub(crate) fn join_until(&self, deadline: Instant) -> StopReport {
         self.join_or_free(deadline, deadline, || ())
     }
 
-    /// Waits until every thread has ended or `deadline` has passed, and says which did what. Never
-    /// waits for the thread it runs on. For threads that have not ended at `enough`, which is
-    /// earlier, it calls `free` before it goes on waiting.
+    /// Waits until every thread has ended or `deadline` has passed, and reports on each. On one of
+    /// the threads it does not wait. If a thread has not ended at `enough`, which is earlier, it
+    /// calls `free` before it waits on.
     pub(crate) fn join_or_free(
         &self,
         deadline: Instant,
@@ -149,19 +168,17 @@ impl Threads {
         let began = sync::now();
         let threads = self.threads.lock().clone();
         let current = thread::current().id();
-        // Waiting for the others from one of them could be waiting for oneself: the heart ends
-        // after the reader, for example.
+        // One of the threads must not wait for the others either, because those may be waiting for
+        // it: the heartbeat ends after the reader, for example.
         let is_own = threads.iter().any(|thread| thread.id == current);
-        #[cfg(shuttle)]
-        let is_own = is_own && !crate::model::is_sabotaged(crate::model::Sabotage::JoinItself);
         let mut reports: Vec<ThreadReport> = threads
             .iter()
             .map(|thread| match is_own {
-                true => thread.look(current),
+                true => thread.report_now(current),
                 false => thread.join_until(began, enough),
             })
             .collect();
-        // A lookup may be late before that, and nothing helps it.
+        // A lookup may be late before `enough`. Freeing does not help it.
         if reports.iter().any(|report| report.outcome == ThreadOutcome::TimedOut)
             && sync::now() >= enough
         {
@@ -177,36 +194,47 @@ impl Threads {
         StopReport { threads: reports, took: sync::now().saturating_duration_since(began) }
     }
 
-    /// Whether the caller runs on one of the threads.
+    /// Returns whether the caller runs on one of the threads.
     pub(crate) fn is_own_thread(&self) -> bool {
         let current = thread::current().id();
         self.threads.lock().iter().any(|thread| thread.id == current)
     }
 
-    /// How many threads have been started and have not ended.
+    /// Returns the number of threads that have started and not ended.
     pub(crate) fn live_threads(&self) -> usize {
-        let mut threads = self.threads.lock();
-        threads.iter_mut().filter(|thread| !thread.is_done()).count()
+        let threads = self.threads.lock();
+        threads.iter().filter(|thread| !thread.is_done()).count()
     }
 }
 
-/// Keeps a thread's `done` sender until the thread's end, behind whatever else it drops.
+/// Calls the program's hook. Whatever panics in here, the thread goes on to its body: a client
+/// without its reader would never end.
+fn call_hook(on_start: ThreadHook, name: &str) {
+    if catch(|| on_start(name)).is_err() {
+        // The logger is the program's too.
+        let _ = catch(|| log::error!("the hook for new threads panicked on {name}"));
+    }
+    drop_caught(on_start);
+}
+
+/// Keeps a thread's `done` sender until the thread has dropped everything else.
 ///
-/// The program may keep things in the thread that take a while to drop, a log's guard for example,
-/// in its thread-locals: a join waits for those too, so they have to be gone when the thread counts
-/// as done. Rust drops thread-locals from the last to the first, and this is the first. Should a
-/// platform do otherwise, that part of the end is waited for and not seen.
+/// The program may keep values in thread-locals that take a while to drop, the guard of a log for
+/// example. A join waits for those too, so they have to be gone before the thread counts as done.
+/// Rust drops thread-locals from the last to the first, and this is the first. On a platform with
+/// another order, that part of a join has no deadline.
 #[cfg(not(shuttle))]
-fn last_of_all(running: Sender<Infallible>) -> Option<Sender<Infallible>> {
+fn keep_until_exit(running: Sender<Infallible>) -> Option<Sender<Infallible>> {
     thread_local! {
-        static RUNNING: std::cell::RefCell<Option<Sender<Infallible>>> = const { std::cell::RefCell::new(None) };
+        static RUNNING: std::cell::RefCell<Option<Sender<Infallible>>> =
+            const { std::cell::RefCell::new(None) };
     }
     RUNNING.replace(Some(running))
 }
 
-/// In the model it lives until the thread's last line.
+/// In the model it is dropped at the end of the thread's closure.
 #[cfg(shuttle)]
-fn last_of_all(running: Sender<Infallible>) -> Option<Sender<Infallible>> {
+fn keep_until_exit(running: Sender<Infallible>) -> Option<Sender<Infallible>> {
     Some(running)
 }
 
@@ -215,25 +243,17 @@ impl Tracked {
         matches!(self.done.recv_timeout(Duration::ZERO), Err(RecvTimeoutError::Disconnected))
     }
 
-    /// Joins the thread if it has ended, and says whether it had.
-    fn join_if_done(&self) -> bool {
-        let done = self.is_done();
-        if done {
-            self.join();
-        }
-        done
-    }
-
-    /// Joins a thread that is known to be done. A panic has been reported where it was caught, or
-    /// is a bug that the log tells of.
+    /// Joins a thread that is done. Must not be called under the threads' lock: a payload and the
+    /// logger are the program's.
     fn join(&self) {
         let Some(handle) = self.handle.lock().take() else { return };
-        if handle.join().is_err() {
+        // Panics of the program's code have been caught and reported further in.
+        if handle.join().map_err(Panic::new).is_err() {
             log::error!("the thread {} panicked: this is a bug in tautline", self.name);
         }
     }
 
-    fn look(&self, current: ThreadId) -> ThreadReport {
+    fn report_now(&self, current: ThreadId) -> ThreadReport {
         let outcome = match self.is_done() {
             _ if self.id == current => ThreadOutcome::Current,
             true => ThreadOutcome::Joined,
@@ -247,7 +267,7 @@ impl Tracked {
             JoinTimeout::Deadline => deadline,
             JoinTimeout::AtMost(limit) => deadline.min(after(began, limit)),
         };
-        // Nothing is ever sent, so the answer is a disconnection or a timeout.
+        // Nothing is ever sent, so this ends by a disconnection or a timeout.
         let ended = matches!(self.done.recv_deadline(until), Err(RecvTimeoutError::Disconnected));
         if ended {
             self.join();
@@ -261,157 +281,13 @@ impl Tracked {
     }
 }
 
-/// Seen by every thread of a client: whether it has to end.
-#[derive(Clone)]
-pub(crate) struct Shutdown {
-    gone: Receiver<Infallible>,
-    /// Set before the channel disconnects. What the reader looks at once per message, where a
-    /// channel would be too slow.
-    requested: Arc<AtomicBool>,
-}
-
-impl Shutdown {
-    #[inline]
-    pub(crate) fn is_requested(&self) -> bool {
-        self.requested.load(Ordering::Relaxed)
-    }
-}
-
-/// Why a [`wait`] ended.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Woken<T> {
-    Shutdown,
-    /// Something came through the bell.
-    Received(T),
-    /// Whoever could have rung the bell is gone.
-    Disconnected,
-    /// The time has come.
-    TimedOut,
-}
-
-/// Waits for the shutdown signal, the bell or a time, whichever is first; shutdown goes before the
-/// time when both are there.
-///
-/// Every wait of a thread that has to be woken goes through here.
-pub(crate) fn wait<T>(
-    shutdown: &Shutdown,
-    wakeup: &Receiver<T>,
-    until: Option<Instant>,
-) -> Woken<T> {
-    let woken = wait_over(&shutdown.gone, wakeup, until);
-    // select! picks at random among those that are ready, and what came through the bell must not
-    // be lost.
-    if shutdown.is_requested() && !matches!(woken, Woken::Received(_)) {
-        Woken::Shutdown
-    } else {
-        woken
-    }
-}
-
-/// As [`wait`], with any channel on which nothing is ever sent in the place of the shutdown signal.
-#[cfg(not(shuttle))]
-pub(crate) fn wait_over<T>(
-    over: &Receiver<Infallible>,
-    wakeup: &Receiver<T>,
-    until: Option<Instant>,
-) -> Woken<T> {
-    use crossbeam_channel::{at, never, select};
-    let due = until.map_or_else(never, at);
-    select! {
-        recv(over) -> _ => Woken::Shutdown,
-        recv(wakeup) -> rung => rung.map_or(Woken::Disconnected, Woken::Received),
-        recv(due) -> _ => Woken::TimedOut,
-    }
-}
-
-#[cfg(shuttle)]
-pub(crate) use crate::model::sync::wait_over;
-
-/// What became of each thread when a client stopped.
-#[derive(Clone, Debug)]
-pub struct StopReport {
-    threads: Vec<ThreadReport>,
-    took: Duration,
-}
-
-/// What became of one thread.
-#[derive(Clone, Debug)]
-pub struct ThreadReport {
-    /// `taut-reader`, `taut-heartbeat` or `taut-resolver`.
-    pub name: &'static str,
-    /// Whether it ended.
-    pub outcome: ThreadOutcome,
-    /// How long after the stop began this was known.
-    pub took: Duration,
-}
-
-/// Whether a thread ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum ThreadOutcome {
-    /// It has ended and was joined.
-    Joined,
-    /// It had not ended by the deadline. It has been told to, and ends as soon as whatever holds it
-    /// lets go.
-    TimedOut,
-    /// It is the thread that asked for the stop, from inside the handler. It ends once the handler
-    /// returns.
-    Current,
-    /// It has been told to end and was not waited for, because the stop was asked for from one of
-    /// the client's own threads.
-    Detached,
-}
-
-impl StopReport {
-    /// Every thread of the client.
-    pub fn threads(&self) -> &[ThreadReport] {
-        &self.threads
-    }
-
-    /// Whether every thread ended in time. Says nothing of the close handshake.
-    pub fn is_clean(&self) -> bool {
-        self.threads.iter().all(|thread| thread.outcome == ThreadOutcome::Joined)
-    }
-
-    /// How long the stop took.
-    pub fn took(&self) -> Duration {
-        self.took
-    }
-}
-
-impl StopReport {
-    /// Counts what went before the join into `took`.
-    pub(crate) fn measured_from(mut self, began: Instant) -> Self {
-        self.took = sync::now().saturating_duration_since(began);
-        self
-    }
-}
-
-impl fmt::Display for StopReport {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let verdict = if self.is_clean() { "clean" } else { "not clean" };
-        write!(f, "{verdict}, {:.1?}", self.took)?;
-        for thread in &self.threads {
-            write!(f, "; {} {} after {:.1?}", thread.name, thread.outcome, thread.took)?;
-        }
-        Ok(())
-    }
-}
-
-impl fmt::Display for ThreadOutcome {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            ThreadOutcome::Joined => "ended",
-            ThreadOutcome::TimedOut => "LATE",
-            ThreadOutcome::Current => "current",
-            ThreadOutcome::Detached => "signalled",
-        })
-    }
-}
-
 #[cfg(all(test, not(shuttle)))]
 mod tests {
+    use std::panic::resume_unwind;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
     use super::*;
+    use crate::sync::wait::{Woken, wait};
     use crossbeam_channel::{never, unbounded};
 
     fn soon() -> Instant {
@@ -432,7 +308,7 @@ mod tests {
         assert!(report.is_clean(), "{report}");
         assert_eq!(report.threads().len(), 3);
         assert_eq!(threads.live_threads(), 0);
-        // Idempotent: asking again tells the same.
+        // A second call reports the same.
         threads.shutdown();
         assert!(threads.join_until(soon()).is_clean());
     }
@@ -456,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn an_impatient_join_does_not_wait_for_the_whole_deadline() {
+    fn a_join_timeout_ends_before_the_deadline() {
         let threads = Threads::new(ThreadOptions::default());
         let (release, held) = bounded::<()>(0);
         let join_timeout = JoinTimeout::AtMost(Duration::from_millis(5));
@@ -467,8 +343,7 @@ mod tests {
         let report = threads.join_until(Instant::now() + Duration::from_secs(3600));
         assert_eq!(report.threads()[0].outcome, ThreadOutcome::TimedOut);
         drop(release);
-        // Its patience is for a lookup that hangs: one that ends may need a further look on a busy
-        // machine.
+        // On a busy machine the released thread may take longer than those 5 ms.
         let by = soon();
         while !threads.join_until(by).is_clean() {
             assert!(Instant::now() < by, "it has been released");
@@ -476,12 +351,12 @@ mod tests {
     }
 
     #[test]
-    fn no_thread_is_born_behind_a_stop() {
+    fn no_thread_starts_after_a_shutdown() {
         let threads = Threads::new(ThreadOptions::default());
         threads.shutdown();
         let refused =
             threads.spawn("late", JoinTimeout::Deadline, || unreachable!("it must not run"));
-        assert_eq!(refused.expect_err("the threads has ended").kind(), ErrorKind::Stopped);
+        assert_eq!(refused.expect_err("a shutdown came before").kind(), ErrorKind::Stopped);
         assert!(threads.join_until(soon()).threads().is_empty());
     }
 
@@ -526,17 +401,66 @@ mod tests {
         });
     }
 
+    /// Runs its closure when it is dropped.
+    struct OnDrop<F: FnMut()>(F);
+
+    impl<F: FnMut()> Drop for OnDrop<F> {
+        fn drop(&mut self) {
+            (self.0)();
+        }
+    }
+
     #[test]
-    fn a_wait_tells_its_four_ends_apart() {
-        let threads = Threads::new(ThreadOptions::default());
-        let shutdown = threads.shutdown_signal();
-        let (wake, wakeup) = unbounded();
-        assert_eq!(wait(&shutdown, &wakeup, Some(Instant::now())), Woken::TimedOut);
-        wake.send(7).expect("the wakeup is there");
-        assert_eq!(wait(&shutdown, &wakeup, None), Woken::Received(7));
-        drop(wake);
-        assert_eq!(wait(&shutdown, &wakeup, None), Woken::Disconnected);
+    fn a_thread_runs_its_body_whatever_its_hook_throws() {
+        let on_start: ThreadHook = Arc::new(|_| {
+            resume_unwind(Box::new(OnDrop(|| resume_unwind(Box::new("the payload, too")))))
+        });
+        let threads = Threads::new(ThreadOptions { on_start: Some(on_start), stack_size: None });
+        let (tell, told) = bounded(1);
+        threads
+            .spawn("hooked", JoinTimeout::Deadline, move || tell.send(7).expect("there is room"))
+            .expect("threads are there");
+        assert_eq!(told.recv_timeout(Duration::from_secs(60)), Ok(7));
         threads.shutdown();
-        assert_eq!(wait(&shutdown, &wakeup, None), Woken::Shutdown);
+        assert!(threads.join_until(soon()).is_clean());
+    }
+
+    /// A value that counts in the one number that it has been dropped, and in the other that it
+    /// found the threads' lock taken.
+    fn probe(threads: &Arc<Threads>, seen: &Arc<[AtomicU32; 2]>) -> OnDrop<impl FnMut() + use<>> {
+        let (threads, seen) = (Arc::downgrade(threads), Arc::clone(seen));
+        OnDrop(move || {
+            let Some(threads) = threads.upgrade() else { return };
+            seen[0].fetch_add(1, Ordering::SeqCst);
+            let is_taken = threads.threads.try_lock().is_none();
+            seen[1].fetch_add(u32::from(is_taken), Ordering::SeqCst);
+        })
+    }
+
+    #[test]
+    fn the_body_of_a_thread_that_cannot_start_is_dropped_without_the_lock() {
+        let stack_size = Some(1 << 62);
+        let threads = Arc::new(Threads::new(ThreadOptions { stack_size, on_start: None }));
+        let seen = Arc::default();
+        let value = probe(&threads, &seen);
+        let refused = threads.spawn("huge", JoinTimeout::Deadline, move || drop(value));
+        assert_eq!(refused.expect_err("the stack is too large").kind(), ErrorKind::Io);
+        assert_eq!(seen.each_ref().map(|number| number.load(Ordering::SeqCst)), [1, 0]);
+    }
+
+    #[test]
+    fn a_panic_that_ended_a_thread_is_dropped_without_the_lock() {
+        let threads = Arc::new(Threads::new(ThreadOptions::default()));
+        let seen = Arc::default();
+        let value = probe(&threads, &seen);
+        threads
+            .spawn("panics", JoinTimeout::Deadline, move || resume_unwind(Box::new(value)))
+            .expect("threads are there");
+        while threads.live_threads() > 0 {
+            thread::yield_now();
+        }
+        // Joins the one that has ended.
+        threads.spawn("next", JoinTimeout::Deadline, || ()).expect("threads are there");
+        assert_eq!(seen.each_ref().map(|number| number.load(Ordering::SeqCst)), [1, 0]);
     }
 }

@@ -10,7 +10,8 @@ use native_tls::{Identity, TlsAcceptor};
 use parking_lot::{Condvar, Mutex};
 
 use super::peer::{Obstacles, Peer};
-use crate::sync::threads::{JoinTimeout, Shutdown as Stop, ThreadOptions, Threads};
+use crate::sync::threads::{JoinTimeout, ThreadOptions, Threads};
+use crate::sync::wait::Shutdown as Stop;
 
 /// How long a dropped server waits for its threads. Scripts of this module end at once; one of the
 /// user's own may not.
