@@ -35,7 +35,7 @@ pub(crate) fn run() {
     if std::env::var_os(TUNED).is_none() {
         std::process::exit(run_tuned());
     }
-    a_leak_behind_what_has_gone_is_found();
+    a_leak_is_found_even_if_something_else_has_gone_meanwhile();
     park_many_threads();
     let echo = || {
         TestServer::start(|peer| {
@@ -60,7 +60,7 @@ pub(crate) fn run() {
     });
     check("TLS", || round(&server, |clients, _| clients.iter().for_each(stop)));
     drop(server);
-    check("dials that nobody answers", dials_that_nobody_answers);
+    check("dials that nobody answers", refused_dials);
     let fails =
         |name: &str, builder: TestServerBuilder, script: fn(&mut Peer) -> io::Result<()>| {
             let server = builder.start(script);
@@ -78,7 +78,7 @@ pub(crate) fn run() {
 
 /// Each thread and each descriptor counts for itself: that others have gone meanwhile makes up for
 /// nothing.
-fn a_leak_behind_what_has_gone_is_found() {
+fn a_leak_is_found_even_if_something_else_has_gone_meanwhile() {
     let early = File::open("/dev/null").expect("it is there");
     let before = Census::take();
     drop(early);
@@ -181,7 +181,7 @@ fn stop(client: &Client) {
 }
 
 /// A hundred dials where nobody listens: a thousand in ten rounds.
-fn dials_that_nobody_answers() {
+fn refused_dials() {
     let address = TcpListener::bind("127.0.0.1:0")
         .and_then(|listener| listener.local_addr())
         .expect("a port");

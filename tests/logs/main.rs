@@ -41,14 +41,14 @@ fn main() {
     log::set_logger(&KEPT).expect("it is the first logger");
     log::set_max_level(LevelFilter::Trace);
     secrets_stay_out_at_every_level();
-    a_loop_logs_a_connection_for_each_dial();
-    a_slow_handler_is_warned_of_once();
+    a_retry_loop_logs_one_line_for_each_dial();
+    a_slow_handler_is_logged_as_a_warning_once();
     what_closures_return_is_not_logged();
-    a_drop_that_leaves_a_thread_behind_is_an_error_and_others_are_not();
+    only_a_drop_that_leaves_a_thread_behind_is_logged_as_an_error();
     #[cfg(target_os = "linux")]
-    a_connection_that_is_down_wakes_nobody();
+    no_thread_wakes_while_the_connection_is_down();
     #[cfg(target_os = "linux")]
-    a_reset_behind_a_busy_handler_keeps_nobody_busy();
+    the_heartbeat_does_not_spin_while_a_busy_handler_hides_a_reset();
 }
 
 /// Path, query, headers, payloads, body of a refusal, reason of a close, whoever sends them.
@@ -108,7 +108,7 @@ fn secrets_stay_out_at_every_level() {
     }
 }
 
-fn a_loop_logs_a_connection_for_each_dial() {
+fn a_retry_loop_logs_one_line_for_each_dial() {
     const DIALS: usize = 100;
     let server = TestServer::start(|peer| peer.refuse(503, "", ""));
     let client = Client::builder(server.url())
@@ -125,7 +125,7 @@ fn a_loop_logs_a_connection_for_each_dial() {
     assert!((1..=DIALS + 5).contains(&loud), "{loud} lines for {DIALS} dials");
 }
 
-fn a_slow_handler_is_warned_of_once() {
+fn a_slow_handler_is_logged_as_a_warning_once() {
     let server = TestServer::start(|peer| {
         peer.upgrade()?;
         peer.send_text("work")?;
@@ -180,7 +180,7 @@ fn what_closures_return_is_not_logged() {
     }
 }
 
-fn a_drop_that_leaves_a_thread_behind_is_an_error_and_others_are_not() {
+fn only_a_drop_that_leaves_a_thread_behind_is_logged_as_an_error() {
     let server = TestServer::start(|peer| {
         peer.upgrade()?;
         peer.send_text("work")?;
@@ -209,7 +209,7 @@ fn a_drop_that_leaves_a_thread_behind_is_an_error_and_others_are_not() {
 }
 
 #[cfg(target_os = "linux")]
-fn a_connection_that_is_down_wakes_nobody() {
+fn no_thread_wakes_while_the_connection_is_down() {
     let refuse =
         |peer: &mut Peer| -> io::Result<()> { peer.refuse(503, "Retry-After: 3600\r\n", "") };
     let server = TestServer::start(refuse);
@@ -238,7 +238,7 @@ fn a_connection_that_is_down_wakes_nobody() {
 /// The reader hears of a reset when the handler returns. Until then pings fail, and what is due
 /// behind them stays due.
 #[cfg(target_os = "linux")]
-fn a_reset_behind_a_busy_handler_keeps_nobody_busy() {
+fn the_heartbeat_does_not_spin_while_a_busy_handler_hides_a_reset() {
     let (go, gone) = bounded::<()>(0);
     let server = TestServer::start(move |peer| {
         peer.upgrade()?;
@@ -266,9 +266,9 @@ fn a_reset_behind_a_busy_handler_keeps_nobody_busy() {
     std::thread::sleep(5 * interval);
     let deadline = std::time::Instant::now() + SOON;
     loop {
-        let before = ticks_of_the_heart();
+        let before = heartbeat_ticks();
         std::thread::sleep(Duration::from_millis(500));
-        if ticks_of_the_heart() - before < 15 {
+        if heartbeat_ticks() - before < 15 {
             break;
         }
         assert!(std::time::Instant::now() < deadline, "the heartbeat spins");
@@ -279,7 +279,7 @@ fn a_reset_behind_a_busy_handler_keeps_nobody_busy() {
 
 /// The time that the heart has spent on a processor, in hundredths of a second.
 #[cfg(target_os = "linux")]
-fn ticks_of_the_heart() -> u64 {
+fn heartbeat_ticks() -> u64 {
     let tasks = std::fs::read_dir("/proc/self/task").expect("/proc is mounted");
     tasks
         .filter_map(|task| {

@@ -57,7 +57,7 @@ fn answer_to(bytes: &'static [u8]) -> (u16, ErrorKind) {
 }
 
 #[test]
-fn what_the_server_says_is_kept() {
+fn the_close_code_and_reason_of_the_server_are_kept() {
     ends(
         |peer| {
             peer.close(4008, "slow down")?;
@@ -75,7 +75,7 @@ fn what_the_server_says_is_kept() {
 }
 
 #[test]
-fn a_close_frame_without_a_code_is_1005() {
+fn a_close_frame_without_a_code_is_reported_as_1005() {
     ends(
         |peer| {
             peer.send_frame(0x88, &[])?;
@@ -86,7 +86,7 @@ fn a_close_frame_without_a_code_is_1005() {
 }
 
 #[test]
-fn a_bad_gateway_is_a_close_code_like_any_other() {
+fn close_code_1014_is_accepted_like_any_other() {
     ends(
         |peer| {
             peer.close(1014, "the feed behind us is gone")?;
@@ -101,7 +101,7 @@ fn a_bad_gateway_is_a_close_code_like_any_other() {
 }
 
 #[test]
-fn an_end_without_a_close_frame_is_1006() {
+fn an_end_without_a_close_frame_is_reported_as_1006() {
     let abnormal = |disconnect: &Disconnect| {
         assert_eq!((disconnect.close.code, disconnect.is_clean()), (1006, false));
         assert!(
@@ -141,7 +141,7 @@ fn the_answer_to_a_close_frame_repeats_its_code_and_the_connection_ends() {
 }
 
 #[test]
-fn a_peer_that_closes_and_keeps_tcp_open_is_severed_at_the_close_deadline() {
+fn a_connection_whose_peer_keeps_tcp_open_after_the_close_is_aborted_at_the_deadline() {
     let server = TestServer::start(|peer| {
         peer.upgrade()?;
         peer.close(1000, "")?;
@@ -174,7 +174,7 @@ fn telling(builder: TestServerBuilder) -> (TestServer, Receiver<Received>) {
 }
 
 #[test]
-fn a_stop_says_what_it_is_told_to_say() {
+fn stop_with_sends_the_given_code_and_reason() {
     plain_and_tls(|server_builder| {
         for reason in ["", "grüße", &"x".repeat(123)] {
             let (server, told) = telling(server_builder());
@@ -200,7 +200,7 @@ fn a_stop_says_what_it_is_told_to_say() {
 }
 
 #[test]
-fn the_words_of_the_first_stop_are_sent() {
+fn the_close_reason_of_the_first_stop_is_sent() {
     let (server, told) = telling(TestServer::builder());
     let client = builder(&server).connect().expect("it opens");
     let stopper = client.stopper();
@@ -218,7 +218,7 @@ fn the_words_of_the_first_stop_are_sent() {
 }
 
 #[test]
-fn a_reconnect_says_what_it_is_told_to_say_and_the_end_what_the_peer_answered() {
+fn reconnect_with_sends_the_given_reason_and_reports_the_answer() {
     plain_and_tls(|server_builder| {
         let (server, told) = telling(server_builder());
         let client = builder(&server).connect().expect("it opens");
@@ -235,7 +235,7 @@ fn a_reconnect_says_what_it_is_told_to_say_and_the_end_what_the_peer_answered() 
 }
 
 #[test]
-fn a_handler_that_asks_for_a_new_connection_says_why() {
+fn a_handler_can_reconnect_with_a_close_reason() {
     let (server, told) = telling(TestServer::builder());
     let (tell, ends) = bounded(1);
     struct Picky(Sender<CloseReason>);
@@ -267,7 +267,7 @@ fn a_handler_that_asks_for_a_new_connection_says_why() {
 }
 
 #[test]
-fn what_may_not_be_said_is_refused_and_leaves_the_connection_alone() {
+fn invalid_close_reasons_are_refused_and_leave_the_connection_open() {
     let (server, told) = telling(TestServer::builder());
     let client = builder(&server).connect().expect("it opens");
     let mut events = client.events();
@@ -302,7 +302,7 @@ fn what_may_not_be_said_is_refused_and_leaves_the_connection_alone() {
 }
 
 #[test]
-fn broken_frames_are_answered_with_1002() {
+fn invalid_frames_are_answered_with_1002() {
     for bytes in [
         &b"\x83\x00"[..],
         b"\xc1\x00",
@@ -319,14 +319,14 @@ fn broken_frames_are_answered_with_1002() {
 }
 
 #[test]
-fn bad_text_is_answered_with_1007_as_soon_as_it_is_seen() {
+fn invalid_utf8_is_answered_with_1007_as_soon_as_it_is_seen() {
     // The frame announces a hundred bytes, and sends two.
     assert_eq!(answer_to(b"\x81\x64a\xff"), (1007, ErrorKind::Protocol));
     assert_eq!(answer_to(b"\x88\x03\x03\xe8\xff"), (1007, ErrorKind::Protocol));
 }
 
 #[test]
-fn what_is_too_long_is_answered_with_1009() {
+fn messages_that_are_too_long_are_answered_with_1009() {
     assert_eq!(answer_to(b"\x82\x7f\x00\x00\x00\x40\x00\x00\x00\x00"), (1009, ErrorKind::TooBig));
     assert_eq!(answer_to(b"\x02\x7e\x03\xe9"), (1009, ErrorKind::TooBig));
 }
@@ -351,7 +351,7 @@ fn garbage_ends_the_connection_and_not_the_client() {
 }
 
 #[test]
-fn a_compressed_connection_carries_what_was_sent() {
+fn a_connection_works_without_compression_if_the_server_declines_it() {
     // The scripted server does not compress: it declines, and everything goes as it is.
     let server = TestServer::start(|peer| {
         let request = peer.upgrade()?;
@@ -366,7 +366,7 @@ fn a_compressed_connection_carries_what_was_sent() {
 }
 
 #[test]
-fn the_reason_of_a_close_is_read_even_when_a_send_hits_the_reset_behind_it() {
+fn a_close_reason_is_read_even_if_a_send_meets_the_reset_behind_it() {
     plain_and_tls(|server_builder| {
         let server = server_builder().start(|peer| {
             peer.upgrade()?;
@@ -392,7 +392,7 @@ fn the_reason_of_a_close_is_read_even_when_a_send_hits_the_reset_behind_it() {
 }
 
 #[test]
-fn a_reset_that_a_sender_meets_first_is_told_as_one() {
+fn a_reset_that_a_sender_meets_first_is_reported_as_an_io_error() {
     let server = TestServer::start(|peer| {
         peer.upgrade()?;
         peer.send_text("busy")?;
@@ -430,7 +430,7 @@ fn a_reset_that_a_sender_meets_first_is_told_as_one() {
 }
 
 #[test]
-fn a_close_within_that_never_ends_ends_with_the_answer() {
+fn an_unlimited_close_timeout_ends_with_the_closing_handshake() {
     let server = TestServer::start(|peer| {
         peer.upgrade()?;
         peer.close(1000, "")?;
@@ -443,7 +443,7 @@ fn a_close_within_that_never_ends_ends_with_the_answer() {
 }
 
 #[test]
-fn nothing_of_a_connection_is_delivered_once_the_program_has_left_it() {
+fn nothing_is_delivered_after_the_program_has_asked_to_reconnect() {
     let server = TestServer::start(|peer| {
         peer.upgrade()?;
         peer.send_text("ready")?;
@@ -470,7 +470,7 @@ fn nothing_of_a_connection_is_delivered_once_the_program_has_left_it() {
 }
 
 #[test]
-fn a_fragmented_send_leaves_the_closing_handshake_alone() {
+fn a_fragmented_send_does_not_disturb_the_closing_handshake() {
     plain_and_tls(|server| {
         let (closing, is_closing) = bounded(1);
         let (answer, told) = bounded::<()>(1);

@@ -89,7 +89,7 @@ fn a_dial_that_stalls_at_any_step_ends_at_its_deadline_and_names_the_step() {
 }
 
 #[test]
-fn a_lookup_that_hangs_is_asked_again_by_the_next_dial_and_not_started_twice() {
+fn the_next_dial_waits_for_a_hung_lookup_instead_of_starting_another() {
     let server = echo(TestServer::builder());
     let address = server.address();
     let (release, held) = bounded::<()>(0);
@@ -152,7 +152,7 @@ fn a_refused_address_starts_the_next_at_once() {
 }
 
 #[test]
-fn an_address_that_does_not_answer_is_passed_after_the_stagger() {
+fn the_next_address_is_tried_while_one_does_not_answer() {
     let server = echo(TestServer::builder());
     let alive = server.address();
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
@@ -171,7 +171,7 @@ fn an_address_that_does_not_answer_is_passed_after_the_stagger() {
 }
 
 #[test]
-fn nobody_listens() {
+fn a_port_that_nobody_listens_on_is_a_retryable_connect_error() {
     let address = TcpListener::bind("127.0.0.1:0")
         .and_then(|listener| listener.local_addr())
         .expect("a port");
@@ -181,7 +181,7 @@ fn nobody_listens() {
 }
 
 #[test]
-fn names_that_do_not_resolve() {
+fn a_name_that_does_not_resolve_is_a_resolve_error() {
     let empty = |_: &str, _: u16| Ok(Vec::new());
     let failing = |_: &str, _: u16| Err(io::Error::other("no such host"));
     let panicking = |_: &str, _: u16| -> io::Result<Vec<SocketAddr>> { panic!("on purpose") };
@@ -194,7 +194,7 @@ fn names_that_do_not_resolve() {
 }
 
 #[test]
-fn lies_in_the_upgrade_are_refused_before_opened_fires() {
+fn invalid_upgrade_responses_are_refused_before_opened() {
     plain_and_tls(|server_builder| {
         for lie in [
             "Sec-WebSocket-Extensions: permessage-deflate\r\n",
@@ -229,7 +229,7 @@ fn lies_in_the_upgrade_are_refused_before_opened_fires() {
 }
 
 #[test]
-fn an_endless_head_is_refused() {
+fn an_endless_response_head_is_refused() {
     let server = TestServer::start(|peer| {
         peer.read_request()?;
         peer.write(b"HTTP/1.1 101 Switching Protocols\r\nX: ")?;
@@ -243,7 +243,7 @@ fn an_endless_head_is_refused() {
 }
 
 #[test]
-fn subprotocols_headers_and_interim_answers() {
+fn subprotocols_headers_and_interim_responses_are_handled() {
     let server = TestServer::start(|peer| {
         let request = peer.read_request()?;
         peer.write(b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n")?;
@@ -292,7 +292,7 @@ fn a_certificate_of_an_unknown_root_ends_the_client_at_the_second_dial() {
 }
 
 #[test]
-fn a_certificate_that_is_refused_now_and_then_ends_nobody() {
+fn a_certificate_that_is_refused_only_sometimes_does_not_end_the_client() {
     let stranger = echo(TestServer::builder().tls_for_a_stranger());
     let good = TestServer::builder().tls().start(|peer| peer.upgrade().map(drop));
     let client = builder(&stranger).add_endpoint(good.url()).start().expect("it starts");
@@ -302,7 +302,7 @@ fn a_certificate_that_is_refused_now_and_then_ends_nobody() {
 }
 
 #[test]
-fn refused_certificates_with_another_failure_between_them_are_not_in_a_row() {
+fn certificates_refused_with_another_failure_in_between_do_not_end_the_client() {
     let stranger = echo(TestServer::builder().tls_for_a_stranger());
     let urls = [stranger.url(), "ws://127.0.0.1:1/".to_owned()];
     let dials = AtomicUsize::new(0);
@@ -339,7 +339,7 @@ fn connect_does_not_wait_for_an_endpoint_closure_that_hangs() {
 }
 
 #[test]
-fn a_certificate_for_another_host_is_refused_unless_told_otherwise() {
+fn a_certificate_for_another_host_is_refused_unless_configured_otherwise() {
     let server = echo(TestServer::builder().tls_for_a_stranger());
     let error = refused(&server);
     assert!(error.is_verification_failure(), "{}", error.chain());
@@ -386,7 +386,7 @@ fn settings_that_can_never_work_are_refused_before_anything_starts() {
 }
 
 #[test]
-fn ipv6_loopback_is_dialled_by_its_bracketed_address() {
+fn ipv6_loopback_is_dialed_by_its_bracketed_address() {
     let address: SocketAddr = "[::1]:0".parse().expect("an address");
     if TcpListener::bind(address).is_err() {
         skipped("this machine has no IPv6 loopback");
@@ -399,7 +399,7 @@ fn ipv6_loopback_is_dialled_by_its_bracketed_address() {
 }
 
 #[test]
-fn a_body_that_stalls_does_not_eat_the_dial() {
+fn a_response_body_that_stalls_does_not_use_up_connect_timeout() {
     let server = TestServer::start(|peer| {
         peer.read_request()?;
         peer.write(b"HTTP/1.1 503 Busy\r\nContent-Length: 4000\r\n\r\nsorry")?;
@@ -415,7 +415,7 @@ fn a_body_that_stalls_does_not_eat_the_dial() {
 }
 
 #[test]
-fn options_of_the_socket_and_a_client_certificate_are_used() {
+fn socket_options_and_a_client_certificate_are_used() {
     let server = TestServer::builder().tls().start(|peer| {
         peer.upgrade()?;
         peer.send_text(&peer.address()?.ip().to_string())?;
@@ -437,7 +437,7 @@ fn options_of_the_socket_and_a_client_certificate_are_used() {
 }
 
 #[test]
-fn an_address_of_the_other_family_than_the_bound_one_is_not_tried() {
+fn addresses_of_another_family_than_bind_address_are_not_tried() {
     let builder =
         Client::builder("ws://[::1]:1/").bind_address("127.0.0.1".parse().expect("an address"));
     let error = builder.connect().expect_err("there is nothing to try");
@@ -446,7 +446,7 @@ fn an_address_of_the_other_family_than_the_bound_one_is_not_tried() {
 }
 
 #[test]
-fn a_venue_that_trickles_every_byte_is_a_server_like_any_other() {
+fn a_server_that_sends_byte_by_byte_works_like_any_other() {
     plain_and_tls(|server_builder| {
         let server = echo(server_builder().trickles_every(Duration::from_micros(5)));
         let client = builder(&server).connect_timeout(SOON).connect().expect("it opens");
@@ -462,7 +462,7 @@ fn a_venue_that_trickles_every_byte_is_a_server_like_any_other() {
 }
 
 #[test]
-fn interim_answers_without_end_end_the_dial() {
+fn endless_interim_responses_end_the_dial() {
     let server = TestServer::start(|peer| {
         peer.read_request()?;
         let flood = "HTTP/1.1 100 Continue\r\n\r\n".repeat(4000);
@@ -478,7 +478,7 @@ fn interim_answers_without_end_end_the_dial() {
 }
 
 #[test]
-fn an_opening_is_seen_however_short_it_is() {
+fn an_opening_is_reported_however_short_it_is() {
     for _ in 0..20 {
         let server = TestServer::start(|peer| {
             if peer.number() > 0 {
@@ -497,7 +497,7 @@ fn an_opening_is_seen_however_short_it_is() {
 }
 
 #[test]
-fn a_refusal_in_http_1_0_is_a_refusal() {
+fn a_refusal_in_http_1_0_is_reported_as_a_refusal() {
     let server = TestServer::start(|peer| {
         peer.read_request()?;
         peer.write(b"HTTP/1.0 401 Unauthorized\r\nRetry-After: 7\r\nContent-Length: 2\r\n\r\nno")?;

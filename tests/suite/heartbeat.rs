@@ -29,7 +29,7 @@ fn assert_takes(between: RangeInclusive<Duration>, mut run: impl FnMut() -> Dura
 }
 
 #[test]
-fn at_least_two_pings_in_half_a_second_at_an_interval_of_a_tenth() {
+fn two_pings_arrive_within_half_a_second_at_an_interval_of_100_ms() {
     assert_takes(200 * MS..=500 * MS, || {
         let server = echo(TestServer::builder());
         let began = Instant::now();
@@ -42,7 +42,7 @@ fn at_least_two_pings_in_half_a_second_at_an_interval_of_a_tenth() {
 }
 
 #[test]
-fn a_server_that_never_pongs_is_left_and_dialled_again_at_least_twice() {
+fn a_server_that_never_pongs_is_dropped_and_dialed_again_each_time() {
     plain_and_tls(|server_builder| {
         let server = server_builder().start(|peer| {
             peer.upgrade()?;
@@ -67,7 +67,7 @@ fn a_server_that_never_pongs_is_left_and_dialled_again_at_least_twice() {
 }
 
 #[test]
-fn any_byte_counts_as_life() {
+fn any_received_byte_proves_that_the_peer_is_alive() {
     // Never a pong, but a byte of a long frame every few milliseconds, for three times the pong
     // limit.
     let server = TestServer::start(|peer| {
@@ -87,7 +87,7 @@ fn any_byte_counts_as_life() {
 }
 
 #[test]
-fn bytes_that_end_in_the_middle_of_a_tls_record_count_as_life() {
+fn bytes_of_an_incomplete_tls_record_prove_that_the_peer_is_alive() {
     const BYTES: usize = 1300;
     // Never a pong, but a single TLS record byte by byte, for more than three times the pong limit.
     let server = TestServer::builder().tls().trickles_every(MS).start(|peer| {
@@ -137,7 +137,7 @@ fn pings_are_answered_with_their_payload() {
 }
 
 #[test]
-fn unasked_late_and_repeated_pongs_are_harmless() {
+fn unsolicited_late_and_repeated_pongs_are_harmless() {
     let server = TestServer::start(|peer| {
         peer.upgrade()?;
         for _ in 0..3 {
@@ -166,7 +166,7 @@ fn unasked_late_and_repeated_pongs_are_harmless() {
 }
 
 #[test]
-fn a_pong_that_answers_no_ping_tells_no_round_trip() {
+fn a_pong_that_answers_no_ping_is_not_counted_as_a_round_trip() {
     let server = TestServer::start(|peer| {
         peer.upgrade()?;
         peer.pong(b"unasked")?;
@@ -230,7 +230,7 @@ fn a_ping_flood_does_not_block_the_reader() {
 }
 
 #[test]
-fn a_slow_handler_is_not_a_dead_connection() {
+fn a_slow_handler_is_not_mistaken_for_a_dead_connection() {
     let server = TestServer::start(|peer| {
         peer.upgrade()?;
         peer.send_text("work")?;
@@ -260,7 +260,7 @@ fn a_slow_handler_is_not_a_dead_connection() {
 }
 
 #[test]
-fn the_idle_limit_counts_data_and_not_pongs() {
+fn idle_timeout_counts_data_and_not_pongs() {
     let server = echo(TestServer::builder());
     let client =
         builder(&server).ping_interval(10 * MS).idle_timeout(100 * MS).connect().expect("it opens");
@@ -300,7 +300,7 @@ fn application_pings_are_sent_and_their_replies_are_awaited() {
 }
 
 #[test]
-fn quiet_application_pings_are_not_sent_while_data_flows() {
+fn application_pings_only_when_quiet_are_not_sent_while_data_flows() {
     const INTERVAL: Duration = Duration::from_millis(500);
     let (tell, told) = bounded(1);
     let server = TestServer::start(move |peer| {
@@ -376,7 +376,7 @@ fn a_ping_on_demand_confirms_what_was_sent_before_it() {
 }
 
 #[test]
-fn a_dead_connection_is_noticed_within_interval_plus_limit() {
+fn a_dead_connection_is_noticed_after_ping_interval_plus_pong_timeout() {
     let server = TestServer::start(|peer| {
         peer.upgrade()?;
         peer.drain()
@@ -398,7 +398,7 @@ fn a_dead_connection_is_noticed_within_interval_plus_limit() {
 }
 
 #[test]
-fn a_slow_maker_of_pings_hides_no_dead_connection() {
+fn a_slow_ping_closure_does_not_hide_a_dead_connection() {
     let server = TestServer::start(|peer| {
         peer.upgrade()?;
         peer.stall()
@@ -421,7 +421,7 @@ fn a_slow_maker_of_pings_hides_no_dead_connection() {
 }
 
 #[test]
-fn a_connection_is_left_alone_while_our_own_fragments_keep_its_pings_back() {
+fn a_connection_stays_open_while_its_pings_wait_behind_our_own_fragments() {
     let server = TestServer::start(|peer| {
         peer.upgrade()?;
         loop {
@@ -451,7 +451,7 @@ fn a_connection_is_left_alone_while_our_own_fragments_keep_its_pings_back() {
 }
 
 #[test]
-fn a_full_queue_that_blocks_the_reader_is_no_dead_connection() {
+fn a_full_queue_that_blocks_the_reader_is_not_mistaken_for_a_dead_connection() {
     let server = TestServer::start(|peer| {
         peer.upgrade()?;
         for _ in 0..3 {
@@ -505,7 +505,7 @@ fn highest_sequence(client: &Client) -> u64 {
 }
 
 #[test]
-fn a_maker_of_pings_that_panics_ends_the_client() {
+fn a_ping_closure_that_panics_ends_the_client() {
     let server = echo(TestServer::builder());
     let ping = AppPing::made_by(|| std::panic::resume_unwind(Box::new("on purpose")), MS);
     let client = builder(&server).app_ping(ping).connect().expect("it opens");
@@ -514,7 +514,7 @@ fn a_maker_of_pings_that_panics_ends_the_client() {
 }
 
 #[test]
-fn a_matcher_that_panics_ends_the_client_with_one_end_for_the_opening() {
+fn a_panic_in_answered_by_ends_the_client_with_one_disconnect() {
     let server = TestServer::start(|peer| {
         peer.upgrade()?;
         peer.receive_message()?;
@@ -536,7 +536,7 @@ fn a_matcher_that_panics_ends_the_client_with_one_end_for_the_opening() {
 }
 
 #[test]
-fn a_slow_handler_makes_no_connection_idle() {
+fn a_slow_handler_does_not_make_its_connection_idle() {
     plain_and_tls(|server| {
         let server = server().start(|peer| {
             peer.upgrade()?;
@@ -562,7 +562,7 @@ fn a_slow_handler_makes_no_connection_idle() {
 }
 
 #[test]
-fn a_blocked_sender_hides_no_dead_connection() {
+fn a_blocked_sender_does_not_hide_a_dead_connection() {
     plain_and_tls(|server| {
         let server = server().start(|peer| {
             peer.upgrade()?;
@@ -583,7 +583,7 @@ fn a_blocked_sender_hides_no_dead_connection() {
 }
 
 #[test]
-fn pongs_that_find_no_room_hide_no_dead_connection() {
+fn pongs_that_cannot_be_written_do_not_hide_a_dead_connection() {
     let server = TestServer::start(|peer| {
         peer.limit_receive_buffer(4096)?;
         peer.upgrade()?;
@@ -605,7 +605,7 @@ fn pongs_that_find_no_room_hide_no_dead_connection() {
 }
 
 #[test]
-fn a_peer_that_reads_slowly_and_says_nothing_is_alive() {
+fn a_peer_that_reads_slowly_and_sends_nothing_counts_as_alive() {
     let server = TestServer::start(|peer| {
         peer.limit_receive_buffer(64 * 1024)?;
         peer.upgrade()?;
@@ -625,7 +625,7 @@ fn a_peer_that_reads_slowly_and_says_nothing_is_alive() {
 }
 
 #[test]
-fn a_connection_that_stalls_in_the_middle_of_a_tls_record_is_left() {
+fn a_connection_that_stalls_in_the_middle_of_a_tls_record_is_dropped() {
     for bytes in [1, 5, 60] {
         let server = TestServer::builder().tls().start(move |peer| {
             peer.upgrade()?;

@@ -49,17 +49,17 @@ fn converse(version: &str, command: &[u8]) {
 }
 
 #[test]
-fn a_key_update_leaves_the_connection_alone() {
+fn a_key_update_keeps_the_connection_open() {
     converse("-tls1_3", b"K\n");
 }
 
 #[test]
-fn a_renegotiation_leaves_the_connection_alone() {
+fn a_renegotiation_keeps_the_connection_open() {
     converse("-tls1_2", b"r\n");
 }
 
 #[test]
-fn a_handler_that_sends_while_the_peer_renegotiates_waits_for_nobody() {
+fn a_handler_that_sends_during_a_renegotiation_does_not_block() {
     let Some((mut server, port)) = Server::start(&["-tls1_2"]) else { return };
     let (tell, told) = bounded(10);
     let (release, held) = bounded::<()>(0);

@@ -35,7 +35,7 @@ fn after_a_drop_the_connection_comes_back_with_a_new_epoch() {
 }
 
 #[test]
-fn what_no_retry_mends_ends_the_client_with_that_error() {
+fn permanent_errors_end_the_client() {
     for status in [401, 403, 404] {
         let server =
             TestServer::start(move |peer| peer.refuse(status, "X-Secret: secret\r\n", "go away"));
@@ -56,7 +56,7 @@ fn what_no_retry_mends_ends_the_client_with_that_error() {
 }
 
 #[test]
-fn other_statuses_are_retried_and_retry_after_is_a_floor() {
+fn other_statuses_are_retried_and_retry_after_is_the_minimum_delay() {
     let server = TestServer::start(|peer| match peer.number() {
         0 => peer.refuse(429, "Retry-After: 1\r\n", ""),
         1 => peer.refuse(503, "", "busy"),
@@ -143,7 +143,7 @@ fn half_a_message_does_not_outlive_its_connection_in_either_direction() {
 }
 
 #[test]
-fn max_attempts_counts_dials_in_a_row_and_the_last_error_is_told() {
+fn max_attempts_counts_dials_in_a_row_and_the_last_error_is_reported() {
     let server = TestServer::start(|peer| peer.refuse(503, "", ""));
     let client = builder(&server).max_attempts(3).start().expect("it starts");
     let events: Vec<Event> = client.events().collect();
@@ -195,7 +195,7 @@ fn connect_makes_one_dial_and_leaves_nothing_running() {
 }
 
 #[test]
-fn the_policy_decides_by_code_and_status() {
+fn a_retry_policy_can_decide_by_close_code_and_status() {
     let server = TestServer::start(|peer| match peer.number() {
         0 => peer.refuse(404, "", ""),
         1 => {
@@ -222,7 +222,7 @@ fn the_policy_decides_by_code_and_status() {
 }
 
 #[test]
-fn an_endpoint_closure_is_asked_before_each_dial() {
+fn an_endpoint_closure_is_called_before_each_dial() {
     let server = TestServer::start(|peer| {
         let request = peer.upgrade()?;
         peer.send_text(&format!(
@@ -259,7 +259,7 @@ fn an_endpoint_closure_is_asked_before_each_dial() {
 }
 
 #[test]
-fn several_endpoints_are_taken_in_turn() {
+fn several_endpoints_are_dialed_in_turn() {
     let servers: Vec<TestServer> =
         (0..3).map(|_| TestServer::start(|peer| peer.upgrade().map(drop))).collect();
     let mut settings = builder(&servers[0]);
@@ -274,7 +274,7 @@ fn several_endpoints_are_taken_in_turn() {
 }
 
 #[test]
-fn what_one_endpoint_refuses_for_good_another_may_grant() {
+fn another_endpoint_is_dialed_after_a_permanent_refusal_by_one() {
     let [gone, good] = [404, 0].map(|status| {
         TestServer::start(move |peer| match status {
             0 => peer.upgrade().map(drop),
@@ -312,7 +312,7 @@ fn retry_after_of_one_endpoint_does_not_delay_the_dial_to_another() {
 }
 
 #[test]
-fn a_wait_for_an_opening_that_is_too_long_tells_why_the_last_dial_failed() {
+fn a_wait_open_that_times_out_reports_why_the_last_dial_failed() {
     let server = TestServer::start(|peer| peer.refuse(503, "Retry-After: 3600\r\n", ""));
     let client = builder(&server).retry_after_max(360 * SOON).start().expect("it starts");
     assert!(matches!(next(&mut client.events()), Event::DialFailed(_)));
@@ -322,7 +322,7 @@ fn a_wait_for_an_opening_that_is_too_long_tells_why_the_last_dial_failed() {
 }
 
 #[test]
-fn delays_are_jittered_over_the_whole_range_and_the_first_one_too() {
+fn all_retry_delays_are_jittered_over_the_whole_range() {
     let server = TestServer::start(|peer| peer.refuse(503, "", ""));
     let first_delays: Vec<Duration> = (0..40)
         .map(|_| {
@@ -346,7 +346,7 @@ fn delays_are_jittered_over_the_whole_range_and_the_first_one_too() {
 }
 
 #[test]
-fn a_wish_for_a_new_connection_is_not_for_a_policy_to_refuse() {
+fn a_retry_policy_cannot_refuse_a_reconnect_that_the_program_asked_for() {
     let server = echo(TestServer::builder());
     let obeys_the_server =
         |error: &tautline::Error, default| match error.close_reason().map(|close| close.code) {
@@ -359,7 +359,7 @@ fn a_wish_for_a_new_connection_is_not_for_a_policy_to_refuse() {
 }
 
 #[test]
-fn a_program_can_ask_for_a_new_connection() {
+fn a_handler_can_ask_for_a_new_connection() {
     let server = TestServer::start(|peer| {
         peer.upgrade()?;
         peer.send_text("gap")?;

@@ -34,7 +34,7 @@ fn messages_of_every_size_come_back_as_they_were_sent() {
 }
 
 #[test]
-fn long_messages_are_split_into_frames_when_frames_are_limited() {
+fn messages_longer_than_max_outgoing_frame_size_are_split_into_frames() {
     let server = echo(TestServer::builder());
     let client = builder(&server).max_outgoing_frame_size(10).connect().expect("it opens");
     let mut events = client.events();
@@ -66,7 +66,7 @@ fn a_batch_arrives_in_order_with_one_receipt() {
 }
 
 #[test]
-fn a_peer_that_never_reads_costs_a_send_its_budget_and_the_reader_nothing() {
+fn a_peer_that_never_reads_makes_a_send_time_out_and_does_not_block_the_reader() {
     plain_and_tls(|server_builder| {
         let (go, going) = bounded::<()>(0);
         let server = server_builder().start(move |peer| {
@@ -119,7 +119,7 @@ fn a_peer_that_never_reads_costs_a_send_its_budget_and_the_reader_nothing() {
 }
 
 #[test]
-fn both_sides_that_fill_their_buffers_do_not_deadlock() {
+fn client_and_server_do_not_deadlock_when_both_fill_their_buffers() {
     plain_and_tls(|server_builder| {
         // The peer writes 64 MiB before it reads anything; so do we.
         let server = server_builder().start(|peer| {
@@ -148,7 +148,7 @@ fn both_sides_that_fill_their_buffers_do_not_deadlock() {
 }
 
 #[test]
-fn while_no_connection_is_open_sends_are_not_sent_at_once() {
+fn sends_fail_at_once_as_not_sent_while_no_connection_is_open() {
     let server = TestServer::start(|peer| peer.stall());
     let client = builder(&server).start().expect("it starts");
     assert!(server.wait_for_connections(1, SOON));
@@ -158,7 +158,7 @@ fn while_no_connection_is_open_sends_are_not_sent_at_once() {
 }
 
 #[test]
-fn nothing_sent_on_one_connection_leaves_by_another() {
+fn messages_for_one_connection_are_never_sent_on_another() {
     let server = TestServer::start(|peer| {
         peer.upgrade()?;
         if peer.number() == 0 {
@@ -247,7 +247,7 @@ fn a_handler_sends_on_its_own_connection() {
 }
 
 #[test]
-fn a_sender_that_outlives_its_client_says_so() {
+fn a_sender_that_outlives_its_client_fails_with_stopped() {
     let server = echo(TestServer::builder());
     let client = builder(&server).connect().expect("it opens");
     let sender = client.sender();
@@ -281,7 +281,7 @@ fn text_and_headers_stay_out_of_every_debug_and_display() {
 }
 
 #[test]
-fn a_send_on_a_connection_that_was_severed_fails_and_is_told() {
+fn a_send_after_the_connection_was_aborted_fails_as_not_sent() {
     let server = TestServer::start(|peer| {
         peer.upgrade()?;
         peer.drain()
@@ -297,7 +297,7 @@ fn a_send_on_a_connection_that_was_severed_fails_and_is_told() {
 }
 
 #[test]
-fn what_the_server_receives_is_masked_text_and_binary() {
+fn text_and_binary_messages_arrive_masked() {
     // `Peer::receive` refuses frames without a mask.
     let (tell, told) = bounded(2);
     let server = TestServer::start(move |peer| {
@@ -368,7 +368,7 @@ fn other_messages_wait_for_the_end_of_a_fragmented_one() {
 }
 
 #[test]
-fn fragments_that_cannot_be_finished_sever_the_connection_and_are_told() {
+fn a_fragmented_message_that_cannot_be_finished_aborts_the_connection() {
     let server = echo(TestServer::builder());
     let client = builder(&server).connect().expect("it opens");
     let sender = client.sender();
@@ -389,7 +389,7 @@ fn fragments_that_cannot_be_finished_sever_the_connection_and_are_told() {
 }
 
 #[test]
-fn a_panic_in_the_middle_of_a_fragmented_message_ends_the_connection_and_holds_nobody_up() {
+fn a_panic_in_the_middle_of_a_fragmented_message_ends_only_its_connection() {
     let server = TestServer::start(|peer| {
         peer.upgrade()?;
         peer.drain()
@@ -414,7 +414,7 @@ fn a_panic_in_the_middle_of_a_fragmented_message_ends_the_connection_and_holds_n
 }
 
 #[test]
-fn a_batch_that_is_cut_says_of_no_message_that_arrived_that_it_was_not_sent() {
+fn a_batch_cut_short_never_reports_an_arrived_message_as_not_sent() {
     plain_and_tls(|server| {
         for buffer in [8, 48] {
             let (go, told) = bounded::<()>(1);
@@ -444,7 +444,7 @@ fn a_batch_that_is_cut_says_of_no_message_that_arrived_that_it_was_not_sent() {
 }
 
 #[test]
-fn fragments_keep_the_limit_of_frames() {
+fn fragments_respect_max_outgoing_frame_size() {
     let (tell, told) = bounded(1);
     let server = TestServer::start(move |peer| {
         peer.upgrade()?;
@@ -469,7 +469,7 @@ fn fragments_keep_the_limit_of_frames() {
 }
 
 #[test]
-fn a_message_whose_fragments_broke_off_is_confirmed_by_no_pong() {
+fn a_pong_does_not_confirm_an_unfinished_fragmented_message() {
     let (ping, pinged) = bounded(1);
     let server = TestServer::start(move |peer| {
         peer.upgrade()?;
@@ -502,7 +502,7 @@ fn a_message_whose_fragments_broke_off_is_confirmed_by_no_pong() {
 }
 
 #[test]
-fn no_message_of_a_batch_that_was_never_begun_counts_as_sent() {
+fn messages_of_a_batch_that_were_never_begun_do_not_count_as_sent() {
     let (go, gone) = bounded::<()>(0);
     let server = TestServer::start(move |peer| {
         peer.upgrade()?;
@@ -535,7 +535,7 @@ fn no_message_of_a_batch_that_was_never_begun_counts_as_sent() {
 }
 
 #[test]
-fn whoever_sends_while_the_end_is_told_gets_no_receipt() {
+fn a_send_inside_the_disconnected_callback_is_not_sent() {
     struct Sends(Option<Sender>, crossbeam_channel::Sender<Result<Receipt, SendError>>);
     impl Handler for Sends {
         fn opened(&mut self, connection: &mut Connection<'_>) {

@@ -65,7 +65,7 @@ fn silent() -> impl Handler {
 }
 
 #[test]
-fn an_end_while_connecting_is_at_once() {
+fn a_client_ends_at_once_while_connecting() {
     // A listener whose queue is full: the next connect gets no answer.
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let socket = socket2::SockRef::from(&listener);
@@ -82,7 +82,7 @@ fn an_end_while_connecting_is_at_once() {
 }
 
 #[test]
-fn an_end_in_the_tls_handshake_is_at_once() {
+fn a_client_ends_at_once_in_the_tls_handshake() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let port = listener.local_addr().expect("an address").port();
     let start = || {
@@ -101,7 +101,7 @@ fn an_end_in_the_tls_handshake_is_at_once() {
 }
 
 #[test]
-fn an_end_in_the_middle_of_a_tls_handshake_is_at_once() {
+fn a_client_ends_at_once_when_the_tls_handshake_stalls_halfway() {
     // Reading the system's roots is work and not a wait, some ten milliseconds of it: this one has
     // read them for all.
     let good = echo(TestServer::builder().tls());
@@ -122,7 +122,7 @@ fn an_end_in_the_middle_of_a_tls_handshake_is_at_once() {
 }
 
 #[test]
-fn an_end_in_the_upgrade_is_at_once() {
+fn a_client_ends_at_once_in_the_upgrade() {
     plain_and_tls(|server_builder| {
         let good = echo(server_builder());
         let _first = builder(&good).connect().expect("it opens");
@@ -142,7 +142,7 @@ fn an_end_in_the_upgrade_is_at_once() {
 }
 
 #[test]
-fn the_end_of_an_open_and_idle_connection_is_polite_and_at_once() {
+fn an_idle_connection_is_closed_with_1000_at_once() {
     plain_and_tls(|server_builder| {
         let server = echo(server_builder());
         assert_ends_at_once(|| (builder(&server).connect().expect("it opens"), ()));
@@ -156,7 +156,7 @@ fn the_end_of_an_open_and_idle_connection_is_polite_and_at_once() {
 }
 
 #[test]
-fn the_end_of_a_flooded_connection_is_at_once() {
+fn a_client_ends_at_once_while_its_connection_is_flooded() {
     plain_and_tls(|server_builder| {
         let server = server_builder().start(|peer| {
             peer.upgrade()?;
@@ -178,7 +178,7 @@ fn the_end_of_a_flooded_connection_is_at_once() {
 }
 
 #[test]
-fn an_end_waits_for_a_close_that_never_comes_no_longer_than_close_within() {
+fn an_unanswered_close_frame_delays_an_end_by_close_timeout_at_most() {
     plain_and_tls(|server_builder| {
         let server = server_builder().start(|peer| {
             peer.upgrade()?;
@@ -199,7 +199,7 @@ fn an_end_waits_for_a_close_that_never_comes_no_longer_than_close_within() {
 }
 
 #[test]
-fn an_end_is_over_at_the_close_deadline_where_the_close_is_answered_and_tcp_stays_open() {
+fn an_end_is_bounded_by_close_timeout_if_the_peer_answers_and_keeps_tcp_open() {
     plain_and_tls(|server_builder| {
         let server = server_builder().start(|peer| {
             peer.upgrade()?;
@@ -221,7 +221,7 @@ fn an_end_is_over_at_the_close_deadline_where_the_close_is_answered_and_tcp_stay
 }
 
 #[test]
-fn a_short_stop_cuts_the_polite_end_short() {
+fn a_short_stop_cuts_the_closing_handshake_short() {
     let server = TestServer::start(|peer| {
         peer.upgrade()?;
         peer.drain()
@@ -249,7 +249,7 @@ fn a_second_stop_with_less_time_overtakes_the_first() {
 }
 
 #[test]
-fn an_end_during_backoff_comes_before_the_delay() {
+fn a_client_ends_during_backoff_before_the_delay_is_over() {
     let server = TestServer::start(|_| Ok(()));
     assert_ends_at_once(|| {
         let client = Client::builder(server.url())
@@ -350,7 +350,7 @@ fn stop_from_eight_threads_at_once_gives_eight_clean_reports() {
 }
 
 #[test]
-fn an_end_while_a_sender_is_blocked_ends_the_send_and_skips_the_close_frame() {
+fn ending_a_client_unblocks_its_sender_and_skips_the_close_frame() {
     plain_and_tls(|server_builder| {
         for by in [By::Stop, By::Drop] {
             let server = server_builder().start(|peer| {
@@ -393,7 +393,7 @@ fn an_end_while_a_sender_is_blocked_ends_the_send_and_skips_the_close_frame() {
 }
 
 #[test]
-fn an_end_while_the_connection_is_on_its_way_to_its_end_is_bounded_by_the_same_close_deadline() {
+fn a_client_that_is_already_closing_ends_by_the_same_close_deadline() {
     plain_and_tls(|server_builder| {
         let server = server_builder().start(|peer| {
             peer.upgrade()?;
@@ -420,7 +420,7 @@ fn an_end_while_the_connection_is_on_its_way_to_its_end_is_bounded_by_the_same_c
 }
 
 #[test]
-fn a_busy_handler_is_reported_late_and_the_heart_is_not() {
+fn a_busy_handler_makes_only_the_reader_thread_late() {
     for by in [By::Stop, By::Drop] {
         let (release, held) = bounded::<()>(0);
         let (tell, told) = bounded(1);
@@ -487,7 +487,7 @@ fn a_panic_in_the_handler_ends_the_client_once_and_reaches_the_user() {
 }
 
 #[test]
-fn a_panic_in_any_call_of_the_handler_is_its_last_call() {
+fn a_handler_is_not_called_again_after_a_panic_in_any_of_its_methods() {
     struct Panics(&'static str, Arc<Mutex<Vec<&'static str>>>);
     impl Panics {
         fn called(&self, what: &'static str) {
@@ -613,7 +613,7 @@ thread_local! {
 }
 
 #[test]
-fn a_stop_is_not_late_because_of_what_a_thread_drops_last() {
+fn a_stop_keeps_its_budget_when_thread_local_destructors_hang() {
     let (release, held) = bounded(0);
     let server = echo(TestServer::builder());
     let client = builder(&server)
@@ -634,7 +634,7 @@ fn a_stop_is_not_late_because_of_what_a_thread_drops_last() {
 }
 
 #[test]
-fn dials_do_not_wait_for_what_the_thread_of_an_earlier_lookup_drops_last() {
+fn dials_do_not_wait_for_thread_local_destructors_of_an_earlier_lookup() {
     let (release, held) = bounded(0);
     let lookups = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&lookups);
@@ -658,7 +658,7 @@ fn dials_do_not_wait_for_what_the_thread_of_an_earlier_lookup_drops_last() {
 }
 
 #[test]
-fn a_maker_of_pings_that_hangs_keeps_no_connection_open() {
+fn a_ping_closure_that_hangs_does_not_keep_the_connection_open() {
     for by in [By::Stop, By::Drop] {
         let server = TestServer::start(|peer| {
             peer.upgrade()?;
@@ -687,7 +687,7 @@ fn a_maker_of_pings_that_hangs_keeps_no_connection_open() {
 }
 
 #[test]
-fn a_handler_that_waits_for_the_end_keeps_nothing_from_it() {
+fn wait_closed_returns_none_at_once_inside_the_handler() {
     let server = TestServer::start(|peer| {
         peer.upgrade()?;
         peer.send_text("go")?;
@@ -707,7 +707,7 @@ fn a_handler_that_waits_for_the_end_keeps_nothing_from_it() {
 }
 
 #[test]
-fn a_stop_without_a_budget_says_goodbye_all_the_same() {
+fn a_stop_without_a_budget_still_sends_a_close_frame() {
     // Over TLS what the server has sent beside messages may lie unread, and aborting then resets,
     // which takes the close frame along.
     for budget in [Duration::ZERO, MS] {
@@ -721,7 +721,7 @@ fn a_stop_without_a_budget_says_goodbye_all_the_same() {
 }
 
 #[test]
-fn a_later_stop_leaves_the_polite_end_most_of_its_own_budget() {
+fn a_later_stop_leaves_the_closing_handshake_most_of_its_own_budget() {
     let (go, gone) = bounded::<()>(0);
     let server = TestServer::start(move |peer| {
         peer.upgrade()?;
@@ -761,7 +761,7 @@ fn stop_is_idempotent_and_closed_is_final() {
 }
 
 #[test]
-fn a_stopped_client_tells_its_end_once_and_its_events_end() {
+fn a_stopped_client_reports_its_end_once_and_its_events_end() {
     let server = echo(TestServer::builder());
     let client = builder(&server).connect().expect("it opens");
     assert!(client.stop(SOON).is_clean());
@@ -775,7 +775,7 @@ fn a_stopped_client_tells_its_end_once_and_its_events_end() {
 }
 
 #[test]
-fn wait_open_hears_of_a_stop() {
+fn a_stop_wakes_wait_open() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("an address");
     let client =

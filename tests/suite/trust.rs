@@ -46,7 +46,7 @@ fn archive(password: &str) -> Vec<u8> {
 }
 
 #[test]
-fn the_client_certificate_is_shown_to_a_server_that_asks_for_it() {
+fn the_client_certificate_is_presented_to_a_server_that_asks_for_it() {
     let show: [fn(Builder) -> Builder; 2] = [
         |builder| builder.tls_identity_pem(CERTIFICATE, KEY),
         |builder| builder.tls_identity_pkcs12(archive("hunter2"), "hunter2"),
@@ -61,7 +61,7 @@ fn the_client_certificate_is_shown_to_a_server_that_asks_for_it() {
 }
 
 #[test]
-fn the_name_of_the_host_is_in_the_handshake() {
+fn the_tls_handshake_names_the_host() {
     // A server of several hosts: it shows the certificate of localhost to who asks for that, and a
     // stranger's to everybody else.
     let stranger = [certificate("stranger.pem"), certificate("stranger.key")];

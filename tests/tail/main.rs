@@ -38,31 +38,34 @@ mod conversation {
     pub(crate) fn run() {
         let scenarios: [(&str, fn()); 9] = [
             (
-                "every_event_is_an_object_and_the_end_comes_last",
-                every_event_is_an_object_and_the_end_comes_last,
+                "every_event_is_an_object_and_stopped_comes_last",
+                every_event_is_an_object_and_stopped_comes_last,
+            ),
+            ("a_permanent_refusal_gives_up_at_once", a_permanent_refusal_gives_up_at_once),
+            (
+                "the_last_failed_dial_is_reported_as_giving_up",
+                the_last_failed_dial_is_reported_as_giving_up,
             ),
             (
-                "a_refusal_that_no_retry_mends_gives_up_at_once",
-                a_refusal_that_no_retry_mends_gives_up_at_once,
+                "a_signal_closes_the_connection_and_exits_0",
+                a_signal_closes_the_connection_and_exits_0,
             ),
-            (
-                "the_last_failed_dial_is_told_as_giving_up",
-                the_last_failed_dial_is_told_as_giving_up,
-            ),
-            ("a_signal_ends_the_line_politely", a_signal_ends_the_line_politely),
             (
                 "wrong_usage_exits_2_and_says_what_is_wrong",
                 wrong_usage_exits_2_and_says_what_is_wrong,
             ),
             (
-                "lines_of_standard_input_are_sent_or_told_of",
-                lines_of_standard_input_are_sent_or_told_of,
+                "lines_of_standard_input_are_sent_or_reported",
+                lines_of_standard_input_are_sent_or_reported,
             ),
-            ("a_reader_that_goes_away_ends_it_politely", a_reader_that_goes_away_ends_it_politely),
-            ("it_trusts_what_it_is_told_to", it_trusts_what_it_is_told_to),
             (
-                "messages_alone_go_to_standard_output_without_json",
-                messages_alone_go_to_standard_output_without_json,
+                "a_closed_standard_output_ends_the_program_cleanly",
+                a_closed_standard_output_ends_the_program_cleanly,
+            ),
+            ("roots_given_by_option_are_trusted", roots_given_by_option_are_trusted),
+            (
+                "only_messages_go_to_standard_output_without_json",
+                only_messages_go_to_standard_output_without_json,
             ),
         ];
         std::thread::scope(|scope| {
@@ -141,7 +144,7 @@ mod conversation {
         );
     }
 
-    fn every_event_is_an_object_and_the_end_comes_last() {
+    fn every_event_is_an_object_and_stopped_comes_last() {
         let server = TestServer::start(|peer| {
             peer.upgrade_with("Sec-WebSocket-Protocol: v2\r\n")?;
             assert_eq!(peer.receive_message()?, Received::Text("hello".into()));
@@ -173,7 +176,7 @@ mod conversation {
         assert_eq!(status, 1);
     }
 
-    fn a_refusal_that_no_retry_mends_gives_up_at_once() {
+    fn a_permanent_refusal_gives_up_at_once() {
         let server = TestServer::start(|peer| peer.refuse(401, "", "no such key"));
         let (status, objects, _) = run_to_end(&[&server.url(), "--json"]);
         assert_eq!(kinds(&objects), ["gave_up", "stopped"]);
@@ -184,7 +187,7 @@ mod conversation {
         assert_eq!(status, 1);
     }
 
-    fn the_last_failed_dial_is_told_as_giving_up() {
+    fn the_last_failed_dial_is_reported_as_giving_up() {
         let server = TestServer::start(|peer| peer.refuse(503, "", ""));
         let arguments = [
             "--json",
@@ -228,7 +231,7 @@ mod conversation {
         rustix::process::kill_process(pid, signal).expect("it is there");
     }
 
-    fn a_signal_ends_the_line_politely() {
+    fn a_signal_closes_the_connection_and_exits_0() {
         for which in [rustix::process::Signal::INT, rustix::process::Signal::TERM] {
             let server = TestServer::start(|peer| {
                 peer.upgrade()?;
@@ -271,7 +274,7 @@ mod conversation {
         }
     }
 
-    fn lines_of_standard_input_are_sent_or_told_of() {
+    fn lines_of_standard_input_are_sent_or_reported() {
         let server = TestServer::start(|peer| {
             peer.upgrade()?;
             peer.echo()
@@ -297,7 +300,7 @@ mod conversation {
         assert_eq!(child.wait().expect("it ends").code(), Some(0));
     }
 
-    fn a_reader_that_goes_away_ends_it_politely() {
+    fn a_closed_standard_output_ends_the_program_cleanly() {
         let server = TestServer::start(|peer| {
             peer.upgrade()?;
             while peer.send_text("tick").is_ok() {}
@@ -312,7 +315,7 @@ mod conversation {
         assert_eq!(child.wait().expect("it ends").code(), Some(0));
     }
 
-    fn it_trusts_what_it_is_told_to() {
+    fn roots_given_by_option_are_trusted() {
         let server = TestServer::builder().tls().start(|peer| {
             peer.upgrade()?;
             peer.send_text("tick")?;
@@ -337,7 +340,7 @@ mod conversation {
         assert_eq!(objects[1]["kind"], "tls");
     }
 
-    fn messages_alone_go_to_standard_output_without_json() {
+    fn only_messages_go_to_standard_output_without_json() {
         let server = TestServer::start(|peer| {
             peer.upgrade()?;
             peer.send_text("one")?;
