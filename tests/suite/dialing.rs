@@ -1,4 +1,4 @@
-//! From a URL to an open connection, and everything that can go wrong on the way.
+//! Dialing: from a URL to an open connection, and everything that can go wrong in between.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -8,19 +8,20 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
 use tautline::testing::TestServer;
-use tautline::{Client, Error, ErrorKind};
+use tautline::{Builder, Client, Error, ErrorKind, Event};
 
 use crate::support::{
     MS, SOON, builder, disconnected, echo, message, opened, plain_and_tls, skipped,
 };
 
+/// Dials a server that refuses the connection, and returns the error.
 fn refused(server: &TestServer) -> Error {
     builder(server).connect_timeout(SOON).connect().expect_err("it is refused")
 }
 
-/// Dials with more and more time until the error names `step`: on a busy machine a small budget may
-/// run out at a step before it.
-fn ends_in_time(step: &str, dial: impl Fn(Duration) -> Error) {
+/// Checks that a dial times out in `step`. The timeout grows until the error names that step: on a
+/// busy machine a short one may run out in an earlier step.
+fn assert_times_out_in(step: &str, dial: impl Fn(Duration) -> Error) {
     let mut timeout = 80 * MS;
     loop {
         let began = Instant::now();
@@ -36,7 +37,7 @@ fn ends_in_time(step: &str, dial: impl Fn(Duration) -> Error) {
             return;
         }
         timeout *= 2;
-        assert!(timeout <= SOON, "never came to {step}: {error}");
+        assert!(timeout <= SOON, "it never gets to {step}: {error}");
     }
 }
 
@@ -50,33 +51,36 @@ fn a_dial_that_stalls_at_any_step_ends_at_its_deadline_and_names_the_step() {
     let to = |server: TestServer| {
         move |timeout| builder(&server).connect_timeout(timeout).connect().expect_err("it stalls")
     };
-    // TCP: the queue is full.
+    // TCP: the queue of the listener is full.
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     socket2::SockRef::from(&listener).listen(0).expect("it listens");
     let address = listener.local_addr().expect("an address");
     let filler = std::net::TcpStream::connect(address).expect("the first has room");
-    ends_in_time("connecting to", url(format!("ws://{address}/")));
+    assert_times_out_in("connecting to", url(format!("ws://{address}/")));
     drop(filler);
-    // TLS and upgrade: nobody answers, or too little, or too slowly.
+    // TLS and upgrade: the server answers nothing, too little, or too slowly.
     let silent = TestServer::start(|peer| peer.stall());
-    ends_in_time("upgrade with", url(silent.url()));
-    ends_in_time("TLS handshake with", url(silent.url().replace("ws://", "wss://")));
+    assert_times_out_in("upgrade with", url(silent.url()));
+    assert_times_out_in("TLS handshake with", url(silent.url().replace("ws://", "wss://")));
     for bytes in [1, 100, 700] {
         let server = TestServer::builder().tls().tls_stalls_after(bytes);
-        ends_in_time("TLS handshake with", to(server.start(|peer| peer.upgrade().map(drop))));
+        assert_times_out_in(
+            "TLS handshake with",
+            to(server.start(|peer| peer.upgrade().map(drop))),
+        );
     }
     let server = TestServer::builder().tls().trickles_every(10 * MS);
-    ends_in_time("TLS handshake with", to(server.start(|peer| peer.upgrade().map(drop))));
+    assert_times_out_in("TLS handshake with", to(server.start(|peer| peer.upgrade().map(drop))));
     plain_and_tls(|server_builder| {
         let server = server_builder().start(|peer| {
             peer.read_request()?;
             peer.trickle(&b"HTTP/1.1 101 Switching Protocols\r\nX-Endless: ".repeat(100), 5 * MS)
         });
-        ends_in_time("upgrade with", to(server));
+        assert_times_out_in("upgrade with", to(server));
     });
     // Resolving: the lookup hangs.
     let (release, held) = bounded::<()>(0);
-    ends_in_time("resolving server.example", move |timeout| {
+    assert_times_out_in("resolving server.example", move |timeout| {
         let held = held.clone();
         let resolver = move |_: &str, _: u16| {
             assert!(held.recv().is_err());
@@ -110,15 +114,15 @@ fn the_next_dial_waits_for_a_hung_lookup_instead_of_starting_another() {
         .expect("it starts");
     let mut events = client.events();
     for _ in 0..3 {
-        assert!(matches!(events.next_timeout(SOON), Ok(tautline::Event::DialFailed(_))));
+        assert!(matches!(events.next_timeout(SOON), Ok(Event::DialFailed(_))));
         assert!(client.live_threads() <= 3);
     }
     assert_eq!(lookups.load(Ordering::SeqCst), 1);
     drop(release);
     loop {
         match events.next_timeout(SOON).expect("it opens") {
-            tautline::Event::Opened(_) => break,
-            tautline::Event::DialFailed(_) => {}
+            Event::Opened(_) => break,
+            Event::DialFailed(_) => {}
             other => panic!("{other:?}"),
         }
     }
@@ -140,7 +144,7 @@ fn a_refused_address_starts_the_next_at_once() {
     let client = Client::builder("ws://server.example/")
         .resolver(resolver)
         .connect()
-        .expect("the last answers");
+        .expect("the last address answers");
     let mut events = client.events();
     let opened = opened(&mut events);
     assert_eq!(opened.peer, alive);
@@ -164,7 +168,8 @@ fn the_next_address_is_tried_while_one_does_not_answer() {
     let client = Client::builder("ws://server.example/")
         .resolver(resolver)
         .connect()
-        .expect("the second answers");
+        .expect("the second address answers");
+    // The second attempt starts 250 ms after the first.
     assert!(began.elapsed() >= 200 * MS);
     assert_eq!(opened(&mut client.events()).peer, alive);
     drop(filler);
@@ -185,8 +190,7 @@ fn a_name_that_does_not_resolve_is_a_resolve_error() {
     let empty = |_: &str, _: u16| Ok(Vec::new());
     let failing = |_: &str, _: u16| Err(io::Error::other("no such host"));
     let panicking = |_: &str, _: u16| -> io::Result<Vec<SocketAddr>> { panic!("on purpose") };
-    let dial =
-        |builder: tautline::Builder| builder.connect().expect_err("it does not resolve").kind();
+    let dial = |builder: Builder| builder.connect().expect_err("it does not resolve").kind();
     let start = || Client::builder("ws://server.example/");
     assert_eq!(dial(start().resolver(empty)), ErrorKind::Resolve);
     assert_eq!(dial(start().resolver(failing)), ErrorKind::Resolve);
@@ -196,12 +200,12 @@ fn a_name_that_does_not_resolve_is_a_resolve_error() {
 #[test]
 fn invalid_upgrade_responses_are_refused_before_opened() {
     plain_and_tls(|server_builder| {
-        for lie in [
+        for header in [
             "Sec-WebSocket-Extensions: permessage-deflate\r\n",
-            "Sec-WebSocket-Protocol: unasked\r\n",
+            "Sec-WebSocket-Protocol: not-offered\r\n",
         ] {
             let server = server_builder().start(move |peer| {
-                peer.upgrade_with(lie)?;
+                peer.upgrade_with(header)?;
                 peer.echo()
             });
             assert_eq!(refused(&server).kind(), ErrorKind::Upgrade);
@@ -376,7 +380,7 @@ fn settings_that_can_never_work_are_refused_before_anything_starts() {
         good().tls_root("neither PEM nor DER"),
         good().tls_identity_pem("nonsense", "nonsense"),
         good().add_endpoint("nonsense"),
-        Client::builder_from_fn(|_| Err("never asked".into())).header("Upgrade", "x"),
+        Client::builder_from_fn(|_| Err("never called".into())).header("Upgrade", "x"),
     ];
     for builder in bad {
         let error = builder.clone().connect().expect_err("it can never work");

@@ -1,4 +1,4 @@
-//! Pings, pongs, and the judgement of life.
+//! Pings, pongs, and the detection of dead connections.
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -16,8 +16,8 @@ use crate::support::{
     MS, SOON, builder, disconnected, echo, message, next, opened, plain_and_tls, skipped, until,
 };
 
-/// A shared machine may stall a test for a while: what counts is that one of several runs is in
-/// time, and that none is early.
+/// Checks that a run takes between two times. A shared machine may stall a test for a while, so one
+/// of several runs has to be in time, and none may be early.
 fn assert_takes(between: RangeInclusive<Duration>, mut run: impl FnMut() -> Duration) {
     let mut all = Vec::new();
     while all.iter().all(|took| took > between.end()) {
@@ -68,8 +68,8 @@ fn a_server_that_never_pongs_is_dropped_and_dialed_again_each_time() {
 
 #[test]
 fn any_received_byte_proves_that_the_peer_is_alive() {
-    // Never a pong, but a byte of a long frame every few milliseconds, for three times the pong
-    // limit.
+    // The server never pongs, but sends a byte of a long frame every few milliseconds, for three
+    // times `pong_timeout`.
     let server = TestServer::start(|peer| {
         peer.upgrade()?;
         peer.write(&[0x82, 100])?;
@@ -82,14 +82,15 @@ fn any_received_byte_proves_that_the_peer_is_alive() {
     let mut events = client.events();
     opened(&mut events);
     assert_eq!(message(&mut events).bytes(), [7; 100]);
-    // And then it is silent, and that is noticed.
+    // The silence after it is noticed.
     assert_eq!(disconnected(&mut events).error.kind(), ErrorKind::PongTimeout);
 }
 
 #[test]
 fn bytes_of_an_incomplete_tls_record_prove_that_the_peer_is_alive() {
     const BYTES: usize = 1300;
-    // Never a pong, but a single TLS record byte by byte, for more than three times the pong limit.
+    // The server never pongs, but sends a single TLS record byte by byte, for more than three times
+    // `pong_timeout`.
     let server = TestServer::builder().tls().trickles_every(MS).start(|peer| {
         peer.upgrade()?;
         peer.send_binary(&[7; BYTES])?;
@@ -100,7 +101,7 @@ fn bytes_of_an_incomplete_tls_record_prove_that_the_peer_is_alive() {
     let client = builder.connect().expect("it opens");
     let mut events = client.events();
     opened(&mut events);
-    // Each byte that counts takes the age back to nothing. The message would do so too, once.
+    // Each byte that counts resets the age to zero. The message does so too, but only once.
     let (mut last, mut falls) = (Duration::ZERO, 0);
     until("bytes of the record count", || {
         let age = client.stats().last_byte_age.unwrap_or(last);
@@ -108,7 +109,7 @@ fn bytes_of_an_incomplete_tls_record_prove_that_the_peer_is_alive() {
         last = age;
         falls >= 20
     });
-    // On a busy machine every byte may be late, though none by the limit.
+    // On a busy machine every byte may be late, though none by `pong_timeout`.
     let event = events.next_timeout(6 * SOON).expect("an event comes");
     assert!(
         matches!(&event, Event::Message(message) if message.bytes() == [7; BYTES]),
@@ -141,7 +142,7 @@ fn unsolicited_late_and_repeated_pongs_are_harmless() {
     let server = TestServer::start(|peer| {
         peer.upgrade()?;
         for _ in 0..3 {
-            peer.pong(b"unasked")?;
+            peer.pong(b"unsolicited")?;
         }
         if let Received::Ping(payload) = peer.receive()? {
             for _ in 0..3 {
@@ -169,12 +170,12 @@ fn unsolicited_late_and_repeated_pongs_are_harmless() {
 fn a_pong_that_answers_no_ping_is_not_counted_as_a_round_trip() {
     let server = TestServer::start(|peer| {
         peer.upgrade()?;
-        peer.pong(b"unasked")?;
+        peer.pong(b"unsolicited")?;
         let Received::Ping(first) = peer.receive()? else { return Ok(()) };
         let Received::Ping(second) = peer.receive()? else { return Ok(()) };
         peer.pong(b"wrong")?;
         peer.pong(&second)?;
-        // Repeated, and late.
+        // One is repeated, the other late.
         peer.pong(&second)?;
         peer.pong(&first)?;
         peer.send_text("still here")?;
@@ -216,7 +217,7 @@ fn after_a_ping_flood_the_last_ping_is_answered_and_none_twice() {
 fn a_ping_flood_does_not_block_the_reader() {
     let server = TestServer::start(|peer| {
         peer.upgrade()?;
-        // The peer reads nothing meanwhile, so pongs find no room at some time.
+        // The peer reads nothing meanwhile, so at some point pongs can no longer be written.
         for number in 0u32..200_000 {
             peer.ping(&number.to_be_bytes())?;
         }
@@ -241,8 +242,7 @@ fn a_slow_handler_is_not_mistaken_for_a_dead_connection() {
     let counted = Arc::clone(&calls);
     let handler = move |connection: &mut Connection<'_>, _: MessageRef<'_>| {
         if counted.fetch_add(1, Ordering::SeqCst) == 0 {
-            // Longer than the pong limit, with pings unanswered all the while: the one test that
-            // has to let time pass.
+            // Longer than `pong_timeout`, while no pong is read. Passing time is what is tested.
             std::thread::park_timeout(900 * MS);
             connection.send_text("done").expect("the connection is open");
         } else {
@@ -305,8 +305,8 @@ fn application_pings_only_when_quiet_are_not_sent_while_data_flows() {
     let (tell, told) = bounded(1);
     let server = TestServer::start(move |peer| {
         peer.upgrade()?;
-        // Data flows for three intervals. Where the machine pauses for one of them, it is quiet,
-        // and what comes is no fault.
+        // Data flows for three intervals. If the machine pauses for one of them the connection is
+        // quiet, and a ping is no fault.
         let (began, mut last, mut is_gap, mut pings) = (Instant::now(), Instant::now(), false, 0);
         while began.elapsed() < 3 * INTERVAL {
             is_gap |= last.elapsed() >= INTERVAL / 2;
@@ -326,16 +326,16 @@ fn application_pings_only_when_quiet_are_not_sent_while_data_flows() {
         assert_eq!(
             message(&mut events).text(),
             Some("ping"),
-            "quiet at last, and the echo of the ping comes"
+            "the connection is quiet, and the echo of the ping comes"
         );
         told.recv_timeout(SOON).expect("the server has counted")
     };
-    // Any other asks whether data flows or not.
+    // Without `only_when_quiet` pings are sent whether data flows or not.
     assert!(pings_of(AppPing::text("ping", INTERVAL)).0 >= 1);
     for _ in 0..5 {
         let (pings, is_gap) = pings_of(AppPing::text("ping", INTERVAL).only_when_quiet());
         if !is_gap {
-            assert_eq!(pings, 0, "data flowed: nobody had to ask");
+            assert_eq!(pings, 0, "no ping is needed while data flows");
             return;
         }
     }
@@ -352,7 +352,7 @@ fn a_ping_on_demand_confirms_what_was_sent_before_it() {
                 Received::Ping(payload) => {
                     peer.pong(&payload)?;
                     peer.send_text("ponged")?;
-                    // Read one more, unconfirmed message, then drop the connection.
+                    // The next message stays unconfirmed, because the connection is reset after it.
                     peer.receive()?;
                     tell.send(()).expect("the test waits");
                     return peer.reset();
@@ -403,7 +403,7 @@ fn a_slow_ping_closure_does_not_hide_a_dead_connection() {
         peer.upgrade()?;
         peer.stall()
     });
-    // So slow that each of its calls could be taken for a sleep of the whole process.
+    // So slow that each call could be mistaken for a suspension of the whole process.
     let make = || {
         thread::sleep(60 * MS);
         "ping".to_owned()
@@ -467,7 +467,7 @@ fn a_full_queue_that_blocks_the_reader_is_not_mistaken_for_a_dead_connection() {
         .pong_timeout(limit)
         .connect()
         .expect("it opens");
-    // The reader waits for room, for some limits: what passes is what is tested.
+    // The reader waits for room, several times `pong_timeout`. Passing time is what is tested.
     until("the queue is full", || client.stats().queue_depth == 2);
     thread::sleep(4 * limit);
     let mut events = client.events();
@@ -492,10 +492,10 @@ fn application_pings_are_made_when_they_are_sent() {
         [b"ping 0".to_vec(), b"ping 1".to_vec(), b"ping 2".to_vec()]
     );
     let (sent, told) = (client.stats().messages_sent, highest_sequence(&client));
-    assert_eq!(sent, told, "they are counted as what they are");
+    assert_eq!(sent, told, "application pings count as messages");
 }
 
-/// The highest sequence of the last connection.
+/// Returns the number of messages sent on the last connection.
 fn highest_sequence(client: &Client) -> u64 {
     let ends = client.events().filter_map(|event| match event {
         Event::Disconnected(disconnect) => Some(disconnect.sent),
@@ -537,8 +537,8 @@ fn a_panic_in_answered_by_ends_the_client_with_one_disconnect() {
 
 #[test]
 fn a_slow_handler_does_not_make_its_connection_idle() {
-    plain_and_tls(|server| {
-        let server = server().start(|peer| {
+    plain_and_tls(|server_builder| {
+        let server = server_builder().start(|peer| {
             peer.upgrade()?;
             loop {
                 peer.send_binary(&vec![1; 300_000])?;
@@ -546,7 +546,7 @@ fn a_slow_handler_does_not_make_its_connection_idle() {
         });
         let (tell, told) = bounded(0);
         let handler = move |_: &mut Connection<'_>, _: MessageRef<'_>| {
-            // Longer than the limit each time, and the next message lies in the kernel.
+            // Longer than `idle_timeout` each time, while the next message waits in the kernel.
             thread::sleep(400 * MS);
             tell.send(()).ok();
         };
@@ -563,8 +563,8 @@ fn a_slow_handler_does_not_make_its_connection_idle() {
 
 #[test]
 fn a_blocked_sender_does_not_hide_a_dead_connection() {
-    plain_and_tls(|server| {
-        let server = server().start(|peer| {
+    plain_and_tls(|server_builder| {
+        let server = server_builder().start(|peer| {
             peer.upgrade()?;
             peer.stall()
         });
@@ -572,7 +572,7 @@ fn a_blocked_sender_does_not_hide_a_dead_connection() {
             builder(&server).send_timeout(60 * SOON).ping_interval(50 * MS).pong_timeout(200 * MS);
         let client = builder.max_attempts(1).connect().expect("it opens");
         let sender = client.sender();
-        // Much more than the kernel takes while nobody reads.
+        // This is much more than the kernel buffers while nobody reads.
         let blocked = thread::spawn(move || sender.send_binary(&vec![0; 64 << 20]));
         let mut events = client.events();
         opened(&mut events);
@@ -587,7 +587,7 @@ fn pongs_that_cannot_be_written_do_not_hide_a_dead_connection() {
     let server = TestServer::start(|peer| {
         peer.limit_receive_buffer(4096)?;
         peer.upgrade()?;
-        // More pongs than the kernel takes while nobody reads, and then silence.
+        // These cause more pongs than the kernel buffers while nobody reads. Silence follows.
         for round in 0u32..200 {
             for number in 0u32..12 {
                 peer.ping(&[(round * 100 + number).to_be_bytes(); 31].concat())?;
@@ -609,7 +609,7 @@ fn a_peer_that_reads_slowly_and_sends_nothing_counts_as_alive() {
     let server = TestServer::start(|peer| {
         peer.limit_receive_buffer(64 * 1024)?;
         peer.upgrade()?;
-        // Two seconds for all of it, and no pong.
+        // Reading all of it takes two seconds, and no pong is sent.
         loop {
             peer.receive()?;
             peer.wait(12 * MS)?;
@@ -618,7 +618,7 @@ fn a_peer_that_reads_slowly_and_sends_nothing_counts_as_alive() {
     let builder =
         builder(&server).tcp_send_buffer(64 * 1024).ping_interval(100 * MS).pong_timeout(700 * MS);
     let client = builder.send_timeout(3 * SOON).connect().expect("it opens");
-    // One send as far as the connection is concerned: no ping passes between its parts.
+    // A batch is a single send: no ping passes between its messages.
     let piece = vec![0; 64 * 1024];
     let receipt = client.send_batch(&[Payload::Binary(&piece); 160]).expect("it gets through");
     assert_eq!((receipt.epoch, receipt.sequence), (1, 160));

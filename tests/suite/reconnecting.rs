@@ -1,11 +1,14 @@
-//! After every drop the connection comes back, at a measured pace.
+//! Reconnecting: which failures are retried, after which delays, and on which endpoint.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use tautline::testing::TestServer;
-use tautline::{Client, Endpoint, ErrorKind, Event, Payload, RetryDecision, SendError, State};
+use tautline::{
+    Client, Connection, Endpoint, Error, ErrorKind, Event, MessageRef, Payload, RetryDecision,
+    SendError, State,
+};
 
 use crate::support::{MS, SOON, builder, disconnected, echo, message, next, opened, plain_and_tls};
 
@@ -21,7 +24,7 @@ fn after_a_drop_the_connection_comes_back_with_a_new_epoch() {
         let mut events = client.events();
         for epoch in 1..=3u64 {
             assert_eq!(opened(&mut events).epoch, epoch);
-            // The reset may overtake the message, as resets do.
+            // The reset may overtake the message.
             let disconnect = disconnected(&mut events);
             assert_eq!(disconnect.epoch, epoch);
             assert!(matches!(disconnect.error.kind(), ErrorKind::Io | ErrorKind::Closed));
@@ -97,7 +100,7 @@ fn retry_after_is_capped_in_both_its_forms() {
     let mut events = client.events();
     for _ in 0..2 {
         let Event::DialFailed(failure) = next(&mut events) else { panic!("the dial fails") };
-        // Capped, and then a little jitter of the backoff.
+        // The delay is capped, and the jitter of the backoff is added to it.
         assert!(failure.retry_in.is_some_and(|wait| wait >= cap && wait < 2 * cap), "{failure:?}");
     }
     opened(&mut events);
@@ -125,7 +128,7 @@ fn half_a_message_does_not_outlive_its_connection_in_either_direction() {
         assert_eq!((first.text(), first.epoch()), (Some("new"), 2));
         // The connection ends between two fragments, and another opens meanwhile.
         let fragments = ["one ", "two ", "three"].into_iter().map(|text| {
-            // Each is asked for before the one ahead of it goes out: by now "one " has gone.
+            // Each fragment is requested before the previous one is sent: only "one " is out by now.
             if text == "three" {
                 server.abort_all();
                 disconnected(&mut events);
@@ -164,7 +167,7 @@ fn a_server_that_accepts_and_drops_uses_up_the_attempts() {
 #[test]
 fn a_stable_connection_resets_the_attempts() {
     let server = TestServer::start(|peer| peer.upgrade().map(drop));
-    // Every connection is stable at once, so the attempts never add up.
+    // Every connection counts as stable at once, so the attempts never add up.
     let client =
         builder(&server).max_attempts(2).stable_after(Duration::ZERO).start().expect("it starts");
     assert!(server.wait_for_openings(10, SOON));
@@ -301,7 +304,7 @@ fn retry_after_of_one_endpoint_does_not_delay_the_dial_to_another() {
         .start()
         .expect("it starts");
     assert!(client.wait_open(SOON).is_ok());
-    // The next turn is that of the first, which has asked for an hour.
+    // It is the turn of the first endpoint again, which asks for a delay of an hour.
     client.reconnect().expect("the connection is open");
     let mut events = client.events();
     let Event::DialFailed(failure) = next(&mut events) else { panic!("the first is busy") };
@@ -337,8 +340,8 @@ fn all_retry_delays_are_jittered_over_the_whole_range() {
             failure.retry_in.expect("it retries")
         })
         .collect();
-    // Uniform: that all of forty miss a quarter of the range happens once in a hundred thousand
-    // runs.
+    // The delays are distributed uniformly. All forty miss one of the quarters of the range about
+    // once in 25,000 runs.
     let has_some = |from: u32, to: u32| {
         first_delays.iter().any(|delay| (SOON * from / 4..SOON * to / 4).contains(delay))
     };
@@ -348,12 +351,12 @@ fn all_retry_delays_are_jittered_over_the_whole_range() {
 #[test]
 fn a_retry_policy_cannot_refuse_a_reconnect_that_the_program_asked_for() {
     let server = echo(TestServer::builder());
-    let obeys_the_server =
-        |error: &tautline::Error, default| match error.close_reason().map(|close| close.code) {
+    let gives_up_after_1000 =
+        |error: &Error, default| match error.close_reason().map(|close| close.code) {
             Some(1000) => RetryDecision::GiveUp,
             _ => default,
         };
-    let client = builder(&server).retry_policy(obeys_the_server).connect().expect("it opens");
+    let client = builder(&server).retry_policy(gives_up_after_1000).connect().expect("it opens");
     client.reconnect().expect("the connection is open");
     assert!(server.wait_for_openings(2, SOON), "{:?}", client.stop_reason());
 }
@@ -367,7 +370,7 @@ fn a_handler_can_ask_for_a_new_connection() {
     });
     let openings = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&openings);
-    let handler = move |connection: &mut tautline::Connection<'_>, _: tautline::MessageRef<'_>| {
+    let handler = move |connection: &mut Connection<'_>, _: MessageRef<'_>| {
         if counted.fetch_add(1, Ordering::SeqCst) < 3 {
             connection.reconnect();
             assert!(
@@ -379,7 +382,11 @@ fn a_handler_can_ask_for_a_new_connection() {
     let client = builder(&server).start_with(handler).expect("it starts");
     assert!(server.wait_for_openings(4, SOON));
     assert!(client.stop(SOON).is_clean());
-    assert_eq!(server.closes()[..3], [Some(1000); 3], "each connection was ended politely");
+    assert_eq!(
+        server.closes()[..3],
+        [Some(1000); 3],
+        "each connection was closed with a close frame"
+    );
 }
 
 #[test]
@@ -388,7 +395,7 @@ fn a_program_that_pulls_can_ask_for_a_new_connection() {
         peer.upgrade()?;
         if peer.number() == 0 { peer.drain() } else { peer.echo() }
     });
-    // The first peer never answers the close frame: the connection is aborted at the deadline.
+    // The first peer never answers the close frame, so the connection is aborted at the deadline.
     let client = builder(&server).close_timeout(30 * MS).connect().expect("it opens");
     let mut events = client.events();
     opened(&mut events);
