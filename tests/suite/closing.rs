@@ -422,7 +422,8 @@ fn a_reset_that_a_sender_meets_first_is_reported_as_an_io_error() {
     is_busy.recv_timeout(SOON).expect("the message comes");
     client.send_text("now").expect("the connection is open");
     assert!(server.wait_until_empty(SOON));
-    // The kernel reports a reset to the first caller only. The reader is busy, so that is the sender.
+    // The kernel reports a reset to the first caller only. The reader is busy, so that is the
+    // sender.
     let deadline = Instant::now() + SOON;
     while client.send_text("too late").is_ok() {
         assert!(Instant::now() < deadline, "the reset arrives");

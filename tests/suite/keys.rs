@@ -75,8 +75,8 @@ fn a_handler_that_sends_during_a_renegotiation_does_not_block() {
     let builder = Client::builder(format!("wss://localhost:{port}/"))
         .tls_root(TestServer::root_pem())
         .close_timeout(50 * MS);
-    // `s_server` answers no ping. It continues the renegotiation only when something arrives, which
-    // the pings see to.
+    // `s_server` answers no ping. It continues the renegotiation only when something arrives, such
+    // as a ping.
     let builder = builder.ping_interval(50 * MS).pong_timeout(60 * SOON);
     let client = builder.send_timeout(60 * SOON).start_with(handler).expect("it starts");
     server.accept();
@@ -98,8 +98,9 @@ fn a_handler_that_sends_during_a_renegotiation_does_not_block() {
     assert!(client.stop(SOON).is_clean());
 }
 
-/// Relays between a client and the server. Once `is_gone` is set it drops whatever the client sends,
-/// and holds the server's ping until more follows. It announces on `tell` that it holds the ping.
+/// Relays between a client and the server. Once `is_gone` is set it drops whatever the client
+/// sends, and holds the server's ping until more follows. It announces on `tell` that it holds the
+/// ping.
 fn relay(server: u16, is_gone: &Arc<AtomicBool>, tell: Sender<()>) -> u16 {
     // The record of the ping that the test sends: header, nonce, payload, and tag of AES-GCM.
     const PING_RECORD: usize = 5 + 8 + 2 + 16;

@@ -128,7 +128,8 @@ fn half_a_message_does_not_outlive_its_connection_in_either_direction() {
         assert_eq!((first.text(), first.epoch()), (Some("new"), 2));
         // The connection ends between two fragments, and another opens meanwhile.
         let fragments = ["one ", "two ", "three"].into_iter().map(|text| {
-            // Each fragment is requested before the previous one is sent: only "one " is out by now.
+            // Each fragment is requested before the previous one is sent: only "one " is out by
+            // now.
             if text == "three" {
                 server.abort_all();
                 disconnected(&mut events);

@@ -368,7 +368,8 @@ fn ending_a_client_unblocks_its_sender_and_skips_the_close_frame() {
                     }
                 }
             });
-            // No further send begins: the sender is blocked, or so slow that it makes no difference.
+            // No further send begins: the sender is blocked, or so slow that it makes no
+            // difference.
             while told.recv_timeout(100 * MS).is_ok() {}
             let (took, report) = end(client, by);
             assert!(report.is_clean(), "by {by:?}: {report}");

@@ -1,7 +1,7 @@
-//! `examples/tail.rs` as whoever scripts it sees it: what it prints, what it exits with, how
-//! signals end it. Unix only.
+//! Tests of `examples/tail.rs` as a script sees it: its output, its exit status, and how signals
+//! end it. Unix only.
 //!
-//! A program of its own, which is `tail` itself when it is told to be.
+//! The program runs itself as `tail`, in child processes.
 
 #[cfg(unix)]
 #[path = "../../examples/tail.rs"]
@@ -9,7 +9,7 @@ mod tail;
 
 #[cfg(not(unix))]
 fn main() {
-    println!("SKIPPED: signals end tail on Unix");
+    println!("SKIPPED: tail handles signals on Unix only");
 }
 
 #[cfg(unix)]
@@ -30,7 +30,7 @@ mod conversation {
     use serde_json::{Value, json};
     use tautline::testing::{Received, TestServer};
 
-    /// Set for a child that is to be `tail`.
+    /// The environment variable of a child that runs as `tail`.
     pub(crate) const ROLE: &str = "TAUTLINE_IS_TAIL";
 
     const SOON: Duration = Duration::from_secs(20);
@@ -78,7 +78,7 @@ mod conversation {
         });
     }
 
-    /// `tail` with these arguments, before it has started.
+    /// Returns the command that runs `tail` with these arguments.
     fn tail(arguments: &[&str]) -> Command {
         let mut command = Command::new(std::env::current_exe().expect("this program has a path"));
         command
@@ -90,8 +90,8 @@ mod conversation {
         command
     }
 
-    /// Runs it to its end; its exit status, the objects it printed, and what it said on standard
-    /// error.
+    /// Runs `tail` to its end, and returns its exit status, the objects it printed, and its
+    /// standard error.
     fn run_to_end(arguments: &[&str]) -> (i32, Vec<Value>, String) {
         let output = tail(arguments).output().expect("it starts");
         let printed = String::from_utf8(output.stdout).expect("it prints UTF-8");
@@ -104,10 +104,10 @@ mod conversation {
     }
 
     fn object(line: &str) -> Value {
-        serde_json::from_str(line).expect("an object a line")
+        serde_json::from_str(line).expect("each line is an object")
     }
 
-    /// Without what differs from run to run, and with a look at whether that is there.
+    /// Removes the fields that differ from run to run, and checks that they are numbers.
     fn stripped(mut object: Value) -> Value {
         let fields = object.as_object_mut().expect("an object");
         let is_number = |fields: &mut serde_json::Map<String, Value>, name: &str| {
@@ -126,12 +126,12 @@ mod conversation {
     fn kinds(objects: &[Value]) -> Vec<&str> {
         objects
             .iter()
-            .map(|object| object["event"].as_str().expect("each says what it is"))
+            .map(|object| object["event"].as_str().expect("each object names its event"))
             .collect()
     }
 
     fn assert_ends_clean(objects: &[Value]) {
-        let last = objects.last().expect("it says how it ended");
+        let last = objects.last().expect("there is a last object");
         assert_eq!(
             (&last["event"], &last["clean"]),
             (&json!("stopped"), &json!(true)),
@@ -164,15 +164,18 @@ mod conversation {
             "1",
         ]);
         assert_ends_clean(&objects);
-        let told: Vec<_> = objects[..objects.len() - 1].iter().cloned().map(stripped).collect();
+        let events: Vec<_> = objects[..objects.len() - 1].iter().cloned().map(stripped).collect();
         let expected = [
             json!({"event": "opened", "epoch": 1, "subprotocol": "v2"}),
             json!({"event": "message", "epoch": 1, "text": "a \"quoted\" text"}),
             json!({"event": "message", "epoch": 1, "binary": "AAH/"}),
-            json!({"event": "disconnected", "epoch": 1, "kind": "closed", "code": 4000, "reason": "bye"}),
+            json!({
+                "event": "disconnected", "epoch": 1, "kind": "closed",
+                "code": 4000, "reason": "bye",
+            }),
             json!({"event": "gave_up", "kind": "closed"}),
         ];
-        assert_eq!(told, expected);
+        assert_eq!(events, expected);
         assert_eq!(status, 1);
     }
 
@@ -208,7 +211,7 @@ mod conversation {
         assert_eq!(status, 1);
     }
 
-    /// Reads objects until one is of that kind.
+    /// Reads objects until one reports this event.
     fn read_until(kind: &str, lines: &mut std::io::Lines<BufReader<ChildStdout>>) -> Value {
         loop {
             let line = lines.next().expect("more comes").expect("it can be read");
@@ -279,7 +282,7 @@ mod conversation {
             peer.upgrade()?;
             peer.echo()
         });
-        // For ever, as far as a clock can tell.
+        // More than a clock can represent counts as no limit.
         let for_ever = "18446744073709551615s";
         let mut child =
             tail(&[&server.url(), "--json", "--stdin", "--count", "2", "--for", for_ever])
@@ -288,7 +291,7 @@ mod conversation {
                 .expect("it starts");
         let mut stdin = child.stdin.take().expect("it is piped");
         stdin.write_all(b"first\n\xe9\nsecond\n").expect("it reads");
-        // Its end ends nothing.
+        // The end of standard input does not end the program.
         drop(stdin);
         let objects: Vec<Value> =
             lines_of(&mut child).map(|line| object(&line.expect("a line"))).collect();
@@ -355,12 +358,15 @@ mod conversation {
                 .collect();
             let output = tail(&arguments).output().expect("it starts");
             assert_eq!(String::from_utf8_lossy(&output.stdout), expected);
-            let told = String::from_utf8_lossy(&output.stderr);
-            assert!(told.contains("open, epoch 1") && told.contains("stopped, clean"), "{told}");
+            let notices = String::from_utf8_lossy(&output.stderr);
+            assert!(
+                notices.contains("open, epoch 1") && notices.contains("stopped, clean"),
+                "{notices}"
+            );
             assert_eq!(
-                told.contains("2 messages, epoch 1, round trip not measured"),
+                notices.contains("2 messages, epoch 1, round trip not measured"),
                 quiet.is_some(),
-                "{told}"
+                "{notices}"
             );
             assert_eq!(output.status.code(), Some(0));
         }
