@@ -11,7 +11,8 @@ use tautline::testing::TestServer;
 use tautline::{Builder, Client, Error, ErrorKind, Event};
 
 use crate::support::{
-    MS, SOON, builder, disconnected, echo, message, opened, plain_and_tls, skipped,
+    MS, SOON, builder, dial_failed, disconnected, echo, message, next, opened, plain_and_tls,
+    refusing_address, skipped, unanswering_address,
 };
 
 /// Dials a server that refuses the connection, and returns the error.
@@ -52,12 +53,8 @@ fn a_dial_that_stalls_at_any_step_ends_at_its_deadline_and_names_the_step() {
         move |timeout| builder(&server).connect_timeout(timeout).connect().expect_err("it stalls")
     };
     // TCP: the queue of the listener is full.
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    socket2::SockRef::from(&listener).listen(0).expect("it listens");
-    let address = listener.local_addr().expect("an address");
-    let filler = std::net::TcpStream::connect(address).expect("the first has room");
+    let (address, _guard) = unanswering_address();
     assert_times_out_in("connecting to", url(format!("ws://{address}/")));
-    drop(filler);
     // TLS and upgrade: the server answers nothing, too little, or too slowly.
     let silent = TestServer::start(|peer| peer.stall());
     assert_times_out_in("upgrade with", url(silent.url()));
@@ -114,13 +111,13 @@ fn the_next_dial_waits_for_a_hung_lookup_instead_of_starting_another() {
         .expect("it starts");
     let mut events = client.events();
     for _ in 0..3 {
-        assert!(matches!(events.next_timeout(SOON), Ok(Event::DialFailed(_))));
+        dial_failed(&mut events);
         assert!(client.live_threads() <= 3);
     }
     assert_eq!(lookups.load(Ordering::SeqCst), 1);
     drop(release);
     loop {
-        match events.next_timeout(SOON).expect("it opens") {
+        match next(&mut events) {
             Event::Opened(_) => break,
             Event::DialFailed(_) => {}
             other => panic!("{other:?}"),
@@ -132,14 +129,7 @@ fn the_next_dial_waits_for_a_hung_lookup_instead_of_starting_another() {
 fn a_refused_address_starts_the_next_at_once() {
     let server = echo(TestServer::builder());
     let alive = server.address();
-    // Ports that nobody listens on any more.
-    let dead: Vec<SocketAddr> = (0..5)
-        .map(|_| {
-            TcpListener::bind("127.0.0.1:0")
-                .and_then(|listener| listener.local_addr())
-                .expect("a port")
-        })
-        .collect();
+    let dead: Vec<SocketAddr> = (0..5).map(|_| refusing_address()).collect();
     let resolver = move |_: &str, _: u16| Ok(dead.iter().copied().chain([alive]).collect());
     let client = Client::builder("ws://server.example/")
         .resolver(resolver)
@@ -159,11 +149,8 @@ fn a_refused_address_starts_the_next_at_once() {
 fn the_next_address_is_tried_while_one_does_not_answer() {
     let server = echo(TestServer::builder());
     let alive = server.address();
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    socket2::SockRef::from(&listener).listen(0).expect("it listens");
-    let hole = listener.local_addr().expect("an address");
-    let filler = std::net::TcpStream::connect(hole).expect("the first has room");
-    let resolver = move |_: &str, _: u16| Ok(vec![hole, alive]);
+    let (dead, _guard) = unanswering_address();
+    let resolver = move |_: &str, _: u16| Ok(vec![dead, alive]);
     let began = Instant::now();
     let client = Client::builder("ws://server.example/")
         .resolver(resolver)
@@ -172,14 +159,11 @@ fn the_next_address_is_tried_while_one_does_not_answer() {
     // The second attempt starts 250 ms after the first.
     assert!(began.elapsed() >= 200 * MS);
     assert_eq!(opened(&mut client.events()).peer, alive);
-    drop(filler);
 }
 
 #[test]
 fn a_port_that_nobody_listens_on_is_a_retryable_connect_error() {
-    let address = TcpListener::bind("127.0.0.1:0")
-        .and_then(|listener| listener.local_addr())
-        .expect("a port");
+    let address = refusing_address();
     let error = Client::builder(format!("ws://{address}/")).connect().expect_err("nobody listens");
     assert_eq!(error.kind(), ErrorKind::Connect);
     assert!(error.is_retryable() && error.chain().contains("refused"), "{}", error.chain());

@@ -10,7 +10,9 @@ use tautline::{
     SendError, State,
 };
 
-use crate::support::{MS, SOON, builder, disconnected, echo, message, next, opened, plain_and_tls};
+use crate::support::{
+    MS, SOON, builder, dial_failed, disconnected, echo, message, opened, plain_and_tls, stopped,
+};
 
 #[test]
 fn after_a_drop_the_connection_comes_back_with_a_new_epoch() {
@@ -44,9 +46,9 @@ fn permanent_errors_end_the_client() {
             TestServer::start(move |peer| peer.refuse(status, "X-Secret: secret\r\n", "go away"));
         let client = builder(&server).start().expect("it starts");
         let mut events = client.events();
-        let Event::DialFailed(failure) = next(&mut events) else { panic!("the dial fails") };
+        let failure = dial_failed(&mut events);
         assert_eq!((failure.attempt, failure.retry_in), (1, None));
-        let Event::Stopped(stopped) = next(&mut events) else { panic!("the client ends") };
+        let stopped = stopped(&mut events);
         assert_eq!(stopped.reason.status().map(|status| status.as_u16()), Some(status));
         let refusal = stopped.reason.refusal().expect("it is a refusal");
         assert_eq!(refusal.body, b"go away");
@@ -73,7 +75,7 @@ fn other_statuses_are_retried_and_retry_after_is_the_minimum_delay() {
     let client = builder(&server).start().expect("it starts");
     let mut events = client.events();
     for (attempt, status) in [(1, 429), (2, 503), (3, 302)] {
-        let Event::DialFailed(failure) = next(&mut events) else { panic!("the dial fails") };
+        let failure = dial_failed(&mut events);
         assert_eq!(failure.attempt, attempt);
         assert_eq!(failure.error.status().map(|status| status.as_u16()), Some(status));
         assert_eq!(
@@ -99,7 +101,7 @@ fn retry_after_is_capped_in_both_its_forms() {
     let client = builder(&server).retry_after_max(cap).start().expect("it starts");
     let mut events = client.events();
     for _ in 0..2 {
-        let Event::DialFailed(failure) = next(&mut events) else { panic!("the dial fails") };
+        let failure = dial_failed(&mut events);
         // The delay is capped, and the jitter of the backoff is added to it.
         assert!(failure.retry_in.is_some_and(|wait| wait >= cap && wait < 2 * cap), "{failure:?}");
     }
@@ -256,8 +258,7 @@ fn an_endpoint_closure_is_called_before_each_dial() {
     assert_eq!(message(&mut events).text(), Some("/?n=0 0"));
     client.send_text("on").expect("the connection is open");
     disconnected(&mut events);
-    let Event::DialFailed(failure) = next(&mut events) else { panic!("the closure fails") };
-    assert_eq!(failure.error.kind(), ErrorKind::Endpoint);
+    assert_eq!(dial_failed(&mut events).error.kind(), ErrorKind::Endpoint);
     opened(&mut events);
     assert_eq!(message(&mut events).text(), Some("/?n=2 2"));
 }
@@ -308,7 +309,7 @@ fn retry_after_of_one_endpoint_does_not_delay_the_dial_to_another() {
     // It is the turn of the first endpoint again, which asks for a delay of an hour.
     client.reconnect().expect("the connection is open");
     let mut events = client.events();
-    let Event::DialFailed(failure) = next(&mut events) else { panic!("the first is busy") };
+    let failure = dial_failed(&mut events);
     assert!(failure.retry_in.is_some_and(|wait| wait < SOON), "{failure:?}");
     opened(&mut events);
     let wait = disconnected(&mut events).retry_in.expect("it dials again");
@@ -319,7 +320,7 @@ fn retry_after_of_one_endpoint_does_not_delay_the_dial_to_another() {
 fn a_wait_open_that_times_out_reports_why_the_last_dial_failed() {
     let server = TestServer::start(|peer| peer.refuse(503, "Retry-After: 3600\r\n", ""));
     let client = builder(&server).retry_after_max(360 * SOON).start().expect("it starts");
-    assert!(matches!(next(&mut client.events()), Event::DialFailed(_)));
+    dial_failed(&mut client.events());
     let error = client.wait_open(MS).expect_err("it is refused");
     assert_eq!((error.kind(), error.budget()), (ErrorKind::Timeout, Some("wait_open")));
     assert!(error.chain().contains("status 503"), "{}", error.chain());
@@ -335,10 +336,7 @@ fn all_retry_delays_are_jittered_over_the_whole_range() {
                 .retry_delay_max(SOON)
                 .start()
                 .expect("it starts");
-            let Event::DialFailed(failure) = next(&mut client.events()) else {
-                panic!("it is refused")
-            };
-            failure.retry_in.expect("it retries")
+            dial_failed(&mut client.events()).retry_in.expect("it retries")
         })
         .collect();
     // The delays are distributed uniformly. All forty miss one of the quarters of the range about

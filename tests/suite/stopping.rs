@@ -12,11 +12,14 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
 use tautline::testing::{Received, TestServer};
 use tautline::{
-    AppPing, Client, Connection, ErrorKind, Event, Handler, MessageRef, Push, State, StopReport,
+    AppPing, Client, Connection, ErrorKind, Handler, MessageRef, Push, State, StopReport,
     ThreadOutcome,
 };
 
-use crate::support::{MS, SOON, builder, disconnected, echo, next, opened, plain_and_tls, until};
+use crate::support::{
+    MS, SOON, builder, dial_failed, disconnected, echo, opened, plain_and_tls, stopped,
+    unanswering_address, until,
+};
 
 /// The longest time that counts as "at once": far more than a stop needs, and far less than any
 /// timeout that could delay it.
@@ -66,19 +69,13 @@ fn silent() -> impl Handler {
 
 #[test]
 fn a_client_ends_at_once_while_connecting() {
-    // The queue of the listener is full: the next connection attempt gets no answer.
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let socket = socket2::SockRef::from(&listener);
-    socket.listen(0).expect("it listens");
-    let address = listener.local_addr().expect("an address");
-    let filler = std::net::TcpStream::connect(address).expect("the first has room");
+    let (address, _guard) = unanswering_address();
     assert_ends_at_once(|| {
         let client =
             Client::builder(format!("ws://{address}/")).start_with(silent()).expect("it starts");
         assert!(matches!(client.state(), State::Connecting { attempt: 1 }));
         (client, ())
     });
-    drop(filler);
 }
 
 #[test]
@@ -256,7 +253,7 @@ fn a_client_ends_during_backoff_before_the_delay_is_over() {
             .retry_delay_max(HOUR)
             .start()
             .expect("it starts");
-        assert!(matches!(next(&mut client.events()), Event::DialFailed(_)));
+        dial_failed(&mut client.events());
         assert!(matches!(client.state(), State::Backoff { attempt: 2, .. }));
         (client, ())
     });
@@ -765,8 +762,7 @@ fn a_stopped_client_reports_its_end_once_and_its_events_end() {
     opened(&mut events);
     let disconnect = disconnected(&mut events);
     assert_eq!((disconnect.error.kind(), disconnect.retry_in), (ErrorKind::Stopped, None));
-    let Event::Stopped(stopped) = next(&mut events) else { panic!("the last event is the end") };
-    assert_eq!(stopped.reason.kind(), ErrorKind::Stopped);
+    assert_eq!(stopped(&mut events).reason.kind(), ErrorKind::Stopped);
     assert!(events.next().is_none());
 }
 

@@ -1,10 +1,11 @@
 //! Helpers that the tests share.
 
 use std::io::Write;
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use tautline::testing::{TestServer, TestServerBuilder};
-use tautline::{Builder, Client, Disconnect, Event, Events, Message, Opened};
+use tautline::{Builder, Client, DialFailure, Disconnect, Event, Events, Message, Opened, Stopped};
 
 /// Long enough for any event on a busy machine. A test that passes never waits this long.
 pub(crate) const SOON: Duration = Duration::from_secs(10);
@@ -25,6 +26,21 @@ pub(crate) fn echo(builder: TestServerBuilder) -> TestServer {
         peer.upgrade()?;
         peer.echo()
     })
+}
+
+/// Returns an address at which nobody listens.
+pub(crate) fn refusing_address() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port")
+}
+
+/// Returns an address at which connection attempts get no answer, for as long as the other value
+/// lives: the queue of its listener is full.
+pub(crate) fn unanswering_address() -> (SocketAddr, impl Sized) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    socket2::SockRef::from(&listener).listen(0).expect("it listens");
+    let address = listener.local_addr().expect("an address");
+    let filler = TcpStream::connect(address).expect("the queue has room for one");
+    (address, (listener, filler))
 }
 
 /// Waits for a condition that no event announces.
@@ -71,6 +87,22 @@ pub(crate) fn disconnected(events: &mut Events<'_>) -> Disconnect {
             Event::Message(_) | Event::Lagged(_) => {}
             other => panic!("expected the end of a connection, got {other:?}"),
         }
+    }
+}
+
+/// Returns the next event, which has to be a failed dial.
+pub(crate) fn dial_failed(events: &mut Events<'_>) -> DialFailure {
+    match next(events) {
+        Event::DialFailed(failure) => failure,
+        other => panic!("expected a failed dial, got {other:?}"),
+    }
+}
+
+/// Returns the next event, which has to be the end of the client.
+pub(crate) fn stopped(events: &mut Events<'_>) -> Stopped {
+    match next(events) {
+        Event::Stopped(stopped) => stopped,
+        other => panic!("expected the end of the client, got {other:?}"),
     }
 }
 
