@@ -13,7 +13,8 @@ use tautline::{
 };
 
 use crate::support::{
-    MS, SOON, builder, disconnected, echo, message, next, opened, plain_and_tls, skipped, until,
+    MS, SOON, builder, disconnected, draining, echo, message, next, opened, plain_and_tls, skipped,
+    stalling, until,
 };
 
 /// Checks that a run takes between two times. A shared machine may stall a test for a while, so one
@@ -44,10 +45,7 @@ fn two_pings_arrive_within_half_a_second_at_an_interval_of_100_ms() {
 #[test]
 fn a_server_that_never_pongs_is_dropped_and_dialed_again_each_time() {
     plain_and_tls(|server_builder| {
-        let server = server_builder().start(|peer| {
-            peer.upgrade()?;
-            peer.drain()
-        });
+        let server = draining(server_builder());
         let client = builder(&server)
             .ping_interval(20 * MS)
             .pong_timeout(30 * MS)
@@ -377,10 +375,7 @@ fn a_ping_on_demand_confirms_what_was_sent_before_it() {
 
 #[test]
 fn a_dead_connection_is_noticed_after_ping_interval_plus_pong_timeout() {
-    let server = TestServer::start(|peer| {
-        peer.upgrade()?;
-        peer.drain()
-    });
+    let server = draining(TestServer::builder());
     assert_takes(200 * MS..=400 * MS, || {
         let client = builder(&server)
             .ping_interval(100 * MS)
@@ -399,10 +394,7 @@ fn a_dead_connection_is_noticed_after_ping_interval_plus_pong_timeout() {
 
 #[test]
 fn a_slow_ping_closure_does_not_hide_a_dead_connection() {
-    let server = TestServer::start(|peer| {
-        peer.upgrade()?;
-        peer.stall()
-    });
+    let server = stalling(TestServer::builder());
     // So slow that each call could be mistaken for a suspension of the whole process.
     let make = || {
         thread::sleep(60 * MS);
@@ -564,10 +556,7 @@ fn a_slow_handler_does_not_make_its_connection_idle() {
 #[test]
 fn a_blocked_sender_does_not_hide_a_dead_connection() {
     plain_and_tls(|server_builder| {
-        let server = server_builder().start(|peer| {
-            peer.upgrade()?;
-            peer.stall()
-        });
+        let server = stalling(server_builder());
         let builder =
             builder(&server).send_timeout(60 * SOON).ping_interval(50 * MS).pong_timeout(200 * MS);
         let client = builder.max_attempts(1).connect().expect("it opens");

@@ -11,7 +11,7 @@ use tautline::{
 };
 
 use crate::support::{
-    MS, SOON, builder, disconnected, echo, message, next, opened, plain_and_tls, until,
+    MS, SOON, builder, disconnected, draining, echo, message, next, opened, plain_and_tls, until,
 };
 
 #[test]
@@ -284,10 +284,7 @@ fn text_and_headers_stay_out_of_every_debug_and_display() {
 
 #[test]
 fn a_send_after_the_connection_was_aborted_fails_as_not_sent() {
-    let server = TestServer::start(|peer| {
-        peer.upgrade()?;
-        peer.drain()
-    });
+    let server = draining(TestServer::builder());
     let client =
         builder(&server).retry_delay_min(SOON).retry_delay_max(SOON).connect().expect("it opens");
     let mut events = client.events();
@@ -392,10 +389,7 @@ fn a_fragmented_message_that_cannot_be_finished_aborts_the_connection() {
 
 #[test]
 fn a_panic_in_the_middle_of_a_fragmented_message_ends_only_its_connection() {
-    let server = TestServer::start(|peer| {
-        peer.upgrade()?;
-        peer.drain()
-    });
+    let server = draining(TestServer::builder());
     let client = builder(&server).start().expect("it starts");
     let mut events = client.events();
     opened(&mut events);

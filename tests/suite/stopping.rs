@@ -17,8 +17,8 @@ use tautline::{
 };
 
 use crate::support::{
-    MS, SOON, builder, dial_failed, disconnected, echo, opened, plain_and_tls, stopped,
-    unanswering_address, until,
+    MS, SOON, builder, dial_failed, disconnected, draining, echo, opened, plain_and_tls, stalling,
+    stopped, unanswering_address, until,
 };
 
 /// The longest time that counts as "at once": far more than a stop needs, and far less than any
@@ -177,10 +177,7 @@ fn a_client_ends_at_once_while_its_connection_is_flooded() {
 #[test]
 fn an_unanswered_close_frame_delays_an_end_by_close_timeout_at_most() {
     plain_and_tls(|server_builder| {
-        let server = server_builder().start(|peer| {
-            peer.upgrade()?;
-            peer.drain()
-        });
+        let server = draining(server_builder());
         for (nth, by) in [By::Stop, By::Drop].into_iter().enumerate() {
             let client = builder(&server)
                 .close_timeout(50 * MS)
@@ -219,10 +216,7 @@ fn an_end_is_bounded_by_close_timeout_if_the_peer_answers_and_keeps_tcp_open() {
 
 #[test]
 fn a_short_stop_cuts_the_closing_handshake_short() {
-    let server = TestServer::start(|peer| {
-        peer.upgrade()?;
-        peer.drain()
-    });
+    let server = draining(TestServer::builder());
     let client =
         builder(&server).close_timeout(Duration::from_secs(60)).connect().expect("it opens");
     let report = client.stop(1000 * MS);
@@ -231,10 +225,7 @@ fn a_short_stop_cuts_the_closing_handshake_short() {
 
 #[test]
 fn a_second_stop_with_less_time_overtakes_the_first() {
-    let server = TestServer::start(|peer| {
-        peer.upgrade()?;
-        peer.drain()
-    });
+    let server = draining(TestServer::builder());
     let client = builder(&server).close_timeout(HOUR).connect().expect("it opens");
     thread::scope(|scope| {
         let first = scope.spawn(|| client.stop(HOUR));
@@ -348,10 +339,7 @@ fn stop_from_eight_threads_at_once_gives_eight_clean_reports() {
 fn ending_a_client_unblocks_its_sender_and_skips_the_close_frame() {
     plain_and_tls(|server_builder| {
         for by in [By::Stop, By::Drop] {
-            let server = server_builder().start(|peer| {
-                peer.upgrade()?;
-                peer.stall()
-            });
+            let server = stalling(server_builder());
             let client = builder(&server).send_timeout(HOUR).connect().expect("it opens");
             let sender = client.sender();
             let (tell, told) = bounded(1);
@@ -653,10 +641,7 @@ fn dials_do_not_wait_for_thread_local_destructors_of_an_earlier_lookup() {
 #[test]
 fn a_ping_closure_that_hangs_does_not_keep_the_connection_open() {
     for by in [By::Stop, By::Drop] {
-        let server = TestServer::start(|peer| {
-            peer.upgrade()?;
-            peer.drain()
-        });
+        let server = draining(TestServer::builder());
         let (release, held) = bounded::<()>(0);
         let (tell, told) = bounded(1);
         let make = move || {

@@ -28,6 +28,22 @@ pub(crate) fn echo(builder: TestServerBuilder) -> TestServer {
     })
 }
 
+/// Starts a server that reads everything after the upgrade and answers nothing.
+pub(crate) fn draining(builder: TestServerBuilder) -> TestServer {
+    builder.start(|peer| {
+        peer.upgrade()?;
+        peer.drain()
+    })
+}
+
+/// Starts a server that neither reads nor writes after the upgrade.
+pub(crate) fn stalling(builder: TestServerBuilder) -> TestServer {
+    builder.start(|peer| {
+        peer.upgrade()?;
+        peer.stall()
+    })
+}
+
 /// Returns an address at which nobody listens.
 pub(crate) fn refusing_address() -> SocketAddr {
     TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port")
