@@ -1,7 +1,9 @@
-//! One connection: how long it takes to open and to stop. AfterClose many connections in one
-//! process: how long they take to open, to answer, to come back after the server has dropped them
-//! all, and to stop, and what each of them holds. `cargo bench --bench connections [-- COUNT]`,
-//! 1,000 by default; the server is a process of its own.
+//! Measures how long one connection takes to open and to stop, and then many connections in one
+//! process: how long they take to open, to exchange messages, to come back after the server has
+//! dropped them all, and to stop, and how much memory each of them uses.
+//!
+//! `cargo bench --bench connections [-- COUNT]` runs it, with 1,000 connections by default. The
+//! server is a process of its own.
 
 use std::alloc::System;
 use std::io::{BufRead, BufReader, Write};
@@ -18,16 +20,17 @@ use tautline::{Builder, Client, Connection, Disconnect, Handler, MessageRef, Pus
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
+/// The environment variable of the server's process.
 const SERVER: &str = "TAUTLINE_CONNECTIONS_SERVER";
 
-/// How often one connection is opened and stopped.
+/// The number of times that a single connection is opened and stopped.
 const ROUNDS: usize = 201;
 
-/// What each connection sends and gets back.
+/// The number of messages that each connection sends and gets back.
 const EXCHANGES: usize = 10;
 
 fn main() {
-    // Two descriptors a connection, and two more while it dials.
+    // A connection takes two descriptors, and two more while it dials.
     let limit = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit })
         .expect("the soft limit may be raised");
@@ -41,7 +44,7 @@ fn main() {
     }
 }
 
-/// The server's process: drops every connection when it is told to.
+/// Runs the server. Each line of standard input makes it drop every connection.
 fn serve(is_tls: bool) {
     let builder = TestServer::builder().forgetful();
     let builder = if is_tls { builder.tls() } else { builder };
@@ -72,75 +75,76 @@ impl Server {
         let mut process = command.spawn().expect("the server's process can be started");
         let mut url = String::new();
         let output = process.stdout.take().expect("it is piped");
-        BufReader::new(output).read_line(&mut url).expect("it tells where it listens");
+        BufReader::new(output).read_line(&mut url).expect("it prints its URL");
         let orders = process.stdin.take().expect("it is piped");
         Server { process, orders, url: url.trim().to_owned() }
     }
 }
 
-enum Told {
+enum Progress {
     Opened,
     Answered,
     Ended,
 }
 
-struct Tells {
-    to: Sender<Told>,
+/// Reports the progress of a connection.
+struct Reporter {
+    to: Sender<Progress>,
     answers: usize,
 }
 
-impl Handler for Tells {
+impl Handler for Reporter {
     fn opened(&mut self, _: &mut Connection<'_>) {
         self.answers = 0;
-        self.to.send(Told::Opened).ok();
+        self.to.send(Progress::Opened).ok();
     }
 
     fn message(&mut self, _: &mut Connection<'_>, _: MessageRef<'_>) {
         self.answers += 1;
         if self.answers == EXCHANGES {
-            self.to.send(Told::Answered).ok();
+            self.to.send(Progress::Answered).ok();
         }
     }
 
     fn disconnected(&mut self, _: &Disconnect) {
-        self.to.send(Told::Ended).ok();
+        self.to.send(Progress::Ended).ok();
     }
 }
 
 fn measure(count: usize, is_tls: bool) {
     let mut server = Server::start(is_tls);
-    let (to, told) = channel();
-    let tells = || Tells { to: to.clone(), answers: 0 };
+    let (to, progress) = channel();
+    let reporter = || Reporter { to: to.clone(), answers: 0 };
     let builder = Client::builder(server.url.as_str())
         .tls_root(TestServer::root_pem())
         .thread_stack_size(256 * 1024);
-    // Whatever the first connection of a process costs for good (the roots of TLS) is not a
-    // connection's.
-    let first = builder.clone().start_with(tells()).expect("it starts");
-    await_all(&told, 1, &mut 0, |told| matches!(told, Told::Opened));
-    one(&server.url, &builder, is_tls);
+    // The first connection pays for what the process keeps, such as the roots of TLS. It is not
+    // counted.
+    let first = builder.clone().start_with(reporter()).expect("it starts");
+    await_all(&progress, 1, &mut 0, |step| matches!(step, Progress::Opened));
+    measure_one(&server.url, &builder, is_tls);
     let (heap, resident) = (live_heap(), field("VmRSS:"));
     let mut threads = 0;
 
     let opening = Instant::now();
     let clients: Vec<Client<Push>> = (0..count)
-        .map(|_| builder.clone().start_with(tells()).expect("there are threads"))
+        .map(|_| builder.clone().start_with(reporter()).expect("there are threads"))
         .collect();
-    await_all(&told, count, &mut threads, |told| matches!(told, Told::Opened));
+    await_all(&progress, count, &mut threads, |step| matches!(step, Progress::Opened));
     let opened = opening.elapsed();
     let heap = (live_heap() - heap) / count;
     let resident = (field("VmRSS:") - resident) / count;
 
     let exchanging = Instant::now();
     for _ in 0..EXCHANGES {
-        clients.iter().for_each(|client| drop(client.send_text("as ever")));
+        clients.iter().for_each(|client| drop(client.send_text("hello")));
     }
-    await_all(&told, count, &mut threads, |told| matches!(told, Told::Answered));
+    await_all(&progress, count, &mut threads, |step| matches!(step, Progress::Answered));
     let exchanged = exchanging.elapsed();
 
     let dropping = Instant::now();
     writeln!(server.orders, "drop").expect("the server lives");
-    await_all(&told, count + 1, &mut threads, |told| matches!(told, Told::Opened));
+    await_all(&progress, count + 1, &mut threads, |step| matches!(step, Progress::Opened));
     let back = dropping.elapsed();
 
     let stopping = Instant::now();
@@ -150,8 +154,10 @@ fn measure(count: usize, is_tls: bool) {
     let stopped = stopping.elapsed();
     drop(first);
     println!(
-        "{count} connections, {}: open after {opened:.2?}, {EXCHANGES} answers on each after {exchanged:.2?}, all back {back:.2?} after a drop of \
-         all, stopped after {stopped:.2?} ({clean} clean); {threads} threads at most, {:.1} KiB of live heap and {resident} KiB resident a connection",
+        "{count} connections, {}: open after {opened:.2?}, {EXCHANGES} answers on each after \
+         {exchanged:.2?}, all back {back:.2?} after a drop of all, stopped after {stopped:.2?} \
+         ({clean} clean); {threads} threads at most, {:.1} KiB of live heap and {resident} KiB \
+         resident per connection",
         if is_tls { "TLS" } else { "plain" },
         heap as f64 / 1024.0,
     );
@@ -159,9 +165,9 @@ fn measure(count: usize, is_tls: bool) {
     server.process.wait().expect("it is a child of ours");
 }
 
-/// One connection at a time, and beside it tungstenite's blocking client, which starts no thread.
-/// Both read the system's roots once, before.
-fn one(url: &str, builder: &Builder, is_tls: bool) {
+/// Measures one connection at a time, and tungstenite's blocking client, which starts no thread,
+/// for comparison. Neither reads the system's roots while it is measured.
+fn measure_one(url: &str, builder: &Builder, is_tls: bool) {
     let address = url.split('/').nth(2).expect("a URL has a host");
     let root =
         native_tls::Certificate::from_pem(TestServer::root_pem()).expect("it is a certificate");
@@ -195,7 +201,8 @@ fn one(url: &str, builder: &Builder, is_tls: bool) {
         times[ROUNDS / 2]
     };
     println!(
-        "one connection, {}: open after {:.1?} (tungstenite's blocking client {:.1?}), stopped after {:.1?}; medians of {ROUNDS}",
+        "one connection, {}: open after {:.1?} (tungstenite's blocking client {:.1?}), \
+         stopped after {:.1?}; medians of {ROUNDS}",
         if is_tls { "TLS" } else { "plain" },
         median(&mut opened),
         median(&mut theirs),
@@ -203,17 +210,17 @@ fn one(url: &str, builder: &Builder, is_tls: bool) {
     );
 }
 
-/// Waits for so many of a kind, and keeps the highest number of threads seen.
+/// Waits for `count` reports of one kind, and records the highest number of threads seen.
 fn await_all(
-    told: &Receiver<Told>,
+    progress: &Receiver<Progress>,
     count: usize,
     threads: &mut usize,
-    is_kind: impl Fn(&Told) -> bool,
+    is_kind: impl Fn(&Progress) -> bool,
 ) {
     let mut left = count;
     while left > 0 {
         let next =
-            told.recv_timeout(Duration::from_secs(60)).expect("something happens timeout a minute");
+            progress.recv_timeout(Duration::from_secs(60)).expect("progress within a minute");
         left -= usize::from(is_kind(&next));
         if left % 100 == 0 {
             *threads = (*threads).max(field("Threads:"));
@@ -226,7 +233,7 @@ fn live_heap() -> usize {
     stats.bytes_allocated - stats.bytes_deallocated
 }
 
-/// A figure of `/proc/self/status`, in its own unit.
+/// Returns a field of `/proc/self/status`, in its own unit.
 fn field(name: &str) -> usize {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find(|line| line.starts_with(name));

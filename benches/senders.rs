@@ -1,10 +1,10 @@
-//! How long a send takes its thread: on a quiet connection, on a connection that is flooded at the
-//! same time, and with 1 to 16 threads that send at once. `cargo bench --bench senders`; the server
-//! is a process of its own, which reads everything and, on `/flood`, sends as fast as it can.
+//! Measures how long a send occupies its thread: on a quiet connection, on a flooded one, and with
+//! 1 to 16 threads that send at once.
 //!
-//! The bare socket beside it has a thread that reads and one that writes, and no library. The
-//! thread that sends has a CPU of its own: the server and the thread that reads share another, so
-//! that what is timed is the send, and not the wait for a CPU.
+//! `cargo bench --bench senders` runs it. The server is a process of its own, which reads
+//! everything and, on `/flood`, sends as fast as it can. A bare socket, with a thread that reads
+//! and one that writes, is measured for comparison. The sending thread has a CPU of its own, and
+//! the server and the reading thread share another, so that no wait for a CPU is measured.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -17,23 +17,31 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 use tautline::{Client, Connection, MessageRef, Push};
 use tungstenite::handshake::derive_accept_key;
 
+/// The environment variable of the server's process.
 const SERVER: &str = "TAUTLINE_SENDERS_SERVER";
 
-/// What is sent: an order.
-const ORDER: &str = r#"{"id":"5494febb","method":"order.place","params":{"symbol":"BTCUSDT","side":"SELL","type":"LIMIT","quantity":"0.01"}}"#;
+/// The message that is sent: an order.
+const ORDER: &str = concat!(
+    r#"{"id":"5494febb","method":"order.place","params":"#,
+    r#"{"symbol":"BTCUSDT","side":"SELL","type":"LIMIT","quantity":"0.01"}}"#
+);
 
-/// Single sends, one every so often, as a bot's are.
+/// The number of single sends in a round.
 const SENDS: usize = 20_000;
-const EVERY: Duration = Duration::from_micros(100);
 
-/// How long many threads send.
+/// The interval between single sends.
+const INTERVAL: Duration = Duration::from_micros(100);
+
+/// The time for which several threads send.
 const RUSH: Duration = Duration::from_secs(1);
 
-/// Quiet and flooded take turns.
+/// The number of rounds. Each measures the quiet and the flooded connection.
 const ROUNDS: usize = 7;
 
-/// The CPU of the server and of threads that read, and that of the thread that sends.
+/// The CPU of the server and of the threads that read.
 const READING: usize = 0;
+
+/// The CPU of the thread that sends.
 const SENDING: usize = 1;
 
 fn main() {
@@ -63,7 +71,8 @@ fn main() {
         all[ROUNDS / 2]
     };
     println!(
-        "medians of {ROUNDS} rounds    p50 quiet  p99 quiet  p50 flooded  p99 flooded  p99 flooded over quiet"
+        "medians of {ROUNDS} rounds    p50 quiet  p99 quiet  p50 flooded  p99 flooded  \
+         p99 flooded over quiet"
     );
     for (name, quiet, flooded) in [("send_text", 0, 2), ("bare socket", 1, 3)] {
         let (calm, busy) =
@@ -79,20 +88,20 @@ fn main() {
     for threads in [1, 2, 4, 8, 16] {
         let client = server.client("/quiet");
         println!(
-            "{threads} threads: {:.2} million messages a second",
+            "{threads} threads: {:.2} million messages per second",
             rush(&client, threads) / 1e6
         );
     }
 }
 
-/// Keeps this thread, and those that it starts, on these CPUs.
+/// Pins this thread, and those that it starts, to these CPUs.
 fn stay_on(cpus: &[usize]) {
     let mut set = CpuSet::new();
     cpus.iter().for_each(|&cpu| set.set(cpu));
     sched_setaffinity(None, &set).expect("the machine has two CPUs");
 }
 
-/// What a send takes.
+/// The time that a single send takes.
 struct Single {
     p50: Duration,
     p99: Duration,
@@ -105,7 +114,7 @@ fn single(mut send: impl FnMut()) -> Single {
         while Instant::now() < due {
             std::hint::spin_loop();
         }
-        due += EVERY;
+        due += INTERVAL;
         let began = Instant::now();
         send();
         times.push(began.elapsed());
@@ -114,12 +123,12 @@ fn single(mut send: impl FnMut()) -> Single {
     Single { p50: times[SENDS / 2], p99: times[SENDS * 99 / 100] }
 }
 
-/// A masked frame, as long as the client's.
+/// Returns a masked frame of the same size as the client's.
 fn frame(text: &str) -> Vec<u8> {
     [&[0x81, 0x80 | text.len() as u8, 0, 0, 0, 0], text.as_bytes()].concat()
 }
 
-/// Messages a second that so many threads send together.
+/// Returns how many messages per second `threads` threads send together.
 fn rush(client: &Client<Push>, threads: usize) -> f64 {
     let sent = AtomicU64::new(0);
     let began = Instant::now();
@@ -155,11 +164,11 @@ impl Server {
             .expect("processes can be started");
         let mut address = String::new();
         let output = process.stdout.take().expect("it is piped");
-        BufReader::new(output).read_line(&mut address).expect("it tells where it listens");
+        BufReader::new(output).read_line(&mut address).expect("it prints its address");
         Server { process, address: address.trim().to_owned() }
     }
 
-    /// A client of a new connection.
+    /// Opens a connection with a client.
     fn client(&self, path: &str) -> Client<Push> {
         let builder = Client::builder(format!("ws://{}{path}", self.address))
             .on_thread_start(|_| stay_on(&[READING]));
@@ -169,7 +178,7 @@ impl Server {
         client
     }
 
-    /// A connection of no library's, and the thread that reads from it.
+    /// Opens a connection without a library, and starts a thread that reads from it.
     fn bare(&self, path: &str) -> (TcpStream, JoinHandle<()>) {
         let mut socket = TcpStream::connect(&self.address).expect("the server listens");
         socket.set_nodelay(true).expect("it is connected");
@@ -187,7 +196,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // It ends in no other way.
+        // The server ends in no other way.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
@@ -198,29 +207,32 @@ fn serve() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     println!("{}", listener.local_addr().expect("it is bound"));
     for socket in listener.incoming().flatten() {
-        // The end of a connection is the end of its thread, and no news.
-        std::thread::spawn(move || reader(socket).is_ok());
+        // The thread ends with its connection. Errors do not matter.
+        std::thread::spawn(move || serve_connection(socket).is_ok());
     }
 }
 
-fn reader(mut socket: TcpStream) -> std::io::Result<()> {
+fn serve_connection(mut socket: TcpStream) -> std::io::Result<()> {
     socket.set_nodelay(true)?;
     let mut reader = BufReader::new(socket.try_clone()?);
     let (mut key, mut is_flood) = (String::new(), false);
     loop {
-        let mut connection = String::new();
-        reader.read_line(&mut connection)?;
-        is_flood |= connection.starts_with("GET /flood");
-        match connection.trim().split_once(": ") {
+        let mut line = String::new();
+        reader.read_line(&mut line)?;
+        is_flood |= line.starts_with("GET /flood");
+        match line.trim().split_once(": ") {
             Some(("Sec-WebSocket-Key", value)) => value.clone_into(&mut key),
-            None if connection.trim().is_empty() => break,
+            None if line.trim().is_empty() => break,
             _ => {}
         }
     }
     let accept = derive_accept_key(key.as_bytes());
     write!(
         socket,
-        "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {accept}\r\n\r\n"
+        "HTTP/1.1 101 Switching Protocols\r\n\
+         Upgrade: websocket\r\n\
+         Connection: Upgrade\r\n\
+         Sec-WebSocket-Accept: {accept}\r\n\r\n"
     )?;
     if is_flood {
         let mut writer = socket.try_clone()?;

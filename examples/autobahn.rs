@@ -1,8 +1,7 @@
 //! The client's side of the Autobahn test suite: `autobahn URL AGENT` runs every case of the
-//! fuzzing server at URL. Without arguments it rehearses with a server of its own.
+//! fuzzing server at URL. Without arguments it runs one case against a server of its own.
 //!
-//! Each case is a connection of its own, on which every message is sent back as it came until the
-//! server ends it, well or not.
+//! Each case is a connection of its own, on which every message is echoed until the server ends it.
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -10,8 +9,8 @@ use std::time::Duration;
 use tautline::testing::TestServer;
 use tautline::{Builder, Client, Connection, Deflate, Event, Handler, MessageRef, Payload};
 
-/// What a case may take: some send a quarter of a gigabyte.
-const CASE_WITHIN: Duration = Duration::from_secs(300);
+/// The limit for one case: some send a quarter of a gigabyte.
+const CASE_TIMEOUT: Duration = Duration::from_secs(300);
 
 fn main() -> ExitCode {
     env_logger::init();
@@ -36,14 +35,14 @@ fn main() -> ExitCode {
 fn run(url: &str, agent: &str) -> Result<(), String> {
     let count = case_count(url)?;
     for case in 1..=count {
-        // Compression is offered to every case; only those about it accept.
+        // Compression is offered in every case. Only the cases about compression accept it.
         let builder = connection(&format!("{url}/runCase?case={case}&agent={agent}"))
             .compress(Deflate::new());
         let client = builder.start_with(Echo).map_err(|error| error.chain())?;
-        // A case may break the connection in any way: only that it ends matters here, the server
-        // judges how.
-        if client.wait_closed(CASE_WITHIN).is_none() {
-            return Err(format!("case {case} of {count} took longer than {CASE_WITHIN:?}"));
+        // A case may end the connection in any way, and the server judges how. Here it only has to
+        // end.
+        if client.wait_closed(CASE_TIMEOUT).is_none() {
+            return Err(format!("case {case} of {count} took longer than {CASE_TIMEOUT:?}"));
         }
     }
     let reports = connection(&format!("{url}/updateReports?agent={agent}"))
@@ -53,7 +52,7 @@ fn run(url: &str, agent: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// A case such as the suite's, from a server in this process.
+/// Runs one case like those of the suite, against a server in this process.
 fn rehearse() -> Result<(), String> {
     const TEXT: &str = "κόσμε";
     const BYTES: &[u8] = &[0, 254, 255];
@@ -68,13 +67,13 @@ fn rehearse() -> Result<(), String> {
         peer.drain()
     });
     let client = connection(&server.url()).start_with(Echo).map_err(|error| error.chain())?;
-    client.wait_closed(CASE_WITHIN).ok_or("the rehearsal took too long")?;
+    client
+        .wait_closed(CASE_TIMEOUT)
+        .ok_or_else(|| format!("the rehearsal took longer than {CASE_TIMEOUT:?}"))?;
     if server.messages() != [TEXT.as_bytes(), BYTES] {
-        return Err("the server did not get back what it had sent".to_owned());
+        return Err("the echoes differ from what the server sent".to_owned());
     }
-    println!(
-        "rehearsed: 2 messages came back as they were sent; `autobahn URL AGENT` runs the suite"
-    );
+    println!("rehearsal passed: 2 messages were echoed; `autobahn URL AGENT` runs the suite");
     Ok(())
 }
 
@@ -82,8 +81,8 @@ fn connection(url: &str) -> Builder {
     Client::builder(url).max_attempts(1).send_timeout(Duration::from_secs(60))
 }
 
-/// Anything but a number is an error: a run of no cases would look like one in which all of them
-/// passed.
+/// Asks the server for the number of cases. Anything but a number is an error, because a run without
+/// cases would look like one that passed.
 fn case_count(url: &str) -> Result<usize, String> {
     let client =
         connection(&format!("{url}/getCaseCount")).connect().map_err(|error| error.chain())?;
@@ -91,9 +90,11 @@ fn case_count(url: &str) -> Result<usize, String> {
         Event::Message(message) => Some(message),
         _ => None,
     });
-    let answer = answer.ok_or("the server ended the connection without a count of its cases")?;
-    let text = answer.text().ok_or("the server gave its count of cases in a binary message")?;
-    text.trim().parse().map_err(|error| format!("the server's count of cases is {text:?}: {error}"))
+    let answer = answer.ok_or("the server closed without sending the number of cases")?;
+    let text = answer.text().ok_or("the server sent the number of cases in a binary message")?;
+    text.trim()
+        .parse()
+        .map_err(|error| format!("the server sent {text:?} as the number of cases: {error}"))
 }
 
 /// Sends everything back.

@@ -1,7 +1,7 @@
-//! How a bot treats `NotSent` and `Unknown`: it never sends an order twice, and never forgets one.
+//! A bot that handles `NotSent` and `Unknown`: it never sends an order twice, and never forgets one.
 //!
-//! `cargo run --example orders` trades on a loopback venue that is down at first, stops reading in
-//! the middle, and comes back.
+//! `cargo run --example orders` trades on a simulated venue that is down at first, later stops
+//! reading, and once resets the connection after executing an order.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -15,8 +15,7 @@ use tautline::{Client, Event, SendError};
 
 const ORDERS: u64 = 8;
 
-/// Big enough to fill both kernels' buffers when the venue stops reading: an order with a very long
-/// note.
+/// The size of an order's note: enough to fill both kernel buffers when the venue stops reading.
 const NOTE: usize = 8 << 20;
 
 fn main() {
@@ -26,9 +25,9 @@ fn main() {
     let venue = TestServer::start(move |peer| play(peer, &books));
     let client = Client::builder(venue.url())
         .send_timeout(Duration::from_millis(300))
-        // A small buffer on our side, so that the order does not fit into it whole.
+        // The send buffer is too small for a whole order.
         .tcp_send_buffer(64 * 1024)
-        // A venue that has fallen silent is noticed within a second.
+        // A venue that falls silent is noticed within a second.
         .ping_interval(Duration::from_millis(300))
         .pong_timeout(Duration::from_millis(600))
         .retry_delay_min(Duration::from_millis(50))
@@ -49,29 +48,28 @@ fn main() {
     println!("every order was executed exactly once; {}", client.stop(Duration::from_secs(5)));
 }
 
-/// The bot's side: what is to be done, what is in doubt, what is done.
+/// The bot's orders: those to send, those in doubt, and those done.
 struct Desk<'a> {
     client: &'a Client,
-    /// Never sent, or known not to have arrived. Safe to send.
+    /// Orders that were never sent or are known not to have arrived. They are safe to send.
     open: Vec<u64>,
-    /// May have arrived. To be asked about before anything else is done.
+    /// Orders that may have arrived. Their status is queried before anything else is sent.
     in_doubt: Vec<u64>,
     done: Vec<u64>,
 }
 
 impl Desk<'_> {
     fn trade(&mut self, timeout: Duration) {
-        // While no connection is open every send is `NotSent`, at once: nothing is queued behind
-        // our back.
+        // While no connection is open, every send fails at once with `NotSent`. Nothing is queued.
         self.send_next();
         let deadline = Instant::now() + timeout;
         let mut events = self.client.events();
         while (self.done.len() as u64) < ORDERS {
             let left = deadline.saturating_duration_since(Instant::now());
-            match events.next_timeout(left).expect("the venue answers timeout the time") {
+            match events.next_timeout(left).expect("the venue answers in time") {
                 Event::Opened(opened) => {
                     println!("connection {} is open", opened.epoch);
-                    // First what is in doubt. Its answers decide what is sent again.
+                    // Orders in doubt come first: the answers decide what is sent again.
                     for id in self.in_doubt.clone() {
                         self.request(&json!({"method": "order.status", "id": id}));
                     }
@@ -82,7 +80,7 @@ impl Desk<'_> {
                 Event::Message(message) => self.answer(message.text().unwrap_or_default()),
                 Event::Disconnected(disconnect) => {
                     println!(
-                        "{disconnect}; {} sent, {} confirmed: what lies between is in doubt",
+                        "{disconnect}; {} sent, {} confirmed: those in between are in doubt",
                         disconnect.sent, disconnect.confirmed
                     );
                 }
@@ -92,14 +90,14 @@ impl Desk<'_> {
         }
     }
 
-    /// Sends the next open order, one at a time: the one in flight when a connection ends is the
-    /// only one in doubt.
+    /// Sends the next open order. Orders go out one at a time, so at most one is in doubt when a
+    /// connection ends.
     fn send_next(&mut self) {
         let Some(id) = self.open.pop() else { return };
         let order = json!({"method": "order.place", "id": id, "note": "x".repeat(NOTE)});
         match self.client.send_text(&order.to_string()) {
             Ok(receipt) => {
-                // The kernel has it. Until the venue acknowledges it, it is in doubt.
+                // The kernel has taken it. It is in doubt until the venue acknowledges it.
                 println!("order {id}: sent as {}.{}", receipt.epoch, receipt.sequence);
                 self.in_doubt.push(id);
             }
@@ -119,7 +117,7 @@ impl Desk<'_> {
         let (Some(id), Some(status)) = (answer["id"].as_u64(), answer["status"].as_str()) else {
             return;
         };
-        // Answered already: the order's own answer and that to our question may both come.
+        // The venue may answer both the order and the query. The second answer is ignored.
         let Some(place) = self.in_doubt.iter().position(|&doubtful| doubtful == id) else { return };
         self.in_doubt.remove(place);
         match status {
@@ -127,7 +125,7 @@ impl Desk<'_> {
                 println!("order {id}: filled");
                 self.done.push(id);
             }
-            // The venue has never heard of it: now it is safe to send again.
+            // The venue has not received it, so it is safe to send again.
             _ => {
                 println!("order {id}: unknown to the venue; it is open again");
                 self.open.push(id);
@@ -140,14 +138,14 @@ impl Desk<'_> {
 
     fn request(&self, request: &Value) {
         if let Err(error) = self.client.send_text(&request.to_string()) {
-            // A question may be asked twice; the next opening asks again.
-            println!("could not ask: {error}");
+            // A query may be repeated, and is when the next connection opens.
+            println!("query failed: {error}");
         }
     }
 }
 
-/// The venue: refuses the first connection, stops reading on the second, resets the third behind an
-/// order's back.
+/// Plays the venue: it refuses the first connection, stops reading on the second, and resets the
+/// third after executing an order.
 fn play(peer: &mut Peer, executed: &Mutex<BTreeMap<u64, u32>>) -> io::Result<()> {
     if peer.number() == 0 {
         return peer.refuse(503, "Retry-After: 1\r\n", "back in a moment");
@@ -167,7 +165,7 @@ fn play(peer: &mut Peer, executed: &Mutex<BTreeMap<u64, u32>>) -> io::Result<()>
             _ => "UNKNOWN",
         };
         match (peer.number(), count) {
-            // Executed, and the connection breaks before the answer.
+            // The order is executed, and the connection breaks before the answer.
             (2, 3) => return peer.reset(),
             _ => peer.send_text(&json!({"id": id, "status": status}).to_string())?,
         }

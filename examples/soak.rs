@@ -1,9 +1,9 @@
-//! Many connections against a server that misbehaves at random, and a check on every message, send,
-//! epoch, thread, descriptor and byte.
+//! Runs many connections against a server that misbehaves at random, and checks every message, send
+//! and epoch, and the use of threads, descriptors and memory.
 //!
 //! `cargo run --release --example soak -- --connections 100 --for 30m` is the long run; without
-//! options it takes ten seconds. The seed decides what the server does to which connection; when
-//! things happen is up to the machine.
+//! options it takes ten seconds. The seed decides what the server does to each connection. The
+//! timing varies from run to run.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -25,21 +25,22 @@ use tautline::{
     StopReport, Stopped,
 };
 
-/// Many connections against a server that misbehaves at random; exit status 0 when every check
-/// held.
+/// Runs many connections against a server that misbehaves at random, and checks that no message is
+/// lost, repeated or misreported. The exit status is 0 if every check passed, and 1 otherwise.
 #[derive(Parser)]
 #[command(name = "soak", version)]
 struct Options {
-    /// How many connections
+    /// The number of clients, each with one connection
     #[arg(long, default_value_t = 20)]
     connections: usize,
-    /// How long
-    #[arg(long = "for", value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "10s")]
+    /// Stop after this long
+    #[arg(long = "for", value_name = "DURATION", default_value = "10s")]
+    #[arg(value_parser = humantime::parse_duration)]
     duration: Duration,
-    /// What the server does to whom
+    /// The seed of the server's misbehavior
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Threads that send, each on every connection
+    /// The number of threads that send, each through every client
     #[arg(long, default_value_t = 4)]
     senders: usize,
 }
@@ -56,7 +57,7 @@ fn main() -> ExitCode {
     if report.faults.is_empty() && leaks.is_ok() { ExitCode::SUCCESS } else { ExitCode::from(1) }
 }
 
-/// Runs something, and says what it has left behind.
+/// Calls `run`, and also returns a description of the threads and descriptors that it left behind.
 #[cfg(target_os = "linux")]
 fn counting<T>(run: impl FnOnce() -> T) -> (T, Result<(), String>) {
     let before = Census::take();
@@ -70,11 +71,11 @@ fn counting<T>(run: impl FnOnce() -> T) -> (T, Result<(), String>) {
     (run(), Ok(()))
 }
 
-/// Everything that is known of one connection, from both of its ends.
+/// Everything known about one client and its connections, from both ends.
 #[derive(Default)]
 struct Record {
     sends: Mutex<Sends>,
-    /// How far the pongs of each epoch have confirmed.
+    /// The number of messages of each epoch that pongs have confirmed.
     confirmed: Mutex<BTreeMap<u64, u64>>,
     messages: AtomicU64,
     openings: AtomicU64,
@@ -83,15 +84,14 @@ struct Record {
     has_stopped: AtomicBool,
 }
 
-/// After this long a message has been read by the server, or never will be: no connection lives
-/// longer.
+/// The age at which a send is settled. No connection lives this long, so the server has read the
+/// message by then or never will.
 const SETTLED_AFTER: Duration = Duration::from_secs(10);
 
-/// What became of each send that has not been settled. Those that have been are counted and
-/// forgotten, so that a long run does not grow.
+/// The sends of one client. Settled sends are only counted, so that memory stays flat in a long run.
 #[derive(Default)]
 struct Sends {
-    /// The id of the first in the list.
+    /// The id of the first send in the queue.
     first: usize,
     unsettled: VecDeque<Send>,
     settled: BTreeMap<&'static str, u64>,
@@ -100,9 +100,9 @@ struct Sends {
 struct Send {
     began: Instant,
     outcome: Outcome,
-    /// How often the server has read it.
+    /// The number of times that the server has read it.
     arrivals: u8,
-    /// Which message of its connection it was then, from 1.
+    /// Its position among the messages that the server has read from that connection, from 1.
     place: u64,
 }
 
@@ -124,7 +124,7 @@ impl Sends {
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Outcome {
-    /// It is being sent.
+    /// The send has not returned yet.
     Begun,
     Taken {
         epoch: u64,
@@ -137,14 +137,14 @@ enum Outcome {
 impl Record {
     fn fault(&self, what: String) {
         let mut faults = self.faults.lock();
-        // One broken check may fail a million times.
+        // A single broken check may fail a million times.
         if faults.len() < 20 {
             faults.push(what);
         }
     }
 
-    /// Judges the sends that began `before`: each was delivered once, or not at all, as its outcome
-    /// says.
+    /// Checks the sends that began before this time: each arrived once or not at all, as its outcome
+    /// promises.
     fn settle(&self, before: Instant) {
         let mut sends = self.sends.lock();
         let confirmed = self.confirmed.lock();
@@ -156,8 +156,8 @@ impl Record {
             sends.first += 1;
             let is_confirmed = matches!(outcome, Outcome::Taken { epoch, sequence }
                 if confirmed.get(&epoch).is_some_and(|confirmed| sequence <= *confirmed));
-            // What the server reads n-th on a connection is what was sent n-th on it: nothing is
-            // lost, repeated or overtaken in between.
+            // The n-th message read from a connection is the n-th sent on it: nothing is lost,
+            // repeated or reordered.
             if let (Outcome::Taken { sequence, .. }, 1) = (outcome, arrivals) {
                 if place != sequence {
                     self.fault(format!(
@@ -184,14 +184,15 @@ impl Record {
     }
 }
 
-/// The client's end of one connection: messages in order, epochs rising, one end for each opening.
+/// The handler of a client. It checks that messages come in order, that epochs rise by one, and that
+/// each opening has one end.
 struct Check {
     record: Arc<Record>,
     epoch: u64,
     is_open: bool,
-    /// The server connection that this epoch talks to, by its first message, and the next number
-    /// from it.
+    /// The server's number for the current connection, taken from its first message.
     server_connection: Option<u64>,
+    /// The number of the next message.
     next: u64,
 }
 
@@ -223,8 +224,10 @@ impl Handler for Check {
             || number != self.next
         {
             let expected = self.next;
-            self.record
-                .fault(format!("message {number} of server connection {server_connection} for {expected} of {known}"));
+            self.record.fault(format!(
+                "message {number} of server connection {server_connection} came instead of \
+                 {expected} of {known}"
+            ));
         }
         self.next = number + 1;
         self.record.messages.fetch_add(1, Ordering::Relaxed);
@@ -232,8 +235,10 @@ impl Handler for Check {
 
     fn disconnected(&mut self, disconnect: &Disconnect) {
         if !self.is_open || disconnect.epoch != self.epoch {
-            self.record
-                .fault(format!("epoch {} ended and {} was open", disconnect.epoch, self.epoch));
+            self.record.fault(format!(
+                "epoch {} ended after {} (open: {})",
+                disconnect.epoch, self.epoch, self.is_open
+            ));
         }
         if disconnect.confirmed > disconnect.sent {
             self.record
@@ -242,8 +247,7 @@ impl Handler for Check {
         self.is_open = false;
         let mut confirmed = self.record.confirmed.lock();
         confirmed.insert(disconnect.epoch, disconnect.confirmed);
-        // Sends of older epochs than these have been settled: a server_connection needs a moment to
-        // come back.
+        // Sends of older epochs are settled by then, because reconnecting takes a moment.
         while confirmed.len() > 1_000 {
             confirmed.pop_first();
         }
@@ -310,22 +314,22 @@ fn run(options: &Options) -> Report {
         clients.iter().map(|client| client.stop(Duration::from_secs(10))).collect();
     let connections = server.connections();
     drop(clients);
-    // Whatever is on its way to the server arrives, or is lost with its connection.
+    // Messages in flight arrive, or are lost with their connection.
     server.wait_until_empty(Duration::from_secs(10));
     drop(server);
     Report::new(&records, &stops, connections, samples, began.elapsed())
 }
 
-/// Between two rounds of a sender over all connections.
+/// The pause of a sending thread between two rounds over all connections.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// Sends numbered messages on every connection in turn, and writes down what became of each.
+/// Sends numbered messages on every connection in turn, and records the outcome of each.
 fn send(clients: &[Client<Push>], records: &[Arc<Record>], is_over: &AtomicBool) {
     let senders: Vec<Sender> = clients.iter().map(Client::sender).collect();
     while !is_over.load(Ordering::Relaxed) {
         for (sender, record) in senders.iter().zip(records) {
             let id = record.sends.lock().begin();
-            // Mostly small, sometimes larger than a buffer.
+            // Most messages are small, and some are larger than a socket buffer.
             let padding = if id % 101 == 0 { 200_000 } else { id % 300 };
             let outcome = match sender.send_text(&format!("{id} {}", "x".repeat(padding))) {
                 Ok(receipt) => Outcome::Taken { epoch: receipt.epoch, sequence: receipt.sequence },
@@ -337,13 +341,12 @@ fn send(clients: &[Client<Push>], records: &[Arc<Record>], is_over: &AtomicBool)
                 None => record.fault(format!("send {id} took longer than {SETTLED_AFTER:?}")),
             }
         }
-        // A pause, so that most of the time the server keeps up: what is tested is faults, not
-        // load.
+        // The server keeps up most of the time: faults are tested, not load.
         thread::park_timeout(PAUSE);
     }
 }
 
-/// The server's end of one connection.
+/// Plays the server's side of one connection.
 fn misbehave(peer: &mut Peer, seed: u64, records: &[Arc<Record>]) -> io::Result<()> {
     let mut rng =
         StdRng::seed_from_u64(seed.wrapping_mul(1_000_003).wrapping_add(peer.number() as u64));
@@ -357,14 +360,14 @@ fn misbehave(peer: &mut Peer, seed: u64, records: &[Arc<Record>]) -> io::Result<
         _ => {}
     }
     let request = peer.upgrade()?;
-    // Small buffers on both sides, so that sends come to be cut in the middle.
+    // Buffers on both sides are small, so that some sends break off in the middle.
     peer.limit_receive_buffer(16 * 1024)?;
     let index: usize = request.path.trim_start_matches('/').parse().map_err(io::Error::other)?;
     let record = records.get(index).ok_or(io::ErrorKind::NotFound)?;
-    let state = Duration::from_millis(rng.random_range(0..1500));
+    let lifetime = Duration::from_millis(rng.random_range(0..1500));
     let began = Instant::now();
     let (mut number, mut read) = (0u64, 0u64);
-    while began.elapsed() < state {
+    while began.elapsed() < lifetime {
         for _ in 0..rng.random_range(0..20) {
             let text =
                 format!("{} {number} {}", peer.number(), "y".repeat(rng.random_range(0..300)));
@@ -382,7 +385,7 @@ fn misbehave(peer: &mut Peer, seed: u64, records: &[Arc<Record>]) -> io::Result<
                 Received::End => return Ok(()),
                 _ => {}
             }
-            if began.elapsed() >= state {
+            if began.elapsed() >= lifetime {
                 break;
             }
         }
@@ -394,13 +397,13 @@ fn misbehave(peer: &mut Peer, seed: u64, records: &[Arc<Record>]) -> io::Result<
             peer.close(1012, "restart")?;
             peer.wait(Duration::from_millis(50))
         }
-        // Half-open for longer than the client bears.
+        // The connection is half-open for longer than `pong_timeout`.
         3 | 4 => peer.wait(Duration::from_secs(1)),
-        // A frame that breaks the protocol, or one that is cut.
+        // One frame violates the protocol, the other is incomplete.
         5 => peer.write(&[0xff, 0xff, 0xff]),
         6 => peer.write(&[0x81, 100, b'x']),
         _ => {
-            // A flood, without reading.
+            // The server floods the client, and does not read.
             for _ in 0..20_000 {
                 let text = format!("{} {number} flood", peer.number());
                 number += 1;
@@ -411,22 +414,23 @@ fn misbehave(peer: &mut Peer, seed: u64, records: &[Arc<Record>]) -> io::Result<
     }
 }
 
+/// Records that the server has read a message, as the `place`-th of its connection.
 fn arrived(record: &Record, text: &str, place: u64) {
     let Some(id) = text.split(' ').next().and_then(|word| word.parse::<usize>().ok()) else {
-        record.fault("the server read what nobody has sent".to_owned());
+        record.fault("the server read a message that nobody has sent".to_owned());
         return;
     };
     match record.sends.lock().find(id) {
         Some(send) => (send.arrivals, send.place) = (send.arrivals.saturating_add(1), place),
         None => record
-            .fault(format!("send {id} was read later than {SETTLED_AFTER:?} after it had begun")),
+            .fault(format!("send {id} was read more than {SETTLED_AFTER:?} after it had begun")),
     }
 }
 
-/// Memory and threads at one moment.
+/// The use of memory, threads and descriptors at one moment.
 struct Sample {
     resident_kib: u64,
-    /// Of the clients: the server has its own.
+    /// The number of the clients' threads, without those of the server.
     threads: u64,
     descriptors: u64,
 }
@@ -449,11 +453,11 @@ impl Sample {
     }
 }
 
-/// How much the last third of a run may hold beyond the one before: buffers of connections that
-/// happen to be flooded, and a tenth.
+/// The largest growth of resident memory in the last third of a run, beside a tenth of it, that
+/// passes: room for the buffers of connections that happen to be flooded.
 const GROWTH_MAX_KIB: u64 = 16 * 1024;
 
-/// What was found.
+/// The results of a run.
 struct Report {
     took: Duration,
     connections: usize,
@@ -485,8 +489,8 @@ impl Report {
             samples,
             faults: Vec::new(),
         };
-        for report_of_stop in stops.iter().filter(|stop| !stop.is_clean()) {
-            report.faults.push(format!("a stop that was not clean: {report_of_stop}"));
+        for stop in stops.iter().filter(|stop| !stop.is_clean()) {
+            report.faults.push(format!("a stop was not clean: {stop}"));
         }
         for (index, record) in records.iter().enumerate() {
             report.add(index, record);
@@ -501,38 +505,38 @@ impl Report {
         self.openings += openings;
         let ends = record.ends.lock();
         if ends.values().sum::<u64>() != openings {
-            self.faults.push(format!("connection {index}: {openings} openings, ends {ends:?}"));
+            self.faults.push(format!("client {index}: {openings} openings, ends {ends:?}"));
         }
         for (kind, count) in ends.iter() {
             *self.ends.entry(kind).or_default() += count;
         }
         if !record.has_stopped.load(Ordering::Relaxed) {
-            self.faults.push(format!("connection {index}: its end was not told"));
+            self.faults.push(format!("client {index}: `stopped` was not called"));
         }
-        // Everybody has stopped: nothing is on its way any more.
+        // All clients have stopped, so no message is in flight any more.
         record.settle(Instant::now());
         for (kind, count) in &record.sends.lock().settled {
             *self.sends.entry(kind).or_default() += count;
         }
-        self.faults.extend(
-            record.faults.lock().iter().map(|fault| format!("connection {index}: {fault}")),
-        );
+        self.faults
+            .extend(record.faults.lock().iter().map(|fault| format!("client {index}: {fault}")));
     }
 
-    /// What a run holds may go up and down, and must not go up all the time.
+    /// Checks that threads and descriptors stay within bounds, and that memory does not keep
+    /// growing.
     fn check_flatness(&mut self, connections: u64) {
-        // A connection has a connection, both ends of it, and while it is dialed a pair to wake it
-        // by. The server's end of a connection that is gone may linger.
+        // Both ends of a connection are in this process, and a dial needs a pair of descriptors to
+        // be woken by. The server's end of an ended connection may linger.
         let descriptors = 100 + 10 * connections;
         for sample in &self.samples {
             if sample.threads > 2 * connections || sample.descriptors > descriptors {
                 let Sample { threads, descriptors, .. } = sample;
                 self.faults.push(format!(
-                    "{threads} threads and {descriptors} descriptors for {connections} connections"
+                    "{threads} threads and {descriptors} descriptors for {connections} clients"
                 ));
             }
         }
-        // The first third is the way up.
+        // Memory may grow in the first third.
         let settled = &self.samples[self.samples.len() / 3..];
         let (early, late) = settled.split_at(settled.len() / 2);
         let highest = |samples: &[Sample]| {
@@ -546,11 +550,11 @@ impl Report {
 
     fn print(&self, options: &Options) {
         println!(
-            "{} connections, {} senders, seed {}, {:.1?}",
+            "{} clients, {} senders, seed {}, {:.1?}",
             options.connections, options.senders, options.seed, self.took
         );
         println!(
-            "{} connections, {} openings, {} messages in order",
+            "{} TCP connections, {} openings, {} messages in order",
             self.connections, self.openings, self.messages
         );
         println!("ends by kind: {:?}", self.ends);
@@ -562,7 +566,7 @@ impl Report {
         print_chart("descriptors", self.samples.iter().map(|sample| sample.descriptors));
         print_chart("threads", self.samples.iter().map(|sample| sample.threads));
         match self.faults.as_slice() {
-            [] => println!("every check held"),
+            [] => println!("every check passed"),
             faults => {
                 println!("{} FAULTS:", faults.len());
                 faults.iter().take(20).for_each(|fault| println!("  {fault}"));
@@ -571,7 +575,7 @@ impl Report {
     }
 }
 
-/// A chart of one line: the lowest value is the lowest bar.
+/// Prints a chart on one line. The lowest value is the lowest bar.
 fn print_chart(name: &str, values: impl Iterator<Item = u64>) {
     const BARS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
     let values: Vec<u64> = values.collect();

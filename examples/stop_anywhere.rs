@@ -1,48 +1,51 @@
-//! Stops a client in each state of its life, and prints how long that took: `cargo run --release
-//! --example stop_anywhere`.
+//! Stops a client in each of its states, and prints how long that took.
+//!
+//! `cargo run --release --example stop_anywhere`
 
 use std::io;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
 use crossbeam_channel::{Sender, bounded};
-use tautline::testing::TestServer;
+use tautline::testing::{Peer, TestServer};
 use tautline::{Builder, Client, Connection, Event, MessageRef, State, StopReport};
 
 const SOON: Duration = Duration::from_secs(10);
-const CLOSE_WITHIN: Duration = Duration::from_millis(100);
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(100);
 
 fn main() {
     env_logger::init();
     println!(
-        "close_timeout is {CLOSE_WITHIN:?}; a stop waits for it only where the peer does not answer the close frame\n"
+        "close_timeout is {CLOSE_TIMEOUT:?}; a stop takes that long only if the peer does not \
+         answer the close frame\n"
     );
-    show("resolving, and the lookup hangs", resolving);
-    show("connecting, and nobody answers", connecting);
-    show("TLS handshake with a silent peer", || stalled("wss://localhost"));
-    show("upgrade with a silent peer", || stalled("ws://127.0.0.1"));
-    show("open and idle", idle);
-    show("open and flooded", flooded);
-    show("the handler is busy", busy);
-    show("a sender is blocked", blocked);
-    show("waiting to retry", waiting);
-    show("open, and the peer never answers", deaf);
-    show("closing, and the peer keeps TCP open", closing);
+    show("resolving, the lookup hangs", resolving);
+    show("connecting, no answer", connecting);
+    show("TLS handshake, the peer is silent", || stalled("wss://localhost"));
+    show("upgrade, the peer is silent", || stalled("ws://127.0.0.1"));
+    show("open, idle", idle);
+    show("open, flooded with messages", flooded);
+    show("open, the handler is busy", busy);
+    show("open, a send is blocked", blocked);
+    show("open, the peer never answers", unanswered);
+    show("closing, the peer keeps TCP open", closing);
+    show("backoff before a retry", backoff);
 }
 
 fn show(state: &str, stop: impl FnOnce() -> StopReport) {
     println!("{state:36} {}", stop());
 }
 
-/// A connection that is open on a server that plays `script` after the opening.
-fn open(
-    script: impl Fn(&mut tautline::testing::Peer) -> io::Result<()> + Send + Sync + 'static,
+/// Starts a server that runs `script` after the opening handshake, and returns the settings of a
+/// client for it.
+fn server(
+    script: impl Fn(&mut Peer) -> io::Result<()> + Send + Sync + 'static,
 ) -> (TestServer, Builder) {
     let server = TestServer::start(move |peer| {
         peer.upgrade()?;
         script(peer)
     });
-    let builder = Client::builder(server.url()).close_timeout(CLOSE_WITHIN);
+    let builder = Client::builder(server.url()).close_timeout(CLOSE_TIMEOUT);
     (server, builder)
 }
 
@@ -52,7 +55,7 @@ fn resolving() -> StopReport {
     let (begun, wait) = bounded(1);
     let (release, held) = bounded::<()>(0);
     let resolver = move |_: &str, _: u16| -> io::Result<Vec<SocketAddr>> {
-        // Nobody listens after the first lookup.
+        // The example waits for the first lookup only.
         let _ = begun.send(());
         let _ = held.recv();
         Err(io::Error::other("released"))
@@ -71,8 +74,8 @@ fn connecting() -> StopReport {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     socket2::SockRef::from(&listener).listen(0).expect("it listens");
     let address = listener.local_addr().expect("an address");
-    // The queue holds this one and no other.
-    let _filler = TcpStream::connect(address).expect("the first has room");
+    // The queue of the listener has room for this connection and no other.
+    let _filler = TcpStream::connect(address).expect("the queue has room");
     let client = Client::builder(format!("ws://{address}/")).start_with(ignore).expect("it starts");
     client.stop(SOON)
 }
@@ -86,12 +89,12 @@ fn stalled(host: &str) -> StopReport {
 }
 
 fn idle() -> StopReport {
-    let (_server, builder) = open(|peer| peer.echo());
+    let (_server, builder) = server(|peer| peer.echo());
     builder.connect().expect("it opens").stop(SOON)
 }
 
 fn flooded() -> StopReport {
-    let (_server, builder) = open(|peer| peer.flood(200));
+    let (_server, builder) = server(|peer| peer.flood(200));
     let (tell, told) = bounded(1);
     let client = builder.start_with(telling(tell)).expect("it starts");
     told.recv_timeout(SOON).expect("the flood comes");
@@ -100,13 +103,13 @@ fn flooded() -> StopReport {
 
 fn telling(tell: Sender<()>) -> impl tautline::Handler {
     move |_: &mut Connection<'_>, _: MessageRef<'_>| {
-        // Full after the first message: one is enough.
+        // The channel is full after the first message. One is enough.
         let _ = tell.try_send(());
     }
 }
 
 fn busy() -> StopReport {
-    let (_server, builder) = open(|peer| {
+    let (_server, builder) = server(|peer| {
         peer.send_text("work")?;
         peer.drain()
     });
@@ -114,7 +117,7 @@ fn busy() -> StopReport {
     let (release, held) = bounded::<()>(0);
     let handler = move |_: &mut Connection<'_>, _: MessageRef<'_>| {
         tell.send(()).expect("the example waits");
-        // Disconnected when it is released.
+        // Returns when the example drops the sender.
         let _ = held.recv();
     };
     let client = builder.start_with(handler).expect("it starts");
@@ -125,7 +128,7 @@ fn busy() -> StopReport {
 }
 
 fn blocked() -> StopReport {
-    let (_server, builder) = open(|peer| peer.stall());
+    let (_server, builder) = server(|peer| peer.stall());
     let client = builder.send_timeout(Duration::from_secs(3600)).connect().expect("it opens");
     std::thread::scope(|scope| {
         let sender = client.sender();
@@ -136,13 +139,13 @@ fn blocked() -> StopReport {
                 tell.send(()).expect("the example waits");
             }
         });
-        // When nothing more goes out for a while the sender is blocked.
+        // The send is blocked once none has returned for a while.
         while told.recv_timeout(Duration::from_millis(200)).is_ok() {}
         client.stop(SOON)
     })
 }
 
-fn waiting() -> StopReport {
+fn backoff() -> StopReport {
     let server = TestServer::start(|_| Ok(()));
     let hour = Duration::from_secs(3600);
     let client = Client::builder(server.url())
@@ -154,21 +157,21 @@ fn waiting() -> StopReport {
     client.stop(SOON)
 }
 
-fn deaf() -> StopReport {
-    let (_server, builder) = open(|peer| peer.drain());
+fn unanswered() -> StopReport {
+    let (_server, builder) = server(|peer| peer.drain());
     builder.connect().expect("it opens").stop(SOON)
 }
 
 fn closing() -> StopReport {
-    let (_server, builder) = open(|peer| {
+    let (_server, builder) = server(|peer| {
         peer.close(1001, "going away")?;
         peer.stall()
     });
-    // The closing handshake is done, and the connection waits for the end of TCP.
+    // The close frames are exchanged, and the client waits for the server to close TCP.
     let client = builder.close_timeout(SOON).start_with(ignore).expect("it starts");
     while client.state() != State::Closing {
         std::thread::yield_now();
     }
-    // Far below SOON: a stop has its own, shorter time, and cuts the polite end short.
+    // The budget of the stop is far below `close_timeout`, and cuts that wait short.
     client.stop(Duration::from_millis(100))
 }

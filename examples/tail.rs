@@ -1,5 +1,5 @@
-//! `tail -f` for a WebSocket: prints what a server sends and what becomes of the connection, and
-//! stops politely on SIGINT and SIGTERM.
+//! `tail -f` for a WebSocket: prints what a server sends and what happens to the connection, and
+//! closes it cleanly on SIGINT and SIGTERM.
 //!
 //! `cargo run --example tail -- --help` lists the options.
 
@@ -21,19 +21,21 @@ use tautline::{
     StopReport, ThreadOutcome, TryNextError,
 };
 
-/// Prints what a WebSocket sends, like `tail -f`, and keeps the connection up. Messages go to
-/// standard output; with --json everything does, one object a line. Logs go to standard error
-/// (RUST_LOG=tautline=debug).
+/// Prints the messages of a WebSocket server, like `tail -f`, and keeps the connection up.
 ///
-/// SIGINT and SIGTERM stop it politely, and when they come a second time at once. Exit status: 0
-/// when it stopped as asked, 1 when the client gave up or the output could not be written, 2 for
-/// wrong usage.
+/// Messages go to standard output; what happens to the connection goes to standard error. With
+/// --json both go to standard output, as one JSON object per line. RUST_LOG=tautline=debug adds the
+/// library's log, on standard error.
+///
+/// SIGINT and SIGTERM close the connection and end the program; a second signal ends it at once.
+/// The exit status is 0 after a stop that was asked for, 1 if the client gave up or standard output
+/// could not be written, and 2 for wrong usage.
 #[derive(Parser)]
 #[command(name = "tail", version, verbatim_doc_comment)]
 struct Options {
-    /// Where to connect: ws:// or wss://
+    /// The server's URL: ws:// or wss://
     url: String,
-    /// Send TEXT on every opening; may be given several times
+    /// Send TEXT whenever a connection opens; may be given several times
     #[arg(long, value_name = "TEXT")]
     send: Vec<String>,
     /// Send each line of standard input as a text message; its end does not end the program
@@ -48,45 +50,45 @@ struct Options {
     /// Trust the root certificates in this file
     #[arg(long, value_name = "PEM")]
     ca: Option<PathBuf>,
-    /// Accept any certificate: whoever sits in between can read and change everything
+    /// Accept any certificate: anyone between you and the server can read and change everything
     #[arg(long)]
     insecure: bool,
     /// Send a ping this often [default: 15s]
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     ping_interval: Option<Duration>,
-    /// Give the connection up when a ping stays unanswered, and the connection silent, for this
-    /// long [default: 10s]
+    /// Drop a connection on which nothing has arrived for this long after a ping [default: 10s]
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     pong_timeout: Option<Duration>,
-    /// Give the connection up when no message comes for this long [default: never]
+    /// Drop a connection on which no message has arrived for this long [default: never]
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     idle_timeout: Option<Duration>,
-    /// The budget of one dial, all of its steps together [default: 10s]
+    /// The limit for one dial: lookup, TCP, TLS and upgrade together [default: 10s]
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     connect_timeout: Option<Duration>,
-    /// The budget of one send [default: 5s]
+    /// The limit for one send [default: 5s]
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     send_timeout: Option<Duration>,
-    /// The budget of the closing handshake [default: 1s]
+    /// The limit for the closing handshake [default: 1s]
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     close_timeout: Option<Duration>,
-    /// The budget of stopping [default: 5s]
-    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "5s", hide_default_value = true)]
+    /// The limit for stopping the client [default: 5s]
+    #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
+    #[arg(default_value = "5s", hide_default_value = true)]
     stop_timeout: Duration,
-    /// The ceiling of the first retry's delay [default: 250ms]
+    /// The largest delay before the first retry [default: 250ms]
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     retry_delay_min: Option<Duration>,
-    /// The ceiling of every retry's delay [default: 30s]
+    /// The largest delay before any retry [default: 30s]
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     retry_delay_max: Option<Duration>,
-    /// A connection open for this long resets the count of attempts [default: 30s]
+    /// Reset the count of attempts once a connection has been open for this long [default: 30s]
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     stable_after: Option<Duration>,
-    /// Give up after N dials in a row without a stable connection; 1: never retry [default: no
+    /// Give up after N dials in a row without a stable connection; 1 means no retry [default: no
     /// limit]
     #[arg(long, value_name = "N")]
     max_attempts: Option<u32>,
-    /// The longest message that is taken [default: 16777216]
+    /// The size limit for incoming messages [default: 16777216]
     #[arg(long, value_name = "BYTES")]
     max_message_size: Option<usize>,
     /// Stop after N messages, at least 1
@@ -95,10 +97,10 @@ struct Options {
     /// Stop after this long
     #[arg(long = "for", value_name = "DURATION", value_parser = humantime::parse_duration)]
     for_duration: Option<Duration>,
-    /// Show a counting line instead of messages
+    /// Show a count of the messages instead of the messages
     #[arg(long)]
     quiet: bool,
-    /// Print one JSON object a line
+    /// Print everything as JSON, one object per line
     #[arg(long)]
     json: bool,
 }
@@ -116,18 +118,18 @@ pub(crate) fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),
         Err(usage) => {
-            // Nobody may be listening.
+            // Standard error may be closed.
             let _ = writeln!(io::stderr(), "tail: {usage}");
             ExitCode::from(2)
         }
     }
 }
 
-/// Runs until it is told to stop (`true`) or the client gives up (`false`).
+/// Returns true after a stop that was asked for, and false if the client gave up or standard output
+/// could not be written. An error is wrong usage.
 fn run(options: &Options) -> Result<bool, String> {
-    // Before the first thread is started, so that no signal finds the default handler.
-    let signalled =
-        watch_signals().map_err(|error| format!("cannot watch for signals: {error}"))?;
+    // Done before the first connection, so that no signal meets the default handler.
+    let signaled = watch_signals().map_err(|error| format!("cannot watch for signals: {error}"))?;
     let client = builder(options)?.start().map_err(|error| match &options.ca {
         Some(path) if error.to_string().contains("root certificate") => {
             format!("--ca {}: {error}", path.display())
@@ -137,13 +139,13 @@ fn run(options: &Options) -> Result<bool, String> {
     let printer = Arc::new(Printer::new(options.json));
     if options.stdin {
         let (sender, printer) = (client.sender(), Arc::clone(&printer));
-        // Nobody can interrupt a read of standard input: this thread is not joined, and falls
-        // silent when the printer does.
+        // A read of standard input cannot be interrupted, so this thread is not joined. It prints
+        // nothing once the printer is done.
         thread::spawn(move || send_lines(&sender, &printer));
     }
     let mut tail =
         Tail { options, client: &client, printer: &printer, messages: 0, gave_up: false };
-    tail.follow(&signalled);
+    tail.follow(&signaled);
     let report = client.stop(options.stop_timeout);
     tail.drain();
     if options.quiet {
@@ -183,7 +185,7 @@ fn builder(options: &Options) -> Result<Builder, String> {
     Ok(with(builder, options.max_message_size, Builder::max_message_size))
 }
 
-/// Options left out take the library's defaults.
+/// Applies an option, if it was given. The library's defaults apply otherwise.
 fn with<T>(builder: Builder, value: Option<T>, set: impl FnOnce(Builder, T) -> Builder) -> Builder {
     match value {
         Some(value) => set(builder, value),
@@ -191,8 +193,8 @@ fn with<T>(builder: Builder, value: Option<T>, set: impl FnOnce(Builder, T) -> B
     }
 }
 
-/// A channel that gets a token at SIGINT and SIGTERM. A second signal ends the program the hard
-/// way.
+/// Returns a channel that receives a token at SIGINT and SIGTERM. A second signal ends the program
+/// at once.
 #[cfg(unix)]
 fn watch_signals() -> io::Result<Receiver<()>> {
     use signal_hook::consts::{SIGINT, SIGTERM};
@@ -205,14 +207,14 @@ fn watch_signals() -> io::Result<Receiver<()>> {
             if count > 0 {
                 std::process::exit(128 + signal);
             }
-            // Full means that the news is there already.
+            // A full channel holds a token already.
             let _ = tell.try_send(());
         }
     });
     Ok(told)
 }
 
-/// Elsewhere the first Ctrl-C ends the program the hard way.
+/// Signals are watched on Unix only. Elsewhere Ctrl-C ends the program at once.
 #[cfg(not(unix))]
 fn watch_signals() -> io::Result<Receiver<()>> {
     Ok(never())
@@ -228,10 +230,10 @@ struct Tail<'a> {
 
 impl Tail<'_> {
     /// Prints events until there is a reason to stop.
-    fn follow(&mut self, signalled: &Receiver<()>) {
+    fn follow(&mut self, signaled: &Receiver<()>) {
         let mut events = self.client.events();
         let ready = events.ready();
-        // Beyond what the clock can tell is for ever.
+        // A duration beyond what the clock can represent counts as no limit.
         let end = self
             .options
             .for_duration
@@ -240,14 +242,14 @@ impl Tail<'_> {
         let counting = if self.options.quiet { tick(Duration::from_secs(1)) } else { never() };
         loop {
             select! {
-                recv(signalled) -> _ => return,
+                recv(signaled) -> _ => return,
                 recv(end) -> _ => return,
                 recv(counting) -> _ => self.show_count(),
                 recv(ready) -> _ => {}
             }
             loop {
-                // A signal goes before what is already in the queue.
-                if !signalled.is_empty() || !end.is_empty() {
+                // A signal takes precedence over events that are already queued.
+                if !signaled.is_empty() || !end.is_empty() {
                     return;
                 }
                 match events.try_next() {
@@ -266,11 +268,11 @@ impl Tail<'_> {
         }
     }
 
-    /// What is left after the stop: openings and ends of connections, each of the one having the
-    /// other, and why the client ended.
+    /// Prints what is left after the stop: openings and ends of connections, so that each opening
+    /// has its end, and why the client ended.
     fn drain(&mut self) {
         let mut events = self.client.events();
-        // Nothing is waited for but the last word of a client whose stop had no time.
+        // After a complete stop every event is queued. The wait serves a stop that ran out of time.
         while let Ok(event) = events.next_timeout(Duration::from_millis(100)) {
             match event {
                 Event::Opened(opened) => self.print_opened(&opened),
@@ -296,12 +298,13 @@ impl Tail<'_> {
                 self.printer
                     .notice(&disconnected_json(&disconnect), || disconnected_text(&disconnect));
             }
-            // The last failed dial is told as `gave_up`, and only so.
+            // The last failed dial is reported as `gave_up` only.
             Event::DialFailed(failure) => {
                 if let Some(retry_in) = failure.retry_in {
                     let mut json = json!({
-                        "event": "dial_failed", "attempt": failure.attempt, "kind": failure.error.kind().as_str(),
-                        "detail": failure.error.chain(), "retry_in_ms": millis(retry_in),
+                        "event": "dial_failed", "attempt": failure.attempt,
+                        "kind": failure.error.kind().as_str(), "detail": failure.error.chain(),
+                        "retry_in_ms": millis(retry_in),
                     });
                     let body = refusal_body(&failure.error);
                     if let Some(body) = &body {
@@ -356,7 +359,7 @@ impl Tail<'_> {
     }
 
     fn send_greetings(&self, epoch: u64) {
-        // On this very connection: a later one has an opening of its own.
+        // The texts go out on this connection only. Later connections send them again.
         let sender = self.client.sender().pinned_to(epoch);
         for text in &self.options.send {
             if let Err(error) = sender.send_text(text) {
@@ -379,10 +382,9 @@ impl Tail<'_> {
     }
 }
 
-/// Sends each line of standard input. A line that could not be sent is told of and not repeated.
+/// Sends each line of standard input. A line that could not be sent is reported and not repeated.
 fn send_lines(sender: &Sender, printer: &Printer) {
-    // `echo hello | tail --stdin` is to work: the first dial gets its chance before the first line
-    // is read.
+    // `echo hello | tail --stdin` has to work, so the first dial ends before the first line is read.
     while matches!(sender.state(), State::Connecting { attempt: 1 })
         && !sender.stopper().is_stopping()
     {
@@ -400,25 +402,26 @@ fn send_lines(sender: &Sender, printer: &Printer) {
                 .send_text(text)
                 .map_err(|error| (error.is_not_sent(), error.reason().chain())),
             Err(_) => {
-                Err((true, "a line that is not UTF-8, as a text message has to be".to_owned()))
+                Err((true, "the line is not UTF-8, which a text message has to be".to_owned()))
             }
         };
         match sent {
             Ok(_) => {}
-            // Nothing can be sent any more, and a stop is told of by itself.
+            // Nothing can be sent any more, and the stop is reported elsewhere.
             Err(_) if sender.stopper().is_stopping() => return,
             Err((is_not_sent, detail)) => printer.send_failed(is_not_sent, &detail),
         }
     }
 }
 
-/// Standard output, one whole line at a time and flushed.
+/// Prints to standard output, one whole line at a time, and flushes it.
 struct Printer {
     json: bool,
-    /// Nothing is printed once `true`. Its lock also keeps lines whole.
+    /// Nothing is printed once this is true. The lock also keeps lines whole.
     is_done: Mutex<bool>,
-    /// Whoever read us is gone, or what is written has no room.
+    /// An output is closed, or cannot be written.
     is_broken: AtomicBool,
+    /// Standard output could not be written for another reason than that its reader has gone.
     has_failed: AtomicBool,
 }
 
@@ -450,7 +453,8 @@ impl Printer {
         }
     }
 
-    /// What happened to the line: an object with --json, otherwise a line on standard error.
+    /// Prints what happened to the connection: an object with --json, and otherwise a line on
+    /// standard error.
     fn notice(&self, json: &Value, text: impl FnOnce() -> String) {
         if self.json {
             self.write(format!("{json}\n").as_bytes(), false);
@@ -466,14 +470,14 @@ impl Printer {
         self.notice(&json, || format!("{text}: {detail}"));
     }
 
-    /// Standard error, as far as somebody reads it.
+    /// Writes to standard error. If that fails, the program ends.
     fn complain(&self, text: std::fmt::Arguments<'_>) {
         if io::stderr().write_fmt(text).is_err() {
             self.is_broken.store(true, Ordering::Relaxed);
         }
     }
 
-    /// The last line of all.
+    /// Prints the last line. Nothing is printed after it.
     fn last(&self, stopped: &Stopped) {
         if self.json {
             self.write(format!("{}\n", stopped.json).as_bytes(), true);
@@ -491,8 +495,8 @@ impl Printer {
         *is_done = is_last;
         let mut out = io::stdout().lock();
         if let Err(error) = out.write_all(line).and_then(|()| out.flush()) {
-            // Stop, and stop politely. In `tail | head` whoever read us is gone, which is as it
-            // should be; a full disk is not.
+            // Either way the program closes the connection and ends. In `tail | head` the reader is
+            // gone, which is no failure; a full disk is one.
             self.is_broken.store(true, Ordering::Relaxed);
             if error.kind() != io::ErrorKind::BrokenPipe
                 && !self.has_failed.swap(true, Ordering::Relaxed)
@@ -519,13 +523,13 @@ fn opened_json(opened: &Opened) -> Value {
     json
 }
 
-/// What a server says beside a status that refuses the dial.
+/// Returns the body of the response that refused the dial, if it has one.
 fn refusal_body(error: &Error) -> Option<String> {
     let body = error.response()?.body();
     (!body.is_empty()).then(|| String::from_utf8_lossy(body).into_owned())
 }
 
-/// What a server said, on one line and not endlessly, behind what is told of it.
+/// Displays a server's text after a colon: quoted, on one line and of limited length.
 struct Quoted<'a>(Option<&'a str>);
 
 impl std::fmt::Display for Quoted<'_> {
@@ -547,8 +551,9 @@ fn disconnected_text(disconnect: &Disconnect) -> String {
 
 fn disconnected_json(disconnect: &Disconnect) -> Value {
     json!({
-        "event": "disconnected", "epoch": disconnect.epoch, "kind": disconnect.error.kind().as_str(),
-        "detail": disconnect.error.chain(), "code": disconnect.close.code, "reason": disconnect.close.reason,
+        "event": "disconnected", "epoch": disconnect.epoch,
+        "kind": disconnect.error.kind().as_str(), "detail": disconnect.error.chain(),
+        "code": disconnect.close.code, "reason": disconnect.close.reason,
         "retry_in_ms": disconnect.retry_in.map(millis),
     })
 }
@@ -562,11 +567,15 @@ fn stopped(report: &StopReport) -> Stopped {
     let threads: Vec<Value> = report
         .threads()
         .iter()
-        .map(
-            |thread| json!({"name": thread.name, "ended": thread.outcome == ThreadOutcome::Joined, "ms": millis(thread.took)}),
-        )
+        .map(|thread| {
+            let has_ended = thread.outcome == ThreadOutcome::Joined;
+            json!({"name": thread.name, "ended": has_ended, "ms": millis(thread.took)})
+        })
         .collect();
-    let json = json!({"event": "stopped", "clean": report.is_clean(), "ms": millis(report.took()), "threads": threads});
+    let json = json!({
+        "event": "stopped", "clean": report.is_clean(), "ms": millis(report.took()),
+        "threads": threads,
+    });
     Stopped { json, text: report.to_string() }
 }
 

@@ -1,5 +1,5 @@
-//! A venue on a loopback port: several symbols, messages shaped as Binance's, and the bad days of a
-//! real one.
+//! A simulated venue on a loopback port: several symbols, messages in Binance's format, and the
+//! failures of a real venue.
 
 use std::io;
 use std::sync::Arc;
@@ -9,23 +9,23 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tautline::testing::{Peer, Received, TestServer};
 
-/// Symbols and their prices to begin with, in cents.
+/// The symbols and their initial prices in cents.
 const SYMBOLS: [(&str, i64); 4] =
     [("BTCUSDT", 6_412_350), ("ETHUSDT", 318_420), ("SOLUSDT", 14_210), ("BNBUSDT", 58_730)];
 
-/// How often the venue sends a round of quotes.
+/// The interval at which the venue sends a round of quotes.
 const ROUND: Duration = Duration::from_millis(5);
 
-/// How long a connection lives before its bad day comes. The first three have one each.
-const GOOD_TIME: Duration = Duration::from_millis(3500);
+/// The age at which a connection fails. The first three fail, each in its own way.
+const FAILS_AFTER: Duration = Duration::from_millis(3500);
 
-/// What the venue counts, to compare with what the bot has counted.
+/// Counts what the venue has executed, for comparison with the bot's own count.
 #[derive(Default)]
 pub(crate) struct Ledger {
     pub(crate) orders: AtomicUsize,
 }
 
-/// Opens the venue.
+/// Starts the venue.
 pub(crate) fn open() -> (TestServer, Arc<Ledger>) {
     let ledger = Arc::new(Ledger::default());
     let kept = Arc::clone(&ledger);
@@ -72,12 +72,12 @@ impl<'a> Session<'a> {
                     _ => {}
                 }
             }
-            if self.began.elapsed() >= GOOD_TIME {
+            if self.began.elapsed() >= FAILS_AFTER {
                 match self.peer.number() {
-                    // An announced shutdown: whoever listens leaves by himself.
+                    // The shutdown is announced, so that a client can reconnect before it.
                     0 => return self.shut_down(),
                     1 => return self.peer.reset(),
-                    // Half-open: the kernel still acknowledges, and nobody is there.
+                    // Half-open: the kernel still acknowledges, and nothing is sent.
                     2 => return self.peer.stall(),
                     _ => {}
                 }
@@ -110,17 +110,19 @@ impl<'a> Session<'a> {
             }
             Some("order.place") => {
                 let number = self.ledger.orders.fetch_add(1, Ordering::Relaxed) + 1;
-                let result = json!({"orderId": number, "symbol": request["params"]["symbol"], "status": "FILLED"});
+                let symbol = &request["params"]["symbol"];
+                let result = json!({"orderId": number, "symbol": symbol, "status": "FILLED"});
                 json!({"id": request["id"], "status": 200, "result": result})
             }
             _ => {
-                json!({"id": request["id"], "status": 400, "error": {"code": -1100, "msg": "unknown method"}})
+                let error = json!({"code": -1100, "msg": "unknown method"});
+                json!({"id": request["id"], "status": 400, "error": error})
             }
         };
         self.peer.send_text(&answer.to_string())
     }
 
-    /// A round of quotes, as a random walk would have it but the same in each run.
+    /// Sends a round of quotes: a random walk that is the same in each run.
     fn send_quotes(&mut self) -> io::Result<()> {
         for _ in 0..4 {
             for index in 0..self.quotes.len() {
@@ -130,10 +132,10 @@ impl<'a> Session<'a> {
                 if !quote.is_subscribed {
                     continue;
                 }
-                let rng = (update.wrapping_mul(6_364_136_223_846_793_005) >> 33) as i64;
-                quote.mid += rng % 5 - 2;
-                // A wide spread now and then is what the bot waits for.
-                quote.spread = if rng % 997 == 0 { 40 } else { 1 + rng % 4 };
+                let random = (update.wrapping_mul(6_364_136_223_846_793_005) >> 33) as i64;
+                quote.mid += random % 5 - 2;
+                // The bot orders at the wide spread that comes now and then.
+                quote.spread = if random % 997 == 0 { 40 } else { 1 + random % 4 };
                 let (bid, ask) = (quote.mid, quote.mid + quote.spread);
                 let text = format!(
                     r#"{{"u":{update},"s":"{}","b":"{}","B":"31.21","a":"{}","A":"40.66"}}"#,
@@ -153,7 +155,7 @@ impl<'a> Session<'a> {
 
     fn shut_down(mut self) -> io::Result<()> {
         self.peer.send_text(r#"{"e":"serverShutdown","E":1770123456789}"#)?;
-        // Those who do not listen are closed.
+        // A client that stays is closed after a second.
         self.began = Instant::now();
         while self.began.elapsed() < Duration::from_secs(1) {
             match self.peer.receive_timeout(ROUND)? {

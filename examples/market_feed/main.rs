@@ -1,9 +1,9 @@
-//! The main job: a bot that follows a market, orders when the spread is wide, and is never without
-//! a connection for long.
+//! A bot that follows a market, places an order when the spread is wide, and survives the failures
+//! of its venue.
 //!
-//! `cargo run --release --example market_feed` starts a venue in this very process, which shuts
-//! down once, resets the connection once and falls silent once within fifteen seconds; with `--url`
-//! and `--subscribe` the bot follows a real venue instead (and orders nothing).
+//! `cargo run --release --example market_feed` simulates a venue in the same process. Within
+//! fifteen seconds it announces a shutdown, resets the connection and falls silent, once each. With
+//! `--url` and `--subscribe` the bot follows a real venue instead, and places no orders.
 
 mod exchange;
 
@@ -19,26 +19,28 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tautline::{Client, Connection, Disconnect, ErrorKind, Handler, MessageRef, State};
 
-/// Follows a market, on a venue of its own or on a real one, and shows one live line of figures.
+/// Follows a market on a simulated venue, or on a real one, and prints its statistics twice a
+/// second
 #[derive(Parser)]
 #[command(name = "market_feed", version)]
 struct Options {
-    /// A real venue, for example wss://stream.binance.com:9443/ws
+    /// The URL of a real venue, for example wss://stream.binance.com:9443/ws
     #[arg(long, requires = "subscribe")]
     url: Option<String>,
-    /// Streams to subscribe to on it, for example btcusdt@bookTicker
+    /// The streams to subscribe to, for example btcusdt@bookTicker
     #[arg(long, value_name = "STREAM", num_args = 1.., requires = "url")]
     subscribe: Vec<String>,
-    /// How long to run
-    #[arg(long = "for", value_name = "DURATION", value_parser = humantime::parse_duration, default_value = "15s")]
+    /// Stop after this long
+    #[arg(long = "for", value_name = "DURATION", default_value = "15s")]
+    #[arg(value_parser = humantime::parse_duration)]
     duration: Duration,
-    /// The spread from which on the bot orders, in units of the quote currency
+    /// The smallest spread at which the bot orders, in the quote currency
     #[arg(long, default_value_t = 0.30)]
     threshold: f64,
 }
 
-/// What the venue needs to show all of its bad days.
-const WHOLE_SHOW: Duration = Duration::from_secs(15);
+/// The time in which the simulated venue goes through all of its failures.
+const FULL_RUN: Duration = Duration::from_secs(15);
 
 fn main() -> ExitCode {
     env_logger::init();
@@ -53,8 +55,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// Runs the bot; whether its stop was clean, it was not given up before, and it lived through all
-/// that its own venue does.
+/// Runs the bot. Returns true if the client stopped cleanly, did not give up before, and survived
+/// every failure of the simulated venue.
 fn run(options: &Options) -> Result<bool, tautline::Error> {
     let figures = Arc::new(Mutex::new(Figures::default()));
     let (client, simulation) = match &options.url {
@@ -98,21 +100,21 @@ fn run(options: &Options) -> Result<bool, tautline::Error> {
         println!(
             "{sent} orders sent, {acknowledged} acknowledged, {executed} executed by the venue"
         );
-        // Each of the bad days, and business between them. Less time does not show them all.
-        let bad_days = ["closed", "io", "pong_timeout"];
+        // A full run meets every failure, with orders in between. A shorter one does not.
+        let failures = ["closed", "io", "pong_timeout"];
         let has_seen_all =
-            epochs >= 4 && bad_days.iter().all(|kind| stats.drops.contains_key(kind));
-        if options.duration >= WHOLE_SHOW
+            epochs >= 4 && failures.iter().all(|kind| stats.drops.contains_key(kind));
+        if options.duration >= FULL_RUN
             && !(has_seen_all && acknowledged > 0 && executed >= acknowledged)
         {
-            eprintln!("market_feed: not everything that the venue does was seen");
+            eprintln!("market_feed: the run did not meet every failure of the venue");
             return Ok(false);
         }
     }
     Ok(report.is_clean() && gave_up.is_none())
 }
 
-/// Shows one live line, twice a second.
+/// Prints the statistics twice a second. On a terminal they stay on one line.
 fn show_until(client: &Client<tautline::Push>, figures: &Mutex<Figures>, duration: Duration) {
     let (end, ticks) = (after(duration), tick(Duration::from_millis(500)));
     let began = Instant::now();
@@ -133,8 +135,9 @@ fn show_until(client: &Client<tautline::Push>, figures: &Mutex<Figures>, duratio
         (last_messages, last_at) = (stats.messages_received, now);
         let figures = figures.lock();
         let drops: u64 = stats.drops.values().sum();
-        let connection = format!(
-            "{:4.1} s  {rate:6.0} msg/s  round trip {:>8.1?}  epoch {}  drops {drops}  orders {}/{}  {}",
+        let line = format!(
+            "{:4.1} s  {rate:6.0} msg/s  round trip {:>8.1?}  epoch {}  drops {drops}  \
+             orders {}/{}  {}",
             began.elapsed().as_secs_f64(),
             stats.round_trip.last,
             stats.epochs,
@@ -143,11 +146,11 @@ fn show_until(client: &Client<tautline::Push>, figures: &Mutex<Figures>, duratio
             figures.best(),
         );
         if is_terminal {
-            print!("\r\x1b[K{connection}");
+            print!("\r\x1b[K{line}");
         } else {
-            println!("{connection}");
+            println!("{line}");
         }
-        // Whoever reads this may be gone; the bot goes on.
+        // A failed flush does not stop the bot.
         let _ = io::stdout().flush();
     }
     if is_terminal {
@@ -155,10 +158,10 @@ fn show_until(client: &Client<tautline::Push>, figures: &Mutex<Figures>, duratio
     }
 }
 
-/// What the bot shows.
+/// The figures that the bot shows.
 #[derive(Default)]
 struct Figures {
-    /// Best bid and ask for each symbol.
+    /// The best bid and ask of each symbol.
     book: BTreeMap<String, (f64, f64)>,
     orders: usize,
     acknowledged: usize,
@@ -180,11 +183,11 @@ impl Figures {
     }
 }
 
-/// The strategy, such as it is. Called by the reader thread alone.
+/// The strategy. Only the reader thread calls it.
 struct Bot {
     streams: Vec<String>,
     threshold: f64,
-    /// Orders of this epoch that have not been acknowledged, by id.
+    /// The orders of this epoch that are not acknowledged yet, by id.
     open_orders: BTreeMap<u64, String>,
     next_id: u64,
     figures: Arc<Mutex<Figures>>,
@@ -209,15 +212,15 @@ impl Bot {
 
     fn order(&mut self, connection: &mut Connection<'_>, symbol: &str, price: f64) {
         let id = self.next_id();
-        let params = json!({"symbol": symbol, "side": "BUY", "price": format!("{price:.2}"), "quantity": "0.01"});
-        match connection
-            .send_text(&json!({"id": id, "method": "order.place", "params": params}).to_string())
-        {
+        let price = format!("{price:.2}");
+        let params = json!({"symbol": symbol, "side": "BUY", "price": price, "quantity": "0.01"});
+        let order = json!({"id": id, "method": "order.place", "params": params});
+        match connection.send_text(&order.to_string()) {
             Ok(_) => {
                 self.open_orders.insert(id, symbol.to_owned());
                 self.figures.lock().orders += 1;
             }
-            // `examples/orders.rs` shows what to do about each of the two.
+            // `examples/orders.rs` shows how to handle `NotSent` and `Unknown`.
             Err(error) => log::warn!("order {id}: {error}: {}", error.reason().chain()),
         }
     }
@@ -231,8 +234,7 @@ impl Bot {
 
 impl Handler for Bot {
     fn opened(&mut self, connection: &mut Connection<'_>) {
-        // A new epoch knows nothing of the old one: subscribe again, and take no old price for a
-        // new one.
+        // A new connection has no subscriptions, and the prices of the last one are stale.
         self.figures.lock().book.clear();
         let subscribe = json!({"method": "SUBSCRIBE", "params": self.streams, "id": 1});
         if let Err(error) = connection.send_text(&subscribe.to_string()) {
@@ -243,7 +245,7 @@ impl Handler for Bot {
     fn message(&mut self, connection: &mut Connection<'_>, message: MessageRef<'_>) {
         let Some(Ok(parsed)) = message.text().map(serde_json::from_str::<Value>) else { return };
         if parsed["e"] == "serverShutdown" {
-            // Leave before we are thrown out: the new connection is there sooner.
+            // Reconnect before the server closes: the new connection opens sooner.
             connection.reconnect();
             return;
         }
@@ -260,7 +262,7 @@ impl Handler for Bot {
 
     fn disconnected(&mut self, disconnect: &Disconnect) {
         for (id, symbol) in std::mem::take(&mut self.open_orders) {
-            log::warn!("order {id} for {symbol} is in doubt: ask the venue");
+            log::warn!("order {id} for {symbol} is in doubt: its status has to be queried");
         }
         self.figures.lock().last_drop = Some(disconnect.error.kind().to_string());
     }

@@ -1,5 +1,4 @@
-//! A client in a process of its own: told what to do line by line, and telling what happens line by
-//! line.
+//! A client in a process of its own. It takes orders and reports events, one per line.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
@@ -13,20 +12,21 @@ use tautline::{Client, Connection, DialFailure, Disconnect, Handler, MessageRef,
 
 use crate::ROLE;
 
-/// Long enough for anything on a busy machine; a test that passes never waits for it.
+/// Long enough for anything on a busy machine. A test that passes never waits this long.
 const SOON: Duration = Duration::from_secs(30);
 
-pub(crate) const PING_EVERY: Duration = Duration::from_millis(50);
-/// For connections that are to be found dead.
-pub(crate) const PONG_WITHIN: Duration = Duration::from_millis(400);
+pub(crate) const PING_INTERVAL: Duration = Duration::from_millis(50);
 
-/// For connections that are to live, on a machine that may be busy with other things.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
+/// The `pong_timeout` for connections that have to be found dead.
+pub(crate) const PONG_TIMEOUT: Duration = Duration::from_millis(400);
 
-/// The process, from outside.
+/// The `pong_timeout` for connections that have to survive on a busy machine.
+const LONG_PONG_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A child process with a client in it, as the test sees it.
 pub(crate) struct Bot {
     child: Child,
-    /// `None` when it has had its last.
+    /// `None` after the last order.
     orders: Option<ChildStdin>,
     told: Receiver<String>,
 }
@@ -36,13 +36,13 @@ impl Bot {
         Bot::spawn_by(&[], &[])
     }
 
-    /// A server instead, that answers to the same calls.
+    /// Starts a server instead of a client.
     pub(crate) fn spawn_server() -> Bot {
         Bot::spawn_as("server", &[], &[])
     }
 
-    /// Started by way of another program: `wrapper` and its arguments come before the bot's own
-    /// command.
+    /// Starts a bot by way of another program: `wrapper` and its arguments come before the bot's
+    /// own command.
     pub(crate) fn spawn_by(wrapper: &[&str], variables: &[(&str, &str)]) -> Bot {
         Bot::spawn_as("bot", wrapper, variables)
     }
@@ -56,7 +56,7 @@ impl Bot {
         Bot::spawn_program(&mut command)
     }
 
-    /// Another program, that may be talked with in the same way.
+    /// Starts another program, whose input and output are used in the same way.
     pub(crate) fn spawn_program(command: &mut Command) -> Bot {
         let mut child = command
             .stdin(Stdio::piped())
@@ -66,7 +66,7 @@ impl Bot {
         let output = child.stdout.take().expect("it is piped");
         let orders = child.stdin.take().expect("it is piped");
         let (teller, told) = channel();
-        // Ends with the process, whose output it reads.
+        // The thread ends with the process whose output it reads.
         std::thread::spawn(move || {
             for line in BufReader::new(output).lines().map_while(Result::ok) {
                 if teller.send(line).is_err() {
@@ -82,17 +82,17 @@ impl Bot {
             .expect("the bot lives");
     }
 
-    /// Has it dial a server.
+    /// Has the bot dial a server.
     pub(crate) fn start(&mut self, url: &str) {
         self.order(&format!("start {url}"));
     }
 
-    /// Has it dial a server with a setting by its name, as `builder` knows them.
+    /// Has the bot dial a server with one of the named settings of [`builder`].
     pub(crate) fn start_with(&mut self, setting: &str, url: &str) {
         self.order(&format!("start_with {setting} {url}"));
     }
 
-    /// The next line that begins like this; others are passed over.
+    /// Returns the next line that starts with `beginning`, and skips others.
     pub(crate) fn expect(&self, beginning: &str) -> String {
         let mut others = Vec::new();
         let deadline = Instant::now() + SOON;
@@ -110,7 +110,7 @@ impl Bot {
         }
     }
 
-    /// What it has told and nobody has asked for.
+    /// Returns the lines that no call has read yet.
     pub(crate) fn told_so_far(&self) -> Vec<String> {
         self.told.try_iter().collect()
     }
@@ -120,7 +120,7 @@ impl Bot {
         kill_process(process, signal).expect("the bot lives");
     }
 
-    /// Has it stop its client, which has to be clean, and end.
+    /// Has the bot stop its client, which has to be clean, and exit.
     pub(crate) fn stop(mut self) {
         self.order("stop");
         let report = self.expect("report ");
@@ -133,24 +133,24 @@ impl Bot {
 
 impl Drop for Bot {
     fn drop(&mut self) {
-        // It has ended by itself where all went well.
+        // The process may have ended by itself.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// A server in a process of its own, which can be stopped alone.
+/// Runs a server in this process, which can be suspended alone.
 pub(crate) fn run_server() {
     let server = TestServer::start(|peer| {
         peer.upgrade()?;
         peer.echo()
     });
     println!("listening {}", server.url());
-    // Until whoever started it says so, or is gone.
+    // The server runs until its parent writes a line or is gone.
     let _ = std::io::stdin().lock().lines().next();
 }
 
-/// The process, from inside.
+/// Carries out orders until standard input ends.
 pub(crate) fn run() {
     let mut client: Option<Client<Push>> = None;
     let mut hoard: Vec<File> = Vec::new();
@@ -163,21 +163,21 @@ pub(crate) fn run() {
                 } else {
                     rest.split_once(' ').unwrap_or_default()
                 };
-                match builder(url, setting).start_with(Tells) {
+                match builder(url, setting).start_with(Prints) {
                     Ok(started) => client = Some(started),
                     Err(error) => {
                         println!("not_started {} {}", error.kind().as_str(), error.chain())
                     }
                 }
             }
-            // All descriptors but those that are in use.
+            // Opens all descriptors that are left.
             ("hoard", _) => {
                 while let Ok(file) = File::open("/dev/null") {
                     hoard.push(file);
                 }
                 println!("hoarded {}", hoard.len());
             }
-            // So many of them, or all.
+            // Closes so many of them, or all.
             ("release", count) => {
                 hoard.truncate(count.parse().map_or(0, |count: usize| hoard.len() - count))
             }
@@ -209,8 +209,8 @@ fn limit_threads(limit: Rlimit) {
 
 fn builder(url: &str, setting: &str) -> tautline::Builder {
     let builder = Client::builder(url)
-        .ping_interval(PING_EVERY)
-        .pong_timeout(PONG_WITHIN)
+        .ping_interval(PING_INTERVAL)
+        .pong_timeout(PONG_TIMEOUT)
         .connect_timeout(Duration::from_secs(1))
         .retry_delay_min(Duration::from_millis(20))
         .retry_delay_max(Duration::from_millis(100));
@@ -218,18 +218,21 @@ fn builder(url: &str, setting: &str) -> tautline::Builder {
         "roots_of_the_system" => builder,
         "only_the_root_of_others" => builder.tls_root(OTHERS).tls_only_given_roots(),
         "old_tls" => builder.tls_root(TestServer::root_pem()).danger_allow_old_tls(),
-        "join_timeout" => builder.tls_root(TestServer::root_pem()).pong_timeout(PATIENCE),
+        "long_pong_timeout" => {
+            builder.tls_root(TestServer::root_pem()).pong_timeout(LONG_PONG_TIMEOUT)
+        }
         "" => builder.tls_root(TestServer::root_pem()),
         _ => panic!("no such setting: {setting}"),
     }
 }
 
-/// A certificate that vouches for none of the server's.
+/// A root certificate that has not signed the server's.
 const OTHERS: &[u8] = include_bytes!("../../src/testing/certificates/stranger.pem");
 
-struct Tells;
+/// Prints every event.
+struct Prints;
 
-impl Handler for Tells {
+impl Handler for Prints {
     fn opened(&mut self, connection: &mut Connection<'_>) {
         let opening = connection.opening();
         println!(

@@ -1,10 +1,10 @@
-//! What happens to connections when the machine is against them: a network that swallows packets,
-//! no descriptors, no threads, signals, clocks that jump, processes that sleep, an environment that
-//! says what TLS trusts. Linux only.
+//! Tests of faults of the machine: a network that drops packets, no descriptors, no threads,
+//! signals, clocks that jump, processes that sleep, and an environment that decides what TLS
+//! trusts. Linux only.
 //!
-//! A program of its own. Every scenario has its client in a child process ([`bot`]), which can be
-//! starved, stopped and traced alone; those of `network` run in a network namespace of their own
-//! besides. What the machine lacks for a scenario is told, and the scenario skipped.
+//! Every scenario runs its client in a child process ([`bot`]), which can be starved, stopped and
+//! traced alone. Those of `network` also run in a network namespace of their own. A scenario for
+//! which the machine lacks something is skipped, and says what is missing.
 
 #[cfg(target_os = "linux")]
 mod bot;
@@ -17,13 +17,13 @@ mod time;
 #[cfg(target_os = "linux")]
 mod trust;
 
-/// What this process is, when it is not the test itself.
+/// The environment variable that gives a child process its role.
 #[cfg(target_os = "linux")]
 const ROLE: &str = "TAUTLINE_FAULTS_ROLE";
 
 #[cfg(not(target_os = "linux"))]
 fn main() {
-    println!("SKIPPED: faults is made by means of Linux");
+    println!("SKIPPED: these faults need Linux");
 }
 
 #[cfg(target_os = "linux")]
@@ -41,7 +41,7 @@ fn main() {
     }
 }
 
-/// Runs a scenario and says so.
+/// Runs a scenario, and prints its name and how long it took.
 #[cfg(target_os = "linux")]
 fn scenario(name: &str, run: impl FnOnce()) {
     let began = std::time::Instant::now();
@@ -49,13 +49,13 @@ fn scenario(name: &str, run: impl FnOnce()) {
     println!("{name}: ok, {:.1?}", began.elapsed());
 }
 
-/// Says loudly that a scenario was skipped.
+/// Prints that a scenario is skipped.
 #[cfg(target_os = "linux")]
 fn skip(name: &str, why: &str) {
     println!("SKIPPED: {name}: {why}");
 }
 
-/// Whether a command can be run here at all, and succeeds.
+/// Returns true if the command exists and succeeds.
 #[cfg(target_os = "linux")]
 fn succeeds(program: &str, arguments: &[&str]) -> bool {
     use std::process::{Command, Stdio};

@@ -1,5 +1,5 @@
-//! Networks that swallow packets, and resolvers that do not answer: in a network namespace, where a
-//! packet filter may be had.
+//! Networks that drop packets, and resolvers that do not answer. These run in a network namespace,
+//! where they may set up a packet filter.
 
 use std::net::UdpSocket;
 use std::process::Command;
@@ -7,14 +7,15 @@ use std::time::{Duration, Instant};
 
 use tautline::testing::TestServer;
 
-use crate::bot::{Bot, PING_EVERY, PONG_WITHIN};
+use crate::bot::{Bot, PING_INTERVAL, PONG_TIMEOUT};
 use crate::{ROLE, scenario, skip, succeeds};
 
 const SOON: Duration = Duration::from_secs(20);
 
-/// Runs [`run`] in namespaces of its own, if they may be had.
+/// Runs [`run`] in namespaces of its own, or skips it if they are not available.
 pub(crate) fn run_in_namespace() {
-    const PROBE: &str = "ip link set lo up && iptables -L -n && ip6tables -L -n && mount --bind /etc/hosts /etc/hosts";
+    const PROBE: &str = "ip link set lo up && iptables -L -n && ip6tables -L -n \
+                         && mount --bind /etc/hosts /etc/hosts";
     let entries = [&["--net", "--mount"][..], &["--map-root-user", "--net", "--mount"]];
     let enter = entries
         .into_iter()
@@ -35,8 +36,8 @@ pub(crate) fn run() {
     sh("ip link set lo up");
     for is_tls in [false, true] {
         let name = |what: &str| format!("{what}, {}", if is_tls { "TLS" } else { "plain" });
-        scenario(&name("a connection that a black hole swallows"), || black_hole(is_tls));
-        scenario(&name("a black hole that heals in time"), || healed_in_time(is_tls));
+        scenario(&name("a connection whose packets are dropped"), || long_outage(is_tls));
+        scenario(&name("packets that are dropped for a moment"), || short_outage(is_tls));
         scenario(&name("a connection that a middlebox resets"), || reset(is_tls));
     }
     scenario("a resolver that does not answer", silent_resolver);
@@ -48,14 +49,14 @@ fn sh(command: &str) {
     assert!(status.success(), "{command}: {status}");
 }
 
-/// Swallows the packets of the server's port, both ways.
-fn swallow(server: &TestServer) {
+/// Drops all packets from and to the server's port.
+fn drop_packets(server: &TestServer) {
     let port = server.address().port();
     sh(&format!("iptables -A INPUT -p tcp --dport {port} -j DROP"));
     sh(&format!("iptables -A INPUT -p tcp --sport {port} -j DROP"));
 }
 
-fn heal() {
+fn stop_dropping() {
     sh("iptables -F");
 }
 
@@ -75,43 +76,43 @@ fn milliseconds(told: &str, behind: &str) -> u128 {
         .unwrap_or_else(|| panic!("no number behind {behind} in {told:?}"))
 }
 
-fn black_hole(is_tls: bool) {
+fn long_outage(is_tls: bool) {
     let server = echo(is_tls);
     let mut bot = Bot::spawn();
     bot.start(&server.url());
     bot.expect("opened 1");
     assert!(server.wait_for_pings(2, SOON));
-    swallow(&server);
+    drop_packets(&server);
     let began = Instant::now();
     bot.expect("disconnected pong_timeout");
-    // The ping before the hole may have been answered just before it.
-    assert!(began.elapsed() + Duration::from_millis(50) >= PONG_WITHIN);
+    // The last pong may have come just before the packets were dropped.
+    assert!(began.elapsed() + Duration::from_millis(50) >= PONG_TIMEOUT);
     assert!(
         began.elapsed() < SOON / 4,
-        "{:?}, after {PING_EVERY:?} and {PONG_WITHIN:?}",
+        "{:?}, after {PING_INTERVAL:?} and {PONG_TIMEOUT:?}",
         began.elapsed()
     );
-    // The dials that follow meet the same hole, and end in their budget.
+    // The dials that follow get no answer either, and end within their timeout.
     let failure = bot.expect("dial_failed timeout");
     assert!(failure.contains("connecting to"), "{failure}");
-    heal();
+    stop_dropping();
     bot.expect("opened 2");
     bot.stop();
 }
 
-/// TCP repeats what was lost, and the connection is none the worse for it.
-fn healed_in_time(is_tls: bool) {
+/// TCP retransmits what was lost, and the connection survives.
+fn short_outage(is_tls: bool) {
     let server = echo(is_tls);
     let mut bot = Bot::spawn();
-    bot.start_with("join_timeout", &server.url());
+    bot.start_with("long_pong_timeout", &server.url());
     bot.expect("opened 1");
     assert!(server.wait_for_pings(2, SOON));
-    swallow(&server);
-    bot.order("send into the hole");
+    drop_packets(&server);
+    bot.order("send during the outage");
     bot.expect("sent Some(Ok");
-    std::thread::sleep(2 * PING_EVERY);
-    heal();
-    assert_eq!(bot.expect("message"), "message 1 into the hole");
+    std::thread::sleep(2 * PING_INTERVAL);
+    stop_dropping();
+    assert_eq!(bot.expect("message"), "message 1 during the outage");
     assert!(!bot.told_so_far().iter().any(|line| line.starts_with("disconnected")));
     assert_eq!(server.openings(), 1);
     bot.stop();
@@ -122,23 +123,23 @@ fn reset(is_tls: bool) {
     let mut bot = Bot::spawn();
     bot.start(&server.url());
     bot.expect("opened 1");
-    // The client's packets alone: the resets themselves have to arrive.
+    // Only packets of the client are rejected: the resets have to arrive.
     sh(&format!(
         "iptables -A INPUT -p tcp --dport {} -j REJECT --reject-with tcp-reset",
         server.address().port()
     ));
-    // The next packet, which is a ping, is answered by one.
+    // The next packet, which is a ping, is answered with a reset.
     let end = bot.expect("disconnected");
-    // Whoever asks the kernel first is told of the reset: the heart may be about to tell the
-    // reader, who sees an end without a reason.
+    // The kernel reports a reset to the first caller only. If that is the heartbeat, the reader may
+    // see an end without a reason before it learns of the reset.
     assert!(end.starts_with("disconnected io") || end.starts_with("disconnected closed"), "{end}");
     bot.expect("dial_failed connect");
-    heal();
+    stop_dropping();
     bot.expect("opened 2");
     bot.stop();
 }
 
-/// A file of the system's in the place of another, in this mount namespace alone.
+/// Replaces a file of the system, in this mount namespace alone.
 fn replace(path: &str, text: &str) {
     let file = std::env::temp_dir().join(format!(
         "tautline-{}-{}",
@@ -147,7 +148,7 @@ fn replace(path: &str, text: &str) {
     ));
     std::fs::write(&file, text).expect("the folder for temporary files can be written to");
     sh(&format!("mount --bind {} {path}", file.display()));
-    // The mount keeps what the name no longer has to.
+    // The mount keeps the file, so its name can go.
     std::fs::remove_file(&file).expect("it has just been written");
 }
 
@@ -156,8 +157,7 @@ fn silent_resolver() {
     replace("/etc/resolv.conf", "nameserver 127.0.0.1\noptions timeout:3 attempts:1\n");
     let mut bot = Bot::spawn();
     bot.start("ws://server.example:9/");
-    // The lookup takes three seconds, a dial one: three dials wait for the same lookup, the fourth
-    // may ask again.
+    // A lookup takes three seconds and a dial one, so three dials wait for the same lookup.
     for _ in 0..2 {
         let failure = bot.expect("dial_failed timeout");
         assert!(failure.contains("resolving server.example"), "{failure}");
@@ -176,7 +176,7 @@ fn silent_resolver() {
 }
 
 fn dead_ipv6() {
-    // Usable at once: an address that is still being looked for twice on the network would not be
+    // `nodad` makes the address usable at once. During duplicate address detection it would not be
     // dialed, or not first.
     sh("ip -6 address add fd00::1/128 dev lo nodad && ip6tables -A INPUT -d fd00::1 -j DROP");
     replace("/etc/hosts", "fd00::1 server.example\n127.0.0.1 server.example\n");
@@ -188,7 +188,7 @@ fn dead_ipv6() {
     let took = milliseconds(&opened, "took");
     assert!(
         (200..900).contains(&took),
-        "the dead one is tried first, and passed after 250 ms: {opened}"
+        "the dead address is tried first, and the next one 250 ms later: {opened}"
     );
     bot.stop();
 }

@@ -1,5 +1,5 @@
-//! No descriptors, no threads, signals at every turn. Over TLS; and the connection comes back when
-//! the scarcity ends.
+//! Processes without descriptors or threads, and calls interrupted by signals, over TLS. The
+//! connection comes back when the shortage ends.
 
 use tautline::testing::{Peer, TestServer};
 
@@ -22,7 +22,7 @@ pub(crate) fn echo() -> TestServer {
     })
 }
 
-/// Few descriptors, so that hoarding them is quick.
+/// Starts a bot with a low limit of descriptors, so that it exhausts them quickly.
 const FEW: [&str; 3] = ["sh", "-c", "ulimit -n 64; exec \"$0\""];
 
 fn no_descriptors_later() {
@@ -36,15 +36,18 @@ fn no_descriptors_later() {
     bot.expect("disconnected");
     for _ in 0..3 {
         let failure = bot.expect("dial_failed");
-        assert!(failure.contains("Too many open files"), "it says what is missing: {failure}");
+        assert!(
+            failure.contains("Too many open files"),
+            "the error says what is missing: {failure}"
+        );
     }
     bot.order("release");
     bot.expect("opened 2");
     bot.stop();
 }
 
-/// The first connector is built while the process has no descriptors to read the system's roots
-/// with: it must not be kept.
+/// The first TLS connector is built while the process has no descriptor to read the system's roots
+/// with, so it must not be kept.
 fn no_descriptors_at_first() {
     let server = echo();
     let mut bot = Bot::spawn_by(&FEW, &[]);
@@ -59,11 +62,10 @@ fn no_descriptors_at_first() {
     bot.stop();
 }
 
-/// The dial comes as far as TLS, and there is no descriptor left for the roots of the system: no
-/// certificate can be verified. That is the fault of no certificate, and of no use once there are
-/// descriptors.
+/// The dial gets as far as TLS, and no descriptor is left to read the system's roots, so no
+/// certificate can be verified. That is not the certificate's fault: the client keeps dialing.
 fn no_descriptor_for_the_roots() {
-    // Two to be woken by, and the socket. An address, as a lookup would need some too.
+    // Two to wake the dial, and the socket. A lookup would need more, so the URL has an address.
     const FOR_A_DIAL: usize = 3;
     let server = echo();
     let mut bot = Bot::spawn_by(&FEW, &ROOTS);
@@ -80,8 +82,8 @@ fn no_descriptor_for_the_roots() {
     bot.stop();
 }
 
-/// The limit on threads counts those of a user, and root has none: so the bot runs as a user who
-/// has no other.
+/// The limit on threads counts all threads of a user, and does not apply to root. So the bot runs
+/// as a user without other processes.
 fn threads() {
     const NAME: &str = "no threads";
     const NOBODY: [&str; 4] = ["setpriv", "--reuid=54321", "--regid=54321", "--clear-groups"];
@@ -96,7 +98,7 @@ fn threads() {
         let mut bot = Bot::spawn_by(&NOBODY, &[]);
         bot.start(&server.url());
         bot.expect("opened 1");
-        // Every dial of a name needs a thread for its lookup.
+        // Every dial of a host name needs a thread for its lookup.
         bot.order("no_threads");
         bot.expect("limited");
         server.abort_all();
@@ -118,8 +120,8 @@ fn threads() {
     });
 }
 
-/// Every third call that can block is interrupted before it does anything, as by a signal whose
-/// handler does not restart it.
+/// Every third call that can block fails with EINTR, as it does after a signal whose handler does
+/// not restart calls.
 fn interruptions() {
     const NAME: &str = "interruptions";
     const INJECT: &str = "inject=recvfrom,sendto,poll,ppoll,connect:error=EINTR:when=2+3";

@@ -1,16 +1,16 @@
-//! Processes that sleep while time goes on, and a wall clock that jumps.
+//! Processes that are suspended while time goes on, and a wall clock that jumps.
 
 use std::time::Duration;
 
 use rustix::process::Signal;
 use tautline::testing::TestServer;
 
-use crate::bot::{Bot, PING_EVERY};
+use crate::bot::{Bot, PING_INTERVAL};
 use crate::{scenario, skip};
 
 const SOON: Duration = Duration::from_secs(20);
 
-/// Longer than the limit of a patient bot.
+/// Longer than the long `pong_timeout` of the bot.
 const ASLEEP: Duration = Duration::from_millis(2500);
 
 pub(crate) fn run() {
@@ -20,15 +20,15 @@ pub(crate) fn run() {
     wall_clock();
 }
 
-/// The bot is stopped for longer than the pong limit. When it goes on its connection is alive,
-/// whatever it missed: it asks at once, once.
+/// The bot is suspended for longer than `pong_timeout`. When it resumes, its connection is alive.
+/// It pings at once, and does not make up for the pings it missed.
 fn sleep() {
     let server = TestServer::builder().tls().start(|peer| {
         peer.upgrade()?;
         peer.echo()
     });
     let mut bot = Bot::spawn();
-    bot.start_with("join_timeout", &server.url());
+    bot.start_with("long_pong_timeout", &server.url());
     bot.expect("opened 1");
     assert!(server.wait_for_pings(3, SOON));
     for _ in 0..2 {
@@ -36,8 +36,8 @@ fn sleep() {
         std::thread::sleep(ASLEEP);
         let before = server.pings();
         bot.signal(Signal::CONT);
-        assert!(server.wait_for_pings(before + 1, SOON), "it asks");
-        let missed = ASLEEP.as_millis() / PING_EVERY.as_millis();
+        assert!(server.wait_for_pings(before + 1, SOON), "it pings");
+        let missed = ASLEEP.as_millis() / PING_INTERVAL.as_millis();
         assert!(
             server.pings() - before < missed as usize / 2,
             "it does not make up for what it missed"
@@ -51,28 +51,28 @@ fn sleep() {
     bot.stop();
 }
 
-/// Both ends sleep, as on a machine that is suspended: a ping is unanswered for longer than the
-/// limit allows, and yet nobody is dead.
+/// Both ends are suspended, as when the machine sleeps. A ping stays unanswered for longer than
+/// `pong_timeout`, and yet the connection survives.
 fn machine_sleeps() {
     let server = Bot::spawn_server();
     let address = server.expect("listening ");
     let mut bot = Bot::spawn();
-    bot.start_with("join_timeout", address.trim_start_matches("listening "));
+    bot.start_with("long_pong_timeout", address.trim_start_matches("listening "));
     bot.expect("opened 1");
     server.signal(Signal::STOP);
-    // Long enough for a ping to go out, and not to be overdue.
-    std::thread::sleep(2 * PING_EVERY);
+    // Long enough to send a ping, and too short to miss its pong.
+    std::thread::sleep(2 * PING_INTERVAL);
     bot.signal(Signal::STOP);
     std::thread::sleep(ASLEEP);
     bot.signal(Signal::CONT);
-    std::thread::sleep(2 * PING_EVERY);
+    std::thread::sleep(2 * PING_INTERVAL);
     server.signal(Signal::CONT);
     bot.order("send awake");
     assert_eq!(bot.expect("message"), "message 1 awake");
     bot.stop();
 }
 
-/// The server's process is stopped: its kernel goes on acknowledging, and nothing else comes.
+/// The server's process is suspended: its kernel goes on acknowledging, and nothing else comes.
 fn peer_sleeps() {
     let server = Bot::spawn_server();
     let address = server.expect("listening ");
@@ -88,7 +88,7 @@ fn peer_sleeps() {
     bot.stop();
 }
 
-/// An hour ahead, an hour back, a day ahead: no deadline looks at it.
+/// The wall clock jumps an hour ahead, an hour back and a day ahead: no deadline depends on it.
 fn wall_clock() {
     const NAME: &str = "a wall clock that jumps";
     let library = [
@@ -128,10 +128,10 @@ fn wall_clock() {
             assert_eq!(bot.expect("message"), "message 1 still here");
             bot.order("clock");
             let jumped = bot.expect("clock ");
-            assert_ne!(jumped, clock, "the clock has jumped: otherwise this shows nothing");
+            assert_ne!(jumped, clock, "the clock has not jumped, so this proves nothing");
             clock = jumped;
         }
-        // Dials and waits between them, too.
+        // Dials and the delays between them do not depend on it either.
         server.abort_all();
         bot.expect("opened 2");
         bot.stop();

@@ -1,5 +1,5 @@
-//! What the environment of a process has to say about TLS: which roots the system has, and which
-//! versions OpenSSL speaks.
+//! TLS settings that come from the environment of a process: the roots of the system, and the
+//! versions that OpenSSL speaks.
 
 use std::process::{Command, Stdio};
 
@@ -7,7 +7,7 @@ use crate::bot::Bot;
 use crate::scarcity::echo;
 use crate::{scenario, skip, succeeds};
 
-/// The system's roots are those of the server, and no others.
+/// Makes the server's root the only root of the system.
 pub(crate) const ROOTS: [(&str, &str); 1] =
     [("SSL_CERT_FILE", concat!(env!("CARGO_MANIFEST_DIR"), "/src/testing/certificates/root.pem"))];
 
@@ -22,7 +22,7 @@ fn roots() {
     bot.start_with("roots_of_the_system", &server.url());
     bot.expect("opened 1");
     bot.stop();
-    // It is the variable that makes the difference.
+    // Without the variable the same client fails.
     let mut bot = Bot::spawn();
     bot.start_with("roots_of_the_system", &server.url());
     bot.expect("stopped tls");
@@ -69,7 +69,7 @@ fn old_tls() {
         bot.stop();
         let mut bot = Bot::spawn_by(&[], &[CONFIG]);
         bot.start_with("old_tls", &url);
-        // The opening handshake has come through TLS. The server has no answer to it.
+        // The opening handshake has come through TLS, and the server does not answer it.
         server.expect("GET / HTTP/1.1");
         bot.stop();
     });

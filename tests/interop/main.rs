@@ -1,18 +1,19 @@
-//! Conversations with servers of other libraries, over TLS: Python's `websockets` and Node's `ws`.
+//! Tests against servers of other libraries, over TLS: Python's `websockets` and Node's `ws`.
 //!
-//! The gate installs them and says where by two variables: `INTEROP_PYTHON` (a Python that has
-//! `websockets`) and `INTEROP_NODE_PATH` (a folder of Node modules that has `ws`). Without them
-//! this test says that it is skipped.
+//! The gate installs them and names them in two environment variables: `INTEROP_PYTHON` (a Python
+//! that has `websockets`) and `INTEROP_NODE_PATH` (a folder of Node modules that has `ws`). Without
+//! a variable its test reports that it is skipped.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tautline::testing::TestServer;
 use tautline::{Builder, Client, Deflate, ErrorKind, Event, Events};
 
 const SOON: Duration = Duration::from_secs(20);
 
+/// A server process of another library.
 struct Server {
     process: Child,
     port: u16,
@@ -45,13 +46,14 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // It may have ended by itself; either way nothing is left of it.
+        // The process may have ended by itself.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
 }
 
-/// Not by `eprintln!`, which the harness keeps to itself where a test passes.
+/// Says on standard error that a test is skipped. The harness would hide the output of `eprintln!`,
+/// because the test passes.
 fn skipped(why: &str) {
     writeln!(std::io::stderr(), "SKIPPED: {why}").expect("there is a standard error");
 }
@@ -87,7 +89,7 @@ fn node_ws() {
     converse(server.client().max_outgoing_frame_size(1000));
 }
 
-/// Text, binary, a mebibyte, pings both ways, and a close by the server.
+/// Exchanges text, binary messages of up to a mebibyte, pings both ways, and a close by the server.
 fn converse(builder: Builder) {
     let client = builder
         .ping_interval(Duration::from_millis(20))
@@ -106,7 +108,9 @@ fn converse(builder: Builder) {
         client.send_binary(&bytes).expect("the connection is open");
         assert!(message(&mut events) == bytes, "{size} bytes");
     }
+    let deadline = Instant::now() + SOON;
     while client.stats().round_trip.count == 0 {
+        assert!(Instant::now() < deadline, "the server answers no ping");
         std::thread::yield_now();
     }
 

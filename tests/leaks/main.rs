@@ -1,5 +1,5 @@
-//! Whether anything stays behind: a program of its own, because it counts the threads, descriptors
-//! and bytes of the whole process.
+//! Tests that nothing stays behind. They run in a process of their own, because they count the
+//! threads, descriptors and bytes of the whole process.
 
 #[cfg(target_os = "linux")]
 mod rounds;

@@ -1,7 +1,6 @@
 //! A hundred clients connect to one loopback server, exchange messages and stop, ten rounds in a
-//! row: threads, descriptors, live heap bytes and resident memory stay flat. The same with `Drop`,
-//! with the server gone first, over TLS, and over dials by the hundred that fail, at every step of
-//! a dial.
+//! row. Threads, descriptors, live heap bytes and resident memory stay flat. The same holds with
+//! `Drop`, if the server goes first, over TLS, and for hundreds of dials that fail at each step.
 
 use std::alloc::System;
 use std::fs::File;
@@ -18,24 +17,24 @@ use tautline::{Client, Event, RetryDecision};
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
-/// Set for the run that counts.
+/// The environment variable of the run that counts.
 const TUNED: &str = "TAUTLINE_LEAKS_TUNED";
 
 const CLIENTS: usize = 100;
 const ROUNDS: usize = 10;
 const SOON: Duration = Duration::from_secs(20);
 
-/// What the heap may have grown by in ten rounds: far less than one client holds.
+/// The largest growth of the heap in ten rounds that passes: far less than one client holds.
 const HEAP_SLACK: isize = 64 * 1024;
 
-/// What resident memory may have grown by between the first and the last round.
+/// The largest growth of resident memory between the first and the last round that passes.
 const RESIDENT_SLACK: usize = 2 << 20;
 
 pub(crate) fn run() {
     if std::env::var_os(TUNED).is_none() {
         std::process::exit(run_tuned());
     }
-    a_leak_behind_what_has_gone_is_found();
+    a_leak_is_found_even_if_something_else_has_gone_meanwhile();
     park_many_threads();
     let echo = || {
         TestServer::start(|peer| {
@@ -47,7 +46,7 @@ pub(crate) fn run() {
     check("stop", || round(&server, |clients, _| clients.iter().for_each(stop)));
     check("drop", || round(&server, |clients, _| clients.clear()));
     drop(server);
-    check("the server gone first", || {
+    check("the server goes first", || {
         let server = echo();
         round(&server, |clients, server| {
             server.abort_all();
@@ -60,7 +59,7 @@ pub(crate) fn run() {
     });
     check("TLS", || round(&server, |clients, _| clients.iter().for_each(stop)));
     drop(server);
-    check("dials that nobody answers", dials_that_nobody_answers);
+    check("refused connections", refused_dials);
     let fails =
         |name: &str, builder: TestServerBuilder, script: fn(&mut Peer) -> io::Result<()>| {
             let server = builder.start(script);
@@ -71,14 +70,15 @@ pub(crate) fn run() {
     fails("ends in the upgrade", TestServer::builder().tls(), |peer| peer.read_request().map(drop));
     let server = TestServer::start(|peer| peer.drain());
     check("silence in the upgrade", || dials_that_fail(&server, 100, Duration::from_millis(2)));
-    // Each of these reads the roots anew, a tenth of a second of work: a few have to do.
+    // Each of these dials reads the system's roots anew, which takes a tenth of a second, so there
+    // are only a few of them.
     let server = TestServer::builder().tls_for_a_stranger().start(|_| Ok(()));
-    check("certificates of strangers", || dials_that_fail(&server, 5, SOON));
+    check("certificates for another host", || dials_that_fail(&server, 5, SOON));
 }
 
-/// Each thread and each descriptor counts for itself: that others have gone meanwhile makes up for
-/// nothing.
-fn a_leak_behind_what_has_gone_is_found() {
+/// Each thread and descriptor is compared by its identity: one that has gone does not offset one
+/// that has leaked.
+fn a_leak_is_found_even_if_something_else_has_gone_meanwhile() {
     let early = File::open("/dev/null").expect("it is there");
     let before = Census::take();
     drop(early);
@@ -88,20 +88,24 @@ fn a_leak_behind_what_has_gone_is_found() {
     drop(leaked);
 }
 
-/// Runs this program again with a C library that gives back what it does not need: what it keeps
-/// for later (arenas, stacks of ended threads) varies by megabytes from round to round, and would
-/// hide a leak or be taken for one.
+/// Runs this program again with a C library that returns free memory to the system. What it caches
+/// otherwise (arenas, stacks of ended threads) varies by megabytes from round to round, and could
+/// hide a leak or look like one.
 fn run_tuned() -> i32 {
-    let tunables = "glibc.malloc.arena_max=1:glibc.malloc.trim_threshold=131072:glibc.pthread.stack_cache_size=0";
-    let program = std::env::current_exe().expect("the system knows it");
+    let tunables = [
+        "glibc.malloc.arena_max=1",
+        "glibc.malloc.trim_threshold=131072",
+        "glibc.pthread.stack_cache_size=0",
+    ];
+    let program = std::env::current_exe().expect("this program has a path");
     let mut command = Command::new(program);
-    command.env("GLIBC_TUNABLES", tunables).env(TUNED, "1");
+    command.env("GLIBC_TUNABLES", tunables.join(":")).env(TUNED, "1");
     let status = command.status().expect("it can be run again");
     status.code().unwrap_or(1)
 }
 
-/// parking_lot's table of waiting threads grows with the largest number of them there has been, and
-/// never shrinks: let it grow now.
+/// Makes parking_lot's table of waiting threads grow now. It grows with the largest number of
+/// threads that have existed, and never shrinks.
 fn park_many_threads() {
     let gate = (Mutex::new(0), Condvar::new());
     let threads = 10 * CLIENTS;
@@ -143,12 +147,13 @@ fn check(name: &str, mut round: impl FnMut()) {
     );
 }
 
+/// Opens a hundred clients, exchanges a message on each, and ends them with `end`.
 fn round(server: &TestServer, end: impl FnOnce(&mut Vec<Client>, &TestServer)) {
     let mut clients: Vec<Client> = (0..CLIENTS)
         .map(|_| {
             Client::builder(server.url())
                 .tls_root(TestServer::root_pem())
-                // Reading the system's roots a thousand times is not what is tested.
+                // Reading the system's roots for every client would take too long.
                 .tls_only_given_roots()
                 .thread_stack_size(256 * 1024)
                 .connect()
@@ -171,7 +176,7 @@ fn round(server: &TestServer, end: impl FnOnce(&mut Vec<Client>, &TestServer)) {
     }
     drop(clients);
     assert!(server.wait_until_empty(SOON));
-    // What the server remembers is its own.
+    // What the server remembers is not the client's memory.
     server.forget();
 }
 
@@ -180,26 +185,27 @@ fn stop(client: &Client) {
     assert!(report.is_clean(), "{report}");
 }
 
-/// A hundred dials where nobody listens: a thousand in ten rounds.
-fn dials_that_nobody_answers() {
+/// Dials a port that nobody listens on a hundred times, so a thousand times in ten rounds.
+fn refused_dials() {
     let address = TcpListener::bind("127.0.0.1:0")
         .and_then(|listener| listener.local_addr())
         .expect("a port");
     failing_dials(&format!("ws://localhost:{}/", address.port()), 100, SOON);
 }
 
-/// Dials that fail at the step where the server makes them fail.
+/// Dials a server `count` times. Every dial fails at the step at which the server breaks it.
 fn dials_that_fail(server: &TestServer, count: usize, timeout: Duration) {
     failing_dials(&server.url(), count, timeout);
     assert!(server.wait_until_empty(SOON));
     server.forget();
 }
 
+/// Dials `count` times, which all have to fail, and stops the client.
 fn failing_dials(url: &str, count: usize, timeout: Duration) {
     let builder = Client::builder(url)
         .tls_root(TestServer::root_pem())
         .tls_only_given_roots()
-        // Whatever it is that fails, and be it that a busy machine is late.
+        // Retried whatever the error, which may be a timeout on a busy machine.
         .retry_policy(|_, _| RetryDecision::Retry)
         .connect_timeout(timeout);
     let builder = builder
@@ -219,7 +225,7 @@ fn live_heap() -> isize {
     stats.bytes_allocated as isize - stats.bytes_deallocated as isize
 }
 
-/// Resident memory in bytes.
+/// Returns the resident memory of the process in bytes.
 fn resident() -> usize {
     let status = std::fs::read_to_string("/proc/self/status").expect("/proc is mounted");
     let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("Linux tells it");

@@ -1,7 +1,7 @@
-//! What reaches the log and what does not, and that a connection that is down wakes nobody.
+//! Tests of what is logged and what is not, and that no thread wakes while the connection is down.
 //!
-//! A program of its own: a logger belongs to the whole process, and so do the threads that are
-//! counted.
+//! These run in a process of their own, because the logger and the counted threads belong to the
+//! whole process.
 
 use std::io;
 use std::time::Duration;
@@ -17,6 +17,7 @@ use tautline::{Client, Connection, Event, MessageRef};
 const SOON: Duration = Duration::from_secs(20);
 const SECRET: &str = "hunter2";
 
+/// A logger that keeps every record.
 struct Kept(Mutex<Vec<(Level, String)>>);
 
 impl Log for Kept {
@@ -33,6 +34,7 @@ impl Log for Kept {
 
 static KEPT: Kept = Kept(Mutex::new(Vec::new()));
 
+/// Returns the records kept since the last call.
 fn taken() -> Vec<(Level, String)> {
     std::mem::take(&mut KEPT.0.lock())
 }
@@ -41,17 +43,18 @@ fn main() {
     log::set_logger(&KEPT).expect("it is the first logger");
     log::set_max_level(LevelFilter::Trace);
     secrets_stay_out_at_every_level();
-    a_loop_logs_a_connection_for_each_dial();
-    a_slow_handler_is_warned_of_once();
+    a_retry_loop_logs_one_line_for_each_dial();
+    a_slow_handler_is_logged_as_a_warning_once();
     what_closures_return_is_not_logged();
-    a_drop_that_leaves_a_thread_behind_is_an_error_and_others_are_not();
+    only_a_drop_that_leaves_a_thread_behind_is_logged_as_an_error();
     #[cfg(target_os = "linux")]
-    a_connection_that_is_down_wakes_nobody();
+    no_thread_wakes_while_the_connection_is_down();
     #[cfg(target_os = "linux")]
-    a_reset_behind_a_busy_handler_keeps_nobody_busy();
+    the_heartbeat_does_not_spin_while_a_busy_handler_hides_a_reset();
 }
 
-/// Path, query, headers, payloads, body of a refusal, reason of a close, whoever sends them.
+/// The path and query of the URL, headers, payloads, the body of a refusal and the reason of a
+/// close stay out, whichever side sends them.
 fn secrets_stay_out_at_every_level() {
     let script = |peer: &mut Peer| {
         if peer.number() == 0 {
@@ -78,7 +81,7 @@ fn secrets_stay_out_at_every_level() {
             match events.next_timeout(SOON).expect("an event comes") {
                 Event::DialFailed(_) => refusals += 1,
                 Event::Message(_) => {
-                    let _receipt = client.send_text(SECRET).expect("the connection is open");
+                    client.send_text(SECRET).expect("the connection is open");
                 }
                 Event::Disconnected(_) => ends += 1,
                 _ => {}
@@ -103,12 +106,12 @@ fn secrets_stay_out_at_every_level() {
                 "{what}: {kept:?}"
             );
         }
-        let told: Vec<_> = kept.iter().filter(|(_, text)| text.contains(SECRET)).collect();
-        assert!(told.is_empty(), "{told:?}");
+        let leaks: Vec<_> = kept.iter().filter(|(_, text)| text.contains(SECRET)).collect();
+        assert!(leaks.is_empty(), "{leaks:?}");
     }
 }
 
-fn a_loop_logs_a_connection_for_each_dial() {
+fn a_retry_loop_logs_one_line_for_each_dial() {
     const DIALS: usize = 100;
     let server = TestServer::start(|peer| peer.refuse(503, "", ""));
     let client = Client::builder(server.url())
@@ -121,11 +124,11 @@ fn a_loop_logs_a_connection_for_each_dial() {
     assert_eq!(failed, DIALS);
     drop(client);
     let loud = taken().into_iter().filter(|(level, _)| *level <= Level::Info).count();
-    // The last word is that it gives up.
+    // A few more lines say that the client starts, gives up and ends.
     assert!((1..=DIALS + 5).contains(&loud), "{loud} lines for {DIALS} dials");
 }
 
-fn a_slow_handler_is_warned_of_once() {
+fn a_slow_handler_is_logged_as_a_warning_once() {
     let server = TestServer::start(|peer| {
         peer.upgrade()?;
         peer.send_text("work")?;
@@ -135,7 +138,7 @@ fn a_slow_handler_is_warned_of_once() {
         *level == Level::Warn && text.contains("handler has been busy")
     };
     let handler = move |connection: &mut Connection<'_>, _: MessageRef<'_>| {
-        // Busy until it has been warned of, and then for some pings more.
+        // The handler is busy until the warning is logged, and then for some pings more.
         let wait = Duration::from_millis(5);
         let began = std::time::Instant::now();
         while !KEPT.0.lock().iter().any(is_warning) && began.elapsed() < SOON {
@@ -154,7 +157,7 @@ fn a_slow_handler_is_warned_of_once() {
     assert_eq!(taken().iter().filter(|entry| is_warning(entry)).count(), 1);
 }
 
-/// HTTP clients put whole URLs into their errors.
+/// HTTP clients put whole URLs, secrets included, into their errors.
 fn what_closures_return_is_not_logged() {
     let asking = Client::builder_from_fn(|_| {
         Err(format!("GET https://a.example/token?key={SECRET} failed").into())
@@ -180,7 +183,7 @@ fn what_closures_return_is_not_logged() {
     }
 }
 
-fn a_drop_that_leaves_a_thread_behind_is_an_error_and_others_are_not() {
+fn only_a_drop_that_leaves_a_thread_behind_is_logged_as_an_error() {
     let server = TestServer::start(|peer| {
         peer.upgrade()?;
         peer.send_text("work")?;
@@ -209,7 +212,7 @@ fn a_drop_that_leaves_a_thread_behind_is_an_error_and_others_are_not() {
 }
 
 #[cfg(target_os = "linux")]
-fn a_connection_that_is_down_wakes_nobody() {
+fn no_thread_wakes_while_the_connection_is_down() {
     let refuse =
         |peer: &mut Peer| -> io::Result<()> { peer.refuse(503, "Retry-After: 3600\r\n", "") };
     let server = TestServer::start(refuse);
@@ -217,8 +220,8 @@ fn a_connection_that_is_down_wakes_nobody() {
         Client::builder(server.url()).retry_after_max(180 * SOON).start().expect("it starts");
     let failure = client.events().next_timeout(SOON).expect("the dial fails");
     assert!(matches!(failure, Event::DialFailed(_)), "{failure:?}");
-    // It may take a moment until both have their names and have fallen asleep: what counts is that
-    // there is half a second in which neither wakes.
+    // It may take a moment until both threads have their names and sleep. So there has to be half a
+    // second in which neither wakes.
     let deadline = std::time::Instant::now() + SOON;
     loop {
         let before = sleeps();
@@ -235,10 +238,10 @@ fn a_connection_that_is_down_wakes_nobody() {
     drop(client);
 }
 
-/// The reader hears of a reset when the handler returns. Until then pings fail, and what is due
-/// behind them stays due.
+/// The reader learns of a reset only when the handler returns. Until then pings fail, and whatever
+/// is due after them stays due.
 #[cfg(target_os = "linux")]
-fn a_reset_behind_a_busy_handler_keeps_nobody_busy() {
+fn the_heartbeat_does_not_spin_while_a_busy_handler_hides_a_reset() {
     let (go, gone) = bounded::<()>(0);
     let server = TestServer::start(move |peer| {
         peer.upgrade()?;
@@ -261,14 +264,14 @@ fn a_reset_behind_a_busy_handler_keeps_nobody_busy() {
     told.recv_timeout(SOON).expect("the handler is called");
     drop(go);
     assert!(server.wait_until_empty(SOON));
-    // Some pings later all that could fail has failed. What counts is that there is half a second
-    // of little work.
+    // Some pings later everything that can fail has failed. So there has to be half a second of
+    // little work.
     std::thread::sleep(5 * interval);
     let deadline = std::time::Instant::now() + SOON;
     loop {
-        let before = ticks_of_the_heart();
+        let before = heartbeat_ticks();
         std::thread::sleep(Duration::from_millis(500));
-        if ticks_of_the_heart() - before < 15 {
+        if heartbeat_ticks() - before < 15 {
             break;
         }
         assert!(std::time::Instant::now() < deadline, "the heartbeat spins");
@@ -277,9 +280,9 @@ fn a_reset_behind_a_busy_handler_keeps_nobody_busy() {
     drop(client);
 }
 
-/// The time that the heart has spent on a processor, in hundredths of a second.
+/// Returns the CPU time of the heartbeat thread, in hundredths of a second.
 #[cfg(target_os = "linux")]
-fn ticks_of_the_heart() -> u64 {
+fn heartbeat_ticks() -> u64 {
     let tasks = std::fs::read_dir("/proc/self/task").expect("/proc is mounted");
     tasks
         .filter_map(|task| {
@@ -296,7 +299,7 @@ fn ticks_of_the_heart() -> u64 {
         .sum()
 }
 
-/// How often each thread of the library has gone to sleep.
+/// Returns how often each thread of the library has gone to sleep.
 #[cfg(target_os = "linux")]
 fn sleeps() -> Vec<(String, String)> {
     let tasks = std::fs::read_dir("/proc/self/task").expect("/proc is mounted");

@@ -1,4 +1,4 @@
-//! From a URL to an open connection, and everything that can go wrong on the way.
+//! Dialing: from a URL to an open connection, and everything that can go wrong in between.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -8,19 +8,21 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
 use tautline::testing::TestServer;
-use tautline::{Client, Error, ErrorKind, Timeout};
+use tautline::{Builder, Client, Error, ErrorKind, Event, Timeout};
 
 use crate::support::{
-    MS, SOON, builder, disconnected, echo, message, opened, plain_and_tls, skipped,
+    MS, SOON, builder, dial_failed, disconnected, echo, message, next, opened, plain_and_tls,
+    refusing_address, skipped, unanswering_address,
 };
 
+/// Dials a server that refuses the connection, and returns the error.
 fn refused(server: &TestServer) -> Error {
     builder(server).connect_timeout(SOON).connect().expect_err("it is refused")
 }
 
-/// Dials with more and more time until the error names `step`: on a busy machine a small budget may
-/// run out at a step before it.
-fn ends_in_time(step: &str, dial: impl Fn(Duration) -> Error) {
+/// Checks that a dial times out in `step`. The timeout grows until the error names that step: on a
+/// busy machine a short one may run out in an earlier step.
+fn assert_times_out_in(step: &str, dial: impl Fn(Duration) -> Error) {
     let mut timeout = 80 * MS;
     loop {
         let began = Instant::now();
@@ -36,7 +38,7 @@ fn ends_in_time(step: &str, dial: impl Fn(Duration) -> Error) {
             return;
         }
         timeout *= 2;
-        assert!(timeout <= SOON, "never came to {step}: {error}");
+        assert!(timeout <= SOON, "it never gets to {step}: {error}");
     }
 }
 
@@ -50,33 +52,32 @@ fn a_dial_that_stalls_at_any_step_ends_at_its_deadline_and_names_the_step() {
     let to = |server: TestServer| {
         move |timeout| builder(&server).connect_timeout(timeout).connect().expect_err("it stalls")
     };
-    // TCP: the queue is full.
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    socket2::SockRef::from(&listener).listen(0).expect("it listens");
-    let address = listener.local_addr().expect("an address");
-    let filler = std::net::TcpStream::connect(address).expect("the first has room");
-    ends_in_time("connecting to", url(format!("ws://{address}/")));
-    drop(filler);
-    // TLS and upgrade: nobody answers, or too little, or too slowly.
+    // TCP: the queue of the listener is full.
+    let (address, _guard) = unanswering_address();
+    assert_times_out_in("connecting to", url(format!("ws://{address}/")));
+    // TLS and upgrade: the server answers nothing, too little, or too slowly.
     let silent = TestServer::start(|peer| peer.stall());
-    ends_in_time("upgrade with", url(silent.url()));
-    ends_in_time("TLS handshake with", url(silent.url().replace("ws://", "wss://")));
+    assert_times_out_in("upgrade with", url(silent.url()));
+    assert_times_out_in("TLS handshake with", url(silent.url().replace("ws://", "wss://")));
     for bytes in [1, 100, 700] {
         let server = TestServer::builder().tls().tls_stalls_after(bytes);
-        ends_in_time("TLS handshake with", to(server.start(|peer| peer.upgrade().map(drop))));
+        assert_times_out_in(
+            "TLS handshake with",
+            to(server.start(|peer| peer.upgrade().map(drop))),
+        );
     }
     let server = TestServer::builder().tls().trickles_every(10 * MS);
-    ends_in_time("TLS handshake with", to(server.start(|peer| peer.upgrade().map(drop))));
+    assert_times_out_in("TLS handshake with", to(server.start(|peer| peer.upgrade().map(drop))));
     plain_and_tls(|server_builder| {
         let server = server_builder().start(|peer| {
             peer.read_request()?;
             peer.trickle(&b"HTTP/1.1 101 Switching Protocols\r\nX-Endless: ".repeat(100), 5 * MS)
         });
-        ends_in_time("upgrade with", to(server));
+        assert_times_out_in("upgrade with", to(server));
     });
     // Resolving: the lookup hangs.
     let (release, held) = bounded::<()>(0);
-    ends_in_time("resolving server.example", move |timeout| {
+    assert_times_out_in("resolving server.example", move |timeout| {
         let held = held.clone();
         let resolver = move |_: &str, _: u16| {
             assert!(held.recv().is_err());
@@ -89,7 +90,7 @@ fn a_dial_that_stalls_at_any_step_ends_at_its_deadline_and_names_the_step() {
 }
 
 #[test]
-fn a_lookup_that_hangs_is_asked_again_by_the_next_dial_and_not_started_twice() {
+fn the_next_dial_waits_for_a_hung_lookup_instead_of_starting_another() {
     let server = echo(TestServer::builder());
     let address = server.address();
     let (release, held) = bounded::<()>(0);
@@ -110,15 +111,15 @@ fn a_lookup_that_hangs_is_asked_again_by_the_next_dial_and_not_started_twice() {
         .expect("it starts");
     let mut events = client.events();
     for _ in 0..3 {
-        assert!(matches!(events.next_timeout(SOON), Ok(tautline::Event::DialFailed(_))));
+        dial_failed(&mut events);
         assert!(client.live_threads() <= 3);
     }
     assert_eq!(lookups.load(Ordering::SeqCst), 1);
     drop(release);
     loop {
-        match events.next_timeout(SOON).expect("it opens") {
-            tautline::Event::Opened(_) => break,
-            tautline::Event::DialFailed(_) => {}
+        match next(&mut events) {
+            Event::Opened(_) => break,
+            Event::DialFailed(_) => {}
             other => panic!("{other:?}"),
         }
     }
@@ -128,19 +129,12 @@ fn a_lookup_that_hangs_is_asked_again_by_the_next_dial_and_not_started_twice() {
 fn a_refused_address_starts_the_next_at_once() {
     let server = echo(TestServer::builder());
     let alive = server.address();
-    // Ports that nobody listens on any more.
-    let dead: Vec<SocketAddr> = (0..5)
-        .map(|_| {
-            TcpListener::bind("127.0.0.1:0")
-                .and_then(|listener| listener.local_addr())
-                .expect("a port")
-        })
-        .collect();
+    let dead: Vec<SocketAddr> = (0..5).map(|_| refusing_address()).collect();
     let resolver = move |_: &str, _: u16| Ok(dead.iter().copied().chain([alive]).collect());
     let client = Client::builder("ws://server.example/")
         .resolver(resolver)
         .connect()
-        .expect("the last answers");
+        .expect("the last address answers");
     let mut events = client.events();
     let opened = opened(&mut events);
     assert_eq!(opened.peer, alive);
@@ -152,41 +146,35 @@ fn a_refused_address_starts_the_next_at_once() {
 }
 
 #[test]
-fn an_address_that_does_not_answer_is_passed_after_the_stagger() {
+fn the_next_address_is_tried_while_one_does_not_answer() {
     let server = echo(TestServer::builder());
     let alive = server.address();
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    socket2::SockRef::from(&listener).listen(0).expect("it listens");
-    let hole = listener.local_addr().expect("an address");
-    let filler = std::net::TcpStream::connect(hole).expect("the first has room");
-    let resolver = move |_: &str, _: u16| Ok(vec![hole, alive]);
+    let (dead, _guard) = unanswering_address();
+    let resolver = move |_: &str, _: u16| Ok(vec![dead, alive]);
     let began = Instant::now();
     let client = Client::builder("ws://server.example/")
         .resolver(resolver)
         .connect()
-        .expect("the second answers");
+        .expect("the second address answers");
+    // The second attempt starts 250 ms after the first.
     assert!(began.elapsed() >= 200 * MS);
     assert_eq!(opened(&mut client.events()).peer, alive);
-    drop(filler);
 }
 
 #[test]
-fn nobody_listens() {
-    let address = TcpListener::bind("127.0.0.1:0")
-        .and_then(|listener| listener.local_addr())
-        .expect("a port");
+fn a_port_that_nobody_listens_on_is_a_retryable_connect_error() {
+    let address = refusing_address();
     let error = Client::builder(format!("ws://{address}/")).connect().expect_err("nobody listens");
     assert_eq!(error.kind(), ErrorKind::Connect);
     assert!(error.is_retryable() && error.chain().contains("refused"), "{}", error.chain());
 }
 
 #[test]
-fn names_that_do_not_resolve() {
+fn a_name_that_does_not_resolve_is_a_resolve_error() {
     let empty = |_: &str, _: u16| Ok(Vec::new());
     let failing = |_: &str, _: u16| Err(io::Error::other("no such host"));
     let panicking = |_: &str, _: u16| -> io::Result<Vec<SocketAddr>> { panic!("on purpose") };
-    let dial =
-        |builder: tautline::Builder| builder.connect().expect_err("it does not resolve").kind();
+    let dial = |builder: Builder| builder.connect().expect_err("it does not resolve").kind();
     let start = || Client::builder("ws://server.example/");
     assert_eq!(dial(start().resolver(empty)), ErrorKind::Resolve);
     assert_eq!(dial(start().resolver(failing)), ErrorKind::Resolve);
@@ -194,14 +182,14 @@ fn names_that_do_not_resolve() {
 }
 
 #[test]
-fn lies_in_the_upgrade_are_refused_before_opened_fires() {
+fn invalid_upgrade_responses_are_refused_before_opened() {
     plain_and_tls(|server_builder| {
-        for lie in [
+        for header in [
             "Sec-WebSocket-Extensions: permessage-deflate\r\n",
-            "Sec-WebSocket-Protocol: unasked\r\n",
+            "Sec-WebSocket-Protocol: not-offered\r\n",
         ] {
             let server = server_builder().start(move |peer| {
-                peer.upgrade_with(lie)?;
+                peer.upgrade_with(header)?;
                 peer.echo()
             });
             assert_eq!(refused(&server).kind(), ErrorKind::Upgrade);
@@ -229,7 +217,7 @@ fn lies_in_the_upgrade_are_refused_before_opened_fires() {
 }
 
 #[test]
-fn an_endless_head_is_refused() {
+fn an_endless_response_head_is_refused() {
     let server = TestServer::start(|peer| {
         peer.read_request()?;
         peer.write(b"HTTP/1.1 101 Switching Protocols\r\nX: ")?;
@@ -243,7 +231,7 @@ fn an_endless_head_is_refused() {
 }
 
 #[test]
-fn subprotocols_headers_and_interim_answers() {
+fn subprotocols_headers_and_interim_responses_are_handled() {
     let server = TestServer::start(|peer| {
         let request = peer.read_request()?;
         peer.write(b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n")?;
@@ -292,7 +280,7 @@ fn a_certificate_of_an_unknown_root_ends_the_client_at_the_second_dial() {
 }
 
 #[test]
-fn a_certificate_that_is_refused_now_and_then_ends_nobody() {
+fn a_certificate_that_is_refused_only_sometimes_does_not_end_the_client() {
     let stranger = echo(TestServer::builder().tls_for_a_stranger());
     let good = TestServer::builder().tls().start(|peer| peer.upgrade().map(drop));
     let client = builder(&stranger).add_endpoint(good.url()).start().expect("it starts");
@@ -302,7 +290,7 @@ fn a_certificate_that_is_refused_now_and_then_ends_nobody() {
 }
 
 #[test]
-fn refused_certificates_with_another_failure_between_them_are_not_in_a_row() {
+fn certificates_refused_with_another_failure_in_between_do_not_end_the_client() {
     let stranger = echo(TestServer::builder().tls_for_a_stranger());
     let urls = [stranger.url(), "ws://127.0.0.1:1/".to_owned()];
     let dials = AtomicUsize::new(0);
@@ -339,7 +327,7 @@ fn connect_does_not_wait_for_an_endpoint_closure_that_hangs() {
 }
 
 #[test]
-fn a_certificate_for_another_host_is_refused_unless_told_otherwise() {
+fn a_certificate_for_another_host_is_refused_unless_configured_otherwise() {
     let server = echo(TestServer::builder().tls_for_a_stranger());
     let error = refused(&server);
     assert!(error.is_verification_failure(), "{}", error.chain());
@@ -376,7 +364,7 @@ fn settings_that_can_never_work_are_refused_before_anything_starts() {
         good().tls_root("neither PEM nor DER"),
         good().tls_identity_pem("nonsense", "nonsense"),
         good().add_endpoint("nonsense"),
-        Client::builder_from_fn(|_| Err("never asked".into())).header("Upgrade", "x"),
+        Client::builder_from_fn(|_| Err("never called".into())).header("Upgrade", "x"),
     ];
     for builder in bad {
         let error = builder.clone().connect().expect_err("it can never work");
@@ -386,7 +374,7 @@ fn settings_that_can_never_work_are_refused_before_anything_starts() {
 }
 
 #[test]
-fn ipv6_loopback_is_dialled_by_its_bracketed_address() {
+fn ipv6_loopback_is_dialed_by_its_bracketed_address() {
     let address: SocketAddr = "[::1]:0".parse().expect("an address");
     if TcpListener::bind(address).is_err() {
         skipped("this machine has no IPv6 loopback");
@@ -399,7 +387,7 @@ fn ipv6_loopback_is_dialled_by_its_bracketed_address() {
 }
 
 #[test]
-fn a_body_that_stalls_does_not_eat_the_dial() {
+fn a_response_body_that_stalls_does_not_use_up_connect_timeout() {
     let server = TestServer::start(|peer| {
         peer.read_request()?;
         peer.write(b"HTTP/1.1 503 Busy\r\nContent-Length: 4000\r\n\r\nsorry")?;
@@ -415,7 +403,7 @@ fn a_body_that_stalls_does_not_eat_the_dial() {
 }
 
 #[test]
-fn options_of_the_socket_and_a_client_certificate_are_used() {
+fn socket_options_and_a_client_certificate_are_used() {
     let server = TestServer::builder().tls().start(|peer| {
         peer.upgrade()?;
         peer.send_text(&peer.address()?.ip().to_string())?;
@@ -437,7 +425,7 @@ fn options_of_the_socket_and_a_client_certificate_are_used() {
 }
 
 #[test]
-fn an_address_of_the_other_family_than_the_bound_one_is_not_tried() {
+fn addresses_of_another_family_than_bind_address_are_not_tried() {
     let builder =
         Client::builder("ws://[::1]:1/").bind_address("127.0.0.1".parse().expect("an address"));
     let error = builder.connect().expect_err("there is nothing to try");
@@ -446,7 +434,7 @@ fn an_address_of_the_other_family_than_the_bound_one_is_not_tried() {
 }
 
 #[test]
-fn a_venue_that_trickles_every_byte_is_a_server_like_any_other() {
+fn a_server_that_sends_byte_by_byte_works_like_any_other() {
     plain_and_tls(|server_builder| {
         let server = echo(server_builder().trickles_every(Duration::from_micros(5)));
         let client = builder(&server).connect_timeout(SOON).connect().expect("it opens");
@@ -462,7 +450,7 @@ fn a_venue_that_trickles_every_byte_is_a_server_like_any_other() {
 }
 
 #[test]
-fn interim_answers_without_end_end_the_dial() {
+fn endless_interim_responses_end_the_dial() {
     let server = TestServer::start(|peer| {
         peer.read_request()?;
         let flood = "HTTP/1.1 100 Continue\r\n\r\n".repeat(4000);
@@ -478,7 +466,7 @@ fn interim_answers_without_end_end_the_dial() {
 }
 
 #[test]
-fn an_opening_is_seen_however_short_it_is() {
+fn an_opening_is_reported_however_short_it_is() {
     for _ in 0..20 {
         let server = TestServer::start(|peer| {
             if peer.number() > 0 {
@@ -497,7 +485,7 @@ fn an_opening_is_seen_however_short_it_is() {
 }
 
 #[test]
-fn a_refusal_in_http_1_0_is_a_refusal() {
+fn a_refusal_in_http_1_0_is_reported_as_a_refusal() {
     let server = TestServer::start(|peer| {
         peer.read_request()?;
         peer.write(b"HTTP/1.0 401 Unauthorized\r\nRetry-After: 7\r\nContent-Length: 2\r\n\r\nno")?;

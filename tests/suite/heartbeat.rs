@@ -1,4 +1,4 @@
-//! Pings, pongs, and the judgement of life.
+//! Pings, pongs, and the detection of dead connections.
 
 use std::ops::RangeInclusive;
 use std::sync::Arc;
@@ -13,11 +13,12 @@ use tautline::{
 };
 
 use crate::support::{
-    MS, SOON, builder, disconnected, echo, message, next, opened, plain_and_tls, skipped, until,
+    MS, SOON, builder, disconnected, draining, echo, message, next, opened, plain_and_tls, skipped,
+    stalling, until,
 };
 
-/// A shared machine may stall a test for a while: what counts is that one of several runs is in
-/// time, and that none is early.
+/// Checks that a run takes between two times. A shared machine may stall a test for a while, so one
+/// of several runs has to be in time, and none may be early.
 fn assert_takes(between: RangeInclusive<Duration>, mut run: impl FnMut() -> Duration) {
     let mut all = Vec::new();
     while all.iter().all(|took| took > between.end()) {
@@ -29,7 +30,7 @@ fn assert_takes(between: RangeInclusive<Duration>, mut run: impl FnMut() -> Dura
 }
 
 #[test]
-fn at_least_two_pings_in_half_a_second_at_an_interval_of_a_tenth() {
+fn two_pings_arrive_within_half_a_second_at_an_interval_of_100_ms() {
     assert_takes(200 * MS..=500 * MS, || {
         let server = echo(TestServer::builder());
         let began = Instant::now();
@@ -42,12 +43,9 @@ fn at_least_two_pings_in_half_a_second_at_an_interval_of_a_tenth() {
 }
 
 #[test]
-fn a_server_that_never_pongs_is_left_and_dialled_again_at_least_twice() {
+fn a_server_that_never_pongs_is_dropped_and_dialed_again_each_time() {
     plain_and_tls(|server_builder| {
-        let server = server_builder().start(|peer| {
-            peer.upgrade()?;
-            peer.drain()
-        });
+        let server = draining(server_builder());
         let client = builder(&server)
             .ping_interval(20 * MS)
             .pong_timeout(30 * MS)
@@ -67,9 +65,9 @@ fn a_server_that_never_pongs_is_left_and_dialled_again_at_least_twice() {
 }
 
 #[test]
-fn any_byte_counts_as_life() {
-    // Never a pong, but a byte of a long frame every few milliseconds, for three times the pong
-    // limit.
+fn any_received_byte_proves_that_the_peer_is_alive() {
+    // The server never pongs, but sends a byte of a long frame every few milliseconds, for three
+    // times `pong_timeout`.
     let server = TestServer::start(|peer| {
         peer.upgrade()?;
         peer.write(&[0x82, 100])?;
@@ -82,14 +80,15 @@ fn any_byte_counts_as_life() {
     let mut events = client.events();
     opened(&mut events);
     assert_eq!(message(&mut events).bytes(), [7; 100]);
-    // And then it is silent, and that is noticed.
+    // The silence after it is noticed.
     assert_eq!(disconnected(&mut events).error.kind(), ErrorKind::PongTimeout);
 }
 
 #[test]
-fn bytes_that_end_in_the_middle_of_a_tls_record_count_as_life() {
+fn bytes_of_an_incomplete_tls_record_prove_that_the_peer_is_alive() {
     const BYTES: usize = 1300;
-    // Never a pong, but a single TLS record byte by byte, for more than three times the pong limit.
+    // The server never pongs, but sends a single TLS record byte by byte, for more than three times
+    // `pong_timeout`.
     let server = TestServer::builder().tls().trickles_every(MS).start(|peer| {
         peer.upgrade()?;
         peer.send_binary(&[7; BYTES])?;
@@ -100,7 +99,7 @@ fn bytes_that_end_in_the_middle_of_a_tls_record_count_as_life() {
     let client = builder.connect().expect("it opens");
     let mut events = client.events();
     opened(&mut events);
-    // Each byte that counts takes the age back to nothing. The message would do so too, once.
+    // Each byte that counts resets the age to zero. The message does so too, but only once.
     let (mut last, mut falls) = (Duration::ZERO, 0);
     until("bytes of the record count", || {
         let age = client.stats().last_byte_age.unwrap_or(last);
@@ -108,7 +107,7 @@ fn bytes_that_end_in_the_middle_of_a_tls_record_count_as_life() {
         last = age;
         falls >= 20
     });
-    // On a busy machine every byte may be late, though none by the limit.
+    // On a busy machine every byte may be late, though none by `pong_timeout`.
     let event = events.next_timeout(6 * SOON).expect("an event comes");
     assert!(
         matches!(&event, Event::Message(message) if message.bytes() == [7; BYTES]),
@@ -137,11 +136,11 @@ fn pings_are_answered_with_their_payload() {
 }
 
 #[test]
-fn unasked_late_and_repeated_pongs_are_harmless() {
+fn unsolicited_late_and_repeated_pongs_are_harmless() {
     let server = TestServer::start(|peer| {
         peer.upgrade()?;
         for _ in 0..3 {
-            peer.pong(b"unasked")?;
+            peer.pong(b"unsolicited")?;
         }
         if let Received::Ping(payload) = peer.receive()? {
             for _ in 0..3 {
@@ -166,15 +165,15 @@ fn unasked_late_and_repeated_pongs_are_harmless() {
 }
 
 #[test]
-fn a_pong_that_answers_no_ping_tells_no_round_trip() {
+fn a_pong_that_answers_no_ping_is_not_counted_as_a_round_trip() {
     let server = TestServer::start(|peer| {
         peer.upgrade()?;
-        peer.pong(b"unasked")?;
+        peer.pong(b"unsolicited")?;
         let Received::Ping(first) = peer.receive()? else { return Ok(()) };
         let Received::Ping(second) = peer.receive()? else { return Ok(()) };
         peer.pong(b"wrong")?;
         peer.pong(&second)?;
-        // Repeated, and late.
+        // One is repeated, the other late.
         peer.pong(&second)?;
         peer.pong(&first)?;
         peer.send_text("still here")?;
@@ -216,7 +215,7 @@ fn after_a_ping_flood_the_last_ping_is_answered_and_none_twice() {
 fn a_ping_flood_does_not_block_the_reader() {
     let server = TestServer::start(|peer| {
         peer.upgrade()?;
-        // The peer reads nothing meanwhile, so pongs find no room at some time.
+        // The peer reads nothing meanwhile, so at some point pongs can no longer be written.
         for number in 0u32..200_000 {
             peer.ping(&number.to_be_bytes())?;
         }
@@ -230,7 +229,7 @@ fn a_ping_flood_does_not_block_the_reader() {
 }
 
 #[test]
-fn a_slow_handler_is_not_a_dead_connection() {
+fn a_slow_handler_is_not_mistaken_for_a_dead_connection() {
     let server = TestServer::start(|peer| {
         peer.upgrade()?;
         peer.send_text("work")?;
@@ -241,8 +240,7 @@ fn a_slow_handler_is_not_a_dead_connection() {
     let counted = Arc::clone(&calls);
     let handler = move |connection: &mut Connection<'_>, _: MessageRef<'_>| {
         if counted.fetch_add(1, Ordering::SeqCst) == 0 {
-            // Longer than the pong limit, with pings unanswered all the while: the one test that
-            // has to let time pass.
+            // Longer than `pong_timeout`, while no pong is read. Passing time is what is tested.
             std::thread::park_timeout(900 * MS);
             connection.send_text("done").expect("the connection is open");
         } else {
@@ -260,7 +258,7 @@ fn a_slow_handler_is_not_a_dead_connection() {
 }
 
 #[test]
-fn the_idle_limit_counts_data_and_not_pongs() {
+fn idle_timeout_counts_data_and_not_pongs() {
     let server = echo(TestServer::builder());
     let client =
         builder(&server).ping_interval(10 * MS).idle_timeout(100 * MS).connect().expect("it opens");
@@ -300,13 +298,13 @@ fn application_pings_are_sent_and_their_replies_are_awaited() {
 }
 
 #[test]
-fn quiet_application_pings_are_not_sent_while_data_flows() {
+fn application_pings_only_when_quiet_are_not_sent_while_data_flows() {
     const INTERVAL: Duration = Duration::from_millis(500);
     let (tell, told) = bounded(1);
     let server = TestServer::start(move |peer| {
         peer.upgrade()?;
-        // Data flows for three intervals. Where the machine pauses for one of them, it is quiet,
-        // and what comes is no fault.
+        // Data flows for three intervals. If the machine pauses for one of them the connection is
+        // quiet, and a ping is no fault.
         let (began, mut last, mut is_gap, mut pings) = (Instant::now(), Instant::now(), false, 0);
         while began.elapsed() < 3 * INTERVAL {
             is_gap |= last.elapsed() >= INTERVAL / 2;
@@ -326,16 +324,16 @@ fn quiet_application_pings_are_not_sent_while_data_flows() {
         assert_eq!(
             message(&mut events).text(),
             Some("ping"),
-            "quiet at last, and the echo of the ping comes"
+            "the connection is quiet, and the echo of the ping comes"
         );
         told.recv_timeout(SOON).expect("the server has counted")
     };
-    // Any other asks whether data flows or not.
+    // Without `only_when_quiet` pings are sent whether data flows or not.
     assert!(pings_of(AppPing::text("ping", INTERVAL)).0 >= 1);
     for _ in 0..5 {
         let (pings, is_gap) = pings_of(AppPing::text("ping", INTERVAL).only_when_quiet());
         if !is_gap {
-            assert_eq!(pings, 0, "data flowed: nobody had to ask");
+            assert_eq!(pings, 0, "no ping is needed while data flows");
             return;
         }
     }
@@ -352,7 +350,7 @@ fn a_ping_on_demand_confirms_what_was_sent_before_it() {
                 Received::Ping(payload) => {
                     peer.pong(&payload)?;
                     peer.send_text("ponged")?;
-                    // Read one more, unconfirmed message, then drop the connection.
+                    // The next message stays unconfirmed, because the connection is reset after it.
                     peer.receive()?;
                     tell.send(()).expect("the test waits");
                     return peer.reset();
@@ -376,11 +374,8 @@ fn a_ping_on_demand_confirms_what_was_sent_before_it() {
 }
 
 #[test]
-fn a_dead_connection_is_noticed_within_interval_plus_limit() {
-    let server = TestServer::start(|peer| {
-        peer.upgrade()?;
-        peer.drain()
-    });
+fn a_dead_connection_is_noticed_after_ping_interval_plus_pong_timeout() {
+    let server = draining(TestServer::builder());
     assert_takes(200 * MS..=400 * MS, || {
         let client = builder(&server)
             .ping_interval(100 * MS)
@@ -398,12 +393,9 @@ fn a_dead_connection_is_noticed_within_interval_plus_limit() {
 }
 
 #[test]
-fn a_slow_maker_of_pings_hides_no_dead_connection() {
-    let server = TestServer::start(|peer| {
-        peer.upgrade()?;
-        peer.stall()
-    });
-    // So slow that each of its calls could be taken for a sleep of the whole process.
+fn a_slow_ping_closure_does_not_hide_a_dead_connection() {
+    let server = stalling(TestServer::builder());
+    // So slow that each call could be mistaken for a suspension of the whole process.
     let make = || {
         thread::sleep(60 * MS);
         "ping".to_owned()
@@ -421,7 +413,7 @@ fn a_slow_maker_of_pings_hides_no_dead_connection() {
 }
 
 #[test]
-fn a_connection_is_left_alone_while_our_own_fragments_keep_its_pings_back() {
+fn a_connection_stays_open_while_its_pings_wait_behind_our_own_fragments() {
     let server = TestServer::start(|peer| {
         peer.upgrade()?;
         loop {
@@ -451,7 +443,7 @@ fn a_connection_is_left_alone_while_our_own_fragments_keep_its_pings_back() {
 }
 
 #[test]
-fn a_full_queue_that_blocks_the_reader_is_no_dead_connection() {
+fn a_full_queue_that_blocks_the_reader_is_not_mistaken_for_a_dead_connection() {
     let server = TestServer::start(|peer| {
         peer.upgrade()?;
         for _ in 0..3 {
@@ -467,7 +459,7 @@ fn a_full_queue_that_blocks_the_reader_is_no_dead_connection() {
         .pong_timeout(limit)
         .connect()
         .expect("it opens");
-    // The reader waits for room, for some limits: what passes is what is tested.
+    // The reader waits for room, several times `pong_timeout`. Passing time is what is tested.
     until("the queue is full", || client.stats().queue_depth == 2);
     thread::sleep(4 * limit);
     let mut events = client.events();
@@ -492,10 +484,10 @@ fn application_pings_are_made_when_they_are_sent() {
         [b"ping 0".to_vec(), b"ping 1".to_vec(), b"ping 2".to_vec()]
     );
     let (sent, told) = (client.stats().messages_sent, highest_sequence(&client));
-    assert_eq!(sent, told, "they are counted as what they are");
+    assert_eq!(sent, told, "application pings count as messages");
 }
 
-/// The highest sequence of the last connection.
+/// Returns the number of messages sent on the last connection.
 fn highest_sequence(client: &Client) -> u64 {
     let ends = client.events().filter_map(|event| match event {
         Event::Disconnected(disconnect) => Some(disconnect.sent),
@@ -505,7 +497,7 @@ fn highest_sequence(client: &Client) -> u64 {
 }
 
 #[test]
-fn a_maker_of_pings_that_panics_ends_the_client() {
+fn a_ping_closure_that_panics_ends_the_client() {
     let server = echo(TestServer::builder());
     let ping = AppPing::made_by(|| std::panic::resume_unwind(Box::new("on purpose")), MS);
     let client = builder(&server).app_ping(ping).connect().expect("it opens");
@@ -514,7 +506,7 @@ fn a_maker_of_pings_that_panics_ends_the_client() {
 }
 
 #[test]
-fn a_matcher_that_panics_ends_the_client_with_one_end_for_the_opening() {
+fn a_panic_in_answered_by_ends_the_client_with_one_disconnect() {
     let server = TestServer::start(|peer| {
         peer.upgrade()?;
         peer.receive_message()?;
@@ -536,9 +528,9 @@ fn a_matcher_that_panics_ends_the_client_with_one_end_for_the_opening() {
 }
 
 #[test]
-fn a_slow_handler_makes_no_connection_idle() {
-    plain_and_tls(|server| {
-        let server = server().start(|peer| {
+fn a_slow_handler_does_not_make_its_connection_idle() {
+    plain_and_tls(|server_builder| {
+        let server = server_builder().start(|peer| {
             peer.upgrade()?;
             loop {
                 peer.send_binary(&vec![1; 300_000])?;
@@ -546,7 +538,7 @@ fn a_slow_handler_makes_no_connection_idle() {
         });
         let (tell, told) = bounded(0);
         let handler = move |_: &mut Connection<'_>, _: MessageRef<'_>| {
-            // Longer than the limit each time, and the next message lies in the kernel.
+            // Longer than `idle_timeout` each time, while the next message waits in the kernel.
             thread::sleep(400 * MS);
             tell.send(()).ok();
         };
@@ -562,17 +554,14 @@ fn a_slow_handler_makes_no_connection_idle() {
 }
 
 #[test]
-fn a_blocked_sender_hides_no_dead_connection() {
-    plain_and_tls(|server| {
-        let server = server().start(|peer| {
-            peer.upgrade()?;
-            peer.stall()
-        });
+fn a_blocked_sender_does_not_hide_a_dead_connection() {
+    plain_and_tls(|server_builder| {
+        let server = stalling(server_builder());
         let builder =
             builder(&server).send_timeout(60 * SOON).ping_interval(50 * MS).pong_timeout(200 * MS);
         let client = builder.max_attempts(1).connect().expect("it opens");
         let sender = client.sender();
-        // Much more than the kernel takes while nobody reads.
+        // This is much more than the kernel buffers while nobody reads.
         let blocked = thread::spawn(move || sender.send_binary(&vec![0; 64 << 20]));
         let mut events = client.events();
         opened(&mut events);
@@ -583,11 +572,11 @@ fn a_blocked_sender_hides_no_dead_connection() {
 }
 
 #[test]
-fn pongs_that_find_no_room_hide_no_dead_connection() {
+fn pongs_that_cannot_be_written_do_not_hide_a_dead_connection() {
     let server = TestServer::start(|peer| {
         peer.limit_receive_buffer(4096)?;
         peer.upgrade()?;
-        // More pongs than the kernel takes while nobody reads, and then silence.
+        // These cause more pongs than the kernel buffers while nobody reads. Silence follows.
         for round in 0u32..200 {
             for number in 0u32..12 {
                 peer.ping(&[(round * 100 + number).to_be_bytes(); 31].concat())?;
@@ -605,11 +594,11 @@ fn pongs_that_find_no_room_hide_no_dead_connection() {
 }
 
 #[test]
-fn a_peer_that_reads_slowly_and_says_nothing_is_alive() {
+fn a_peer_that_reads_slowly_and_sends_nothing_counts_as_alive() {
     let server = TestServer::start(|peer| {
         peer.limit_receive_buffer(64 * 1024)?;
         peer.upgrade()?;
-        // Two seconds for all of it, and no pong.
+        // Reading all of it takes two seconds, and no pong is sent.
         loop {
             peer.receive()?;
             peer.wait(12 * MS)?;
@@ -618,14 +607,14 @@ fn a_peer_that_reads_slowly_and_says_nothing_is_alive() {
     let builder =
         builder(&server).tcp_send_buffer(64 * 1024).ping_interval(100 * MS).pong_timeout(700 * MS);
     let client = builder.send_timeout(3 * SOON).connect().expect("it opens");
-    // One send as far as the connection is concerned: no ping passes between its parts.
+    // A batch is a single send: no ping passes between its messages.
     let piece = vec![0; 64 * 1024];
     let receipt = client.send_batch(&[Payload::Binary(&piece); 160]).expect("it gets through");
     assert_eq!((receipt.epoch, receipt.sequence), (1, 160));
 }
 
 #[test]
-fn a_connection_that_stalls_in_the_middle_of_a_tls_record_is_left() {
+fn a_connection_that_stalls_in_the_middle_of_a_tls_record_is_dropped() {
     for bytes in [1, 5, 60] {
         let server = TestServer::builder().tls().start(move |peer| {
             peer.upgrade()?;

@@ -1,4 +1,4 @@
-//! TLS that changes its keys in the middle of a connection.
+//! TLS connections that change their keys: key updates and renegotiation.
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -15,9 +15,9 @@ use crate::support::{MS, SOON, disconnected, message, opened};
 
 const ROUNDS: usize = 5;
 
-/// Opens a connection, has the server do `command` several times, and checks that messages go both
-/// ways between them.
-fn converse(version: &str, command: &[u8]) {
+/// Opens a connection, has the server carry out `command` several times, and checks that messages
+/// pass both ways in between.
+fn assert_survives(version: &str, command: &[u8]) {
     let Some((mut server, port)) = Server::start(&[version]) else { return };
     let builder = Client::builder(format!("wss://localhost:{port}/"))
         .tls_root(TestServer::root_pem())
@@ -30,7 +30,7 @@ fn converse(version: &str, command: &[u8]) {
         server.say(b"\x81\x04down");
         assert_eq!(message(&mut events).text(), Some("down"));
         server.say(command);
-        // Behind the command in the same direction, and against it in the other.
+        // One message crosses the command, another follows it.
         let text = format!("up {round}");
         client.send_text(&text).expect("the connection is open");
         server.expect_text(&text);
@@ -39,7 +39,7 @@ fn converse(version: &str, command: &[u8]) {
         client.send_text("still here").expect("the connection is open");
         server.expect_text("still here");
     }
-    // Otherwise this shows nothing.
+    // Without these handshakes the test would prove nothing.
     let handshakes =
         String::from_utf8_lossy(&server.printed).matches("SSL_do_handshake -> 1").count();
     assert_eq!(handshakes, ROUNDS);
@@ -49,24 +49,24 @@ fn converse(version: &str, command: &[u8]) {
 }
 
 #[test]
-fn a_key_update_leaves_the_connection_alone() {
-    converse("-tls1_3", b"K\n");
+fn a_key_update_keeps_the_connection_open() {
+    assert_survives("-tls1_3", b"K\n");
 }
 
 #[test]
-fn a_renegotiation_leaves_the_connection_alone() {
-    converse("-tls1_2", b"r\n");
+fn a_renegotiation_keeps_the_connection_open() {
+    assert_survives("-tls1_2", b"r\n");
 }
 
 #[test]
-fn a_handler_that_sends_while_the_peer_renegotiates_waits_for_nobody() {
+fn a_handler_that_sends_during_a_renegotiation_does_not_block() {
     let Some((mut server, port)) = Server::start(&["-tls1_2"]) else { return };
     let (tell, told) = bounded(10);
     let (release, held) = bounded::<()>(0);
     let handler = move |connection: &mut Connection<'_>, message: MessageRef<'_>| {
         if message.text() == Some("wait") {
             tell.send(None).expect("the test waits");
-            // Ends when the test lets go.
+            // The test ends this by dropping the sender.
             held.recv().ok();
         } else {
             tell.send(Some(connection.send_text("up"))).expect("the test waits");
@@ -75,8 +75,8 @@ fn a_handler_that_sends_while_the_peer_renegotiates_waits_for_nobody() {
     let builder = Client::builder(format!("wss://localhost:{port}/"))
         .tls_root(TestServer::root_pem())
         .close_timeout(50 * MS);
-    // The server answers no ping, and shows what it has to say of the renegotiation only when
-    // something comes.
+    // `s_server` answers no ping. It continues the renegotiation only when something arrives, such
+    // as a ping.
     let builder = builder.ping_interval(50 * MS).pong_timeout(60 * SOON);
     let client = builder.send_timeout(60 * SOON).start_with(handler).expect("it starts");
     server.accept();
@@ -86,12 +86,10 @@ fn a_handler_that_sends_while_the_peer_renegotiates_waits_for_nobody() {
     server.read_until("SSL_do_handshake -> ", "\n");
     server.say(b"\x81\x04down");
     drop(release);
-    let sent = told
-        .recv_timeout(SOON)
-        .expect("the send waits for nothing")
-        .expect("it is the second call");
+    let sent =
+        told.recv_timeout(SOON).expect("the send does not block").expect("it is the second call");
     assert!(matches!(&sent, Ok(_) | Err(SendError::NotSent(_))), "{sent:?}");
-    // The connection goes on, with the message that did not get through too.
+    // The connection goes on, and a message that was not sent can be sent again.
     if sent.is_err() {
         client.send_text("up").expect("the reader reads again");
     }
@@ -100,11 +98,11 @@ fn a_handler_that_sends_while_the_peer_renegotiates_waits_for_nobody() {
     assert!(client.stop(SOON).is_clean());
 }
 
-/// What stands between the client and the server, and lets nothing more of the client through once
-/// the server is to be gone. Tells when it holds the server's ping then.
+/// Relays between a client and the server. Once `is_gone` is set it drops whatever the client
+/// sends, and holds the server's ping until more follows. It announces on `tell` that it holds the
+/// ping.
 fn relay(server: u16, is_gone: &Arc<AtomicBool>, tell: Sender<()>) -> u16 {
-    // The ping that the test sends: header, nonce, payload and tag of AES-GCM. What is behind it
-    // comes along with it.
+    // The record of the ping that the test sends: header, nonce, payload, and tag of AES-GCM.
     const PING_RECORD: usize = 5 + 8 + 2 + 16;
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let port = listener.local_addr().expect("an address").port();
@@ -119,7 +117,7 @@ fn relay(server: u16, is_gone: &Arc<AtomicBool>, tell: Sender<()>) -> u16 {
             while let Ok(count @ 1..) = from.read(&mut bytes) {
                 held.extend_from_slice(&bytes[..count]);
                 if !holds.load(Ordering::SeqCst) || held.len() > PING_RECORD {
-                    // The client may have left.
+                    // The client may have gone.
                     let _ = to.write_all(&std::mem::take(&mut held));
                 } else if held.len() == PING_RECORD {
                     tell.send(()).expect("the test waits");
@@ -153,11 +151,10 @@ fn a_peer_that_is_gone_in_the_middle_of_a_renegotiation_is_noticed() {
     server.accept();
     let mut events = client.events();
     opened(&mut events);
-    // It asks for a pong and for new keys, and hears nothing of what the client has to say to
-    // either.
+    // The server sends a ping and then asks for new keys. The client's answers are lost.
     is_gone.store(true, Ordering::SeqCst);
     server.say(b"\x89\x00");
-    // A command is one only at the beginning of what the server reads at once.
+    // `s_server` takes a command only at the start of a read, so the ping has to be out first.
     told.recv_timeout(SOON).expect("the ping is on its way");
     server.say(b"r\n");
     assert_eq!(disconnected(&mut events).error.kind(), ErrorKind::PongTimeout);

@@ -1,4 +1,4 @@
-//! What users of the crate rely on, tested against scripted servers.
+//! Tests of what users of the crate rely on, against scripted servers.
 
 mod closing;
 mod delivery;

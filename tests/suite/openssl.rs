@@ -1,5 +1,5 @@
-//! `openssl s_server`, which can do to a TLS connection what a server cannot. It speaks no
-//! WebSocket, so whoever drives it does that for it.
+//! A driver for `openssl s_server`, which can do to a TLS connection what the scripted server
+//! cannot. It does not speak WebSocket, so the driver writes and reads the frames.
 
 use std::io::{Read, Write};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -10,18 +10,21 @@ use tungstenite::handshake::derive_accept_key;
 
 use crate::support::{SOON, skipped};
 
+/// A running `openssl s_server`. Dropping it ends the process.
 pub(crate) struct Server {
     process: Child,
     input: ChildStdin,
     output: Receiver<Vec<u8>>,
+    /// Output that no call has consumed yet.
     seen: Vec<u8>,
-    /// Everything that it has printed.
+    /// Everything that the process has printed.
     pub(crate) printed: Vec<u8>,
 }
 
 impl Server {
-    /// For one connection, with the server's certificate for localhost unless the arguments name
-    /// another. `None`, and said loudly, where there is no `openssl`.
+    /// Starts a server for one connection, and returns its port beside it. It shows the certificate
+    /// for localhost unless the arguments name another. Returns `None`, and reports the test as
+    /// skipped, if there is no `openssl` command.
     pub(crate) fn start(arguments: &[&str]) -> Option<(Server, u16)> {
         let mut command = Command::new("openssl");
         command.args(["s_server", "-accept", "127.0.0.1:0", "-naccept", "1"]);
@@ -35,7 +38,7 @@ impl Server {
             return None;
         };
         let input = process.stdin.take()?;
-        let output = told_by(process.stdout.take()?);
+        let output = forwarded(process.stdout.take()?);
         let mut server = Server { process, input, output, seen: Vec::new(), printed: Vec::new() };
         // `ACCEPT 127.0.0.1:40000`
         let told = server.read_until("ACCEPT ", "\n");
@@ -43,7 +46,7 @@ impl Server {
         Some((server, port.unwrap_or_else(|| panic!("no port in {told:?}"))))
     }
 
-    /// What comes between the first `from` and the next `to`; all of it is used up.
+    /// Waits for `from` and a later `to`, and returns the text between them. All of it is consumed.
     pub(crate) fn read_until(&mut self, from: &str, to: &str) -> String {
         loop {
             let find = |what: &str, start: usize| {
@@ -71,6 +74,7 @@ impl Server {
         self.printed.extend_from_slice(&bytes);
     }
 
+    /// Has the server send these bytes, or carry out a command such as `K\n` (key update).
     pub(crate) fn say(&mut self, bytes: &[u8]) {
         self.input.write_all(bytes).and_then(|()| self.input.flush()).expect("the server reads");
     }
@@ -81,12 +85,15 @@ impl Server {
         self.read_until("Sec-WebSocket-Version", "\r\n\r\n");
         let accept = derive_accept_key(key.as_bytes());
         let answer = format!(
-            "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: {accept}\r\n\r\n"
+            "HTTP/1.1 101 Switching Protocols\r\n\
+             Upgrade: websocket\r\n\
+             Connection: Upgrade\r\n\
+             Sec-WebSocket-Accept: {accept}\r\n\r\n"
         );
         self.say(answer.as_bytes());
     }
 
-    /// The next text of the client, among what the server prints of its own.
+    /// Waits until the client has sent this text. The server prints it among messages of its own.
     pub(crate) fn expect_text(&mut self, text: &str) {
         loop {
             let found = (0..self.seen.len().saturating_sub(6)).rfind(|&at| {
@@ -106,15 +113,15 @@ impl Server {
     }
 }
 
-/// The file of a certificate or a key of the scripted server.
+/// Returns the path of a certificate or key of the scripted server.
 pub(crate) fn certificate(name: &str) -> String {
     format!("{}/src/testing/certificates/{name}", env!("CARGO_MANIFEST_DIR"))
 }
 
-/// What a process prints, so that it can be waited for with a deadline.
-fn told_by(mut output: ChildStdout) -> Receiver<Vec<u8>> {
+/// Forwards the output of a process to a channel, which can be read with a deadline.
+fn forwarded(mut output: ChildStdout) -> Receiver<Vec<u8>> {
     let (tell, told) = unbounded();
-    // Ends with the process, whose output it reads.
+    // The thread ends with the process whose output it reads.
     thread::spawn(move || {
         let mut bytes = [0; 4096];
         while let Ok(count @ 1..) = output.read(&mut bytes) {
@@ -128,7 +135,7 @@ fn told_by(mut output: ChildStdout) -> Receiver<Vec<u8>> {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // The process may have ended by itself.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }

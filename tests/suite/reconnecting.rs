@@ -1,13 +1,18 @@
-//! After every drop the connection comes back, at a measured pace.
+//! Reconnecting: which failures are retried, after which delays, and on which endpoint.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use tautline::testing::TestServer;
-use tautline::{Client, Endpoint, ErrorKind, Event, Payload, RetryDecision, SendError, State};
+use tautline::{
+    Client, Connection, Endpoint, Error, ErrorKind, Event, MessageRef, Payload, RetryDecision,
+    SendError, State,
+};
 
-use crate::support::{MS, SOON, builder, disconnected, echo, message, next, opened, plain_and_tls};
+use crate::support::{
+    MS, SOON, builder, dial_failed, disconnected, echo, message, opened, plain_and_tls, stopped,
+};
 
 #[test]
 fn after_a_drop_the_connection_comes_back_with_a_new_epoch() {
@@ -21,7 +26,7 @@ fn after_a_drop_the_connection_comes_back_with_a_new_epoch() {
         let mut events = client.events();
         for epoch in 1..=3u64 {
             assert_eq!(opened(&mut events).epoch, epoch);
-            // The reset may overtake the message, as resets do.
+            // The reset may overtake the message.
             let disconnect = disconnected(&mut events);
             assert_eq!(disconnect.epoch, epoch);
             assert!(matches!(disconnect.error.kind(), ErrorKind::Io | ErrorKind::Closed));
@@ -35,15 +40,15 @@ fn after_a_drop_the_connection_comes_back_with_a_new_epoch() {
 }
 
 #[test]
-fn what_no_retry_mends_ends_the_client_with_that_error() {
+fn permanent_errors_end_the_client() {
     for status in [401, 403, 404] {
         let server =
             TestServer::start(move |peer| peer.refuse(status, "X-Secret: secret\r\n", "go away"));
         let client = builder(&server).start().expect("it starts");
         let mut events = client.events();
-        let Event::DialFailed(failure) = next(&mut events) else { panic!("the dial fails") };
+        let failure = dial_failed(&mut events);
         assert_eq!((failure.attempt, failure.retry_in), (1, None));
-        let Event::Stopped(stopped) = next(&mut events) else { panic!("the client ends") };
+        let stopped = stopped(&mut events);
         assert_eq!(stopped.reason.status().map(|status| status.as_u16()), Some(status));
         let response = stopped.reason.response().expect("it is a refusal");
         assert_eq!(response.body(), b"go away");
@@ -56,7 +61,7 @@ fn what_no_retry_mends_ends_the_client_with_that_error() {
 }
 
 #[test]
-fn other_statuses_are_retried_and_retry_after_is_a_floor() {
+fn other_statuses_are_retried_and_retry_after_is_the_minimum_delay() {
     let server = TestServer::start(|peer| match peer.number() {
         0 => peer.refuse(429, "Retry-After: 1\r\n", ""),
         1 => peer.refuse(503, "", "busy"),
@@ -70,7 +75,7 @@ fn other_statuses_are_retried_and_retry_after_is_a_floor() {
     let client = builder(&server).start().expect("it starts");
     let mut events = client.events();
     for (attempt, status) in [(1, 429), (2, 503), (3, 302)] {
-        let Event::DialFailed(failure) = next(&mut events) else { panic!("the dial fails") };
+        let failure = dial_failed(&mut events);
         assert_eq!(failure.attempt, attempt);
         assert_eq!(failure.error.status().map(|status| status.as_u16()), Some(status));
         assert_eq!(
@@ -96,8 +101,8 @@ fn retry_after_is_capped_in_both_its_forms() {
     let client = builder(&server).retry_after_max(cap).start().expect("it starts");
     let mut events = client.events();
     for _ in 0..2 {
-        let Event::DialFailed(failure) = next(&mut events) else { panic!("the dial fails") };
-        // Capped, and then a little jitter of the backoff.
+        let failure = dial_failed(&mut events);
+        // The delay is capped, and the jitter of the backoff is added to it.
         assert!(failure.retry_in.is_some_and(|wait| wait >= cap && wait < 2 * cap), "{failure:?}");
     }
     opened(&mut events);
@@ -125,7 +130,8 @@ fn half_a_message_does_not_outlive_its_connection_in_either_direction() {
         assert_eq!((first.text(), first.epoch()), (Some("new"), 2));
         // The connection ends between two fragments, and another opens meanwhile.
         let fragments = ["one ", "two ", "three"].into_iter().map(|text| {
-            // Each is asked for before the one ahead of it goes out: by now "one " has gone.
+            // Each fragment is requested before the previous one is sent: only "one " is out by
+            // now.
             if text == "three" {
                 server.abort_all();
                 disconnected(&mut events);
@@ -143,7 +149,7 @@ fn half_a_message_does_not_outlive_its_connection_in_either_direction() {
 }
 
 #[test]
-fn max_attempts_counts_dials_in_a_row_and_the_last_error_is_told() {
+fn max_attempts_counts_dials_in_a_row_and_the_last_error_is_reported() {
     let server = TestServer::start(|peer| peer.refuse(503, "", ""));
     let client = builder(&server).max_attempts(3).start().expect("it starts");
     let events: Vec<Event> = client.events().collect();
@@ -164,7 +170,7 @@ fn a_server_that_accepts_and_drops_uses_up_the_attempts() {
 #[test]
 fn a_stable_connection_resets_the_attempts() {
     let server = TestServer::start(|peer| peer.upgrade().map(drop));
-    // Every connection is stable at once, so the attempts never add up.
+    // Every connection counts as stable at once, so the attempts never add up.
     let client =
         builder(&server).max_attempts(2).stable_after(Duration::ZERO).start().expect("it starts");
     assert!(server.wait_for_openings(10, SOON));
@@ -195,7 +201,7 @@ fn connect_makes_one_dial_and_leaves_nothing_running() {
 }
 
 #[test]
-fn the_policy_decides_by_code_and_status() {
+fn a_retry_policy_can_decide_by_close_code_and_status() {
     let server = TestServer::start(|peer| match peer.number() {
         0 => peer.refuse(404, "", ""),
         1 => {
@@ -222,7 +228,7 @@ fn the_policy_decides_by_code_and_status() {
 }
 
 #[test]
-fn an_endpoint_closure_is_asked_before_each_dial() {
+fn an_endpoint_closure_is_called_before_each_dial() {
     let server = TestServer::start(|peer| {
         let request = peer.upgrade()?;
         peer.send_text(&format!(
@@ -252,14 +258,13 @@ fn an_endpoint_closure_is_asked_before_each_dial() {
     assert_eq!(message(&mut events).text(), Some("/?n=0 0"));
     client.send_text("on").expect("the connection is open");
     disconnected(&mut events);
-    let Event::DialFailed(failure) = next(&mut events) else { panic!("the closure fails") };
-    assert_eq!(failure.error.kind(), ErrorKind::Endpoint);
+    assert_eq!(dial_failed(&mut events).error.kind(), ErrorKind::Endpoint);
     opened(&mut events);
     assert_eq!(message(&mut events).text(), Some("/?n=2 2"));
 }
 
 #[test]
-fn several_endpoints_are_taken_in_turn() {
+fn several_endpoints_are_dialed_in_turn() {
     let servers: Vec<TestServer> =
         (0..3).map(|_| TestServer::start(|peer| peer.upgrade().map(drop))).collect();
     let mut settings = builder(&servers[0]);
@@ -274,7 +279,7 @@ fn several_endpoints_are_taken_in_turn() {
 }
 
 #[test]
-fn what_one_endpoint_refuses_for_good_another_may_grant() {
+fn another_endpoint_is_dialed_after_a_permanent_refusal_by_one() {
     let [gone, good] = [404, 0].map(|status| {
         TestServer::start(move |peer| match status {
             0 => peer.upgrade().map(drop),
@@ -301,10 +306,10 @@ fn retry_after_of_one_endpoint_does_not_delay_the_dial_to_another() {
         .start()
         .expect("it starts");
     assert!(client.wait_open(SOON).is_ok());
-    // The next turn is that of the first, which has asked for an hour.
+    // It is the turn of the first endpoint again, which asks for a delay of an hour.
     client.reconnect().expect("the connection is open");
     let mut events = client.events();
-    let Event::DialFailed(failure) = next(&mut events) else { panic!("the first is busy") };
+    let failure = dial_failed(&mut events);
     assert!(failure.retry_in.is_some_and(|wait| wait < SOON), "{failure:?}");
     opened(&mut events);
     let wait = disconnected(&mut events).retry_in.expect("it dials again");
@@ -312,10 +317,10 @@ fn retry_after_of_one_endpoint_does_not_delay_the_dial_to_another() {
 }
 
 #[test]
-fn a_wait_for_an_opening_that_is_too_long_tells_why_the_last_dial_failed() {
+fn a_wait_open_that_times_out_reports_why_the_last_dial_failed() {
     let server = TestServer::start(|peer| peer.refuse(503, "Retry-After: 3600\r\n", ""));
     let client = builder(&server).retry_after_max(360 * SOON).start().expect("it starts");
-    assert!(matches!(next(&mut client.events()), Event::DialFailed(_)));
+    dial_failed(&mut client.events());
     let error = client.wait_open(MS).expect_err("it is refused");
     assert_eq!(
         (error.kind(), error.timeout()),
@@ -325,7 +330,7 @@ fn a_wait_for_an_opening_that_is_too_long_tells_why_the_last_dial_failed() {
 }
 
 #[test]
-fn delays_are_jittered_over_the_whole_range_and_the_first_one_too() {
+fn all_retry_delays_are_jittered_over_the_whole_range() {
     let server = TestServer::start(|peer| peer.refuse(503, "", ""));
     let first_delays: Vec<Duration> = (0..40)
         .map(|_| {
@@ -334,14 +339,11 @@ fn delays_are_jittered_over_the_whole_range_and_the_first_one_too() {
                 .retry_delay_max(SOON)
                 .start()
                 .expect("it starts");
-            let Event::DialFailed(failure) = next(&mut client.events()) else {
-                panic!("it is refused")
-            };
-            failure.retry_in.expect("it retries")
+            dial_failed(&mut client.events()).retry_in.expect("it retries")
         })
         .collect();
-    // Uniform: that all of forty miss a quarter of the range happens once in a hundred thousand
-    // runs.
+    // The delays are distributed uniformly. All forty miss one of the quarters of the range about
+    // once in 25,000 runs.
     let has_some = |from: u32, to: u32| {
         first_delays.iter().any(|delay| (SOON * from / 4..SOON * to / 4).contains(delay))
     };
@@ -349,20 +351,20 @@ fn delays_are_jittered_over_the_whole_range_and_the_first_one_too() {
 }
 
 #[test]
-fn a_wish_for_a_new_connection_is_not_for_a_policy_to_refuse() {
+fn a_retry_policy_cannot_refuse_a_reconnect_that_the_program_asked_for() {
     let server = echo(TestServer::builder());
-    let obeys_the_server =
-        |error: &tautline::Error, default| match error.close_reason().map(|close| close.code) {
+    let gives_up_after_1000 =
+        |error: &Error, default| match error.close_reason().map(|close| close.code) {
             Some(1000) => RetryDecision::GiveUp,
             _ => default,
         };
-    let client = builder(&server).retry_policy(obeys_the_server).connect().expect("it opens");
+    let client = builder(&server).retry_policy(gives_up_after_1000).connect().expect("it opens");
     client.reconnect().expect("the connection is open");
     assert!(server.wait_for_openings(2, SOON), "{:?}", client.stop_reason());
 }
 
 #[test]
-fn a_program_can_ask_for_a_new_connection() {
+fn a_handler_can_ask_for_a_new_connection() {
     let server = TestServer::start(|peer| {
         peer.upgrade()?;
         peer.send_text("gap")?;
@@ -370,7 +372,7 @@ fn a_program_can_ask_for_a_new_connection() {
     });
     let openings = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&openings);
-    let handler = move |connection: &mut tautline::Connection<'_>, _: tautline::MessageRef<'_>| {
+    let handler = move |connection: &mut Connection<'_>, _: MessageRef<'_>| {
         if counted.fetch_add(1, Ordering::SeqCst) < 3 {
             connection.reconnect();
             assert!(
@@ -382,7 +384,11 @@ fn a_program_can_ask_for_a_new_connection() {
     let client = builder(&server).start_with(handler).expect("it starts");
     assert!(server.wait_for_openings(4, SOON));
     assert!(client.stop(SOON).is_clean());
-    assert_eq!(server.closes()[..3], [Some(1000); 3], "each connection was ended politely");
+    assert_eq!(
+        server.closes()[..3],
+        [Some(1000); 3],
+        "each connection was closed with a close frame"
+    );
 }
 
 #[test]
@@ -391,7 +397,7 @@ fn a_program_that_pulls_can_ask_for_a_new_connection() {
         peer.upgrade()?;
         if peer.number() == 0 { peer.drain() } else { peer.echo() }
     });
-    // The first peer never answers the close frame: the connection is aborted at the deadline.
+    // The first peer never answers the close frame, so the connection is aborted at the deadline.
     let client = builder(&server).close_timeout(30 * MS).connect().expect("it opens");
     let mut events = client.events();
     opened(&mut events);

@@ -1,7 +1,7 @@
-//! What becomes of a message that was sent.
+//! Sending: single messages, batches and fragments, and what their receipts and errors promise.
 
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crossbeam_channel::bounded;
 use tautline::testing::{Received, TestServer};
@@ -10,7 +10,9 @@ use tautline::{
     SendError, Sender,
 };
 
-use crate::support::{MS, SOON, builder, disconnected, echo, message, next, opened, plain_and_tls};
+use crate::support::{
+    MS, SOON, builder, disconnected, draining, echo, message, next, opened, plain_and_tls, until,
+};
 
 #[test]
 fn messages_of_every_size_come_back_as_they_were_sent() {
@@ -34,7 +36,7 @@ fn messages_of_every_size_come_back_as_they_were_sent() {
 }
 
 #[test]
-fn long_messages_are_split_into_frames_when_frames_are_limited() {
+fn messages_longer_than_max_outgoing_frame_size_are_split_into_frames() {
     let server = echo(TestServer::builder());
     let client = builder(&server).max_outgoing_frame_size(10).connect().expect("it opens");
     let mut events = client.events();
@@ -66,12 +68,12 @@ fn a_batch_arrives_in_order_with_one_receipt() {
 }
 
 #[test]
-fn a_peer_that_never_reads_costs_a_send_its_budget_and_the_reader_nothing() {
+fn a_peer_that_never_reads_makes_a_send_time_out_and_does_not_block_the_reader() {
     plain_and_tls(|server_builder| {
         let (go, going) = bounded::<()>(0);
         let server = server_builder().start(move |peer| {
             peer.upgrade()?;
-            // Never reads; writes when the test says so.
+            // The peer never reads, and writes when the test asks it to.
             while going.recv().is_ok() {
                 peer.send_text("still talking")?;
             }
@@ -100,13 +102,13 @@ fn a_peer_that_never_reads_costs_a_send_its_budget_and_the_reader_nothing() {
             let (sent, error) = sending.join().expect("it does not panic");
             assert_eq!(error.reason().timeout(), Some(tautline::Timeout::Send));
             match error {
-                // A byte of it was taken: its fate is unknown, and the connection is aborted.
+                // The kernel took part of it: its fate is unknown, and the connection is aborted.
                 SendError::Unknown(_) => {
                     let disconnect = disconnected(&mut events);
                     assert_eq!(disconnect.error.kind(), ErrorKind::Timeout);
                     assert_eq!((disconnect.sent, disconnect.confirmed), (sent + 1, 0));
                 }
-                // No byte was taken: the connection is left alone.
+                // The kernel took no byte of it: the connection stays open.
                 SendError::NotSent(_) => {
                     go.send(()).expect("the server is there");
                     assert_eq!(message(&mut events).text(), Some("still talking"));
@@ -119,9 +121,9 @@ fn a_peer_that_never_reads_costs_a_send_its_budget_and_the_reader_nothing() {
 }
 
 #[test]
-fn both_sides_that_fill_their_buffers_do_not_deadlock() {
+fn client_and_server_do_not_deadlock_when_both_fill_their_buffers() {
     plain_and_tls(|server_builder| {
-        // The peer writes 64 MiB before it reads anything; so do we.
+        // Both sides write 64 MiB before they read anything.
         let server = server_builder().start(|peer| {
             peer.upgrade()?;
             let block = vec![1; 1 << 20];
@@ -148,7 +150,7 @@ fn both_sides_that_fill_their_buffers_do_not_deadlock() {
 }
 
 #[test]
-fn while_no_connection_is_open_sends_are_not_sent_at_once() {
+fn sends_fail_at_once_as_not_sent_while_no_connection_is_open() {
     let server = TestServer::start(|peer| peer.stall());
     let client = builder(&server).start().expect("it starts");
     assert!(server.wait_for_connections(1, SOON));
@@ -158,7 +160,7 @@ fn while_no_connection_is_open_sends_are_not_sent_at_once() {
 }
 
 #[test]
-fn nothing_sent_on_one_connection_leaves_by_another() {
+fn messages_for_one_connection_are_never_sent_on_another() {
     let server = TestServer::start(|peer| {
         peer.upgrade()?;
         if peer.number() == 0 {
@@ -247,7 +249,7 @@ fn a_handler_sends_on_its_own_connection() {
 }
 
 #[test]
-fn a_sender_that_outlives_its_client_says_so() {
+fn a_sender_that_outlives_its_client_fails_with_stopped() {
     let server = echo(TestServer::builder());
     let client = builder(&server).connect().expect("it opens");
     let sender = client.sender();
@@ -281,11 +283,8 @@ fn text_and_headers_stay_out_of_every_debug_and_display() {
 }
 
 #[test]
-fn a_send_on_a_connection_that_was_severed_fails_and_is_told() {
-    let server = TestServer::start(|peer| {
-        peer.upgrade()?;
-        peer.drain()
-    });
+fn a_send_after_the_connection_was_aborted_fails_as_not_sent() {
+    let server = draining(TestServer::builder());
     let client =
         builder(&server).retry_delay_min(SOON).retry_delay_max(SOON).connect().expect("it opens");
     let mut events = client.events();
@@ -297,7 +296,7 @@ fn a_send_on_a_connection_that_was_severed_fails_and_is_told() {
 }
 
 #[test]
-fn what_the_server_receives_is_masked_text_and_binary() {
+fn text_and_binary_messages_arrive_masked() {
     // `Peer::receive` refuses frames without a mask.
     let (tell, told) = bounded(2);
     let server = TestServer::start(move |peer| {
@@ -331,13 +330,13 @@ fn fragments_arrive_as_one_message_and_control_frames_pass_between_them() {
             Some(2)
         );
         assert_eq!(message(&mut events).bytes(), [7; 100_001]);
-        // The source waits for pings to pass, which they could not if it held the connection.
+        // The iterator waits until pings have passed between the fragments.
         let before = server.pings();
-        let monitor = (0..3).map(|index| {
+        let slow = (0..3).map(|index| {
             assert!(index == 0 || server.wait_for_pings(before + index, SOON));
             Payload::Text("slow ")
         });
-        assert!(sender.send_fragmented(monitor).is_ok());
+        assert!(sender.send_fragmented(slow).is_ok());
         assert_eq!(message(&mut events).text(), Some("slow slow slow "));
     });
 }
@@ -368,7 +367,7 @@ fn other_messages_wait_for_the_end_of_a_fragmented_one() {
 }
 
 #[test]
-fn fragments_that_cannot_be_finished_sever_the_connection_and_are_told() {
+fn a_fragmented_message_that_cannot_be_finished_aborts_the_connection() {
     let server = echo(TestServer::builder());
     let client = builder(&server).connect().expect("it opens");
     let sender = client.sender();
@@ -379,8 +378,8 @@ fn fragments_that_cannot_be_finished_sever_the_connection_and_are_told() {
     let early = sender
         .send_fragmented([Payload::Text("a"), Payload::Binary(b"b")])
         .expect_err("they are mixed");
-    assert!(early.is_not_sent(), "it was seen before the first had gone");
-    assert!(sender.send_text("the connection is left alone").is_ok());
+    assert!(early.is_not_sent(), "the mistake is found before the first fragment is sent");
+    assert!(sender.send_text("the connection is still open").is_ok());
     message(&mut events);
     let late =
         sender.send_fragmented([Payload::Text("a"), Payload::Text("b"), Payload::Binary(b"c")]);
@@ -389,11 +388,8 @@ fn fragments_that_cannot_be_finished_sever_the_connection_and_are_told() {
 }
 
 #[test]
-fn a_panic_in_the_middle_of_a_fragmented_message_ends_the_connection_and_holds_nobody_up() {
-    let server = TestServer::start(|peer| {
-        peer.upgrade()?;
-        peer.drain()
-    });
+fn a_panic_in_the_middle_of_a_fragmented_message_ends_only_its_connection() {
+    let server = draining(TestServer::builder());
     let client = builder(&server).start().expect("it starts");
     let mut events = client.events();
     opened(&mut events);
@@ -408,17 +404,17 @@ fn a_panic_in_the_middle_of_a_fragmented_message_ends_the_connection_and_holds_n
     assert!(panic.is_err());
     let end = disconnected(&mut events);
     assert!(end.error.to_string().contains("panicked"), "{}", end.error);
-    // The next connection is as good as new.
+    // The next connection is not affected.
     opened(&mut events);
     assert!(sender.send_text("next").is_ok());
 }
 
 #[test]
-fn a_batch_that_is_cut_says_of_no_message_that_arrived_that_it_was_not_sent() {
-    plain_and_tls(|server| {
+fn a_batch_cut_short_never_reports_an_arrived_message_as_not_sent() {
+    plain_and_tls(|server_builder| {
         for buffer in [8, 48] {
             let (go, told) = bounded::<()>(1);
-            let server = server().start(move |peer| {
+            let server = server_builder().start(move |peer| {
                 peer.limit_receive_buffer(64 * 1024)?;
                 peer.upgrade()?;
                 told.recv().expect("the test says when");
@@ -433,7 +429,7 @@ fn a_batch_that_is_cut_says_of_no_message_that_arrived_that_it_was_not_sent() {
             let batch: Vec<Payload<'_>> = texts.iter().map(|text| Payload::Text(text)).collect();
             let error = client.send_batch(&batch).expect_err("it does not fit");
             go.send(()).expect("the server waits");
-            // The connection may still be good: the cut was between two frames.
+            // The connection may still be open, if the batch was cut between two frames.
             drop(client);
             assert!(server.wait_until_empty(SOON));
             let most = error.sent + usize::from(!error.next.is_not_sent());
@@ -444,7 +440,7 @@ fn a_batch_that_is_cut_says_of_no_message_that_arrived_that_it_was_not_sent() {
 }
 
 #[test]
-fn fragments_keep_the_limit_of_frames() {
+fn fragments_respect_max_outgoing_frame_size() {
     let (tell, told) = bounded(1);
     let server = TestServer::start(move |peer| {
         peer.upgrade()?;
@@ -464,12 +460,12 @@ fn fragments_keep_the_limit_of_frames() {
         panic!("it was text")
     };
     assert_eq!(text, piece.repeat(2));
-    // Twice four frames of ten and one of five, each with a head of six.
+    // Each piece takes four frames of ten bytes and one of five, each with a header of six bytes.
     assert_eq!(client.stats().bytes_sent - before, 2 * (5 * 6 + 45));
 }
 
 #[test]
-fn a_message_whose_fragments_broke_off_is_confirmed_by_no_pong() {
+fn a_pong_does_not_confirm_an_unfinished_fragmented_message() {
     let (ping, pinged) = bounded(1);
     let server = TestServer::start(move |peer| {
         peer.upgrade()?;
@@ -486,11 +482,7 @@ fn a_message_whose_fragments_broke_off_is_confirmed_by_no_pong() {
         if pieces == 3 {
             client.ping().expect("the connection is open");
             pinged.recv_timeout(SOON).expect("a ping passes between fragments");
-            let deadline = Instant::now() + SOON;
-            while client.stats().round_trip.count == 0 {
-                assert!(Instant::now() < deadline, "the pong comes");
-                thread::yield_now();
-            }
+            until("the pong arrives", || client.stats().round_trip.count > 0);
             server.abort_all();
             end = Some(disconnected(&mut events));
         }
@@ -502,7 +494,7 @@ fn a_message_whose_fragments_broke_off_is_confirmed_by_no_pong() {
 }
 
 #[test]
-fn no_message_of_a_batch_that_was_never_begun_counts_as_sent() {
+fn messages_of_a_batch_that_were_never_begun_do_not_count_as_sent() {
     let (go, gone) = bounded::<()>(0);
     let server = TestServer::start(move |peer| {
         peer.upgrade()?;
@@ -516,7 +508,7 @@ fn no_message_of_a_batch_that_was_never_begun_counts_as_sent() {
     let batch = vec![Payload::Binary(&large); 2000];
     let error = thread::scope(|scope| {
         let sending = scope.spawn(|| client.sender().send_batch(&batch));
-        // Nobody reads: it has got somewhere and is stuck when the server closes.
+        // Nobody reads, so the batch is stuck halfway when the server closes.
         thread::sleep(50 * MS);
         drop(go);
         sending.join().expect("it does not panic").expect_err("nobody reads")
@@ -524,7 +516,7 @@ fn no_message_of_a_batch_that_was_never_begun_counts_as_sent() {
     let mut events = client.events();
     opened(&mut events);
     let disconnect = disconnected(&mut events);
-    // What goes by one system call counts as begun together: one message, of this size.
+    // Messages of one system call count as begun together. At this size that is one message.
     assert!(
         (error.sent as u64..=error.sent as u64 + 1).contains(&disconnect.sent),
         "{disconnect:?}, {error:?}"
@@ -535,7 +527,7 @@ fn no_message_of_a_batch_that_was_never_begun_counts_as_sent() {
 }
 
 #[test]
-fn whoever_sends_while_the_end_is_told_gets_no_receipt() {
+fn a_send_inside_the_disconnected_callback_is_not_sent() {
     struct Sends(Option<Sender>, crossbeam_channel::Sender<Result<Receipt, SendError>>);
     impl Handler for Sends {
         fn opened(&mut self, connection: &mut Connection<'_>) {

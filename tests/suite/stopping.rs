@@ -1,4 +1,4 @@
-//! Stop and drop in every state, from everywhere.
+//! Stopping and dropping a client, in every state and from every thread.
 
 use std::cell::RefCell;
 use std::io::Read;
@@ -12,27 +12,30 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use parking_lot::Mutex;
 use tautline::testing::{Received, TestServer};
 use tautline::{
-    AppPing, Client, Connection, ErrorKind, Event, Handler, MessageRef, Push, State, StopReport,
+    AppPing, Client, Connection, ErrorKind, Handler, MessageRef, Push, State, StopReport,
     ThreadOutcome,
 };
 
-use crate::support::{MS, SOON, builder, disconnected, echo, next, opened, plain_and_tls, until};
+use crate::support::{
+    MS, SOON, builder, dial_failed, disconnected, draining, echo, opened, plain_and_tls, stalling,
+    stopped, unanswering_address, until,
+};
 
-/// What a stop may take in any state: far above what it takes, and far below any timeout that could
-/// be in its way.
+/// The longest time that counts as "at once": far more than a stop needs, and far less than any
+/// timeout that could delay it.
 const AT_ONCE: Duration = Duration::from_millis(100);
 
-/// How a client ends.
+/// The two ways to end a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum By {
     Stop,
     Drop,
 }
 
-/// So much more than any end takes that no end is due to it.
+/// A budget so large that no test passes because it ran out.
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// Ends the client; how long that took, and what became of its threads.
+/// Ends the client, and returns how long that took and what became of its threads.
 fn end<D>(client: Client<D>, by: By) -> (Duration, StopReport) {
     let stopper = client.stopper();
     let began = Instant::now();
@@ -42,11 +45,11 @@ fn end<D>(client: Client<D>, by: By) -> (Duration, StopReport) {
     (took, report.unwrap_or_else(|| stopper.stop(Duration::ZERO)))
 }
 
-/// Ends clients that `start` has brought into some state, beside whatever has to live longer than
-/// them, by stop and by drop.
+/// Ends clients by stop and by drop. `start` brings each into the state under test, and returns
+/// beside it whatever has to outlive it.
 ///
-/// A shared machine may stall a test for a while: what counts is that one of several ends is at
-/// once, and that all of them are clean.
+/// A shared machine may stall a test for a while. So one of several ends has to be at once, and all
+/// of them have to be clean.
 fn assert_ends_at_once<D, K>(mut start: impl FnMut() -> (Client<D>, K)) {
     for by in [By::Stop, By::Drop] {
         let mut all = Vec::new();
@@ -65,24 +68,18 @@ fn silent() -> impl Handler {
 }
 
 #[test]
-fn an_end_while_connecting_is_at_once() {
-    // A listener whose queue is full: the next connect gets no answer.
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let socket = socket2::SockRef::from(&listener);
-    socket.listen(0).expect("it listens");
-    let address = listener.local_addr().expect("an address");
-    let filler = std::net::TcpStream::connect(address).expect("the first has room");
+fn a_client_ends_at_once_while_connecting() {
+    let (address, _guard) = unanswering_address();
     assert_ends_at_once(|| {
         let client =
             Client::builder(format!("ws://{address}/")).start_with(silent()).expect("it starts");
         assert!(matches!(client.state(), State::Connecting { attempt: 1 }));
         (client, ())
     });
-    drop(filler);
 }
 
 #[test]
-fn an_end_in_the_tls_handshake_is_at_once() {
+fn a_client_ends_at_once_in_the_tls_handshake() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let port = listener.local_addr().expect("an address").port();
     let start = || {
@@ -90,20 +87,20 @@ fn an_end_in_the_tls_handshake_is_at_once() {
             .start_with(silent())
             .expect("it starts");
         let (mut socket, _) = listener.accept().expect("it dials");
-        // The first byte of the handshake: from here on the client waits for the answer.
+        // The client has sent its first byte: from here on it waits for the answer.
         socket.read_exact(&mut [0]).expect("it begins the handshake");
         (client, socket)
     };
-    // Reading the system's roots is work and not a wait, some ten milliseconds of it: this one has
-    // read them for all.
+    // Reading the system's roots takes some ten milliseconds of work, which a stop cannot
+    // interrupt. The first client reads them for all.
     let _first = start();
     assert_ends_at_once(start);
 }
 
 #[test]
-fn an_end_in_the_middle_of_a_tls_handshake_is_at_once() {
-    // Reading the system's roots is work and not a wait, some ten milliseconds of it: this one has
-    // read them for all.
+fn a_client_ends_at_once_when_the_tls_handshake_stalls_halfway() {
+    // Reading the system's roots takes some ten milliseconds of work, which a stop cannot
+    // interrupt. The first client reads them for all.
     let good = echo(TestServer::builder().tls());
     let _first = builder(&good).connect().expect("it opens");
     for bytes in [1, 100, 700] {
@@ -122,7 +119,7 @@ fn an_end_in_the_middle_of_a_tls_handshake_is_at_once() {
 }
 
 #[test]
-fn an_end_in_the_upgrade_is_at_once() {
+fn a_client_ends_at_once_in_the_upgrade() {
     plain_and_tls(|server_builder| {
         let good = echo(server_builder());
         let _first = builder(&good).connect().expect("it opens");
@@ -142,7 +139,7 @@ fn an_end_in_the_upgrade_is_at_once() {
 }
 
 #[test]
-fn the_end_of_an_open_and_idle_connection_is_polite_and_at_once() {
+fn an_idle_connection_is_closed_with_1000_at_once() {
     plain_and_tls(|server_builder| {
         let server = echo(server_builder());
         assert_ends_at_once(|| (builder(&server).connect().expect("it opens"), ()));
@@ -156,17 +153,17 @@ fn the_end_of_an_open_and_idle_connection_is_polite_and_at_once() {
 }
 
 #[test]
-fn the_end_of_a_flooded_connection_is_at_once() {
+fn a_client_ends_at_once_while_its_connection_is_flooded() {
     plain_and_tls(|server_builder| {
         let server = server_builder().start(|peer| {
             peer.upgrade()?;
             peer.flood(200)
         });
-        // The flood does not read, so it never answers the close frame.
+        // The server does not read, so it never answers the close frame.
         assert_ends_at_once(|| {
             let (tell, told) = bounded(1);
             let handler = move |_: &mut Connection<'_>, _: MessageRef<'_>| {
-                // Full after the first message: one is enough.
+                // The channel is full after the first message. One is enough.
                 let _ = tell.try_send(());
             };
             let client =
@@ -178,12 +175,9 @@ fn the_end_of_a_flooded_connection_is_at_once() {
 }
 
 #[test]
-fn an_end_waits_for_a_close_that_never_comes_no_longer_than_close_within() {
+fn an_unanswered_close_frame_delays_an_end_by_close_timeout_at_most() {
     plain_and_tls(|server_builder| {
-        let server = server_builder().start(|peer| {
-            peer.upgrade()?;
-            peer.drain()
-        });
+        let server = draining(server_builder());
         for (nth, by) in [By::Stop, By::Drop].into_iter().enumerate() {
             let client = builder(&server)
                 .close_timeout(50 * MS)
@@ -199,7 +193,7 @@ fn an_end_waits_for_a_close_that_never_comes_no_longer_than_close_within() {
 }
 
 #[test]
-fn an_end_is_over_at_the_close_deadline_where_the_close_is_answered_and_tcp_stays_open() {
+fn an_end_is_bounded_by_close_timeout_if_the_peer_answers_and_keeps_tcp_open() {
     plain_and_tls(|server_builder| {
         let server = server_builder().start(|peer| {
             peer.upgrade()?;
@@ -221,11 +215,8 @@ fn an_end_is_over_at_the_close_deadline_where_the_close_is_answered_and_tcp_stay
 }
 
 #[test]
-fn a_short_stop_cuts_the_polite_end_short() {
-    let server = TestServer::start(|peer| {
-        peer.upgrade()?;
-        peer.drain()
-    });
+fn a_short_stop_cuts_the_closing_handshake_short() {
+    let server = draining(TestServer::builder());
     let client =
         builder(&server).close_timeout(Duration::from_secs(60)).connect().expect("it opens");
     let report = client.stop(1000 * MS);
@@ -234,30 +225,26 @@ fn a_short_stop_cuts_the_polite_end_short() {
 
 #[test]
 fn a_second_stop_with_less_time_overtakes_the_first() {
-    let server = TestServer::start(|peer| {
-        peer.upgrade()?;
-        peer.drain()
-    });
-    let client =
-        builder(&server).close_timeout(Duration::from_secs(3600)).connect().expect("it opens");
+    let server = draining(TestServer::builder());
+    let client = builder(&server).close_timeout(HOUR).connect().expect("it opens");
     thread::scope(|scope| {
-        let monitor = scope.spawn(|| client.stop(Duration::from_secs(3600)));
+        let first = scope.spawn(|| client.stop(HOUR));
         assert!(server.wait_for_close(SOON));
         assert!(client.stop(1000 * MS).is_clean());
-        assert!(monitor.join().expect("it does not panic").is_clean());
+        assert!(first.join().expect("it does not panic").is_clean());
     });
 }
 
 #[test]
-fn an_end_during_backoff_comes_before_the_delay() {
+fn a_client_ends_during_backoff_before_the_delay_is_over() {
     let server = TestServer::start(|_| Ok(()));
     assert_ends_at_once(|| {
         let client = Client::builder(server.url())
-            .retry_delay_min(Duration::from_secs(3600))
-            .retry_delay_max(Duration::from_secs(3600))
+            .retry_delay_min(HOUR)
+            .retry_delay_max(HOUR)
             .start()
             .expect("it starts");
-        assert!(matches!(next(&mut client.events()), Event::DialFailed(_)));
+        dial_failed(&mut client.events());
         assert!(matches!(client.state(), State::Backoff { attempt: 2, .. }));
         (client, ())
     });
@@ -274,7 +261,7 @@ fn a_lookup_that_hangs_is_reported_and_not_waited_for() {
             Err(std::io::Error::other("too late"))
         };
         let client = Client::builder("ws://server.example/")
-            .drop_timeout(Duration::from_secs(3600))
+            .drop_timeout(HOUR)
             .resolver(resolver)
             .start_with(silent())
             .expect("it starts");
@@ -291,7 +278,7 @@ fn a_lookup_that_hangs_is_reported_and_not_waited_for() {
         assert_eq!(late.len(), 1, "by {by:?}: {report}");
         assert_eq!(late[0].name, "taut-resolver");
         drop(release);
-        // A stop waits 20 ms for a lookup, which may be too short for a busy machine.
+        // A stop waits only 20 ms for a lookup, which may be too short on a busy machine.
         until("the lookup has ended", || stopper.stop(SOON).is_clean());
     }
 }
@@ -310,8 +297,7 @@ fn stop_from_the_handler_returns_at_once_and_nothing_is_delivered_after_it() {
         fn message(&mut self, _: &mut Connection<'_>, _: MessageRef<'_>) {
             self.calls += 1;
             assert_eq!(self.calls, 1, "a message after the stop");
-            let report =
-                self.stopper.as_ref().expect("it was opened").stop(Duration::from_secs(3600));
+            let report = self.stopper.as_ref().expect("it was opened").stop(HOUR);
             self.report.send(report).expect("the test waits");
         }
     }
@@ -350,30 +336,25 @@ fn stop_from_eight_threads_at_once_gives_eight_clean_reports() {
 }
 
 #[test]
-fn an_end_while_a_sender_is_blocked_ends_the_send_and_skips_the_close_frame() {
+fn ending_a_client_unblocks_its_sender_and_skips_the_close_frame() {
     plain_and_tls(|server_builder| {
         for by in [By::Stop, By::Drop] {
-            let server = server_builder().start(|peer| {
-                peer.upgrade()?;
-                peer.stall()
-            });
-            let client = builder(&server)
-                .send_timeout(Duration::from_secs(3600))
-                .connect()
-                .expect("it opens");
+            let server = stalling(server_builder());
+            let client = builder(&server).send_timeout(HOUR).connect().expect("it opens");
             let sender = client.sender();
             let (tell, told) = bounded(1);
             let blocked = thread::spawn(move || {
                 let large = vec![0; 1 << 20];
                 loop {
-                    // Until the connection is gone the test hears of each send.
+                    // The test counts the sends until the connection is gone.
                     let _ = tell.send(());
                     if let Err(error) = sender.send_binary(&large) {
                         return error;
                     }
                 }
             });
-            // Blocked, or so slow that it makes no difference: no further send begins.
+            // No further send begins: the sender is blocked, or so slow that it makes no
+            // difference.
             while told.recv_timeout(100 * MS).is_ok() {}
             let (took, report) = end(client, by);
             assert!(report.is_clean(), "by {by:?}: {report}");
@@ -393,12 +374,12 @@ fn an_end_while_a_sender_is_blocked_ends_the_send_and_skips_the_close_frame() {
 }
 
 #[test]
-fn an_end_while_the_connection_is_on_its_way_to_its_end_is_bounded_by_the_same_close_deadline() {
+fn a_client_that_is_already_closing_ends_by_the_same_close_deadline() {
     plain_and_tls(|server_builder| {
         let server = server_builder().start(|peer| {
             peer.upgrade()?;
             peer.close(1001, "")?;
-            // Our answer is read, and TCP stays open.
+            // The client's answer is read, and TCP stays open.
             while !matches!(peer.receive()?, Received::Close(..) | Received::End) {}
             peer.stall()
         });
@@ -409,7 +390,7 @@ fn an_end_while_the_connection_is_on_its_way_to_its_end_is_bounded_by_the_same_c
                 .retry_delay_min(HOUR)
                 .retry_delay_max(HOUR);
             let client = client.start().expect("it starts");
-            until("the connection is on its way to its end", || {
+            until("the connection is closing", || {
                 matches!(client.state(), State::Closing | State::Backoff { .. })
             });
             let (took, report) = end(client, by);
@@ -420,7 +401,7 @@ fn an_end_while_the_connection_is_on_its_way_to_its_end_is_bounded_by_the_same_c
 }
 
 #[test]
-fn a_busy_handler_is_reported_late_and_the_heart_is_not() {
+fn a_busy_handler_makes_only_the_reader_thread_late() {
     for by in [By::Stop, By::Drop] {
         let (release, held) = bounded::<()>(0);
         let (tell, told) = bounded(1);
@@ -472,7 +453,7 @@ fn a_panic_in_the_handler_ends_the_client_once_and_reaches_the_user() {
     });
     let called_again = Arc::new(AtomicBool::new(false));
     let client = builder(&server).start_with(Panics(Arc::clone(&called_again))).expect("it starts");
-    assert!(server.wait_for_close(SOON), "the connection is closed politely");
+    assert!(server.wait_for_close(SOON), "the client sends a close frame");
     assert!(server.wait_until_empty(SOON));
     let report = client.stop(SOON);
     assert!(report.is_clean(), "{report}");
@@ -487,7 +468,7 @@ fn a_panic_in_the_handler_ends_the_client_once_and_reaches_the_user() {
 }
 
 #[test]
-fn a_panic_in_any_call_of_the_handler_is_its_last_call() {
+fn a_handler_is_not_called_again_after_a_panic_in_any_of_its_methods() {
     struct Panics(&'static str, Arc<Mutex<Vec<&'static str>>>);
     impl Panics {
         fn called(&self, what: &'static str) {
@@ -539,7 +520,7 @@ fn a_panic_in_any_call_of_the_handler_is_its_last_call() {
             "{what}"
         );
     }
-    // In the last call of all there is nothing left to end.
+    // A panic in `stopped` has nothing left to end.
     let client = builder(&server).start_with(Panics("stopped", Arc::default())).expect("it starts");
     assert!(client.stop(SOON).is_clean());
     assert!(client.take_panic().is_some());
@@ -597,13 +578,13 @@ fn a_client_dropped_during_a_panic_stops_quietly() {
     assert!(server.wait_until_empty(SOON));
 }
 
-/// Something of the program's in a thread-local of one of the threads, that takes a while to drop:
-/// a log's guard, a pool's connection.
+/// A value in a thread-local of one of the client's threads whose destructor takes a while, such as
+/// the guard of a logger or a connection of a pool.
 struct SlowToDrop(Receiver<()>);
 
 impl Drop for SlowToDrop {
     fn drop(&mut self) {
-        // Until the test lets go of its end.
+        // The test ends this by dropping the sender.
         assert!(self.0.recv().is_err());
     }
 }
@@ -613,7 +594,7 @@ thread_local! {
 }
 
 #[test]
-fn a_stop_is_not_late_because_of_what_a_thread_drops_last() {
+fn a_stop_keeps_its_budget_when_thread_local_destructors_hang() {
     let (release, held) = bounded(0);
     let server = echo(TestServer::builder());
     let client = builder(&server)
@@ -634,7 +615,7 @@ fn a_stop_is_not_late_because_of_what_a_thread_drops_last() {
 }
 
 #[test]
-fn dials_do_not_wait_for_what_the_thread_of_an_earlier_lookup_drops_last() {
+fn dials_do_not_wait_for_thread_local_destructors_of_an_earlier_lookup() {
     let (release, held) = bounded(0);
     let lookups = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&lookups);
@@ -658,12 +639,9 @@ fn dials_do_not_wait_for_what_the_thread_of_an_earlier_lookup_drops_last() {
 }
 
 #[test]
-fn a_maker_of_pings_that_hangs_keeps_no_connection_open() {
+fn a_ping_closure_that_hangs_does_not_keep_the_connection_open() {
     for by in [By::Stop, By::Drop] {
-        let server = TestServer::start(|peer| {
-            peer.upgrade()?;
-            peer.drain()
-        });
+        let server = draining(TestServer::builder());
         let (release, held) = bounded::<()>(0);
         let (tell, told) = bounded(1);
         let make = move || {
@@ -679,7 +657,7 @@ fn a_maker_of_pings_that_hangs_keeps_no_connection_open() {
             By::Stop => client.stop(300 * MS),
             By::Drop => end(client, by).1,
         };
-        // It still hangs, and the connection is over all the same.
+        // The closure still hangs, and the connection has ended.
         assert!(server.wait_until_empty(SOON), "by {by:?}: {report}");
         drop(release);
         assert!(stopper.stop(SOON).is_clean());
@@ -687,7 +665,7 @@ fn a_maker_of_pings_that_hangs_keeps_no_connection_open() {
 }
 
 #[test]
-fn a_handler_that_waits_for_the_end_keeps_nothing_from_it() {
+fn wait_closed_returns_none_at_once_inside_the_handler() {
     let server = TestServer::start(|peer| {
         peer.upgrade()?;
         peer.send_text("go")?;
@@ -707,34 +685,34 @@ fn a_handler_that_waits_for_the_end_keeps_nothing_from_it() {
 }
 
 #[test]
-fn a_stop_without_a_budget_says_goodbye_all_the_same() {
-    // Over TLS what the server has sent beside messages may lie unread, and aborting then resets,
-    // which takes the close frame along.
+fn a_stop_without_a_budget_still_sends_a_close_frame() {
+    // Plain only: over TLS, bytes of the server may lie unread, such as session tickets. Aborting
+    // then resets TCP, and the close frame may be lost.
     for budget in [Duration::ZERO, MS] {
         for _ in 0..10 {
             let server = echo(TestServer::builder());
             let client = builder(&server).connect().expect("it opens");
             client.stop(budget);
-            assert!(server.wait_for_close(SOON), "nothing was said in {budget:?}");
+            assert!(server.wait_for_close(SOON), "no close frame within {budget:?}");
         }
     }
 }
 
 #[test]
-fn a_later_stop_leaves_the_polite_end_most_of_its_own_budget() {
+fn a_later_stop_leaves_the_closing_handshake_most_of_its_own_budget() {
     let (go, gone) = bounded::<()>(0);
     let server = TestServer::start(move |peer| {
         peer.upgrade()?;
         while !matches!(peer.receive()?, Received::Close(..)) {}
-        // Its answer is under way while somebody loses patience.
+        // The answer comes only once the second stop has begun.
         assert!(gone.recv().is_err());
         peer.close(1000, "")
     });
     let client = builder(&server).close_timeout(HOUR).connect().expect("it opens");
     client.stopper().request_stop();
     assert!(server.wait_for_close(SOON));
-    // Longer than what a stop keeps back at most, so that the time since the signal would count for
-    // more than this stop's own.
+    // Longer than the share of its budget that a stop reserves for joining. The time since
+    // `request_stop` must not be charged to the second stop.
     thread::sleep(300 * MS);
     thread::scope(|scope| {
         let stopping = scope.spawn(|| client.stop(SOON));
@@ -761,7 +739,7 @@ fn stop_is_idempotent_and_closed_is_final() {
 }
 
 #[test]
-fn a_stopped_client_tells_its_end_once_and_its_events_end() {
+fn a_stopped_client_reports_its_end_once_and_its_events_end() {
     let server = echo(TestServer::builder());
     let client = builder(&server).connect().expect("it opens");
     assert!(client.stop(SOON).is_clean());
@@ -769,20 +747,19 @@ fn a_stopped_client_tells_its_end_once_and_its_events_end() {
     opened(&mut events);
     let disconnect = disconnected(&mut events);
     assert_eq!((disconnect.error.kind(), disconnect.retry_in), (ErrorKind::Stopped, None));
-    let Event::Stopped(stopped) = next(&mut events) else { panic!("the last event is the end") };
-    assert_eq!(stopped.reason.kind(), ErrorKind::Stopped);
+    assert_eq!(stopped(&mut events).reason.kind(), ErrorKind::Stopped);
     assert!(events.next().is_none());
 }
 
 #[test]
-fn wait_open_hears_of_a_stop() {
+fn a_stop_wakes_wait_open() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("an address");
     let client =
         Client::builder(format!("ws://{address}/")).start_with(silent()).expect("it starts");
     let (socket, _) = listener.accept().expect("it dials");
     thread::scope(|scope| {
-        let waiting = scope.spawn(|| client.wait_open(Duration::from_secs(3600)));
+        let waiting = scope.spawn(|| client.wait_open(HOUR));
         client.stopper().request_stop();
         let began = Instant::now();
         assert_eq!(

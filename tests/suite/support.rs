@@ -1,17 +1,18 @@
-//! What every test would write.
+//! Helpers that the tests share.
 
 use std::io::Write;
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::{Duration, Instant};
 
 use tautline::testing::{TestServer, TestServerBuilder};
-use tautline::{Builder, Client, Disconnect, Event, Events, Message, Opened};
+use tautline::{Builder, Client, DialFailure, Disconnect, Event, Events, Message, Opened, Stopped};
 
-/// Long enough for any event on a busy machine; a test that passes never waits for it.
+/// Long enough for any event on a busy machine. A test that passes never waits this long.
 pub(crate) const SOON: Duration = Duration::from_secs(10);
 
 pub(crate) const MS: Duration = Duration::from_millis(1);
 
-/// A client of the server that trusts its certificate and retries fast.
+/// The settings of a client of `server` that trusts its certificate and retries fast.
 pub(crate) fn builder(server: &TestServer) -> Builder {
     Client::builder(server.url())
         .tls_root(TestServer::root_pem())
@@ -19,7 +20,7 @@ pub(crate) fn builder(server: &TestServer) -> Builder {
         .retry_delay_max(5 * MS)
 }
 
-/// A server that sends back what it gets, for as long as it is asked to.
+/// Starts a server that sends every message back.
 pub(crate) fn echo(builder: TestServerBuilder) -> TestServer {
     builder.start(|peer| {
         peer.upgrade()?;
@@ -27,27 +28,58 @@ pub(crate) fn echo(builder: TestServerBuilder) -> TestServer {
     })
 }
 
-/// Waits for what no event tells.
+/// Starts a server that reads everything after the upgrade and answers nothing.
+pub(crate) fn draining(builder: TestServerBuilder) -> TestServer {
+    builder.start(|peer| {
+        peer.upgrade()?;
+        peer.drain()
+    })
+}
+
+/// Starts a server that neither reads nor writes after the upgrade.
+pub(crate) fn stalling(builder: TestServerBuilder) -> TestServer {
+    builder.start(|peer| {
+        peer.upgrade()?;
+        peer.stall()
+    })
+}
+
+/// Returns an address at which nobody listens.
+pub(crate) fn refusing_address() -> SocketAddr {
+    TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port")
+}
+
+/// Returns an address at which connection attempts get no answer, for as long as the other value
+/// lives: the queue of its listener is full.
+pub(crate) fn unanswering_address() -> (SocketAddr, impl Sized) {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    socket2::SockRef::from(&listener).listen(0).expect("it listens");
+    let address = listener.local_addr().expect("an address");
+    let filler = TcpStream::connect(address).expect("the queue has room for one");
+    (address, (listener, filler))
+}
+
+/// Waits for a condition that no event announces.
 pub(crate) fn until(what: &str, mut is_so: impl FnMut() -> bool) {
     let deadline = Instant::now() + SOON;
     while !is_so() {
-        assert!(Instant::now() < deadline, "{what}: not timeout {SOON:?}");
+        assert!(Instant::now() < deadline, "{what}: not within {SOON:?}");
         std::thread::yield_now();
     }
 }
 
-/// Says loudly that a test cannot be run here. Not by `eprintln!`, which the harness keeps to
-/// itself where a test passes.
+/// Says on standard error that a test cannot be run here. The harness would hide the output of
+/// `eprintln!`, because the test passes.
 pub(crate) fn skipped(why: &str) {
     writeln!(std::io::stderr(), "SKIPPED: {why}").expect("there is a standard error");
 }
 
-/// The next event.
+/// Returns the next event.
 pub(crate) fn next(events: &mut Events<'_>) -> Event {
     events.next_timeout(SOON).expect("an event comes")
 }
 
-/// The next event, which has to be an opening.
+/// Returns the next event, which has to be an opening.
 pub(crate) fn opened(events: &mut Events<'_>) -> Opened {
     match next(events) {
         Event::Opened(opened) => opened,
@@ -55,7 +87,7 @@ pub(crate) fn opened(events: &mut Events<'_>) -> Opened {
     }
 }
 
-/// The next event, which has to be a message.
+/// Returns the next event, which has to be a message.
 pub(crate) fn message(events: &mut Events<'_>) -> Message {
     match next(events) {
         Event::Message(message) => message,
@@ -63,7 +95,7 @@ pub(crate) fn message(events: &mut Events<'_>) -> Message {
     }
 }
 
-/// The next event that is not a message, which has to be the end of a connection.
+/// Returns the next event that is no message, which has to be the end of a connection.
 pub(crate) fn disconnected(events: &mut Events<'_>) -> Disconnect {
     loop {
         match next(events) {
@@ -74,7 +106,23 @@ pub(crate) fn disconnected(events: &mut Events<'_>) -> Disconnect {
     }
 }
 
-/// Runs a test plain and over TLS.
+/// Returns the next event, which has to be a failed dial.
+pub(crate) fn dial_failed(events: &mut Events<'_>) -> DialFailure {
+    match next(events) {
+        Event::DialFailed(failure) => failure,
+        other => panic!("expected a failed dial, got {other:?}"),
+    }
+}
+
+/// Returns the next event, which has to be the end of the client.
+pub(crate) fn stopped(events: &mut Events<'_>) -> Stopped {
+    match next(events) {
+        Event::Stopped(stopped) => stopped,
+        other => panic!("expected the end of the client, got {other:?}"),
+    }
+}
+
+/// Runs a test twice: without TLS and with it.
 pub(crate) fn plain_and_tls(test: impl Fn(fn() -> TestServerBuilder)) {
     test(TestServer::builder);
     test(|| TestServer::builder().tls());

@@ -1,5 +1,5 @@
-//! Who is trusted, and what is shown: what a TLS handshake says of the client. What hangs on the
-//! environment of a process is tested in `faults`.
+//! TLS handshakes: client certificates and server names. Trust that depends on the environment of a
+//! process is tested in `faults`.
 
 use std::process::Command;
 
@@ -9,14 +9,15 @@ use tautline::{Builder, Client};
 use crate::openssl::{Server, certificate};
 use crate::support::{MS, opened};
 
-/// A client of a server that answers no close frame.
+/// The settings of a client of `openssl s_server`, which answers no close frame.
 fn builder(port: u16) -> Builder {
     Client::builder(format!("wss://localhost:{port}/"))
         .tls_root(TestServer::root_pem())
         .close_timeout(50 * MS)
 }
 
-fn opens(builder: &Builder, server: &mut Server) {
+/// Checks that a client with these settings opens a connection to the server.
+fn assert_opens(builder: &Builder, server: &mut Server) {
     let client = builder.clone().start().expect("it starts");
     server.accept();
     opened(&mut client.events());
@@ -25,8 +26,8 @@ fn opens(builder: &Builder, server: &mut Server) {
 const CERTIFICATE: &str = include_str!("../../src/testing/certificates/stranger.pem");
 const KEY: &str = include_str!("../../src/testing/certificates/stranger.key");
 
-/// The two in an archive, as `openssl` makes it. The bytes are those of the day, so there is no
-/// file of it.
+/// Returns certificate and key as a PKCS #12 archive. Each run of `openssl` makes different bytes,
+/// so there is no file of it.
 fn archive(password: &str) -> Vec<u8> {
     let mut command = Command::new("openssl");
     command.args([
@@ -46,28 +47,28 @@ fn archive(password: &str) -> Vec<u8> {
 }
 
 #[test]
-fn the_client_certificate_is_shown_to_a_server_that_asks_for_it() {
+fn the_client_certificate_is_presented_to_a_server_that_asks_for_it() {
     let show: [fn(Builder) -> Builder; 2] = [
         |builder| builder.tls_identity_pem(CERTIFICATE, KEY),
         |builder| builder.tls_identity_pkcs12(archive("hunter2"), "hunter2"),
     ];
     for show in show {
-        // It asks for a certificate, refuses who has none, and takes any.
+        // The server requires a client certificate, and accepts any.
         let Some((mut server, port)) = Server::start(&["-Verify", "1"]) else { return };
-        opens(&show(builder(port)), &mut server);
+        assert_opens(&show(builder(port)), &mut server);
         let printed = String::from_utf8_lossy(&server.printed);
         assert!(printed.contains(&format!("Client certificate\n{CERTIFICATE}")), "{printed}");
     }
 }
 
 #[test]
-fn the_name_of_the_host_is_in_the_handshake() {
-    // A server of several hosts: it shows the certificate of localhost to who asks for that, and a
-    // stranger's to everybody else.
+fn the_tls_handshake_names_the_host() {
+    // The server shows the certificate for localhost only if the handshake names that host, and
+    // otherwise a certificate of another host.
     let stranger = [certificate("stranger.pem"), certificate("stranger.key")];
     let localhost = [certificate("localhost.pem"), certificate("localhost.key")];
     let others = ["-cert", &stranger[0], "-key", &stranger[1]];
     let named = ["-servername", "localhost", "-cert2", &localhost[0], "-key2", &localhost[1]];
     let Some((mut server, port)) = Server::start(&[&others[..], &named].concat()) else { return };
-    opens(&builder(port), &mut server);
+    assert_opens(&builder(port), &mut server);
 }

@@ -1,7 +1,7 @@
-//! `examples/tail.rs` as whoever scripts it sees it: what it prints, what it exits with, how
-//! signals end it. Unix only.
+//! Tests of `examples/tail.rs` as a script sees it: its output, its exit status, and how signals
+//! end it. Unix only.
 //!
-//! A program of its own, which is `tail` itself when it is told to be.
+//! The program runs itself as `tail`, in child processes.
 
 #[cfg(unix)]
 #[path = "../../examples/tail.rs"]
@@ -9,7 +9,7 @@ mod tail;
 
 #[cfg(not(unix))]
 fn main() {
-    println!("SKIPPED: signals end tail on Unix");
+    println!("SKIPPED: tail handles signals on Unix only");
 }
 
 #[cfg(unix)]
@@ -30,7 +30,7 @@ mod conversation {
     use serde_json::{Value, json};
     use tautline::testing::{Received, TestServer};
 
-    /// Set for a child that is to be `tail`.
+    /// The environment variable of a child that runs as `tail`.
     pub(crate) const ROLE: &str = "TAUTLINE_IS_TAIL";
 
     const SOON: Duration = Duration::from_secs(20);
@@ -38,31 +38,34 @@ mod conversation {
     pub(crate) fn run() {
         let scenarios: [(&str, fn()); 9] = [
             (
-                "every_event_is_an_object_and_the_end_comes_last",
-                every_event_is_an_object_and_the_end_comes_last,
+                "every_event_is_an_object_and_stopped_comes_last",
+                every_event_is_an_object_and_stopped_comes_last,
+            ),
+            ("a_permanent_refusal_gives_up_at_once", a_permanent_refusal_gives_up_at_once),
+            (
+                "the_last_failed_dial_is_reported_as_giving_up",
+                the_last_failed_dial_is_reported_as_giving_up,
             ),
             (
-                "a_refusal_that_no_retry_mends_gives_up_at_once",
-                a_refusal_that_no_retry_mends_gives_up_at_once,
+                "a_signal_closes_the_connection_and_exits_0",
+                a_signal_closes_the_connection_and_exits_0,
             ),
-            (
-                "the_last_failed_dial_is_told_as_giving_up",
-                the_last_failed_dial_is_told_as_giving_up,
-            ),
-            ("a_signal_ends_the_line_politely", a_signal_ends_the_line_politely),
             (
                 "wrong_usage_exits_2_and_says_what_is_wrong",
                 wrong_usage_exits_2_and_says_what_is_wrong,
             ),
             (
-                "lines_of_standard_input_are_sent_or_told_of",
-                lines_of_standard_input_are_sent_or_told_of,
+                "lines_of_standard_input_are_sent_or_reported",
+                lines_of_standard_input_are_sent_or_reported,
             ),
-            ("a_reader_that_goes_away_ends_it_politely", a_reader_that_goes_away_ends_it_politely),
-            ("it_trusts_what_it_is_told_to", it_trusts_what_it_is_told_to),
             (
-                "messages_alone_go_to_standard_output_without_json",
-                messages_alone_go_to_standard_output_without_json,
+                "a_closed_standard_output_ends_the_program_cleanly",
+                a_closed_standard_output_ends_the_program_cleanly,
+            ),
+            ("roots_given_by_option_are_trusted", roots_given_by_option_are_trusted),
+            (
+                "only_messages_go_to_standard_output_without_json",
+                only_messages_go_to_standard_output_without_json,
             ),
         ];
         std::thread::scope(|scope| {
@@ -75,7 +78,7 @@ mod conversation {
         });
     }
 
-    /// `tail` with these arguments, before it has started.
+    /// Returns the command that runs `tail` with these arguments.
     fn tail(arguments: &[&str]) -> Command {
         let mut command = Command::new(std::env::current_exe().expect("this program has a path"));
         command
@@ -87,8 +90,8 @@ mod conversation {
         command
     }
 
-    /// Runs it to its end; its exit status, the objects it printed, and what it said on standard
-    /// error.
+    /// Runs `tail` to its end, and returns its exit status, the objects it printed, and its
+    /// standard error.
     fn run_to_end(arguments: &[&str]) -> (i32, Vec<Value>, String) {
         let output = tail(arguments).output().expect("it starts");
         let printed = String::from_utf8(output.stdout).expect("it prints UTF-8");
@@ -101,10 +104,10 @@ mod conversation {
     }
 
     fn object(line: &str) -> Value {
-        serde_json::from_str(line).expect("an object a line")
+        serde_json::from_str(line).expect("each line is an object")
     }
 
-    /// Without what differs from run to run, and with a look at whether that is there.
+    /// Removes the fields that differ from run to run, and checks that they are numbers.
     fn stripped(mut object: Value) -> Value {
         let fields = object.as_object_mut().expect("an object");
         let is_number = |fields: &mut serde_json::Map<String, Value>, name: &str| {
@@ -123,12 +126,12 @@ mod conversation {
     fn kinds(objects: &[Value]) -> Vec<&str> {
         objects
             .iter()
-            .map(|object| object["event"].as_str().expect("each says what it is"))
+            .map(|object| object["event"].as_str().expect("each object names its event"))
             .collect()
     }
 
     fn assert_ends_clean(objects: &[Value]) {
-        let last = objects.last().expect("it says how it ended");
+        let last = objects.last().expect("there is a last object");
         assert_eq!(
             (&last["event"], &last["clean"]),
             (&json!("stopped"), &json!(true)),
@@ -141,7 +144,7 @@ mod conversation {
         );
     }
 
-    fn every_event_is_an_object_and_the_end_comes_last() {
+    fn every_event_is_an_object_and_stopped_comes_last() {
         let server = TestServer::start(|peer| {
             peer.upgrade_with("Sec-WebSocket-Protocol: v2\r\n")?;
             assert_eq!(peer.receive_message()?, Received::Text("hello".into()));
@@ -161,19 +164,22 @@ mod conversation {
             "1",
         ]);
         assert_ends_clean(&objects);
-        let told: Vec<_> = objects[..objects.len() - 1].iter().cloned().map(stripped).collect();
+        let events: Vec<_> = objects[..objects.len() - 1].iter().cloned().map(stripped).collect();
         let expected = [
             json!({"event": "opened", "epoch": 1, "subprotocol": "v2"}),
             json!({"event": "message", "epoch": 1, "text": "a \"quoted\" text"}),
             json!({"event": "message", "epoch": 1, "binary": "AAH/"}),
-            json!({"event": "disconnected", "epoch": 1, "kind": "closed", "code": 4000, "reason": "bye"}),
+            json!({
+                "event": "disconnected", "epoch": 1, "kind": "closed",
+                "code": 4000, "reason": "bye",
+            }),
             json!({"event": "gave_up", "kind": "closed"}),
         ];
-        assert_eq!(told, expected);
+        assert_eq!(events, expected);
         assert_eq!(status, 1);
     }
 
-    fn a_refusal_that_no_retry_mends_gives_up_at_once() {
+    fn a_permanent_refusal_gives_up_at_once() {
         let server = TestServer::start(|peer| peer.refuse(401, "", "no such key"));
         let (status, objects, _) = run_to_end(&[&server.url(), "--json"]);
         assert_eq!(kinds(&objects), ["gave_up", "stopped"]);
@@ -184,7 +190,7 @@ mod conversation {
         assert_eq!(status, 1);
     }
 
-    fn the_last_failed_dial_is_told_as_giving_up() {
+    fn the_last_failed_dial_is_reported_as_giving_up() {
         let server = TestServer::start(|peer| peer.refuse(503, "", ""));
         let arguments = [
             "--json",
@@ -205,7 +211,7 @@ mod conversation {
         assert_eq!(status, 1);
     }
 
-    /// Reads objects until one is of that kind.
+    /// Reads objects until one reports this event.
     fn read_until(kind: &str, lines: &mut std::io::Lines<BufReader<ChildStdout>>) -> Value {
         loop {
             let line = lines.next().expect("more comes").expect("it can be read");
@@ -228,7 +234,7 @@ mod conversation {
         rustix::process::kill_process(pid, signal).expect("it is there");
     }
 
-    fn a_signal_ends_the_line_politely() {
+    fn a_signal_closes_the_connection_and_exits_0() {
         for which in [rustix::process::Signal::INT, rustix::process::Signal::TERM] {
             let server = TestServer::start(|peer| {
                 peer.upgrade()?;
@@ -271,12 +277,12 @@ mod conversation {
         }
     }
 
-    fn lines_of_standard_input_are_sent_or_told_of() {
+    fn lines_of_standard_input_are_sent_or_reported() {
         let server = TestServer::start(|peer| {
             peer.upgrade()?;
             peer.echo()
         });
-        // For ever, as far as a clock can tell.
+        // More than a clock can represent counts as no limit.
         let for_ever = "18446744073709551615s";
         let mut child =
             tail(&[&server.url(), "--json", "--stdin", "--count", "2", "--for", for_ever])
@@ -285,7 +291,7 @@ mod conversation {
                 .expect("it starts");
         let mut stdin = child.stdin.take().expect("it is piped");
         stdin.write_all(b"first\n\xe9\nsecond\n").expect("it reads");
-        // Its end ends nothing.
+        // The end of standard input does not end the program.
         drop(stdin);
         let objects: Vec<Value> =
             lines_of(&mut child).map(|line| object(&line.expect("a line"))).collect();
@@ -297,7 +303,7 @@ mod conversation {
         assert_eq!(child.wait().expect("it ends").code(), Some(0));
     }
 
-    fn a_reader_that_goes_away_ends_it_politely() {
+    fn a_closed_standard_output_ends_the_program_cleanly() {
         let server = TestServer::start(|peer| {
             peer.upgrade()?;
             while peer.send_text("tick").is_ok() {}
@@ -312,7 +318,7 @@ mod conversation {
         assert_eq!(child.wait().expect("it ends").code(), Some(0));
     }
 
-    fn it_trusts_what_it_is_told_to() {
+    fn roots_given_by_option_are_trusted() {
         let server = TestServer::builder().tls().start(|peer| {
             peer.upgrade()?;
             peer.send_text("tick")?;
@@ -337,7 +343,7 @@ mod conversation {
         assert_eq!(objects[1]["kind"], "tls");
     }
 
-    fn messages_alone_go_to_standard_output_without_json() {
+    fn only_messages_go_to_standard_output_without_json() {
         let server = TestServer::start(|peer| {
             peer.upgrade()?;
             peer.send_text("one")?;
@@ -352,12 +358,15 @@ mod conversation {
                 .collect();
             let output = tail(&arguments).output().expect("it starts");
             assert_eq!(String::from_utf8_lossy(&output.stdout), expected);
-            let told = String::from_utf8_lossy(&output.stderr);
-            assert!(told.contains("open, epoch 1") && told.contains("stopped, clean"), "{told}");
+            let notices = String::from_utf8_lossy(&output.stderr);
+            assert!(
+                notices.contains("open, epoch 1") && notices.contains("stopped, clean"),
+                "{notices}"
+            );
             assert_eq!(
-                told.contains("2 messages, epoch 1, round trip not measured"),
+                notices.contains("2 messages, epoch 1, round trip not measured"),
                 quiet.is_some(),
-                "{told}"
+                "{notices}"
             );
             assert_eq!(output.status.code(), Some(0));
         }
