@@ -1,36 +1,48 @@
 #!/usr/bin/env python3
-"""How cost grows: with the size of messages, the number of connections, the number of threads that send. Draws benches/growth.svg.
+"""Measures how cost grows with the size of messages and the number of connections and senders.
 
-  benches/growth.py        five minutes; the middle of ROUNDS runs is drawn
+  benches/growth.py                 five minutes; draws the medians as benches/growth.svg
+  benches/growth.py --save FILE     also saves them as JSON lines (benches/figures.jsonl)
+  benches/growth.py --from FILE     measures nothing: draws saved medians
 
-Needs the load server, built as its README says, in the folder that PEERS names (../shared/peers by default).
+Needs the load server, built as its README says, in the folder that PEERS names (../shared/peers by
+default).
 """
-import json, math, os, re, socket, statistics, subprocess, time
+import argparse, json, math, os, re, socket, statistics, subprocess, time
 
-HERE = os.path.dirname(os.path.abspath(__file__))
+from figures import HERE, load, save, shown, text, write
+
 PEERS = os.path.abspath(os.environ.get("PEERS", os.path.join(HERE, "../../shared/peers")))
 ROUNDS = 5
 SIZES = [20, 64, 200, 1024, 4096, 16384, 65536, 262144, 1048576]
-LINES = [1, 10, 100, 1000]
+CONNECTIONS = [1, 10, 100, 1000]
 PORT = 9971
 
 
 def bench(name):
-    """The executable of a bench, built."""
+    """Builds a bench; returns the path of its executable."""
     built = subprocess.run(
         ["cargo", "bench", "--no-run", "--bench", name, "--message-format=json"],
         cwd=os.path.dirname(HERE), check=True, stdout=subprocess.PIPE, text=True,
     ).stdout
-    built = [json.loads(line) for line in built.splitlines() if '"compiler-artifact"' in line]
-    return next(one["executable"] for one in built if one["target"]["name"] == name and one["executable"])
+    artifacts = [json.loads(line) for line in built.splitlines() if '"compiler-artifact"' in line]
+    return next(
+        one["executable"] for one in artifacts
+        if one["target"]["name"] == name and one["executable"]
+    )
 
 
 def run(command):
     return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
+def median(figure, by, at, values):
+    value = float(f"{statistics.median(values):.4g}")
+    return {"figure": figure, "by": by, "at": at, "median": value}
+
+
 def sizes():
-    """CPU of the client for each message, by its size: (size, ns)."""
+    """Measures the client's CPU per message by the size of messages, in ns."""
     driver = bench("driver")
     server = subprocess.Popen([
         PEERS + "/server/target/release/server", "--port", str(PORT), "--tls-port", str(PORT + 1),
@@ -47,7 +59,8 @@ def sizes():
             count = max(200, min(1_000_000, 400_000_000 // (size + 400)))
             url = f"ws://127.0.0.1:{PORT}/firehose?n={count}&size={size}"
             rows = [json.loads(run([driver, "firehose", url])) for _ in range(ROUNDS)]
-            points.append((size, statistics.median(row["cpu_s"] / row["msgs"] * 1e9 for row in rows)))
+            costs = [row["cpu_s"] / row["msgs"] * 1e9 for row in rows]
+            points.append(median("cpu_ns", "bytes", size, costs))
         return points
     finally:
         server.kill()
@@ -55,74 +68,119 @@ def sizes():
 
 
 def connections():
-    """Time to open all, and live heap a connection, by their number: two lists of (connections, figure)."""
+    """Measures the time to open all, in ms per connection, and each one's live heap, in KiB."""
     program = bench("connections")
     unit = {"µs": 1e-3, "ms": 1, "s": 1e3}
-    opened, heap = [], []
-    for count in LINES:
-        times, kib = [], []
+    points = []
+    for count in CONNECTIONS:
+        times, heap = [], []
         for _ in range(ROUNDS):
-            text = next(line for line in run([program, str(count)]).splitlines() if "lines, plain:" in line)
-            amount, suffix = re.search(r"open after ([\d.]+)(µs|ms|s)", text).groups()
-            times.append(float(amount) * unit[suffix])
-            kib.append(float(re.search(r"([\d.]+) KiB of live heap", text).group(1)))
-        opened.append((count, statistics.median(times) / count))
-        heap.append((count, statistics.median(kib)))
-    return opened, heap
+            output = run([program, str(count)])
+            told = next(line for line in output.splitlines() if "connections, plain:" in line)
+            amount, suffix = re.search(r"open after ([\d.]+)(µs|ms|s)", told).groups()
+            times.append(float(amount) * unit[suffix] / count)
+            heap.append(float(re.search(r"([\d.]+) KiB of live heap", told).group(1)))
+        points.append(median("open_ms", "connections", count, times))
+        points.append(median("heap_kib", "connections", count, heap))
+    return points
 
 
 def senders():
-    """Messages a second of all threads together, by their number: (threads, millions)."""
+    """Measures the sends per second of all threads together, by the number of threads."""
     program = bench("senders")
-    found = [re.findall(r"(\d+) threads: ([\d.]+) million", run([program])) for _ in range(3)]
-    threads = [int(number) for number, _ in found[0]]
-    return [(number, statistics.median(float(one[at][1]) for one in found)) for at, number in enumerate(threads)]
+    by_threads = {}
+    for _ in range(3):
+        for threads, millions in re.findall(r"(\d+) threads: ([\d.]+) million", run([program])):
+            by_threads.setdefault(int(threads), []).append(float(millions) * 1e6)
+    return [median("sends_per_s", "threads", at, found) for at, found in by_threads.items()]
 
 
-def shown(value):
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+# Figure, divisor, title, name and unit of the horizontal and of the vertical axis, and the marks of
+# a logarithmic vertical axis. Every horizontal axis is logarithmic.
+PANELS = [
+    ("cpu_ns", 1, "Size of messages", "payload, bytes", "CPU per message, ns",
+     [10, 100, 1000, 10_000, 100_000, 1_000_000]),
+    ("sends_per_s", 1e6, "Threads that send at once", "threads",
+     "sends per second of all together, millions", None),
+    ("open_ms", 1, "Connections: time to open", "connections dialed at once", "ms per connection",
+     None),
+    ("heap_kib", 1, "Connections: memory", "open connections", "live heap per connection, KiB",
+     None),
+]
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 470, 290, 76, 24, 62, 52
 
 
-def panel(title, points, x0, log_y):
-    """One curve: the horizontal axis is logarithmic."""
-    width, height, left, top = 330, 190, 46, 30
-    scale_y = (lambda value: math.log10(value)) if log_y else (lambda value: value)
+def size(value):
+    """Returns a tick of the horizontal axis."""
+    for unit, name in [(1 << 20, "Mi"), (1 << 10, "Ki")]:
+        if value >= unit and value % unit == 0:
+            return f"{value // unit}{name}"
+    return f"{value:,}"
+
+
+def panel(points, title, across, up, marks, x0, y0):
+    """Draws one curve with both axes."""
     xs = [math.log10(x) for x, _ in points]
-    ys = [scale_y(y) for _, y in points]
-    low, high = (min(ys), max(ys)) if log_y else (0, max(ys) * 1.1)
-    place = lambda x, y: (
-        x0 + left + (x - xs[0]) / (xs[-1] - xs[0]) * (width - left - 20),
-        top + (1 - (y - low) / ((high - low) or 1)) * (height - top - 30),
-    )
-    spots = [place(x, y) for x, y in zip(xs, ys)]
-    out = [f'<text x="{x0 + 8}" y="18" class="title">{title}</text>']
-    out.append('<polyline points="' + " ".join(f"{x:.1f},{y:.1f}" for x, y in spots) + '"/>')
-    for (x, y), (value_x, value_y) in zip(spots, points):
-        name = f"{value_x >> 20} MiB" if value_x >= 1 << 20 else f"{value_x >> 10} KiB" if value_x > 4000 else value_x
-        out.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3"/>')
-        out.append(f'<text x="{x:.1f}" y="{y - 7:.1f}" text-anchor="middle" class="value">{shown(value_y)}</text>')
-        out.append(f'<text x="{x:.1f}" y="{height - 8}" text-anchor="middle" class="value">{name}</text>')
-    return "".join(out)
+    if marks:
+        low, high = math.log10(marks[0]), math.log10(marks[-1])
+    else:
+        # Four steps of a round length, from zero.
+        step = max(y for _, y in points) * 1.12 / 4
+        unit = 10 ** math.floor(math.log10(step))
+        step = next(unit * one for one in (1, 2, 2.5, 5, 10) if unit * one >= step)
+        marks, low, high = [step * place for place in range(5)], 0, 4 * step
+    log = low != 0
+    scale = math.log10 if log else float
+    left, right = x0 + LEFT, x0 + WIDTH - RIGHT
+    top, bottom = y0 + TOP, y0 + HEIGHT - BOTTOM
+    across_to = lambda x: left + 24 + (x - xs[0]) / (xs[-1] - xs[0]) * (right - left - 46)
+    up_to = lambda y: bottom - (scale(y) - low) / (high - low) * (bottom - top)
+    body = text(x0 + 14, y0 + 16, title, "title")
+    body += text(x0 + 14, y0 + 36, f"↑ {up}{' (log scale)' if log else ''}", "note")
+    for mark in marks:
+        y = up_to(mark)
+        body += f'<line x1="{left}" y1="{y:.1f}" x2="{right}" y2="{y:.1f}" class="grid"/>\n'
+        name = f"{mark:,.0f}" if mark >= 10 else f"{mark:.3g}"
+        body += text(left - 6, y + 4, name, "value", "end")
+    body += f'<line x1="{left}" y1="{bottom}" x2="{right}" y2="{bottom}" class="axis"/>\n'
+    body += f'<line x1="{left}" y1="{top}" x2="{left}" y2="{bottom}" class="axis"/>\n'
+    spots = [(across_to(x), up_to(y)) for x, (_, y) in zip(xs, points)]
+    body += '<polyline class="curve" points="'
+    body += " ".join(f"{x:.1f},{y:.1f}" for x, y in spots) + '"/>\n'
+    for (x, y), (at, value) in zip(spots, points):
+        body += f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" class="ours"/>\n'
+        # Beside the curve, not on it.
+        aside = 8 if points[0][1] > points[-1][1] * 1.1 else -8 if log else 0
+        body += text(x + aside, y - 8, shown(value), "value", "middle")
+        body += text(x, bottom + 16, size(at), "value", "middle")
+    return body + text(right, bottom + 36, f"{across} (log scale) →", "note", "end")
+
+
+def draw(figures):
+    body = ""
+    for place, (figure, divisor, title, across, up, marks) in enumerate(PANELS):
+        points = sorted(
+            (row["at"], row["median"] / divisor) for row in figures if row["figure"] == figure
+        )
+        x0, y0 = place % 2 * WIDTH, place // 2 * HEIGHT + 6
+        body += panel(points, title, across, up, marks, x0, y0)
+    write("growth.svg", 2 * WIDTH, 2 * HEIGHT + 6, body)
 
 
 def main():
-    opened, heap = connections()
-    panels = [
-        panel("CPU for a message by its size, ns", sizes(), 0, True),
-        panel("time to open, ms a connection, by connections", opened, 340, False),
-        panel("live heap, KiB a connection, by connections", heap, 680, False),
-        panel("millions of sends a second by threads", senders(), 1020, False),
-    ]
-    style = (
-        "text{font:12px sans-serif;fill:#444}.title{font-weight:bold;fill:#222}.value{font-size:9px}"
-        "polyline{fill:none;stroke:#c7522a;stroke-width:2}circle{fill:#c7522a}.back{fill:#fff}"
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    with open(os.path.join(HERE, "growth.svg"), "w") as svg:
-        svg.write(
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1360 200" width="1360" height="200"><style>{style}</style>'
-            '<rect class="back" width="1360" height="200"/>' + "".join(panels) + "</svg>\n"
-        )
-    print("benches/growth.svg")
+    parser.add_argument("--save", metavar="FILE")
+    parser.add_argument("--from", dest="file", metavar="FILE")
+    options = parser.parse_args()
+    if options.file:
+        figures = load([options.file], "growth")
+    else:
+        figures = connections() + sizes() + senders()
+    if options.save:
+        save(options.save, "growth", figures)
+    draw(figures)
 
 
 main()

@@ -1,134 +1,224 @@
 #!/usr/bin/env python3
-"""This client beside others: one load server, the same messages, rounds in turn. Prints the tables and a summary, draws benches/peers.svg.
+"""Measures this client beside others: one load server, the same messages, rounds in turn.
 
-  benches/peers.py [ROUNDS]        7 rounds by default: a quarter of an hour
-  benches/peers.py --draw FILE..   draws the results of earlier runs, and measures nothing
+  benches/peers.py                  measures, prints the table, draws benches/peers.svg
+  benches/peers.py --rounds 3       7 rounds by default, which take a quarter of an hour
+  benches/peers.py --save FILE      also saves the medians as JSON lines (benches/figures.jsonl)
+  benches/peers.py --from FILE...   measures nothing: draws saved medians or a runner's own rows
 
-Needs the load server and the drivers of the other clients, built as their README says, in the folder that PEERS names
-(../shared/peers by default).
+Needs the load server and the drivers of the other clients, built as their README says, in the
+folder that PEERS names (../shared/peers by default).
 """
-import json, os, statistics, subprocess, sys, tempfile
+import argparse, json, os, statistics, subprocess, sys, tempfile
 
-HERE = os.path.dirname(os.path.abspath(__file__))
+from figures import HERE, load, save, shown, text, write
+
 OTHERS = [
-    "raw-tcp", "raw-tcp-spin", "raw-tls-buf", "tungstenite", "tungstenite-mutex", "tokio-tungstenite", "sockudo-ws", "tokio-websockets",
-    "fastwebsockets-raw", "beast", "go-gorilla-tuned", "picows-mv",
+    "raw-tcp", "raw-tcp-spin", "raw-tls-buf", "tungstenite", "tungstenite-mutex",
+    "tokio-tungstenite", "sockudo-ws", "tokio-websockets", "fastwebsockets-raw", "beast",
+    "go-gorilla-tuned", "picows-mv",
 ]
-# They hand text on without a check of its UTF-8, which RFC 6455 section 8.1 asks for.
+# These hand text on without checking its UTF-8, which RFC 6455 section 8.1 asks for.
 UNCHECKED = {"go-gorilla-tuned", "picows-mv"}
+# The client's names and the settings of its driver.
 OURS = {"tautline": "", "tautline-events": "PULL=1 ", "tautline-spin": "SPIN=1 "}
-PANELS = [
-    # work, over TLS, what is drawn, its name, and whether more is better
-    ("fire200", False, lambda row: row["msgs_per_s"] / 1e6, "messages of 200 bytes, millions a second", True),
-    ("fire200", False, lambda row: row["cpu_s"] / row["msgs"] * 1e9, "CPU for each of them, ns", False),
-    ("echo128", False, lambda row: row["p50_ns"] / 1e3, "round trip of 128 bytes, median, µs", False),
-    ("echo128", False, lambda row: row["p99_ns"] / 1e3, "round trip of 128 bytes, 99th percentile, µs", False),
-    ("paced200", False, lambda row: row["p50_ns"] / 1e3, "20,000 a second, wire to handler, median, µs", False),
-    ("paced200", False, lambda row: row["cpu_s"] / row["n"] * 1e6, "CPU for each of them, µs", False),
-    ("fire2k", False, lambda row: row["cpu_s"] / row["msgs"] * 1e9, "2 KiB: CPU for each message, ns", False),
-    ("fire64k", False, lambda row: row["cpu_s"] / row["msgs"] * 1e6, "64 KiB: CPU for each message, µs", False),
-    ("fire200", True, lambda row: row["msgs_per_s"] / 1e6, "TLS: messages of 200 bytes, millions a second", True),
-    ("fire200", True, lambda row: row["cpu_s"] / row["msgs"] * 1e9, "TLS: CPU for each of them, ns", False),
-    ("echo128", True, lambda row: row["p50_ns"] / 1e3, "TLS: round trip of 128 bytes, median, µs", False),
-    ("echo128", True, lambda row: row["p99_ns"] / 1e3, "TLS: round trip of 128 bytes, 99th percentile, µs", False),
-    ("paced200", True, lambda row: row["p50_ns"] / 1e3, "TLS: 20,000 a second, wire to handler, median, µs", False),
-    ("fire2k", True, lambda row: row["cpu_s"] / row["msgs"] * 1e9, "TLS, 2 KiB: CPU for each message, ns", False),
-    ("fire64k", True, lambda row: row["cpu_s"] / row["msgs"] * 1e6, "TLS, 64 KiB: CPU for each message, µs", False),
+
+# Each figure of a run: its name, and its value in one row of the runner.
+FIGURES = {
+    "msgs_per_s": lambda row: row["msgs_per_s"],
+    "cpu_ns": lambda row: row["cpu_s"] / (row["msgs"] if "msgs" in row else row["n"]) * 1e9,
+    "p50_ns": lambda row: row["p50_ns"],
+    "p99_ns": lambda row: row["p99_ns"],
+}
+# Work, figure, divisor, title with unit, and "more" or "less": which is better. Each is measured
+# plain and over TLS.
+TABLE = [
+    ("fire200", "msgs_per_s", 1e6, "200-byte messages, millions per second", "more"),
+    ("fire200", "cpu_ns", 1, "CPU per 200-byte message, ns", "less"),
+    ("fire2k", "cpu_ns", 1, "CPU per 2 KiB message, ns", "less"),
+    ("fire64k", "cpu_ns", 1e3, "CPU per 64 KiB message, µs", "less"),
+    ("echo128", "p50_ns", 1e3, "128-byte round trip, median, µs", "less"),
+    ("echo128", "p99_ns", 1e3, "128-byte round trip, 99th percentile, µs", "less"),
+    ("paced200", "p50_ns", 1e3, "20,000 per second, wire to handler, median, µs", "less"),
+    ("paced200", "cpu_ns", 1e3, "CPU per message at 20,000 per second, µs", "less"),
 ]
+DRAWN = [TABLE[0], TABLE[1], TABLE[4]]
+
+NAMES = {
+    "tautline-events": "tautline, events()", "tautline-spin": "tautline, busy_poll",
+    "tungstenite-mutex": "tungstenite + mutex", "fastwebsockets-raw": "fastwebsockets",
+    "beast": "Beast (C++)", "go-gorilla-tuned": "gorilla (Go)", "picows-mv": "picows (Python)",
+}
+BARE = {
+    False: {"raw-tcp": "bare socket", "raw-tcp-spin": "bare socket, spinning"},
+    True: {"raw-tcp": "bare native-tls", "raw-tls-buf": "native-tls, 128 KiB buffer"},
+}
 
 
 def measure(rounds):
+    """Runs everything; returns the path of the runner's rows."""
     peers = os.environ.get("PEERS", os.path.join(HERE, "../../shared/peers"))
     built = subprocess.run(
         ["cargo", "bench", "--no-run", "--bench", "driver", "--message-format=json"],
         cwd=os.path.dirname(HERE), check=True, stdout=subprocess.PIPE, text=True,
     ).stdout
-    drivers = [json.loads(line) for line in built.splitlines() if '"compiler-artifact"' in line]
-    driver = next(one["executable"] for one in drivers if one["target"]["name"] == "driver" and one["executable"])
-    out = tempfile.mktemp(suffix=".jsonl")
-    command = [sys.executable, "run.py", "--rounds", str(rounds), "--both", "--out", out, "--peers", ",".join(OTHERS)]
+    artifacts = [json.loads(line) for line in built.splitlines() if '"compiler-artifact"' in line]
+    driver = next(
+        one["executable"] for one in artifacts
+        if one["target"]["name"] == "driver" and one["executable"]
+    )
+    out = tempfile.mkstemp(suffix=".jsonl")[1]
+    command = [sys.executable, "run.py", "--rounds", str(rounds), "--both", "--out", out]
+    command += ["--peers", ",".join(OTHERS)]
     for name, settings in OURS.items():
         command += ["--add", f"{name}={settings}{driver}"]
     subprocess.run(command, cwd=peers, check=True)
     return out
 
 
-def medians(rows, work, tls, value):
-    """The median of each peer over its rounds."""
-    by_peer = {}
-    for row in rows:
-        if row.get("work") == work and row["tls"] == tls and "error" not in row:
-            by_peer.setdefault(row["peer"], []).append(value(row))
-    return {peer: statistics.median(values) for peer, values in by_peer.items()}
+def medians(rows):
+    """Returns the median of each peer over its rounds, one dictionary per peer and figure."""
+    saved = [row for row in rows if "median" in row]
+    found = {}
+    for work, figure in dict.fromkeys((work, figure) for work, figure, *_ in TABLE):
+        for row in rows:
+            if row.get("work") == work and "median" not in row and "error" not in row:
+                key = (work, row["tls"], figure, row["peer"])
+                found.setdefault(key, []).append(FIGURES[figure](row))
+    keys = ("work", "tls", "figure", "peer")
+    return saved + [
+        {**dict(zip(keys, key)), "median": float(f"{statistics.median(values):.4g}")}
+        for key, values in found.items()
+    ]
 
 
-def summary(rows):
-    """One line for each panel: this client, the bare socket, and the best of the others that check what they hand on."""
-    lines = ["| | tautline | bare socket | ratio | best peer | ratio |", "|---|---:|---:|---:|---:|---:|"]
-    for work, tls, value, title, more_is_better in PANELS:
-        figures = medians(rows, work, tls, value)
-        if not {"tautline", "raw-tcp"} <= figures.keys():
-            continue
-        ours, floor = figures["tautline"], figures["raw-tcp"]
-        peers = {name: figure for name, figure in figures.items() if not name.startswith(("raw", "tautline")) and name not in UNCHECKED}
-        best = (max if more_is_better else min)(peers, key=peers.get)
-        lines.append(f"| {title} | {shown(ours)} | {shown(floor)} | {ours / floor:.2f} | {best} {shown(peers[best])} | {ours / peers[best]:.2f} |")
+def by_peer(figures, work, tls, figure, divisor):
+    return {
+        row["peer"]: row["median"] / divisor for row in figures
+        if (row["work"], row["tls"], row["figure"]) == (work, tls, figure)
+    }
+
+
+def table(figures):
+    """Returns one row per figure: this client, the bare socket, and the best peer that checks
+    UTF-8 (beside `events()`, the best that crosses a thread)."""
+    lines = [
+        "| | tautline | bare socket | ratio | best peer | ratio |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+
+    def add(title, ours, bare, best, peer):
+        lines.append(
+            f"| {title} | {shown(ours)} | {shown(bare)} | {ours / bare:.2f} "
+            f"| {best} {shown(peer)} | {ours / peer:.2f} |"
+        )
+
+    for tls in (False, True):
+        for work, figure, divisor, title, better in TABLE:
+            title = f"TLS: {title}" if tls else title
+            found = by_peer(figures, work, tls, figure, divisor)
+            if not {"tautline", "raw-tcp"} <= found.keys():
+                continue
+            peers = {
+                name: value for name, value in found.items()
+                if not name.startswith(("raw", "tautline")) and name not in UNCHECKED
+            }
+            best = (max if better == "more" else min)(peers, key=peers.get)
+            add(title, found["tautline"], found["raw-tcp"], best, peers[best])
+            crossing = {"tautline-events", "tungstenite-mutex"} <= found.keys()
+            if (work, figure) == ("fire200", "msgs_per_s") and crossing:
+                ours, peer = found["tautline-events"], found["tungstenite-mutex"]
+                add(f"{title}, `events()`", ours, found["raw-tcp"], "tungstenite-mutex", peer)
     return "\n".join(lines)
 
 
-def shown(figure):
-    return f"{figure:,.0f}" if figure >= 1000 else f"{figure:.3g}"
+WIDTH, LEFT, BAR, SCALE = 470, 190, 17, 210
 
 
-def panel(figures, title, more_is_better, x, y):
-    """Bars, ours in colour and the bare socket in grey, the best on top; and how high they are together."""
-    width, bar, left = WIDTH, 16, 130
-    figures = sorted(figures.items(), key=lambda pair: pair[1], reverse=more_is_better)
-    # Whoever is ten times off would leave nothing of the others to be seen.
-    longest = min(max(figure for _, figure in figures), 4 * statistics.median(figure for _, figure in figures))
-    out = [f'<text x="{x + 10}" y="{y + 14}" class="title">{title}</text>']
-    for place, (peer, figure) in enumerate(figures):
-        top = y + 24 + place * bar
-        kind = "ours" if peer.startswith("tautline") else "floor" if peer.startswith("raw") else "peer"
-        length = (width - left - 60) * min(figure / longest, 1)
-        out.append(f'<text x="{x + left - 6}" y="{top + 12}" text-anchor="end">{peer}</text>')
-        out.append(f'<rect x="{x + left}" y="{top + 1}" width="{length:.1f}" height="{bar - 3}" class="{kind}"/>')
-        out.append(f'<text x="{x + left + length + 5:.1f}" y="{top + 12}">{shown(figure)}</text>')
-    return "".join(out), 24 + bar * len(figures) + 16
+def kind(peer):
+    if peer.startswith("tautline"):
+        return "ours"
+    if peer.startswith("raw"):
+        return "bare"
+    return "unchecked" if peer in UNCHECKED else "peer"
 
 
-WIDTH = 440
+def panel(found, title, better, tls, x, y):
+    """Draws the bars of one figure, the best on top; returns them and their height."""
+    order = sorted(found.items(), key=lambda pair: pair[1], reverse=better == "more")
+    # A bar ten times as long as the others would leave nothing of them to be seen.
+    longest = min(max(found.values()), 4 * statistics.median(found.values()))
+    body = text(x + 14, y + 14, f"{'TLS' if tls else 'plain'}: {title}", "title")
+    body += text(x + 14, y + 30, f"{better} is better; bars start at 0", "note")
+    for place, (peer, value) in enumerate(order):
+        top = y + 38 + place * BAR
+        name = BARE[tls].get(peer) or NAMES.get(peer, peer)
+        length = SCALE * min(value / longest, 1)
+        body += text(x + LEFT - 6, top + 12, name, anchor="end")
+        body += (
+            f'<rect x="{x + LEFT}" y="{top + 1}" width="{length:.1f}" height="{BAR - 4}" '
+            f'class="{kind(peer)}"/>\n'
+        )
+        if value > longest:
+            for cut in (length - 26, length - 18):
+                body += (
+                    f'<line x1="{x + LEFT + cut}" y1="{top + BAR}" x2="{x + LEFT + cut + 7}" '
+                    f'y2="{top - 2}" class="cut"/>\n'
+                )
+        body += text(x + LEFT + length + 5, top + 12, shown(value), "value")
+    return body, 38 + BAR * len(order) + 22
 
 
-def draw(rows):
-    """All panels, three beside each other."""
-    body, y, high = [], 10, 0
-    shown = [(medians(rows, work, tls, value), title, more) for work, tls, value, title, more in PANELS]
-    for place, (figures, title, more_is_better) in enumerate(one for one in shown if one[0]):
-        column = place % 3
-        y, high = (y + high, 0) if column == 0 else (y, high)
-        drawn, height = panel(figures, title, more_is_better, column * WIDTH, y)
-        body.append(drawn)
-        high = max(high, height)
-    style = (
-        "text{font:11px sans-serif;fill:#444}.title{font-weight:bold;fill:#222}"
-        ".ours{fill:#c7522a}.peer{fill:#7a9cc6}.floor{fill:#bbb}.back{fill:#fff}"
-    )
-    size = f'viewBox="0 0 {3 * WIDTH} {y + high}" width="{3 * WIDTH}" height="{y + high}"'
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" {size}><style>{style}</style>'
-        f'<rect class="back" width="{3 * WIDTH}" height="{y + high}"/>' + "".join(body) + "</svg>\n"
-    )
+def legend(y):
+    """Draws what the colors and the cut mean."""
+    body, x = "", 14
+    for css, name in [
+        ("ours", "tautline"), ("peer", "other clients"),
+        ("unchecked", "clients that do not check UTF-8"),
+        ("bare", "no WebSocket client: the floor"),
+    ]:
+        body += f'<rect x="{x}" y="{y}" width="14" height="12" class="{css}"/>\n'
+        body += text(x + 20, y + 11, name)
+        x += 36 + 6.6 * len(name)
+    body += f'<rect x="{x}" y="{y}" width="40" height="12" class="peer"/>\n'
+    for cut in (14, 22):
+        body += (
+            f'<line x1="{x + cut}" y1="{y + 14}" x2="{x + cut + 7}" y2="{y - 2}" class="cut"/>\n'
+        )
+    return body + text(x + 46, y + 11, "bar cut short")
+
+
+def draw(figures):
+    """Draws six panels: plain on the left, TLS on the right."""
+    body, y = legend(12), 42
+    for work, figure, divisor, title, better in DRAWN:
+        heights = []
+        for column, tls in enumerate((False, True)):
+            found = by_peer(figures, work, tls, figure, divisor)
+            if found:
+                drawn, height = panel(found, title, better, tls, column * WIDTH, y)
+                body += drawn
+                heights.append(height)
+        y += max(heights, default=0)
+    write("peers.svg", 2 * WIDTH, y, body)
 
 
 def main():
-    words = sys.argv[1:]
-    files = words[1:] if words[:1] == ["--draw"] else [measure(int(words[0]) if words else 7)]
-    rows = [json.loads(line) for file in files for line in open(file)]
-    print(summary(rows))
-    with open(os.path.join(HERE, "peers.svg"), "w") as svg:
-        svg.write(draw(rows))
-    print(f"{files[0]}\n{os.path.join('benches', 'peers.svg')}")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--save", metavar="FILE")
+    parser.add_argument("--from", dest="files", nargs="+", metavar="FILE")
+    options = parser.parse_args()
+    files = options.files or [measure(options.rounds)]
+    figures = medians(load(files, "peers"))
+    if options.save:
+        save(options.save, "peers", figures)
+    print(table(figures))
+    draw(figures)
+    if not options.files:
+        print(f"the runner's rows: {files[0]}")
 
 
 main()

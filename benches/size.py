@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""What a client adds to a program: the size of a stripped release build (fat LTO) that opens a connection and reads, over one that does nothing.
+"""Measures what a client adds to a program that does nothing: the size of a stripped release build
+(fat LTO) that opens a connection and reads.
 
-  benches/size.py        a few minutes: it builds three small programs under target/size
+  benches/size.py        takes a few minutes: it builds three small programs under target/size
 """
 import os, subprocess
 
@@ -12,7 +13,8 @@ PROGRAMS = {
     "tautline": (
         f'tautline = {{ path = "{ROOT}" }}',
         """fn main() -> Result<(), tautline::Error> {
-            let client = tautline::Client::builder(std::env::args().nth(1).unwrap_or_default()).connect()?;
+            let url = std::env::args().nth(1).unwrap_or_default();
+            let client = tautline::Client::builder(url).connect()?;
             for event in client.events() { println!("{event:?}"); }
             Ok(())
         }""",
@@ -20,7 +22,8 @@ PROGRAMS = {
     "tungstenite": (
         'tungstenite = { version = "0.30", features = ["native-tls"] }',
         """fn main() -> Result<(), tungstenite::Error> {
-            let (mut socket, _) = tungstenite::connect(std::env::args().nth(1).unwrap_or_default())?;
+            let url = std::env::args().nth(1).unwrap_or_default();
+            let (mut socket, _) = tungstenite::connect(url)?;
             loop { println!("{:?}", socket.read()?); }
         }""",
     ),
@@ -28,12 +31,13 @@ PROGRAMS = {
 
 
 def size(name, dependency, program):
-    """Builds the program; its size in bytes."""
+    """Builds the program; returns its size in bytes."""
     folder = os.path.join(ROOT, "target", "size", name)
     os.makedirs(os.path.join(folder, "src"), exist_ok=True)
     with open(os.path.join(folder, "Cargo.toml"), "w") as manifest:
         manifest.write(
-            f'[package]\nname = "size-of-{name}"\nedition = "2024"\n[dependencies]\n{dependency}\n[workspace]\n'
+            f'[package]\nname = "size-of-{name}"\nedition = "2024"\n'
+            f'[dependencies]\n{dependency}\n[workspace]\n'
             '[profile.release]\nlto = "fat"\ncodegen-units = 1\nstrip = true\n'
         )
     with open(os.path.join(folder, "src", "main.rs"), "w") as source:

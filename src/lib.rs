@@ -151,6 +151,11 @@ mod sync;
 pub mod testing;
 mod time;
 
+/// The README's program, compiled as a test.
+#[cfg(all(doctest, unix))]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 pub use builder::Builder;
 pub use client::{Client, Pull, Push};
 pub use config::app_ping::AppPing;
