@@ -16,7 +16,7 @@ use crate::connection::OpenConnection;
 use crate::connection::writer::FrameWriter;
 use crate::dial::{Dialer, WakePair};
 use crate::error::{Error, ErrorKind, Timeout};
-use crate::event::{DialFailure, Disconnect, Opened, Stopped};
+use crate::event::{DialFailure, Disconnect, NextDial, Opened, Stopped};
 use crate::handler::{Connection, EventSink};
 use crate::runtime::endpoint_pool::EndpointPool;
 use crate::runtime::read_loop::{ReadEnd, Reader};
@@ -249,7 +249,7 @@ impl<D: EventSink> Supervisor<D> {
             Action::Nothing => {}
             Action::TellOpened => self.tell_opened(),
             Action::TellFailed { attempt, error, retry_in } => {
-                log::info!("dial {attempt} failed: {}; {}", error.chain(), Plan(retry_in));
+                log::info!("dial {attempt} failed: {}; {}", error.chain(), NextDial(retry_in));
                 let failure = DialFailure { attempt, error, retry_in };
                 self.deliver(|delivery| delivery.dial_failed(&failure));
             }
@@ -280,7 +280,7 @@ impl<D: EventSink> Supervisor<D> {
             connection.peer,
             connection.epoch,
             error.chain(),
-            Plan(retry_in)
+            NextDial(retry_in)
         );
         let (sent, confirmed) = connection.final_sequences();
         let (close, has_peer_closed) = match error.kind() {
@@ -333,18 +333,6 @@ impl<D: EventSink> Supervisor<D> {
 fn panicked(shared: &Shared, panic: Box<dyn std::any::Any + Send>, who: &str) -> Error {
     shared.keep_panic(panic);
     Error::new(ErrorKind::HandlerPanicked, format!("{who} panicked"))
-}
-
-/// `retrying in 250ms`, or that there is no retry.
-struct Plan(Option<std::time::Duration>);
-
-impl std::fmt::Display for Plan {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.0 {
-            Some(wait) => write!(f, "dialing again in {wait:.0?}"),
-            None => f.write_str("not dialing again"),
-        }
-    }
 }
 
 /// However the reader thread ends, the client has then ended, and the heart must not stay behind.
