@@ -312,7 +312,9 @@ impl Tail<'_> {
                     }
                     self.printer.notice(&json, || {
                         format!(
-                            "{failure}{}; dialing again in {retry_in:.1?}",
+                            "dial attempt {} failed: {}{}; dialing again in {retry_in:.1?}",
+                            failure.attempt,
+                            failure.error.chain(),
                             Quoted(body.as_deref())
                         )
                     });
@@ -546,7 +548,13 @@ fn disconnected_text(disconnect: &Disconnect) -> String {
         Some(wait) => format!("dialing again in {wait:.1?}"),
         None => "not dialing again".to_owned(),
     };
-    format!("{disconnect}{}; {follows}", Quoted(Some(&disconnect.close.reason)))
+    format!(
+        "the connection of epoch {} ended after {:.1?}: {}{}; {follows}",
+        disconnect.epoch,
+        disconnect.lasted,
+        disconnect.error.chain(),
+        Quoted(Some(&disconnect.close.reason))
+    )
 }
 
 fn disconnected_json(disconnect: &Disconnect) -> Value {

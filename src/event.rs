@@ -1,4 +1,4 @@
-//! What a client tells its user: openings, messages, ends.
+//! The events of a client: openings, messages, ends.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -8,38 +8,38 @@ use http::HeaderMap;
 
 use crate::error::{CloseReason, Error, ErrorKind};
 
-/// One thing that happened, in the order in which it happened.
+/// An event of a client. Events come in the order in which they happened.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Event {
-    /// A connection is open: a new epoch begins. Subscribe again, whatever was sent before.
+    /// A connection is open and a new epoch begins. Subscribe again, whatever was sent before.
     Opened(Opened),
-    /// A data message.
+    /// A data message arrived.
     Message(Message),
-    /// The connection of an epoch has ended: exactly one per opening.
+    /// The connection of an epoch ended. There is exactly one such event per opening.
     Disconnected(Disconnect),
     /// A dial failed.
     DialFailed(DialFailure),
-    /// The queue was full, and its rule cost messages.
+    /// The event queue was full and lost messages.
     Lagged(Lagged),
-    /// The client has ended, and this is its last event.
+    /// The client ended. This is its last event.
     Stopped(Stopped),
 }
 
-/// How a connection was opened.
+/// The opening of a connection.
 #[derive(Clone)]
 pub struct Opened {
-    /// Counts the openings of one client, from 1.
+    /// The number of this opening among those of the client, from 1.
     pub epoch: u64,
-    /// From the start of the dial to the answer that opened the connection.
+    /// The time from the start of the dial to the response that opened the connection.
     pub took: Duration,
-    /// The address at the other end.
+    /// The address of the server, or of whatever stands before it.
     pub peer: SocketAddr,
     /// The subprotocol that the server chose, if any.
     pub subprotocol: Option<String>,
-    /// The headers of the server's answer.
+    /// The headers of the server's response to the opening handshake. `Debug` hides them.
     pub headers: HeaderMap,
-    /// Whether permessage-deflate was agreed on (RFC 7692).
+    /// `true` if permessage-deflate was negotiated (RFC 7692).
     pub is_compressed: bool,
 }
 
@@ -55,7 +55,9 @@ impl fmt::Debug for Opened {
     }
 }
 
-/// A data message, borrowed from the read buffer for the length of a call.
+/// A data message, borrowed from the read buffer for the duration of a call.
+///
+/// [`to_owned`](MessageRef::to_owned) copies it. `Debug` shows its kind and size, not its content.
 #[derive(Clone, Copy)]
 pub struct MessageRef<'a> {
     payload: Payload<'a>,
@@ -63,23 +65,24 @@ pub struct MessageRef<'a> {
     arrival: Arrival,
 }
 
-/// When bytes came.
+/// The time at which bytes arrived.
 #[derive(Clone, Copy)]
 pub(crate) struct Arrival {
-    /// When the `recv` that brought them returned.
+    /// The time at which the `recv` that brought them returned.
     pub(crate) at: Instant,
-    /// When the kernel got the last of them, if it was asked to note it.
+    /// The time at which the kernel received the last of them, if it was asked to record it.
     pub(crate) kernel: Option<SystemTime>,
 }
 
-/// What a message carries.
-// Exhaustive, unlike other enums here: RFC 6455 section 5.6 knows no third kind, and who matches
-// both should need no arm for it.
+/// The payload of a data message: text or binary (RFC 6455 section 5.6). `Debug` shows its size, not
+/// its content.
+// Exhaustive, unlike the other enums here: the RFC has no third kind, so a match on both should need
+// no further arm.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Payload<'a> {
-    /// A text message: valid UTF-8 (RFC 6455 section 5.6).
+    /// The payload of a text message, which is valid UTF-8.
     Text(&'a str),
-    /// A binary message.
+    /// The payload of a binary message.
     Binary(&'a [u8]),
 }
 
@@ -89,13 +92,13 @@ impl<'a> MessageRef<'a> {
         MessageRef { payload, epoch, arrival }
     }
 
-    /// Text or binary, and its content.
+    /// Returns the payload.
     #[inline]
     pub fn payload(&self) -> Payload<'a> {
         self.payload
     }
 
-    /// The text, if it is a text message.
+    /// Returns the text of a text message, and `None` for a binary one.
     #[inline]
     pub fn text(&self) -> Option<&'a str> {
         match self.payload {
@@ -104,7 +107,7 @@ impl<'a> MessageRef<'a> {
         }
     }
 
-    /// The bytes, of text and binary messages alike.
+    /// Returns the bytes of a text or binary message.
     #[inline]
     pub fn bytes(&self) -> &'a [u8] {
         match self.payload {
@@ -113,38 +116,41 @@ impl<'a> MessageRef<'a> {
         }
     }
 
-    /// The epoch of the connection that it came by.
+    /// Returns the epoch of the connection on which the message arrived.
     #[inline]
     pub fn epoch(&self) -> u64 {
         self.epoch
     }
 
-    /// When the `recv` that brought its last bytes returned: monotonic, one reading of the clock
-    /// for all messages of a `recv`.
+    /// Returns the time at which the `recv` that brought its last bytes returned.
+    ///
+    /// The clock is monotonic and is read once for all messages of a `recv`.
     #[inline]
     pub fn received_at(&self) -> Instant {
         self.arrival.at
     }
 
-    /// When the kernel got the last bytes of the `recv` that brought this message, by the wall
-    /// clock, if it was asked to note it (`Builder::kernel_timestamps`, on Linux).
-    /// [`received_wall`](MessageRef::received_wall) less this is how long they lay in the kernel,
-    /// and how long the reader took to wake. A message that came in one piece with the answer to
-    /// the opening handshake has none, nor do those of the moment that the kernel takes to begin
-    /// with it.
+    /// Returns the wall-clock time at which the kernel received the last bytes of the `recv` that
+    /// brought this message, if `Builder::kernel_timestamps` is set (Linux).
+    ///
+    /// [`received_wall`](MessageRef::received_wall) minus this time is what the bytes spent in the
+    /// kernel, the reader's wake-up included. `None` for messages that arrived together with the
+    /// response to the opening handshake, and for those that arrive before the kernel has begun to
+    /// record times.
     #[inline]
     pub fn kernel_received(&self) -> Option<SystemTime> {
         self.arrival.kernel
     }
 
-    /// [`received_at`](MessageRef::received_at) by the wall clock, worked out when it is asked for:
-    /// the wall clock's now, less the time that has passed since. Costs two readings of clocks; a
-    /// wall clock that was set in between shows.
+    /// Returns [`received_at`](MessageRef::received_at) as wall-clock time.
+    ///
+    /// It is computed by this call, as the current wall-clock time minus the time since then. That
+    /// costs two readings of clocks, and a wall clock that was set in between makes it wrong.
     pub fn received_wall(&self) -> SystemTime {
         wall_of(self.arrival.at)
     }
 
-    /// A copy that may be kept.
+    /// Copies the message.
     pub fn to_owned(&self) -> Message {
         let content = match self.payload {
             Payload::Text(text) => Content::Text(text.into()),
@@ -182,7 +188,9 @@ impl<'a> From<&'a [u8]> for Payload<'a> {
     }
 }
 
-/// A data message that may be kept.
+/// An owned data message.
+///
+/// `Debug` shows its kind and size, not its content.
 #[derive(Clone)]
 pub struct Message {
     content: Content,
@@ -197,7 +205,7 @@ enum Content {
 }
 
 impl Message {
-    /// The message as a handler would see it.
+    /// Borrows the message in the form in which a handler receives it.
     pub fn as_ref(&self) -> MessageRef<'_> {
         let payload = match &self.content {
             Content::Text(text) => Payload::Text(text),
@@ -206,22 +214,22 @@ impl Message {
         MessageRef::new(payload, self.epoch, self.arrival)
     }
 
-    /// Text or binary, and its content.
+    /// Returns the payload.
     pub fn payload(&self) -> Payload<'_> {
         self.as_ref().payload()
     }
 
-    /// The text, if it is a text message.
+    /// Returns the text of a text message, and `None` for a binary one.
     pub fn text(&self) -> Option<&str> {
         self.as_ref().text()
     }
 
-    /// The bytes, of text and binary messages alike.
+    /// Returns the bytes of a text or binary message.
     pub fn bytes(&self) -> &[u8] {
         self.as_ref().bytes()
     }
 
-    /// The text or the bytes, without a copy.
+    /// Returns the bytes of a text or binary message without copying them.
     pub fn into_bytes(self) -> Vec<u8> {
         match self.content {
             Content::Text(text) => text.into_string().into_bytes(),
@@ -229,10 +237,10 @@ impl Message {
         }
     }
 
-    /// The text without a copy, or the message back if it is binary.
+    /// Returns the text without copying it.
     ///
     /// # Errors
-    /// The message itself, if it is binary.
+    /// The message itself if it is binary.
     pub fn into_text(self) -> Result<String, Message> {
         match self.content {
             Content::Text(text) => Ok(text.into_string()),
@@ -240,22 +248,25 @@ impl Message {
         }
     }
 
-    /// The epoch of the connection that it came by.
+    /// Returns the epoch of the connection on which the message arrived.
     pub fn epoch(&self) -> u64 {
         self.epoch
     }
 
-    /// When the `recv` that brought its last bytes returned.
+    /// Returns the time at which the `recv` that brought its last bytes returned. See
+    /// [`MessageRef::received_at`].
     pub fn received_at(&self) -> Instant {
         self.arrival.at
     }
 
-    /// As [`MessageRef::kernel_received`].
+    /// Returns the wall-clock time at which the kernel received its last bytes. See
+    /// [`MessageRef::kernel_received`].
     pub fn kernel_received(&self) -> Option<SystemTime> {
         self.arrival.kernel
     }
 
-    /// As [`MessageRef::received_wall`].
+    /// Returns [`received_at`](Message::received_at) as wall-clock time. See
+    /// [`MessageRef::received_wall`].
     pub fn received_wall(&self) -> SystemTime {
         wall_of(self.arrival.at)
     }
@@ -272,7 +283,7 @@ impl fmt::Debug for Message {
     }
 }
 
-/// tungstenite's message, for code that already speaks in it.
+/// Converts to tungstenite's message without copying the payload.
 impl From<Message> for tungstenite::Message {
     fn from(message: Message) -> Self {
         match message.content {
@@ -282,48 +293,52 @@ impl From<Message> for tungstenite::Message {
     }
 }
 
-/// The proof that the kernel took a message whole. It proves nothing about the peer.
+/// The receipt of a message that the kernel took whole. It proves nothing about the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Receipt {
-    /// The epoch of the connection that it went by.
+    /// The epoch of the connection that the message was sent on.
     pub epoch: u64,
-    /// Its number among the messages of that epoch, from 1. For a batch, that of its last message.
-    /// [`Disconnect::confirmed`](crate::Disconnect::confirmed) counts in these.
+    /// The number of the message among those of its epoch, from 1; for a batch, that of its last
+    /// message. [`Disconnect::sent`] and [`Disconnect::confirmed`] count in these numbers.
     pub sequence: u64,
 }
 
-/// Why and how the connection of an epoch ended.
+/// The end of a connection.
 #[derive(Clone, Debug)]
 pub struct Disconnect {
-    /// The epoch that ended.
+    /// The epoch of the connection.
     pub epoch: u64,
-    /// Why.
+    /// The reason.
     pub error: Error,
-    /// The close code and reason (RFC 6455 section 7.1.5): what the peer's close frame said, 1005
-    /// if it said nothing; what ours says if we closed first and no answer had come when this was
-    /// told; after a stop, which is told before its close frame is written, what that says if there
-    /// is room for it; 1006 if there was no close frame at all.
+    /// The close code and reason (RFC 6455 section 7.1.5).
+    ///
+    /// - Those of the server's close frame, or 1005 if it had none.
+    /// - Those of our own close frame, if we closed first and no answer had arrived by then. A stop
+    ///   is reported before its close frame is written.
+    /// - 1006 if there was no close frame.
     pub close: CloseReason,
-    /// How long the connection was open.
+    /// The time for which the connection was open.
     pub lasted: Duration,
-    /// The highest sequence that a send on this connection was given. 0: nothing was sent.
+    /// The highest [`sequence`](crate::Receipt::sequence) of a send on this connection; 0 if nothing
+    /// was sent. No send that begins later gets a number. A send that is under way at the very end
+    /// is counted, and may still turn out as `NotSent`; nothing else is.
     pub sent: u64,
-    /// The highest sequence that a later pong covers: the peer had read that far. What was sent
-    /// after it is in doubt.
+    /// The highest [`sequence`](crate::Receipt::sequence) that a later pong covers: the server had
+    /// read up to it. Messages after it may or may not have arrived.
     pub confirmed: u64,
-    /// When the next dial starts, from the end of this connection. `None`: never, the client ends.
+    /// The time from the end of this connection to the next dial. `None` if the client ends instead.
     pub retry_in: Option<Duration>,
-    /// The peer's close frame had come when this was told.
+    /// `true` if the server's close frame had arrived when this was reported.
     pub(crate) has_peer_closed: bool,
 }
 
 impl Disconnect {
-    /// Whether a close frame of the peer ended the connection, as opposed to a failure, a silence
-    /// or a stop.
+    /// Returns `true` if a close frame of the server ended the connection, and `false` after a
+    /// failure, a timeout or a stop.
     ///
-    /// After [`Sender::reconnect`](crate::Sender::reconnect) that frame is the answer to ours:
-    /// `false` when the peer gave none, and also when the connection was told as ended before the
-    /// answer came, which a message of the peer between the two brings about.
+    /// After [`Sender::reconnect`](crate::Sender::reconnect) that frame is the server's answer to
+    /// ours. This is `false` if the end was reported before the answer arrived, which happens when
+    /// a message of the server arrives between the two.
     pub fn is_clean(&self) -> bool {
         self.error.kind() == ErrorKind::Closed && self.has_peer_closed
     }
@@ -333,43 +348,84 @@ impl fmt::Display for Disconnect {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "connection {} ended after {:.1?}: {}",
+            "the connection of epoch {} ended after {:.1?}: {}; {}",
             self.epoch,
             self.lasted,
-            self.error.chain()
+            self.error.chain(),
+            NextDial(self.retry_in)
         )
     }
 }
 
-/// A dial that did not lead to a connection.
+/// A dial that failed.
 #[derive(Clone, Debug)]
 pub struct DialFailure {
-    /// The number of this dial in a row without a stable connection, from 1.
+    /// The consecutive attempt number, from 1. A stable connection resets it; see
+    /// [`stable_after`](crate::Builder::stable_after).
     pub attempt: u32,
-    /// Why.
+    /// The reason.
     pub error: Error,
-    /// When the next dial starts. `None`: never, the client ends.
+    /// The time from this failure to the next dial. `None` if the client ends instead.
     pub retry_in: Option<Duration>,
 }
 
 impl fmt::Display for DialFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "dial {} failed: {}", self.attempt, self.error.chain())
+        let DialFailure { attempt, error, retry_in } = self;
+        write!(f, "dial attempt {attempt} failed: {}; {}", error.chain(), NextDial(*retry_in))
     }
 }
 
-/// Messages lost to a full queue.
+/// The time until the next dial, in words.
+pub(crate) struct NextDial(pub(crate) Option<Duration>);
+
+impl fmt::Display for NextDial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(wait) => write!(f, "dialing again in {wait:.1?}"),
+            None => f.write_str("not dialing again"),
+        }
+    }
+}
+
+/// A gap in the events: messages or notices were lost to a full queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lagged {
-    /// How many messages were lost where this event stands.
+    /// The number of messages lost at this place in the order of events.
     pub lost: u64,
-    /// How many notices (openings, ends, failed dials) were lost to a queue that nobody reads.
+    /// The number of openings, ends and failed dials lost because nobody read the queue.
     pub lost_notices: u64,
 }
 
 /// The end of a client.
 #[derive(Clone, Debug)]
 pub struct Stopped {
-    /// Why: kind `Stopped` when it was told to, otherwise the error that no retry mends.
+    /// The reason: an error of kind [`Stopped`](ErrorKind::Stopped) if the client was told to stop,
+    /// otherwise the error that ended it.
     pub reason: Error,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_end_in_words_says_the_epoch_and_when_the_next_dial_is() {
+        let mut disconnect = Disconnect {
+            epoch: 3,
+            error: Error::new(ErrorKind::Io, "reading from a:1"),
+            close: CloseReason::new(1006, ""),
+            lasted: Duration::from_secs(2),
+            sent: 0,
+            confirmed: 0,
+            retry_in: Some(Duration::from_millis(250)),
+            has_peer_closed: false,
+        };
+        assert_eq!(
+            disconnect.to_string(),
+            "the connection of epoch 3 ended after 2.0s: reading from a:1; dialing again in 250.0ms"
+        );
+        disconnect.retry_in = None;
+        assert!(disconnect.to_string().ends_with("; not dialing again"), "{disconnect}");
+    }
 }

@@ -99,12 +99,16 @@ impl DialContext {
     }
 }
 
-/// An error of ours that an endpoint closure returns stays what it is, so that its kind decides
-/// about retrying.
+/// The error of a dial whose endpoint closure failed.
+///
+/// An error of this crate keeps its say on retrying. It does not become ours: one of another client,
+/// which has been stopped or asked to reconnect, says nothing of the kind about this one.
 fn as_endpoint_error(error: Box<dyn StdError + Send + Sync>) -> Error {
+    const CONTEXT: &str = "asking where to dial";
     match error.downcast::<Error>() {
-        Ok(error) => *error,
-        Err(error) => Error::caused_by_closure(ErrorKind::Endpoint, "asking where to dial", error),
+        Ok(error) if error.is_retryable() => Error::caused(ErrorKind::Endpoint, CONTEXT, error),
+        Ok(error) => Error::caused(ErrorKind::Endpoint, CONTEXT, error).permanent(),
+        Err(error) => Error::caused_by_closure(ErrorKind::Endpoint, CONTEXT, error),
     }
 }
 
@@ -116,4 +120,21 @@ pub(crate) fn with_common(
     let endpoint =
         headers.iter().fold(endpoint, |endpoint, (name, value)| endpoint.header(name, value));
     subprotocols.iter().fold(endpoint, |endpoint, name| endpoint.subprotocol(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::CloseReason;
+
+    #[test]
+    fn an_error_of_another_client_says_nothing_about_this_one_but_whether_to_retry() {
+        let stopped = as_endpoint_error(Error::stopped().into());
+        assert_eq!((stopped.kind(), stopped.is_retryable()), (ErrorKind::Endpoint, false));
+        assert_eq!(stopped.chain(), "asking where to dial: the client was told to stop");
+
+        let close = CloseReason::new(1000, "");
+        let reconnect = as_endpoint_error(Error::reconnect_requested(close).into());
+        assert!(reconnect.is_retryable() && !reconnect.is_reconnect_requested());
+    }
 }

@@ -5,7 +5,6 @@
 //! stop is over or late; the wait between dials and the wait for room in the events queue by the
 //! shutdown channel; the handler, which is the program's, by returning.
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +18,7 @@ use crate::connection::writer::FrameWriter;
 #[cfg(not(shuttle))]
 use crate::dial::Dialer;
 use crate::error::{Error, ErrorKind, Timeout};
-use crate::event::{DialFailure, Disconnect, Opened, Stopped};
+use crate::event::{DialFailure, Disconnect, NextDial, Opened, Stopped};
 use crate::handler::{Connection, EventSink};
 #[cfg(shuttle)]
 use crate::model::dialer::Dialer;
@@ -349,18 +348,6 @@ impl<D: EventSink> ReaderThread<D> {
 fn panicked(shared: &Shared, panic: Panic, who: &str) -> Error {
     shared.keep_panic(panic);
     Error::new(ErrorKind::HandlerPanicked, format!("{who} panicked"))
-}
-
-/// Displays when the next dial is.
-struct NextDial(Option<Duration>);
-
-impl fmt::Display for NextDial {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            Some(wait) => write!(f, "dialing again in {wait:.0?}"),
-            None => f.write_str("not dialing again"),
-        }
-    }
 }
 
 /// Closes the client when the reader thread ends, however it ends: the heartbeat thread must not
