@@ -503,7 +503,7 @@ mod tests {
                         reason.get_or_insert(error.to_string());
                     }
                     CloseInput::Reconnect { .. } => {
-                        reason.get_or_insert("the program asked to reconnect".to_owned());
+                        reason.get_or_insert("the program asked for a new connection".to_owned());
                     }
                     _ => {}
                 }
