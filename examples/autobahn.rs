@@ -81,8 +81,8 @@ fn connection(url: &str) -> Builder {
     Client::builder(url).max_attempts(1).send_timeout(Duration::from_secs(60))
 }
 
-/// Asks the server for the number of cases. Anything but a number is an error, because a run without
-/// cases would look like one that passed.
+/// Asks the server for the number of cases. Anything but a number is an error, because a run
+/// without cases would look like one that passed.
 fn case_count(url: &str) -> Result<usize, String> {
     let client =
         connection(&format!("{url}/getCaseCount")).connect().map_err(|error| error.chain())?;

@@ -1,4 +1,5 @@
-//! A bot that handles `NotSent` and `Unknown`: it never sends an order twice, and never forgets one.
+//! A bot that handles `NotSent` and `Unknown`: it never sends an order twice, and never forgets
+//! one.
 //!
 //! `cargo run --example orders` trades on a simulated venue that is down at first, later stops
 //! reading, and once resets the connection after executing an order.

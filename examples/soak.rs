@@ -88,7 +88,8 @@ struct Record {
 /// message by then or never will.
 const SETTLED_AFTER: Duration = Duration::from_secs(10);
 
-/// The sends of one client. Settled sends are only counted, so that memory stays flat in a long run.
+/// The sends of one client. Settled sends are only counted, so that memory stays flat in a long
+/// run.
 #[derive(Default)]
 struct Sends {
     /// The id of the first send in the queue.
@@ -143,8 +144,8 @@ impl Record {
         }
     }
 
-    /// Checks the sends that began before this time: each arrived once or not at all, as its outcome
-    /// promises.
+    /// Checks the sends that began before this time: each arrived once or not at all, as its
+    /// outcome promises.
     fn settle(&self, before: Instant) {
         let mut sends = self.sends.lock();
         let confirmed = self.confirmed.lock();
@@ -184,7 +185,7 @@ impl Record {
     }
 }
 
-/// The handler of a client. It checks that messages come in order, that epochs rise by one, and that
+/// The handler of a client. Checks that messages come in order, that epochs rise by one, and that
 /// each opening has one end.
 struct Check {
     record: Arc<Record>,
@@ -453,8 +454,8 @@ impl Sample {
     }
 }
 
-/// The largest growth of resident memory in the last third of a run, beside a tenth of it, that
-/// passes: room for the buffers of connections that happen to be flooded.
+/// Resident memory may grow by this much, and by a tenth, in the last third of a run, because
+/// connections that happen to be flooded have full buffers.
 const GROWTH_MAX_KIB: u64 = 16 * 1024;
 
 /// The results of a run.

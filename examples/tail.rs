@@ -386,7 +386,8 @@ impl Tail<'_> {
 
 /// Sends each line of standard input. A line that could not be sent is reported and not repeated.
 fn send_lines(sender: &Sender, printer: &Printer) {
-    // `echo hello | tail --stdin` has to work, so the first dial ends before the first line is read.
+    // `echo hello | tail --stdin` has to work, so the first dial ends before the first line is
+    // read.
     while matches!(sender.state(), State::Connecting { attempt: 1 })
         && !sender.stopper().is_stopping()
     {

@@ -19,8 +19,7 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tautline::{Client, Connection, Disconnect, ErrorKind, Handler, MessageRef, State};
 
-/// Follows a market on a simulated venue, or on a real one, and prints its statistics twice a
-/// second
+/// Follows a market on a simulated or a real venue, and prints statistics twice a second
 #[derive(Parser)]
 #[command(name = "market_feed", version)]
 struct Options {

@@ -177,7 +177,7 @@ pub(crate) fn run() {
                 }
                 println!("hoarded {}", hoard.len());
             }
-            // Closes so many of them, or all.
+            // Closes this many of them, or all.
             ("release", count) => {
                 hoard.truncate(count.parse().map_or(0, |count: usize| hoard.len() - count))
             }

@@ -220,8 +220,8 @@ fn no_thread_wakes_while_the_connection_is_down() {
         Client::builder(server.url()).retry_after_max(180 * SOON).start().expect("it starts");
     let failure = client.events().next_timeout(SOON).expect("the dial fails");
     assert!(matches!(failure, Event::DialFailed(_)), "{failure:?}");
-    // It may take a moment until both threads have their names and sleep. So there has to be half a
-    // second in which neither wakes.
+    // It takes a moment until both threads have their names and fall asleep. The test passes once
+    // neither has woken for half a second.
     let deadline = std::time::Instant::now() + SOON;
     loop {
         let before = sleeps();
@@ -264,8 +264,8 @@ fn the_heartbeat_does_not_spin_while_a_busy_handler_hides_a_reset() {
     told.recv_timeout(SOON).expect("the handler is called");
     drop(go);
     assert!(server.wait_until_empty(SOON));
-    // Some pings later everything that can fail has failed. So there has to be half a second of
-    // little work.
+    // Some pings later everything that can fail has failed. The test passes once the thread has
+    // done little for half a second.
     std::thread::sleep(5 * interval);
     let deadline = std::time::Instant::now() + SOON;
     loop {

@@ -258,7 +258,7 @@ fn a_handler_can_reconnect_with_a_close_reason() {
         }
 
         fn disconnected(&mut self, disconnect: &Disconnect) {
-            // Only the first is looked at.
+            // The test looks at the first one only.
             let _ = self.0.try_send(disconnect.close.clone());
         }
     }

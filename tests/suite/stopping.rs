@@ -346,7 +346,7 @@ fn ending_a_client_unblocks_its_sender_and_skips_the_close_frame() {
             let blocked = thread::spawn(move || {
                 let large = vec![0; 1 << 20];
                 loop {
-                    // The test counts the sends until the connection is gone.
+                    // Nobody receives this once the client has ended.
                     let _ = tell.send(());
                     if let Err(error) = sender.send_binary(&large) {
                         return error;
