@@ -6,7 +6,8 @@ use crate::connection::transport::{Attempt, Transport, WriteBuffer, WriteError, 
 use crate::error::{BatchError, Error, ErrorKind, SendError};
 use crate::event::Payload;
 use crate::protocol::deflate::Deflater;
-use crate::protocol::frame::{self, MaskingKeys};
+use crate::protocol::frame;
+use crate::protocol::mask::{self, MaskingKeys};
 use crate::time::Deadline;
 
 /// How much of a large message is masked and sent at a time, so that sending 16 MiB does not take a
@@ -444,12 +445,12 @@ impl FrameWriter {
         frame::put_header(&mut self.plain, opcode, is_final, is_compressed, payload.len(), key);
         // CHUNK is a multiple of four, so every chunk starts at the first byte of the key.
         let (first, rest) = payload.split_at(payload.len().min(CHUNK));
-        frame::put_masked(&mut self.plain, first, key);
+        mask::put_masked(&mut self.plain, first, key);
         transport.transmit(&mut self.write_buffer, &self.plain, deadline)?;
         *taken += self.plain.len();
         for chunk in rest.chunks(CHUNK) {
             self.plain.clear();
-            frame::put_masked(&mut self.plain, chunk, key);
+            mask::put_masked(&mut self.plain, chunk, key);
             transport.transmit(&mut self.write_buffer, &self.plain, deadline)?;
             *taken += self.plain.len();
         }

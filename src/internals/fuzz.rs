@@ -15,7 +15,8 @@ use crate::event::{DialFailure, Disconnect, MessageRef, Opened, Payload, Stopped
 use crate::handler::{Connection, EventSink, Full};
 use crate::protocol::assembler::{Assembler, Incoming, Limits};
 use crate::protocol::deflate::{Agreed, Deflate};
-use crate::protocol::frame::{FrameHeader, ReadBuffer};
+use crate::protocol::frame::FrameHeader;
+use crate::protocol::read_buffer::ReadBuffer;
 use crate::runtime::read_loop::Reader;
 use crate::runtime::shared::Shared;
 use crate::sender::Sender;

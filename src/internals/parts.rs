@@ -5,7 +5,9 @@ use tungstenite::protocol::frame::coding::{Data, OpCode};
 use crate::event::Payload;
 use crate::protocol::assembler::{Assembler, Incoming, Limits};
 use crate::protocol::deflate::Deflate;
-use crate::protocol::frame::{self, FrameHeader, MaskingKeys, ReadBuffer, mask};
+use crate::protocol::frame::{self, FrameHeader};
+use crate::protocol::mask::{MaskingKeys, mask};
+use crate::protocol::read_buffer::ReadBuffer;
 
 /// What a market feed sends: text of `size` bytes, hardly the same twice.
 pub fn text(size: usize, number: usize) -> String {

@@ -3,8 +3,10 @@
 use tungstenite::protocol::frame::coding::{CloseCode, Control, Data, OpCode};
 
 use crate::event::Payload;
+use crate::protocol::ProtocolError;
 use crate::protocol::deflate::{InflateError, Inflater};
-use crate::protocol::frame::{FrameHeader, ProtocolError, SimpleFrame, Unread};
+use crate::protocol::frame::{FrameHeader, SimpleFrame};
+use crate::protocol::read_buffer::Unread;
 
 /// What the assembler keeps of its buffer after a large message.
 const KEEP: usize = 64 * 1024;
@@ -344,7 +346,7 @@ mod tests {
 
     use super::*;
     use crate::protocol::deflate::{Deflate, Deflater};
-    use crate::protocol::frame::ReadBuffer;
+    use crate::protocol::read_buffer::ReadBuffer;
 
     /// The next one, as the reader asks for it.
     fn next<'a, 'b: 'a>(
