@@ -5,7 +5,7 @@ use tungstenite::protocol::frame::coding::{Data, OpCode};
 use crate::event::Payload;
 use crate::protocol::assembler::{Assembler, Incoming, Limits};
 use crate::protocol::deflate::Deflate;
-use crate::protocol::frame::{self, FrameHeader};
+use crate::protocol::frame::{Frame, FrameHeader};
 use crate::protocol::mask::{MaskingKeys, mask};
 use crate::protocol::read_buffer::ReadBuffer;
 
@@ -42,7 +42,8 @@ pub fn stream(size: usize, count: usize, is_compressed: bool) -> Vec<u8> {
 /// taken out.
 fn put_server_frame(bytes: &mut Vec<u8>, is_compressed: bool, body: &[u8]) {
     let start = bytes.len();
-    frame::put_header(bytes, OpCode::Data(Data::Text), true, is_compressed, body.len(), [0; 4]);
+    let text = Frame::whole(OpCode::Data(Data::Text), body);
+    Frame { is_compressed, ..text }.put_header(bytes, [0; 4]);
     bytes[start + 1] &= 0x7f;
     bytes.truncate(bytes.len() - 4);
     bytes.extend_from_slice(body);
@@ -122,7 +123,7 @@ impl Writing {
     pub fn write(&mut self, payload: &[u8]) -> usize {
         self.out.clear();
         let key = self.keys.next();
-        frame::put_frame(&mut self.out, OpCode::Data(Data::Text), true, false, payload, key);
+        Frame::whole(OpCode::Data(Data::Text), payload).put(&mut self.out, key);
         self.out.len()
     }
 }

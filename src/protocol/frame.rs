@@ -153,43 +153,46 @@ fn check_rare(
     }
 }
 
-/// Appends a whole masked frame to `out`.
-pub(crate) fn put_frame(
-    out: &mut Vec<u8>,
-    opcode: OpCode,
-    is_final: bool,
-    is_compressed: bool,
-    payload: &[u8],
-    key: [u8; 4],
-) {
-    put_header(out, opcode, is_final, is_compressed, payload.len(), key);
-    put_masked(out, payload, key);
+/// A frame to be written.
+#[derive(Clone, Copy)]
+pub(crate) struct Frame<'a> {
+    pub(crate) opcode: OpCode,
+    pub(crate) is_final: bool,
+    /// RSV1, on the first frame of a compressed message (RFC 7692 section 6).
+    pub(crate) is_compressed: bool,
+    pub(crate) payload: &'a [u8],
 }
 
-/// Appends the head of a masked frame to `out`.
-pub(crate) fn put_header(
-    out: &mut Vec<u8>,
-    opcode: OpCode,
-    is_final: bool,
-    is_compressed: bool,
-    payload_len: usize,
-    key: [u8; 4],
-) {
-    let fin = if is_final { FIN } else { 0 };
-    let rsv1 = if is_compressed { RSV1 } else { 0 };
-    out.push(fin | rsv1 | u8::from(opcode));
-    match payload_len {
-        len @ 0..=125 => out.push(MASKED | len as u8),
-        len @ 126..=0xffff => {
-            out.push(MASKED | 126);
-            out.extend_from_slice(&(len as u16).to_be_bytes());
-        }
-        len => {
-            out.push(MASKED | 127);
-            out.extend_from_slice(&(len as u64).to_be_bytes());
-        }
+impl<'a> Frame<'a> {
+    /// A whole uncompressed message, or a control frame.
+    pub(crate) fn whole(opcode: OpCode, payload: &'a [u8]) -> Self {
+        Frame { opcode, is_final: true, is_compressed: false, payload }
     }
-    out.extend_from_slice(&key);
+
+    /// Appends the frame to `out`, masked with `key`.
+    pub(crate) fn put(&self, out: &mut Vec<u8>, key: [u8; 4]) {
+        self.put_header(out, key);
+        put_masked(out, self.payload, key);
+    }
+
+    /// Appends the header alone to `out`, `key` included.
+    pub(crate) fn put_header(&self, out: &mut Vec<u8>, key: [u8; 4]) {
+        let fin = if self.is_final { FIN } else { 0 };
+        let rsv1 = if self.is_compressed { RSV1 } else { 0 };
+        out.push(fin | rsv1 | u8::from(self.opcode));
+        match self.payload.len() {
+            len @ 0..=125 => out.push(MASKED | len as u8),
+            len @ 126..=0xffff => {
+                out.push(MASKED | 126);
+                out.extend_from_slice(&(len as u16).to_be_bytes());
+            }
+            len => {
+                out.push(MASKED | 127);
+                out.extend_from_slice(&(len as u64).to_be_bytes());
+            }
+        }
+        out.extend_from_slice(&key);
+    }
 }
 
 #[cfg(test)]
@@ -250,7 +253,8 @@ mod tests {
             [(1, false), (2, true), (125, true), (126, true), (65_535, true), (65_536, false)]
         {
             let mut bytes = Vec::new();
-            put_header(&mut bytes, OpCode::Data(Data::Text), true, false, len, [0; 4]);
+            let frame = Frame::whole(OpCode::Data(Data::Text), &payload[..len]);
+            frame.put_header(&mut bytes, [0; 4]);
             bytes.truncate(bytes.len() - 4);
             bytes[1] &= !MASKED;
             bytes.extend_from_slice(&payload[..len]);
@@ -284,7 +288,7 @@ mod tests {
     fn frames_are_written_with_the_shortest_length_and_their_key() {
         for (len, header_len) in [(0, 2), (125, 2), (126, 4), (65535, 4), (65536, 10)] {
             let mut out = Vec::new();
-            put_frame(&mut out, OpCode::Data(Data::Binary), true, false, &vec![7; len], [9; 4]);
+            Frame::whole(OpCode::Data(Data::Binary), &vec![7; len]).put(&mut out, [9; 4]);
             assert_eq!(out.len(), header_len + 4 + len);
             assert_eq!((out[0], out[1] & MASKED), (0x82, MASKED));
             assert_eq!(out[header_len..header_len + 4], [9; 4]);
