@@ -2,7 +2,7 @@
 
 use flate2::{Compress, Compression, Decompress, FlushCompress, FlushDecompress, Status};
 
-use super::negotiate::Agreed;
+use super::negotiate::DeflateParams;
 
 /// The end of every compressed message, which is left out on the wire (RFC 7692 section 7.2.1).
 const TAIL: [u8; 4] = [0x00, 0x00, 0xff, 0xff];
@@ -26,12 +26,12 @@ pub(crate) enum InflateError {
 }
 
 impl Inflater {
-    pub(super) fn new(agreed: &Agreed) -> Self {
+    pub(super) fn new(params: &DeflateParams) -> Self {
         // A window of 9 bits inflates what was deflated with 8, which zlib cannot be asked for.
-        let bits = agreed.server_bits.max(9);
+        let bits = params.server_max_window_bits.max(9);
         Inflater {
             engine: Decompress::new_with_window_bits(false, bits),
-            takes_over: agreed.server_takes_over,
+            takes_over: params.server_context_takeover,
             has_begun: false,
         }
     }
@@ -113,11 +113,11 @@ pub(crate) struct Deflater {
 }
 
 impl Deflater {
-    pub(super) fn new(agreed: &Agreed) -> Self {
-        let level = Compression::new(agreed.level);
-        let engine = (agreed.client_bits >= 9)
-            .then(|| Compress::new_with_window_bits(level, false, agreed.client_bits));
-        Deflater { engine, takes_over: agreed.client_takes_over, threshold: agreed.threshold }
+    pub(super) fn new(params: &DeflateParams) -> Self {
+        let level = Compression::new(params.level);
+        let engine = (params.client_max_window_bits >= 9)
+            .then(|| Compress::new_with_window_bits(level, false, params.client_max_window_bits));
+        Deflater { engine, takes_over: params.client_context_takeover, threshold: params.threshold }
     }
 
     /// Whether a message is long enough to be compressed.
@@ -174,12 +174,16 @@ impl Deflater {
 mod tests {
     use super::*;
 
-    fn agreed(client_bits: u8, server_bits: u8, takes_over: bool) -> Agreed {
-        Agreed {
-            client_takes_over: takes_over,
-            server_takes_over: takes_over,
-            client_bits,
-            server_bits,
+    fn params(
+        client_max_window_bits: u8,
+        server_max_window_bits: u8,
+        takes_over: bool,
+    ) -> DeflateParams {
+        DeflateParams {
+            client_context_takeover: takes_over,
+            server_context_takeover: takes_over,
+            client_max_window_bits,
+            server_max_window_bits,
             threshold: 0,
             level: 6,
         }
@@ -188,7 +192,7 @@ mod tests {
     #[test]
     fn empty_messages_may_stand_anywhere() {
         for takes_over in [true, false] {
-            let (mut inflater, mut deflater) = agreed(15, 15, takes_over).engines();
+            let (mut inflater, mut deflater) = params(15, 15, takes_over).engines();
             for text in ["", "", "first", "", "", "second", "first", "", ""] {
                 let mut compressed = Vec::new();
                 assert!(deflater.compress(text.as_bytes(), &mut compressed));
@@ -213,7 +217,7 @@ mod tests {
             .collect();
         for bits in 9..=15 {
             for takes_over in [true, false] {
-                let (mut inflater, mut deflater) = agreed(bits, bits, takes_over).engines();
+                let (mut inflater, mut deflater) = params(bits, bits, takes_over).engines();
                 for message in &messages {
                     let mut compressed = Vec::new();
                     assert!(deflater.compress(message, &mut compressed));
@@ -244,7 +248,7 @@ mod tests {
             &[0xf3, 0x48, 0xcd, 0xc9, 0xc9, 0x07, 0x00, 0x00],
             &[0xf2, 0x48, 0x05, 0x00, 0x00, 0x00, 0xff, 0xff, 0xca, 0xc9, 0xc9, 0x07, 0x00],
         ];
-        let (mut inflater, _) = agreed(15, 15, true).engines();
+        let (mut inflater, _) = params(15, 15, true).engines();
         for compressed in hello {
             let mut out = Vec::new();
             inflater.inflate(compressed, &mut out, 100).expect("it inflates");
@@ -255,7 +259,7 @@ mod tests {
 
     #[test]
     fn a_bomb_costs_no_more_than_the_limit() {
-        let (mut inflater, mut deflater) = agreed(15, 15, true).engines();
+        let (mut inflater, mut deflater) = params(15, 15, true).engines();
         let mut bomb = Vec::new();
         assert!(deflater.compress(&vec![0; 10 << 20], &mut bomb));
         let mut out = Vec::new();
@@ -266,7 +270,7 @@ mod tests {
     #[test]
     fn a_message_of_exactly_the_limit_is_taken() {
         for len in [STEP - 1, STEP, STEP + 1, 100_000] {
-            let (mut inflater, mut deflater) = agreed(15, 15, false).engines();
+            let (mut inflater, mut deflater) = params(15, 15, false).engines();
             let mut compressed = Vec::new();
             assert!(deflater.compress(&vec![7; len], &mut compressed));
             let mut out = Vec::new();
@@ -278,7 +282,7 @@ mod tests {
 
     #[test]
     fn garbage_is_refused() {
-        let (mut inflater, _) = agreed(15, 15, true).engines();
+        let (mut inflater, _) = params(15, 15, true).engines();
         assert_eq!(
             inflater.inflate(&[0xff; 100], &mut Vec::new(), 1000),
             Err(InflateError::Corrupt)
@@ -287,10 +291,10 @@ mod tests {
 
     #[test]
     fn short_messages_go_as_they_are() {
-        let (_, mut deflater) = Agreed { threshold: 10, ..agreed(15, 15, true) }.engines();
+        let (_, mut deflater) = DeflateParams { threshold: 10, ..params(15, 15, true) }.engines();
         assert!(!deflater.compress(b"123456789", &mut Vec::new()));
         assert!(deflater.compress(b"1234567890", &mut Vec::new()));
-        let (_, mut none) = agreed(8, 15, true).engines();
+        let (_, mut none) = params(8, 15, true).engines();
         assert!(!none.compress(&[0; 1000], &mut Vec::new()));
     }
 }

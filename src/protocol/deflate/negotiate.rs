@@ -29,7 +29,7 @@ impl Deflate {
     }
 
     /// Judges the server's answer (RFC 7692 section 7.1). `Ok(None)`: it declined.
-    pub(crate) fn accept(&self, answers: &[String]) -> Result<Option<Agreed>, String> {
+    pub(crate) fn accept(&self, answers: &[String]) -> Result<Option<DeflateParams>, String> {
         let joined = answers.join(",");
         let mut extensions =
             split_outside_quotes(&joined, ',').filter(|extension| !extension.is_empty());
@@ -49,32 +49,35 @@ impl Deflate {
         self.agree(&answer).map(Some)
     }
 
-    fn agree(&self, answer: &DeflateResponse) -> Result<Agreed, String> {
+    fn agree(&self, answer: &DeflateResponse) -> Result<DeflateParams, String> {
         // Section 7.1.1.1: a server that accepts the offer has to accept this part of it.
         if self.server_no_context_takeover && !answer.server_no_context_takeover {
             return Err("server_no_context_takeover was asked for and is missing".to_owned());
         }
-        let server_bits = match (self.server_max_window_bits, answer.server_max_window_bits) {
-            (Some(asked), None) => {
-                return Err(format!("server_max_window_bits={asked} was asked for and is missing"));
-            }
-            (Some(asked), Some(given)) if given > asked => {
-                return Err(format!(
-                    "server_max_window_bits={given}, and at most {asked} was asked for"
-                ));
-            }
-            (_, given) => given.unwrap_or(15),
-        };
-        let client_bits = match answer.client_max_window_bits {
+        let server_max_window_bits =
+            match (self.server_max_window_bits, answer.server_max_window_bits) {
+                (Some(asked), None) => {
+                    return Err(format!(
+                        "server_max_window_bits={asked} was asked for and is missing"
+                    ));
+                }
+                (Some(asked), Some(given)) if given > asked => {
+                    return Err(format!(
+                        "server_max_window_bits={given}, and at most {asked} was asked for"
+                    ));
+                }
+                (_, given) => given.unwrap_or(15),
+            };
+        let client_max_window_bits = match answer.client_max_window_bits {
             Some(given) => given.min(self.client_max_window_bits),
             None => self.client_max_window_bits,
         };
-        Ok(Agreed {
-            client_takes_over: !(answer.client_no_context_takeover
+        Ok(DeflateParams {
+            client_context_takeover: !(answer.client_no_context_takeover
                 || self.client_no_context_takeover),
-            server_takes_over: !answer.server_no_context_takeover,
-            client_bits,
-            server_bits,
+            server_context_takeover: !answer.server_no_context_takeover,
+            client_max_window_bits,
+            server_max_window_bits,
             threshold: self.threshold,
             level: self.level,
         })
@@ -145,16 +148,16 @@ fn split_outside_quotes(text: &str, separator: char) -> impl Iterator<Item = &st
 
 /// What client and server agreed on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Agreed {
-    pub(super) client_takes_over: bool,
-    pub(super) server_takes_over: bool,
-    pub(super) client_bits: u8,
-    pub(super) server_bits: u8,
+pub(crate) struct DeflateParams {
+    pub(super) client_context_takeover: bool,
+    pub(super) server_context_takeover: bool,
+    pub(super) client_max_window_bits: u8,
+    pub(super) server_max_window_bits: u8,
     pub(super) threshold: usize,
     pub(super) level: u32,
 }
 
-impl Agreed {
+impl DeflateParams {
     /// The engines for what comes and what goes.
     pub(crate) fn engines(&self) -> (Inflater, Deflater) {
         (Inflater::new(self), Deflater::new(self))
@@ -165,7 +168,7 @@ impl Agreed {
 mod tests {
     use super::*;
 
-    fn accept(deflate: &Deflate, answer: &str) -> Result<Option<Agreed>, String> {
+    fn accept(deflate: &Deflate, answer: &str) -> Result<Option<DeflateParams>, String> {
         deflate.accept(&[answer.to_owned()])
     }
 
@@ -189,7 +192,14 @@ mod tests {
         let deflate = Deflate::default();
         assert_eq!(deflate.accept(&[]), Ok(None));
         let plain = accept(&deflate, "permessage-deflate").expect("legal").expect("accepted");
-        assert_eq!((plain.client_bits, plain.server_bits, plain.client_takes_over), (15, 15, true));
+        assert_eq!(
+            (
+                plain.client_max_window_bits,
+                plain.server_max_window_bits,
+                plain.client_context_takeover
+            ),
+            (15, 15, true)
+        );
         let full = accept(
             &deflate,
             "permessage-deflate; server_no_context_takeover; client_no_context_takeover ; client_max_window_bits=\"9\"; \
@@ -197,8 +207,8 @@ mod tests {
         )
         .expect("legal")
         .expect("accepted");
-        assert_eq!((full.client_bits, full.server_bits), (9, 8));
-        assert!(!full.client_takes_over && !full.server_takes_over);
+        assert_eq!((full.client_max_window_bits, full.server_max_window_bits), (9, 8));
+        assert!(!full.client_context_takeover && !full.server_context_takeover);
     }
 
     #[test]
