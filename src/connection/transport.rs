@@ -16,7 +16,7 @@ use std::time::{Duration, Instant, SystemTime};
 use crate::connection::socket::StreamSocket;
 #[cfg(not(shuttle))]
 use crate::connection::tls_buffers::TlsBuffers;
-use crate::protocol::frame::ReadBuffer;
+use crate::protocol::read_buffer::ReadBuffer;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::thread::{self, ThreadId};
 use crate::sync::{self, Condvar, Mutex};

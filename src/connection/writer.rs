@@ -7,7 +7,8 @@ use crate::connection::transport::{Attempt, Transport, WriteBuffer, WriteError, 
 use crate::error::{Error, ErrorKind};
 use crate::event::Payload;
 use crate::protocol::deflate::Deflater;
-use crate::protocol::frame::{self, MaskingKeys};
+use crate::protocol::frame::Frame;
+use crate::protocol::mask::{self, MaskingKeys};
 use crate::time::Deadline;
 
 /// How much of a large message is masked and sent at a time, so that sending 16 MiB does not take a
@@ -122,8 +123,8 @@ impl FrameWriter {
         deadline: Deadline,
     ) -> Result<usize, WriteFailure> {
         let mut taken = 0;
-        let result =
-            self.send_frames(transport, opcode, is_final, false, payload, deadline, &mut taken);
+        let fragment = Frame { opcode, is_final, is_compressed: false, payload };
+        let result = self.send_frames(transport, fragment, deadline, &mut taken);
         self.is_mid_message |= result.is_ok();
         match result {
             Ok(()) => Ok(taken),
@@ -204,7 +205,7 @@ impl FrameWriter {
         for &payload in payloads {
             let (opcode, bytes) = parts(payload);
             let key = self.keys.next();
-            frame::put_frame(&mut self.plain, opcode, true, false, bytes, key);
+            Frame::whole(opcode, bytes).put(&mut self.plain, key);
             ends.push(self.plain.len());
         }
         let result = transport.transmit(&mut self.write_buffer, &self.plain, deadline);
@@ -238,7 +239,7 @@ impl FrameWriter {
     ) -> std::io::Result<Attempt> {
         self.plain.clear();
         let key = self.keys.next();
-        frame::put_frame(&mut self.plain, OpCode::Control(opcode), true, false, payload, key);
+        Frame::whole(OpCode::Control(opcode), payload).put(&mut self.plain, key);
         transport.attempt(&mut self.write_buffer, &self.plain)
     }
 
@@ -250,11 +251,9 @@ impl FrameWriter {
         text: &str,
     ) -> std::io::Result<(Attempt, usize)> {
         self.plain.clear();
-        for (piece, opcode, is_final) in
-            pieces(text.as_bytes(), self.max_outgoing_frame_size, OpCode::Data(Data::Text), true)
-        {
-            let key = self.keys.next();
-            frame::put_frame(&mut self.plain, opcode, is_final, false, piece, key);
+        let message = Frame::whole(OpCode::Data(Data::Text), text.as_bytes());
+        for frame in split(message, self.max_outgoing_frame_size) {
+            frame.put(&mut self.plain, self.keys.next());
         }
         let attempt = transport.attempt(&mut self.write_buffer, &self.plain)?;
         Ok((attempt, self.plain.len()))
@@ -287,65 +286,46 @@ impl FrameWriter {
             None => false,
         };
         *has_compressed = is_compressed;
-        let body = if is_compressed { &compressed[..] } else { payload };
-        let result =
-            self.send_frames(transport, opcode, true, is_compressed, body, deadline, taken);
+        let payload = if is_compressed { &compressed[..] } else { payload };
+        let message = Frame { opcode, is_final: true, is_compressed, payload };
+        let result = self.send_frames(transport, message, deadline, taken);
         compressed.shrink_to(KEEP);
         self.compressed = compressed;
         result
     }
 
     /// Sends a message or a fragment of one, split into frames if they are limited.
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "a frame has this many parts, and a struct for two calls hides none of them"
-    )]
     fn send_frames(
         &mut self,
         transport: &Transport,
-        opcode: OpCode,
-        is_final: bool,
-        is_compressed: bool,
-        body: &[u8],
+        message: Frame<'_>,
         deadline: Deadline,
         taken: &mut usize,
     ) -> Result<(), WriteError> {
-        let mut is_compressed = is_compressed;
-        for (piece, opcode, is_final) in
-            pieces(body, self.max_outgoing_frame_size, opcode, is_final)
-        {
-            self.send_frame(transport, opcode, is_final, is_compressed, piece, deadline, taken)?;
-            // RFC 7692 section 6.1: RSV1 stands on the first frame only.
-            is_compressed = false;
+        for frame in split(message, self.max_outgoing_frame_size) {
+            self.send_frame(transport, frame, deadline, taken)?;
         }
         Ok(())
     }
 
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "a frame has this many parts, and a struct for one call hides none of them"
-    )]
     fn send_frame(
         &mut self,
         transport: &Transport,
-        opcode: OpCode,
-        is_final: bool,
-        is_compressed: bool,
-        payload: &[u8],
+        frame: Frame<'_>,
         deadline: Deadline,
         taken: &mut usize,
     ) -> Result<(), WriteError> {
         self.plain.clear();
         let key = self.keys.next();
-        frame::put_header(&mut self.plain, opcode, is_final, is_compressed, payload.len(), key);
+        frame.put_header(&mut self.plain, key);
         // CHUNK is a multiple of four, so every chunk starts at the first byte of the key.
-        let (first, rest) = payload.split_at(payload.len().min(CHUNK));
-        frame::put_masked(&mut self.plain, first, key);
+        let (first, rest) = frame.payload.split_at(frame.payload.len().min(CHUNK));
+        mask::put_masked(&mut self.plain, first, key);
         transport.transmit(&mut self.write_buffer, &self.plain, deadline)?;
         *taken += self.plain.len();
         for chunk in rest.chunks(CHUNK) {
             self.plain.clear();
-            frame::put_masked(&mut self.plain, chunk, key);
+            mask::put_masked(&mut self.plain, chunk, key);
             transport.transmit(&mut self.write_buffer, &self.plain, deadline)?;
             *taken += self.plain.len();
         }
@@ -353,19 +333,19 @@ impl FrameWriter {
     }
 }
 
-/// What is to go into frames of at most `max` bytes, at least one: the opcode stands on the first
-/// of a message, FIN on its last (RFC 6455 section 5.4).
-fn pieces(
-    body: &[u8],
-    max: usize,
-    opcode: OpCode,
-    is_final: bool,
-) -> impl Iterator<Item = (&[u8], OpCode, bool)> {
-    let count = body.len().div_ceil(max).max(1);
+/// Splits a message, or a fragment of one, into frames of at most `max` payload bytes. The opcode
+/// and RSV1 stand on the first frame, FIN on the last (RFC 6455 section 5.4, RFC 7692 section 6.1).
+fn split(message: Frame<'_>, max: usize) -> impl Iterator<Item = Frame<'_>> {
+    let count = message.payload.len().div_ceil(max).max(1);
     (0..count).map(move |index| {
-        let piece = &body[index * max..body.len().min((index + 1).saturating_mul(max))];
-        let opcode = if index == 0 { opcode } else { OpCode::Data(Data::Continue) };
-        (piece, opcode, is_final && index + 1 == count)
+        let end = message.payload.len().min((index + 1).saturating_mul(max));
+        let is_first = index == 0;
+        Frame {
+            opcode: if is_first { message.opcode } else { OpCode::Data(Data::Continue) },
+            is_final: message.is_final && index + 1 == count,
+            is_compressed: message.is_compressed && is_first,
+            payload: &message.payload[index * max..end],
+        }
     })
 }
 

@@ -14,8 +14,9 @@ use crate::connection::writer::FrameWriter;
 use crate::event::{DialFailure, Disconnect, MessageRef, Opened, Payload, Stopped};
 use crate::handler::{Connection, EventSink, Full};
 use crate::protocol::assembler::{Assembler, Incoming, Limits};
-use crate::protocol::deflate::{Agreed, Deflate};
-use crate::protocol::frame::{FrameHeader, ReadBuffer};
+use crate::protocol::deflate::{Deflate, DeflateParams};
+use crate::protocol::frame::FrameHeader;
+use crate::protocol::read_buffer::ReadBuffer;
 use crate::runtime::read_loop::{ReadEnd, Reader};
 use crate::runtime::shared::Shared;
 use crate::sender::Sender;
@@ -41,7 +42,7 @@ pub fn frames(bytes: &[u8]) {
 
 /// What was agreed on about compression, by the low bits of the first byte: whether at all, and who
 /// starts each message anew.
-fn agreed(shape: u8) -> Option<Agreed> {
+fn deflate_params(shape: u8) -> Option<DeflateParams> {
     let mut answer = "permessage-deflate".to_owned();
     for (bit, parameter) in
         [(2, "; server_no_context_takeover"), (4, "; client_no_context_takeover")]
@@ -50,15 +51,15 @@ fn agreed(shape: u8) -> Option<Agreed> {
             answer.push_str(parameter);
         }
     }
-    let agreed = Deflate::new().accept(&[answer]).expect("any server may answer that");
-    agreed.filter(|_| shape & 1 != 0)
+    let params = Deflate::new().accept(&[answer]).expect("any server may answer that");
+    params.filter(|_| shape & 1 != 0)
 }
 
 /// Assembles messages of frames that come in pieces: the first byte says in which, and what was
 /// agreed on about compression.
 pub fn messages(bytes: &[u8]) {
     let Some((&shape, bytes)) = bytes.split_first() else { return };
-    let inflater = agreed(shape).map(|agreed| agreed.engines().0);
+    let inflater = deflate_params(shape).map(|params| params.engines().0);
     // Five bits, squared: byte by byte, and up to several frames at once.
     let piece = usize::from(shape >> 3).pow(2) + 1;
     let mut assembler = Assembler::new(Limits { max_message_size: MAX_MESSAGE }, inflater);
@@ -118,7 +119,7 @@ pub fn connection(bytes: &[u8]) {
     let (shared, _wakeup) =
         Shared::new(Threads::new(ThreadOptions::default()), settings.timeouts());
     let (wakeup, _heartbeat) = bounded(1);
-    let (inflater, deflater) = agreed(shape).map(|agreed| agreed.engines()).unzip();
+    let (inflater, deflater) = deflate_params(shape).map(|params| params.engines()).unzip();
     let writer = FrameWriter::new(deflater, None);
     let connection = Arc::new(OpenConnection::new(
         1,

@@ -5,7 +5,9 @@ use tungstenite::protocol::frame::coding::{Data, OpCode};
 use crate::event::Payload;
 use crate::protocol::assembler::{Assembler, Incoming, Limits};
 use crate::protocol::deflate::Deflate;
-use crate::protocol::frame::{self, FrameHeader, MaskingKeys, ReadBuffer, mask};
+use crate::protocol::frame::{Frame, FrameHeader};
+use crate::protocol::mask::{MaskingKeys, mask};
+use crate::protocol::read_buffer::ReadBuffer;
 
 /// What a market feed sends: text of `size` bytes, hardly the same twice.
 pub fn text(size: usize, number: usize) -> String {
@@ -23,7 +25,7 @@ pub fn text(size: usize, number: usize) -> String {
 
 /// What a server sends: `count` text messages of `size` bytes.
 pub fn stream(size: usize, count: usize, is_compressed: bool) -> Vec<u8> {
-    let mut deflater = is_compressed.then(|| agreed().engines().1);
+    let mut deflater = is_compressed.then(|| deflate_params().engines().1);
     let mut bytes = Vec::new();
     for number in 0..count {
         let text = text(size, number);
@@ -40,13 +42,14 @@ pub fn stream(size: usize, count: usize, is_compressed: bool) -> Vec<u8> {
 /// taken out.
 fn put_server_frame(bytes: &mut Vec<u8>, is_compressed: bool, body: &[u8]) {
     let start = bytes.len();
-    frame::put_header(bytes, OpCode::Data(Data::Text), true, is_compressed, body.len(), [0; 4]);
+    let text = Frame::whole(OpCode::Data(Data::Text), body);
+    Frame { is_compressed, ..text }.put_header(bytes, [0; 4]);
     bytes[start + 1] &= 0x7f;
     bytes.truncate(bytes.len() - 4);
     bytes.extend_from_slice(body);
 }
 
-fn agreed() -> crate::protocol::deflate::Agreed {
+fn deflate_params() -> crate::protocol::deflate::DeflateParams {
     let answer = Deflate::new().accept(&["permessage-deflate".to_owned()]);
     answer.ok().flatten().expect("the plainest answer is acceptable")
 }
@@ -73,7 +76,7 @@ pub struct Reading {
 impl Reading {
     /// A connection that has received these bytes, and on which compression was agreed on, or not.
     pub fn new(received: &[u8], is_compressed: bool) -> Self {
-        let inflater = is_compressed.then(|| agreed().engines().0);
+        let inflater = is_compressed.then(|| deflate_params().engines().0);
         let limits = Limits { max_message_size: 16 << 20 };
         Reading {
             buffer: ReadBuffer::with_leftover(received),
@@ -120,7 +123,7 @@ impl Writing {
     pub fn write(&mut self, payload: &[u8]) -> usize {
         self.out.clear();
         let key = self.keys.next();
-        frame::put_frame(&mut self.out, OpCode::Data(Data::Text), true, false, payload, key);
+        Frame::whole(OpCode::Data(Data::Text), payload).put(&mut self.out, key);
         self.out.len()
     }
 }

@@ -3,8 +3,10 @@
 use tungstenite::protocol::frame::coding::{CloseCode, Control, Data, OpCode};
 
 use crate::event::Payload;
+use crate::protocol::ProtocolError;
 use crate::protocol::deflate::{InflateError, Inflater};
-use crate::protocol::frame::{FrameHeader, ProtocolError, SimpleFrame, Unread};
+use crate::protocol::frame::{FrameHeader, SimpleFrame};
+use crate::protocol::read_buffer::Unread;
 
 /// What the assembler keeps of its buffer after a large message.
 const KEEP: usize = 64 * 1024;
@@ -31,8 +33,6 @@ pub(crate) struct Limits {
 /// buffer; any other is gathered here, as its bytes come.
 pub(crate) struct Assembler {
     limits: Limits,
-    /// Payloads below this length may be lent by [`next_simple`](Assembler::next_simple).
-    simple_below: usize,
     inflater: Option<Inflater>,
     gathering: Gathering,
     gathered: Vec<u8>,
@@ -63,23 +63,14 @@ struct Kind {
 
 impl Assembler {
     pub(crate) fn new(limits: Limits, inflater: Option<Inflater>) -> Self {
-        let mut assembler = Assembler {
+        Assembler {
             limits,
-            simple_below: 0,
             inflater,
             gathering: Gathering::Nothing,
             gathered: Vec::new(),
             valid_to: 0,
             checked: 0,
-        };
-        assembler.lend_simply(true);
-        assembler
-    }
-
-    /// Whether [`next_simple`](Assembler::next_simple) lends anything. A bound, because that is
-    /// looked at in any case.
-    pub(crate) fn lend_simply(&mut self, lends: bool) {
-        self.simple_below = if lends { self.limits.max_message_size.saturating_add(1) } else { 0 };
+        }
     }
 
     pub(crate) fn max_message_size(&self) -> usize {
@@ -100,7 +91,7 @@ impl Assembler {
             return None;
         }
         let frame = SimpleFrame::parse(unread.bytes())?;
-        if frame.payload.len() >= self.simple_below {
+        if frame.payload.len() > self.limits.max_message_size {
             return None;
         }
         let payload = match frame.is_text {
@@ -344,7 +335,7 @@ mod tests {
 
     use super::*;
     use crate::protocol::deflate::{Deflate, Deflater};
-    use crate::protocol::frame::ReadBuffer;
+    use crate::protocol::read_buffer::ReadBuffer;
 
     /// The next one, as the reader asks for it.
     fn next<'a, 'b: 'a>(

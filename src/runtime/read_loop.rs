@@ -14,9 +14,10 @@ use crate::connection::transport::{ReadHalf, Received};
 use crate::error::{CloseReason, Error, ErrorKind};
 use crate::event::{Arrival, MessageRef, Opened, Payload};
 use crate::handler::{Connection, EventSink, Full};
+use crate::protocol::ProtocolError;
 use crate::protocol::assembler::{Assembler, Incoming, Limits};
 use crate::protocol::deflate::Inflater;
-use crate::protocol::frame::{ProtocolError, ReadBuffer};
+use crate::protocol::read_buffer::ReadBuffer;
 use crate::sender::Sender;
 use crate::sync;
 use crate::sync::panic::{self, Panic};
@@ -159,19 +160,17 @@ impl Reader {
         let Reader { connection, opened, buffer, assembler, app_ping, .. } = self;
         let is_reply = app_ping.as_ref().and_then(|ping| ping.is_reply.as_ref());
         // One check per message for what is rare.
-        let is_special = is_delivery_over || is_reply.is_some();
+        let traces = log::log_enabled!(log::Level::Trace);
+        let is_special = is_delivery_over || is_reply.is_some() || traces;
         let mut view = Connection::new(connection, opened, sender);
         let (mut messages, mut bytes, mut replies) = (0u64, 0u64, 0u64);
-        // Asked once per batch, as a message costs less than asking. Whoever traces pays for it:
-        // all messages take the long way then.
-        assembler.lend_simply(!log::log_enabled!(log::Level::Trace));
         let mut unread = buffer.unread();
         let batch = loop {
             let payload = match assembler.next_simple(&mut unread) {
                 Some(payload) => payload,
                 None => match assembler.next(&mut unread) {
-                    Ok(Some(Incoming::Text(text))) => traced(connection, Payload::Text(text)),
-                    Ok(Some(Incoming::Binary(bytes))) => traced(connection, Payload::Binary(bytes)),
+                    Ok(Some(Incoming::Text(text))) => Payload::Text(text),
+                    Ok(Some(Incoming::Binary(bytes))) => Payload::Binary(bytes),
                     Ok(Some(Incoming::Ping(payload))) => {
                         connection.queue_pong(payload);
                         continue;
@@ -189,6 +188,9 @@ impl Reader {
             };
             let message = MessageRef::new(payload, opened.epoch, arrival);
             if is_special {
+                if traces {
+                    trace_received(connection, payload);
+                }
                 if is_delivery_over {
                     continue;
                 }
@@ -318,9 +320,8 @@ impl Reader {
 }
 
 #[cold]
-fn traced<'a>(connection: &OpenConnection, payload: Payload<'a>) -> Payload<'a> {
+fn trace_received(connection: &OpenConnection, payload: Payload<'_>) {
     log::trace!("{}: received {payload:?}", connection.peer);
-    payload
 }
 
 /// Asks the program's matcher whether a message answers an application ping.

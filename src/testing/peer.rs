@@ -558,7 +558,7 @@ fn parse_frame(bytes: &[u8]) -> io::Result<Option<(u8, Vec<u8>, usize)>> {
     let start = 2 + skip + 4;
     let Some(payload) = bytes.get(start..start + len) else { return Ok(None) };
     let mut payload = payload.to_vec();
-    crate::protocol::frame::mask(&mut payload, key);
+    crate::protocol::mask::mask(&mut payload, key);
     Ok(Some((first, payload, start + len)))
 }
 
