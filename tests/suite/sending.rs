@@ -452,8 +452,11 @@ fn fragments_keep_the_limit_of_frames() {
         tell.send(received).expect("the test waits");
         peer.drain()
     });
-    let client =
-        builder(&server).max_outgoing_frame_size(10).without_pings().connect().expect("it opens");
+    let client = builder(&server)
+        .max_outgoing_frame_size(10)
+        .ping_interval(None)
+        .connect()
+        .expect("it opens");
     let before = client.stats().bytes_sent;
     let piece = "a".repeat(45);
     client
@@ -477,7 +480,7 @@ fn a_message_whose_fragments_broke_off_is_confirmed_by_no_pong() {
         ping.send(()).expect("the test waits");
         peer.drain()
     });
-    let client = builder(&server).without_pings().connect().expect("it opens");
+    let client = builder(&server).ping_interval(None).connect().expect("it opens");
     let mut events = client.events();
     opened(&mut events);
     let (mut pieces, mut end) = (0, None);
