@@ -123,8 +123,9 @@ impl Builder {
     /// Sets the interval between ping frames (RFC 6455 section 5.5.2). `None` sends none.
     ///
     /// Defaults to 15 s. A ping costs 14 bytes and its pong 10; some venues count it as a message.
-    /// An unanswered ping ends the connection after [`pong_timeout`](Builder::pong_timeout). Without
-    /// pings, nothing but [`idle_timeout`](Builder::idle_timeout), an
+    /// An unanswered ping ends the connection after [`pong_timeout`](Builder::pong_timeout).
+    ///
+    /// Without pings, nothing but [`idle_timeout`](Builder::idle_timeout), an
     /// [`app_ping`](Builder::app_ping) with a reply or a failing send notices a dead connection,
     /// and [`Disconnect::confirmed`](crate::Disconnect::confirmed) stays 0.
     pub fn ping_interval(mut self, interval: impl Into<Option<Duration>>) -> Self {

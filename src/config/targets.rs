@@ -102,8 +102,8 @@ impl DialContext {
 
 /// The error of a dial whose endpoint closure failed.
 ///
-/// An error of this crate keeps its say on retrying. It does not become ours: one of another client,
-/// which was stopped or asked to reconnect, says nothing of the kind about this one.
+/// An error of this crate decides only if the dial is retried. It may come from another client,
+/// whose stop or reconnect is not ours.
 fn as_endpoint_error(error: Box<dyn StdError + Send + Sync>) -> Error {
     const CONTEXT: &str = "asking where to dial";
     match error.downcast::<Error>() {
