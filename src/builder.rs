@@ -1,4 +1,4 @@
-//! The builder: every setting has its setter here.
+//! The builder: one setter for each setting.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -15,11 +15,14 @@ use crate::events::WhenFull;
 use crate::protocol::deflate::Deflate;
 use crate::runtime::reconnect::RetryDecision;
 
-/// Everything there is to set. Start with [`Client::builder`](crate::Client::builder), end with
-/// [`connect`](Builder::connect) or [`start`](Builder::start), which check all of it. Cloning one
-/// makes another client of the same kind.
+/// Builds a client: [`Client::builder`](crate::Client::builder) creates one.
 ///
-/// Durations of zero where a wait must last, and bounds of zero, are refused.
+/// [`connect`](Builder::connect), [`start`](Builder::start) or [`start_with`](Builder::start_with)
+/// checks all settings and starts the client. A clone starts another client with the same settings.
+///
+/// Timeouts and intervals of zero and limits of zero are refused, save `close_timeout`,
+/// `drop_timeout`, `stable_after` and `retry_after_max`. A timeout may be [`Duration::MAX`], which
+/// never expires.
 #[derive(Clone)]
 #[must_use = "a builder does nothing until `connect` or `start`"]
 pub struct Builder {
@@ -48,11 +51,13 @@ impl Builder {
         }
     }
 
-    /// Adds an endpoint: several are dialed in turn, the next after each dial, whether it failed or
-    /// its connection ended. What no retry mends at one of them (401, 403, 404, a refused
-    /// certificate) ends the client when all have answered so in a row; a `Retry-After` holds for
-    /// the endpoint that sent it. [`connect`](Builder::connect), which makes one dial, makes it to
-    /// the first. Without effect on a builder that asks a closure.
+    /// Adds an endpoint. Several are dialed in turn: each dial goes to the next one, no matter if
+    /// the one before failed or its connection ended.
+    ///
+    /// A permanent status or a refused certificate ([`Error::is_retryable`]) ends the client only
+    /// if all endpoints have answered so in a row. A `Retry-After` applies to the endpoint that
+    /// sent it. The one dial of [`connect`](Builder::connect) goes to the first endpoint. Without
+    /// effect on a builder of [`builder_from_fn`](crate::Client::builder_from_fn).
     pub fn add_endpoint(mut self, endpoint: impl Into<Endpoint>) -> Self {
         if let Source::List(list) = &mut self.source {
             list.push(endpoint.into());
@@ -60,115 +65,174 @@ impl Builder {
         self
     }
 
-    /// Adds a header to every opening handshake. Headers of the handshake itself are refused.
+    /// Adds a header to every opening handshake. May be called several times.
+    ///
+    /// `Config` at the start if it is not a valid header, or one of the handshake itself (`Host`,
+    /// `Upgrade`, `Sec-WebSocket-Key` and so on). Its value is in no log.
     pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.headers.push((name.into(), value.into()));
         self
     }
 
-    /// Offers a subprotocol (RFC 6455 section 1.9); may be called several times, the first is
-    /// preferred.
+    /// Offers a subprotocol (RFC 6455 section 1.9). May be called several times; the first is
+    /// preferred. [`Opened::subprotocol`](crate::Opened::subprotocol) is the server's choice.
     pub fn subprotocol(mut self, name: impl Into<String>) -> Self {
         self.subprotocols.push(name.into());
         self
     }
 
-    /// The budget of one dial: asking the endpoint closure, resolving, connecting, TLS and the
-    /// upgrade together. Defaults to 10 s.
+    /// Sets the timeout of one dial: the endpoint closure, resolving, TCP, TLS and the opening
+    /// handshake together.
+    ///
+    /// Defaults to 10 s.
     pub fn connect_timeout(mut self, budget: Duration) -> Self {
         self.settings.connect_timeout = budget;
         self
     }
 
-    /// The budget of one send. Defaults to 5 s. A budget that ends inside a frame aborts the
-    /// connection. The time that it takes to compress a message counts, and is not cut short.
+    /// Sets the timeout of one send: waiting for other senders, and for room in the kernel's
+    /// buffer.
+    ///
+    /// A send that times out before its first byte was taken is
+    /// [`NotSent`](crate::SendError::NotSent) and leaves the connection alone. One that times out
+    /// inside a frame is [`Unknown`](crate::SendError::Unknown) and aborts the connection.
+    /// Compressing a message counts and is not interrupted. Defaults to 5 s.
     pub fn send_timeout(mut self, budget: Duration) -> Self {
         self.settings.send_timeout = budget;
         self
     }
 
-    /// The budget of a polite end: getting the close frame out and waiting for the peer's. Defaults
-    /// to 1 s.
+    /// Sets the timeout of the closing handshake (RFC 6455 section 7.1.2): getting our close frame
+    /// out, the server's close frame, and the end of the TCP connection. The connection is aborted
+    /// when it expires.
+    ///
+    /// Defaults to 1 s.
     pub fn close_timeout(mut self, budget: Duration) -> Self {
         self.settings.close_timeout = budget;
         self
     }
 
-    /// How long `Drop` waits for the threads. Defaults to 5 s.
+    /// Sets the time for which dropping the client waits for its threads.
+    ///
+    /// Defaults to 5 s. A thread that is later is logged as an error and left to end by itself.
     pub fn drop_timeout(mut self, budget: Duration) -> Self {
         self.settings.drop_timeout = budget;
         self
     }
 
-    /// How often a ping frame is sent. Defaults to 15 s. Costs a frame of 14 bytes each way, and
-    /// counts as a message at some venues.
-    pub fn ping_interval(mut self, interval: Duration) -> Self {
-        self.settings.ping_interval = Some(interval);
+    /// Sets the interval between ping frames (RFC 6455 section 5.5.2). `None` sends none.
+    ///
+    /// Defaults to 15 s. A ping costs 14 bytes and its pong 10; some venues count it as a message.
+    /// An unanswered ping ends the connection after [`pong_timeout`](Builder::pong_timeout).
+    ///
+    /// Without pings, nothing but [`idle_timeout`](Builder::idle_timeout), an
+    /// [`app_ping`](Builder::app_ping) with a reply or a failing send notices a dead connection,
+    /// and [`Disconnect::confirmed`](crate::Disconnect::confirmed) stays 0.
+    pub fn ping_interval(mut self, interval: impl Into<Option<Duration>>) -> Self {
+        self.settings.ping_interval = interval.into();
         self
     }
 
-    /// Sends no ping frames; a dead connection is then noticed by the idle limit, an application
-    /// ping or a failing send, or not at all.
-    pub fn without_pings(mut self) -> Self {
-        self.settings.ping_interval = None;
-        self
-    }
-
-    /// How long an unanswered ping is borne while not a single byte arrives. Defaults to 10 s.
+    /// Sets the time after which an unanswered ping ends the connection, with the kind
+    /// [`PongTimeout`](crate::ErrorKind::PongTimeout).
+    ///
+    /// Any byte that arrives restarts it, because a busy feed may delay a pong. It stands still
+    /// while the handler runs, so a slow handler is not mistaken for a dead peer. Defaults to 10 s.
     pub fn pong_timeout(mut self, limit: Duration) -> Self {
         self.settings.pong_timeout = limit;
         self
     }
 
-    /// Ends a connection on which no data message came for this long, pongs or not. Defaults to no
-    /// limit.
+    /// Sets the time without a data message after which the connection ends, with the kind
+    /// [`Idle`](crate::ErrorKind::Idle).
+    ///
+    /// Pings and pongs are no data messages, nor are replies to an [`app_ping`](Builder::app_ping).
+    /// Defaults to none.
     pub fn idle_timeout(mut self, limit: Duration) -> Self {
         self.settings.idle_timeout = Some(limit);
         self
     }
 
-    /// Sends a ping of the application's own. Defaults to none.
+    /// Sends pings of the application's own, besides ping frames. Defaults to none.
     pub fn app_ping(mut self, ping: AppPing) -> Self {
         self.settings.app_ping = Some(ping);
         self
     }
 
-    /// The ceiling of the first retry's delay, which doubles from there. Defaults to 250 ms.
+    /// Sets the upper bound of the first retry's delay. It doubles with each further attempt.
+    ///
+    /// The delay is random between zero and the bound ("full jitter"), so that a thousand clients
+    /// of one server do not return at the same moment. Defaults to 250 ms: the bounds are 250 ms,
+    /// 500 ms, 1 s, 2 s and so on up to [`retry_delay_max`](Builder::retry_delay_max).
     pub fn retry_delay_min(mut self, delay: Duration) -> Self {
         self.settings.retry_delay_min = delay;
         self
     }
 
-    /// The ceiling of every retry's delay, of the first one's too. Defaults to 30 s.
+    /// Sets the upper bound of every retry's delay, the first one's included.
+    ///
+    /// Defaults to 30 s, which suits a market data feed. An order desk that would rather dial a
+    /// busy server often than be absent sets a second or so; see also
+    /// [`stable_after`](Builder::stable_after).
     pub fn retry_delay_max(mut self, delay: Duration) -> Self {
         self.settings.retry_delay_max = delay;
         self
     }
 
-    /// The longest `Retry-After` that is obeyed; a longer one counts as this long. Defaults to 5
-    /// min.
+    /// Sets the longest `Retry-After` (RFC 9110 section 10.2.3) that is obeyed. A longer one counts
+    /// as this long.
+    ///
+    /// Defaults to 5 min.
     pub fn retry_after_max(mut self, delay: Duration) -> Self {
         self.settings.retry_after_max = delay;
         self
     }
 
-    /// How long a connection has to stay open before the count of attempts starts anew. Defaults to
-    /// 30 s.
+    /// Sets the time that a connection must stay open to reset the attempt count, and with it the
+    /// backoff.
+    ///
+    /// A server that accepts and drops connections is thus backed off from like one that refuses
+    /// them. The reverse: several good connections in a row that are all shorter than this back off
+    /// as far as `retry_delay_max`, up to 30 s by default. An order desk whose connections are
+    /// short but good, because its venue ends each session after some seconds, sets this to a
+    /// little more than the log-on takes, or calls `mark_stable` on its
+    /// [`Connection`](crate::Connection) once it has logged on. Connections that the program itself
+    /// ended ([`reconnect`](crate::Client::reconnect)) do not count as attempts.
+    ///
+    /// Defaults to 30 s.
     pub fn stable_after(mut self, time: Duration) -> Self {
         self.settings.stable_after = time;
         self
     }
 
-    /// Gives up after this many dials in a row without a stable connection. 1 means a single dial
-    /// and no retry, ever. Defaults to no limit.
+    /// Sets the number of consecutive attempts without a stable connection after which the client
+    /// gives up.
+    ///
+    /// 1 means a single dial and no retry, ever. Defaults to no limit.
     pub fn max_attempts(mut self, attempts: u32) -> Self {
         self.settings.max_attempts = Some(attempts);
         self
     }
 
-    /// Decides what follows a failed dial or an ended connection: gets the error, and what the
-    /// client would do by itself. It runs on the reader thread. It is not asked after a stop, a
-    /// panic, or [`reconnect`](crate::Client::reconnect).
+    /// Sets a policy that decides what follows a failed dial or an ended connection. It receives
+    /// the error and the decision that the client would make by itself.
+    ///
+    /// By itself the client:
+    /// - retries a status from 200 to 399 and from 500 to 599 in answer to the opening handshake,
+    ///   and 408, 418, 425 and 429. Redirects are not followed.
+    /// - gives up after any other status from 400 to 499, which says that the same request will
+    ///   fail again
+    /// - gives up after the other permanent errors listed at [`Error::is_retryable`]
+    /// - retries everything else
+    /// - obeys `Retry-After`: the decision is then [`RetryDecision::RetryAfter`]
+    ///
+    /// With several endpoints a status or a refused certificate is final only when all of them have
+    /// answered so in a row. `RetryDecision::RetryWithin` is a ceiling: it dials after the usual
+    /// backoff, or after that time if it is shorter.
+    ///
+    /// The policy runs on the reader thread, so it must not block. A panic in it ends the client.
+    /// It is not asked after a stop, a panic, or a [`reconnect`](crate::Client::reconnect), which
+    /// dials again at once. Defaults to none.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -176,7 +240,8 @@ impl Builder {
     /// let builder = Client::builder("wss://stream.example.com/ws").retry_policy(|error, default| {
     ///     match error.close_reason().map(|close| close.code) {
     ///         Some(1008) => RetryDecision::RetryAfter(Duration::from_secs(30)),
-    ///         _ if error.status().is_some_and(|status| status == 451) => RetryDecision::GiveUp,
+    ///         // A gateway that answers 404 while it is being deployed.
+    ///         _ if error.status().is_some_and(|status| status == 404) => RetryDecision::Retry,
     ///         _ => default,
     ///     }
     /// });
@@ -189,91 +254,128 @@ impl Builder {
         self
     }
 
-    /// The longest message that is taken, after inflating. Defaults to 16 MiB. A longer one ends
-    /// the connection with 1009, before memory is taken.
+    /// Sets the length of the longest message that is accepted, in bytes after decompression.
+    ///
+    /// A longer one ends the connection with the code 1009 and the kind
+    /// [`TooBig`](crate::ErrorKind::TooBig), before memory is allocated for it. Defaults to 16 MiB.
     pub fn max_message_size(mut self, bytes: usize) -> Self {
         self.settings.max_message_size = bytes;
         self
     }
 
-    /// Splits what is sent into frames of at most this payload. Defaults to one frame per message.
+    /// Sets the largest payload of an outgoing frame, in bytes. Longer messages are sent in
+    /// fragments (RFC 6455 section 5.4).
+    ///
+    /// Defaults to none: one frame per message.
     pub fn max_outgoing_frame_size(mut self, bytes: usize) -> Self {
         self.settings.max_outgoing_frame_size = Some(bytes);
         self
     }
 
-    /// Offers permessage-deflate (RFC 7692). Defaults to off: it costs memory and time on both
-    /// sides, see [`Deflate`].
+    /// Offers permessage-deflate (RFC 7692).
+    ///
+    /// Defaults to off: compression costs memory and time on both sides, see [`Deflate`].
     pub fn compress(mut self, deflate: Deflate) -> Self {
         self.settings.deflate = Some(deflate);
         self
     }
 
-    /// How many messages the events queue holds. Defaults to 65,536.
+    /// Sets the number of messages that the event queue holds.
+    ///
+    /// Defaults to 65,536. Without effect on [`start_with`](Builder::start_with), which has no
+    /// queue.
     pub fn queue_messages(mut self, messages: usize) -> Self {
         self.settings.queue.messages = messages;
         self
     }
 
-    /// How many payload bytes the events queue holds. Defaults to 64 MiB.
+    /// Sets the number of payload bytes that the event queue holds.
+    ///
+    /// Defaults to 64 MiB. Without effect on [`start_with`](Builder::start_with), which has no
+    /// queue.
     pub fn queue_bytes(mut self, bytes: usize) -> Self {
         self.settings.queue.bytes = bytes;
         self
     }
 
-    /// What happens when the events queue is full. Defaults to [`WhenFull::Disconnect`].
+    /// Sets what happens to a message that finds the event queue full.
+    ///
+    /// Defaults to [`WhenFull::Disconnect`].
     pub fn when_full(mut self, rule: WhenFull) -> Self {
         self.settings.queue.when_full = rule;
         self
     }
 
-    /// Resolves host names by other means than the system's. Runs on a thread of its own.
+    /// Replaces the system's resolver. It runs on the thread `taut-resolver` and is not asked for
+    /// IP addresses.
+    ///
+    /// It can also redirect the connection, for example into a tunnel or to a sidecar: the address
+    /// that it returns is dialed as it is, port included, while the `Host` header, SNI and the
+    /// verification of the certificate keep the host of the URL.
+    ///
+    /// ```
+    /// use std::net::SocketAddr;
+    /// use tautline::Client;
+    /// // `ssh -L 9443:stream.example.com:443 gateway` forwards the port.
+    /// let builder = Client::builder("wss://stream.example.com/ws")
+    ///     .resolver(|_host: &str, _port: u16| Ok(vec![SocketAddr::from(([127, 0, 0, 1], 9443))]));
+    /// ```
     pub fn resolver(mut self, resolver: impl Resolver + 'static) -> Self {
         self.settings.resolver = Some(Arc::new(resolver));
         self
     }
 
-    /// TCP keepalive after this idle time, from a second to nine hours. Defaults to off: pings do
-    /// more.
+    /// Turns on TCP keepalive after `idle`, which must be from 1 s to 32,767 s. Whole seconds
+    /// count.
+    ///
+    /// Defaults to off, because pings test more than the kernel at the other end.
     pub fn tcp_keepalive(mut self, idle: Duration) -> Self {
         self.settings.tcp.keepalive = Some(idle);
         self
     }
 
-    /// The kernel's receive buffer (`SO_RCVBUF`). Defaults to the system's own choice, which grows
-    /// by itself: measured on a flooded connection, more gains nothing, and less than 64 KiB costs
-    /// most of the messages.
+    /// Sets the size of the kernel's receive buffer (`SO_RCVBUF`), in bytes.
+    ///
+    /// Defaults to the system's choice, which grows by itself. On a flooded connection a larger one
+    /// gained nothing, and one of less than 64 KiB cost most of the throughput.
     pub fn tcp_receive_buffer(mut self, bytes: usize) -> Self {
         self.settings.tcp.receive_buffer = Some(bytes);
         self
     }
 
-    /// The kernel's send buffer (`SO_SNDBUF`). Defaults to the system's own choice, which grows by
-    /// itself.
+    /// Sets the size of the kernel's send buffer (`SO_SNDBUF`), in bytes.
+    ///
+    /// Defaults to the system's choice, which grows by itself.
     pub fn tcp_send_buffer(mut self, bytes: usize) -> Self {
         self.settings.tcp.send_buffer = Some(bytes);
         self
     }
 
-    /// The local address to dial from. Defaults to the system's choice.
+    /// Sets the local address to dial from. Only server addresses of its family are then dialed.
+    ///
+    /// Defaults to the system's choice.
     pub fn bind_address(mut self, address: IpAddr) -> Self {
         self.settings.tcp.bind = Some(address);
         self
     }
 
-    /// Trusts a further root certificate, PEM (one or several) or DER.
+    /// Trusts a further root certificate: PEM (one or several) or DER. May be called several times.
+    ///
+    /// `Config` at the start if it is neither.
     pub fn tls_root(mut self, certificate: impl Into<Vec<u8>>) -> Self {
         self.settings.tls.extra_roots.push(certificate.into());
         self
     }
 
-    /// Trusts none but the roots given by [`tls_root`](Builder::tls_root).
+    /// Trusts only the roots given by [`tls_root`](Builder::tls_root). The system's are not read.
     pub fn tls_only_given_roots(mut self) -> Self {
         self.settings.tls.only_extra_roots = true;
         self
     }
 
-    /// Shows a client certificate: a certificate chain and its PKCS#8 key, both PEM.
+    /// Presents a client certificate: a certificate chain and its PKCS#8 private key, both PEM.
+    ///
+    /// `Config` at the start if they are invalid or do not belong together.
     pub fn tls_identity_pem(
         mut self,
         certificate: impl Into<Vec<u8>>,
@@ -283,7 +385,9 @@ impl Builder {
         self
     }
 
-    /// Shows a client certificate out of a PKCS#12 archive.
+    /// Presents a client certificate from a PKCS#12 archive.
+    ///
+    /// `Config` at the start if the archive is invalid or the password is wrong.
     pub fn tls_identity_pkcs12(
         mut self,
         archive: impl Into<Vec<u8>>,
@@ -293,59 +397,70 @@ impl Builder {
         self
     }
 
-    /// Accepts TLS 1.0 and 1.1, both broken. Defaults to TLS 1.2 and later.
+    /// Accepts TLS 1.0 and 1.1, both of which are broken. Defaults to TLS 1.2 and later.
     pub fn danger_allow_old_tls(mut self) -> Self {
         self.settings.tls.danger_allow_old_tls = true;
         self
     }
 
-    /// Accepts any certificate: whoever sits in between can read and change everything.
+    /// Accepts any certificate. Whoever is between the client and the server can then read and
+    /// change everything. Defaults to off.
     pub fn danger_accept_invalid_certificates(mut self) -> Self {
         self.settings.tls.danger_accept_invalid_certificates = true;
         self
     }
 
-    /// Accepts a certificate for another host.
+    /// Accepts a certificate of another host. Whoever has any valid certificate and is between the
+    /// client and the server can then read and change everything. Defaults to off.
     pub fn danger_accept_invalid_hostnames(mut self) -> Self {
         self.settings.tls.danger_accept_invalid_hostnames = true;
         self
     }
 
-    /// The stack of each thread, 64 KiB at least. Defaults to Rust's own, 2 MiB of address space;
-    /// for programs with many connections, 128 KiB will do unless the handler needs more.
+    /// Sets the size of each thread's stack, in bytes.
+    ///
+    /// At least 96 KiB, or 160 KiB with [`compress`](Builder::compress): a dev build needs 66 and
+    /// 97 KiB of that, and the handler and the other closures need the rest. `Config` at the start
+    /// if it is less, since a thread that overflows its stack aborts the process. Defaults to
+    /// Rust's own size, 2 MiB of address space, of which only the pages in use take memory.
     pub fn thread_stack_size(mut self, bytes: usize) -> Self {
         self.settings.threads.stack_size = Some(bytes);
         self
     }
 
-    /// Called by each thread of the client, with its name, before it does anything else: to pin it
-    /// to a core, raise its priority or register it. The name is `taut-reader`, `taut-heartbeat` or
-    /// `taut-resolver`. A panic in it is logged, and the thread goes on. Defaults to nothing.
+    /// Sets a hook that each thread of the client calls with its name before it does anything else:
+    /// to pin it to a core, raise its priority or register it somewhere.
+    ///
+    /// The names are `taut-reader`, `taut-heartbeat` and `taut-resolver`. A panic in the hook is
+    /// logged, and the thread continues. Defaults to none.
     pub fn on_thread_start(mut self, hook: impl Fn(&str) + Send + Sync + 'static) -> Self {
         self.settings.threads.on_start = Some(Arc::new(hook));
         self
     }
 
-    /// The reader asks the kernel again and again instead of sleeping until something comes. A
-    /// message then waits for no wake-up, which is most of the way from the wire to a handler on a
-    /// quiet connection; it costs a core for as long as the connection is open. Pin the reader to
-    /// one of its own ([`on_thread_start`](Builder::on_thread_start)). Defaults to off.
+    /// Makes the reader ask the kernel again and again instead of sleeping until something arrives.
+    ///
+    /// A message then waits for no wake-up, which is most of its way from the wire to a handler on
+    /// a quiet connection. It occupies a core for as long as a connection is open: pin the reader
+    /// to one of its own with [`on_thread_start`](Builder::on_thread_start). This is not
+    /// `SO_BUSY_POLL`, which makes the kernel poll the network card. Defaults to off. Unix only.
     #[cfg(unix)]
     pub fn busy_poll(mut self) -> Self {
         self.settings.tcp.receiving.is_spinning = true;
         self
     }
 
-    /// Asks the kernel to note when it gets what comes, for
-    /// [`kernel_received`](crate::MessageRef::kernel_received). Costs about half a microsecond for
-    /// each `recv`. Defaults to off.
+    /// Asks the kernel to record when it receives data, for
+    /// [`kernel_received`](crate::MessageRef::kernel_received).
+    ///
+    /// Costs about half a microsecond per `recv`. Defaults to off. Linux only.
     #[cfg(target_os = "linux")]
     pub fn kernel_timestamps(mut self) -> Self {
         self.settings.tcp.receiving.is_stamped = true;
         self
     }
 
-    /// Checks everything.
+    /// Validates the settings and the endpoints.
     pub(crate) fn check(self) -> Result<Config, Error> {
         self.settings.check()?;
         let Builder { source, headers, subprotocols, settings } = self;

@@ -369,7 +369,7 @@ impl Error {
         }
         match self.kind() {
             ErrorKind::Config | ErrorKind::HandlerPanicked | ErrorKind::Stopped => false,
-            // Request timeout, I'm a teapot (some venues ban with it), too early, too many requests.
+            // Request timeout, teapot (Binance bans with it), too early, too many requests.
             ErrorKind::Http => self.status().map(|status| status.as_u16()).is_none_or(|status| {
                 !(400..500).contains(&status) || matches!(status, 408 | 418 | 425 | 429)
             }),
@@ -472,8 +472,8 @@ impl StdError for Error {
 pub enum SendError {
     /// The kernel took no byte of the message. Sending it again is safe.
     NotSent(Error),
-    /// The kernel took at least one byte, and the connection has been aborted. The server may or may
-    /// not have the whole message; only asking it can tell.
+    /// The kernel took at least one byte, and the connection has been aborted. The server may or
+    /// may not have the whole message; only asking it can tell.
     Unknown(Error),
 }
 

@@ -74,10 +74,11 @@ pub(crate) struct Arrival {
     pub(crate) kernel: Option<SystemTime>,
 }
 
-/// The payload of a data message: text or binary (RFC 6455 section 5.6). `Debug` shows its size, not
-/// its content.
-// Exhaustive, unlike the other enums here: the RFC has no third kind, so a match on both should need
-// no further arm.
+/// The payload of a data message: text or binary (RFC 6455 section 5.6).
+///
+/// `Debug` shows its size, not its content.
+// Exhaustive, unlike the other enums here: the RFC has no third kind, so a match on both should
+// need no further arm.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Payload<'a> {
     /// The payload of a text message, which is valid UTF-8.
@@ -319,14 +320,15 @@ pub struct Disconnect {
     pub close: CloseReason,
     /// The time for which the connection was open.
     pub lasted: Duration,
-    /// The highest [`sequence`](crate::Receipt::sequence) of a send on this connection; 0 if nothing
-    /// was sent. No send that begins later gets a number. A send that is under way at the very end
+    /// The highest [`sequence`](crate::Receipt::sequence) of a send on this connection; 0 if
+    /// nothing was sent. No send that begins later gets a number. A send that is under way at the very end
     /// is counted, and may still turn out as `NotSent`; nothing else is.
     pub sent: u64,
     /// The highest [`sequence`](crate::Receipt::sequence) that a later pong covers: the server had
     /// read up to it. Messages after it may or may not have arrived.
     pub confirmed: u64,
-    /// The time from the end of this connection to the next dial. `None` if the client ends instead.
+    /// The time from the end of this connection to the next dial. `None` if the client ends
+    /// instead.
     pub retry_in: Option<Duration>,
     /// `true` if the server's close frame had arrived when this was reported.
     pub(crate) has_peer_closed: bool,

@@ -1,131 +1,191 @@
-//! A WebSocket client for programs that block: plain threads, no async runtime.
+//! A synchronous WebSocket client (RFC 6455) with threads of its own and no async runtime.
 //!
-//! `tautline` keeps one connection to a venue up. It dials, reads, pings, notices when the
-//! connection has died, dials again, and stops at once when told to. It is made for trading bots
-//! and other programs that must know what became of a message, and must not leave a thread behind.
+//! A [`Client`] keeps one connection to a server open. It dials, reads, sends pings, notices when
+//! the connection has died, dials again, and stops at once when told to. It is made for trading
+//! bots and other programs that must know what became of a message and must not leave a thread
+//! behind.
 //!
-//! # Pulling
+//! # Pulling events
+//! [`connect`](Builder::connect) waits for the first connection; [`start`](Builder::start) returns
+//! at once and dials in the background. Either way the program reads [`Event`]s from an iterator.
 //! ```no_run
 //! use std::time::Duration;
 //! use tautline::{Client, Event};
+//!
+//! const SUBSCRIBE: &str = r#"{"method":"SUBSCRIBE","params":["btcusdt@bookTicker"],"id":1}"#;
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
 //! let client = Client::builder("wss://stream.example.com/ws")
 //!     .ping_interval(Duration::from_secs(15))
 //!     .pong_timeout(Duration::from_secs(5))
-//!     .connect()?; // waits for the first opening, or says why not
+//!     .connect()?;
 //!
-//! for event in client.events() {
+//! for event in client.events() { // blocks; ends when the client has stopped
 //!     match event {
-//!         // A new epoch: subscribe, whatever was sent before. On this very connection: if it is gone already, the next has an opening of its own.
 //!         Event::Opened(opened) => {
-//!             let connection = client.sender().pinned_to(opened.epoch);
-//!             connection.send_text(r#"{"method":"SUBSCRIBE","params":["btcusdt@bookTicker"],"id":1}"#).ok();
+//!             // Each connection needs its own subscription. `pinned_to` sends on this one only:
+//!             // if it has ended by now, the next one has an `Opened` of its own.
+//!             if let Err(error) = client.sender().pinned_to(opened.epoch).send_text(SUBSCRIBE) {
+//!                 eprintln!("not subscribed: {error}");
+//!             }
 //!         }
-//!         Event::Message(message) => println!("{}", message.text().unwrap_or_default()),
-//!         Event::Disconnected(why) => eprintln!("{why}"),
+//!         Event::Message(message) => println!("{}", message.text().unwrap_or("(binary)")),
+//!         Event::Disconnected(disconnect) => eprintln!("{disconnect}"),
 //!         _ => {}
 //!     }
 //! }
 //! # Ok(()) }
 //! ```
+//! Keep one [`Events`] for the whole loop. It takes events from the queue in batches; one created
+//! for every event costs about ten times as much.
 //!
-//! # Being pushed
+//! # Being pushed messages
+//! [`start_with`](Builder::start_with) hands messages to a [`Handler`]. It runs on the reader
+//! thread and borrows the payload from the read buffer, so there is no thread hop and no copy.
 //! ```no_run
 //! use std::time::Duration;
-//! use tautline::{Client, Handler, Connection, MessageRef};
+//! use tautline::{Client, Connection, Handler, MessageRef};
 //!
 //! #[derive(Default)]
-//! struct Bot { quotes: u64 }
+//! struct Bot {
+//!     quotes: u64,
+//! }
 //!
 //! impl Handler for Bot {
 //!     fn opened(&mut self, connection: &mut Connection<'_>) {
-//!         connection.send_text(r#"{"method":"SUBSCRIBE","params":["btcusdt@bookTicker"],"id":1}"#).ok();
+//!         let subscribe = r#"{"method":"SUBSCRIBE","params":["btcusdt@bookTicker"],"id":1}"#;
+//!         if let Err(error) = connection.send_text(subscribe) {
+//!             eprintln!("not subscribed: {error}");
+//!         }
 //!     }
-//!     // Called on the reader thread, with the payload borrowed from the read buffer: no hop, no copy.
+//!
 //!     fn message(&mut self, _connection: &mut Connection<'_>, _message: MessageRef<'_>) {
 //!         self.quotes += 1;
 //!     }
 //! }
 //!
 //! # fn main() -> Result<(), tautline::Error> {
-//! let client = Client::builder("wss://stream.example.com/ws").start_with(Bot::default())?; // dials in the background
-//! let report = client.stop(Duration::from_secs(5)); // or just drop it
-//! assert!(report.is_clean(), "{report}");
+//! let client = Client::builder("wss://stream.example.com/ws").start_with(Bot::default())?;
+//! // ... and when the program ends:
+//! let report = client.stop(Duration::from_secs(5)); // dropping the client stops it too
+//! println!("{report}");
 //! # Ok(()) }
 //! ```
 //!
 //! # The life of a connection
 //! ```text
-//!                 dialed                 close frame, or stop
-//!  Connecting ---------------> Open ------------------------------> Ending
-//!    |   ^                      |                                     |
-//!    |   | due                  | reset, silence, EOF                 | answered, or close_timeout
-//!    |   |                      v                                     v
-//!    |   '------------------ Waiting <--------------------------------+
-//!    |                          |                                     |
-//!    '--------------------------+--> Closed <-------------------------'
-//!      stop, or an error that no retry mends
+//!                     dialed                close frame, or stop
+//!   .--> Connecting -----------> Open ------------------------------> Closing
+//!   |      |    |                 |                                    |   |
+//!   |      |    | failed          | reset, timeout, end of TCP         |   |
+//!   |      |    |                 v                 closed             |   |
+//!   |      |    '------------> Backoff <-------------------------------'   |
+//!   |      |                    |   |                                      |
+//!   '------|--------------------'   |                                      |
+//!          |     delay over         |                                      |
+//!          |                        v                                      |
+//!          '--------------------> Closed <---------------------------------'
+//!            stop, or a permanent error         closed after one of these
 //! ```
-//! Each opening begins an *epoch*; its number stands on every event, message and receipt. Two
-//! threads live as long as the client, however often it reconnects: `taut-reader` dials, reads and
-//! calls the handler; `taut-heartbeat` writes pings, pongs and close frames and judges whether the
-//! connection is alive. A third, `taut-resolver`, lives for one lookup. All of them are joined by
-//! [`Client::stop`] and by `Drop`, and the [`StopReport`] says so, thread by thread.
+//! [`Client::state`] returns the [`State`]. Each opened connection is an *epoch*, numbered from 1;
+//! the number is part of every event, message and [`Receipt`], so that nothing from an old
+//! connection passes for news from the new one.
+//!
+//! After a failed dial or an ended connection the client dials again, after a random delay whose
+//! upper bound doubles from `retry_delay_min` to `retry_delay_max` and starts again once a
+//! connection has been open for `stable_after`. A permanent error ([`Error::is_retryable`]) ends
+//! the client instead. [`Builder::retry_policy`] can decide otherwise. A connection that the
+//! program itself gives up, with [`reconnect`](Client::reconnect), is dialed again at once and
+//! counts as no attempt.
+//!
+//! # Threads
+//! | thread | does | calls the program's |
+//! |---|---|---|
+//! | `taut-reader` | dials, reads, delivers, backs off | handler, endpoint closure, retry policy |
+//! | `taut-heartbeat` | writes pings, pongs, close frames; checks liveness | [`AppPing::made_by`] |
+//! | `taut-resolver` | looks up one host name, then ends | [`Resolver`] |
+//!
+//! The first two live as long as the client, however often it reconnects. A closure that blocks
+//! delays what its thread does, so give the calls that it makes a timeout.
+//!
+//! [`Client::stop`], and dropping the client, ends all threads and waits for them, in any state and
+//! from any thread. On an open connection that takes a round trip for the closing handshake, and
+//! `close_timeout` at most; otherwise a few milliseconds. The [`StopReport`] says what became of
+//! each thread. One may be late: a lookup that hangs in the system's resolver, or a closure of the
+//! program's, cannot be interrupted. A late thread ends when that call returns.
 //!
 //! # What became of a message
-//! A send writes to the socket on the calling thread. `Ok(`[`Receipt`]`)`: the kernel took all of
-//! it, which proves nothing about the peer. [`SendError::NotSent`]: no byte was taken, sending
-//! again is safe. [`SendError::Unknown`]: part of it was taken; ask the venue. When a connection
-//! ends, [`Disconnect::confirmed`] says how far a pong of the peer covers what was sent. Nothing is
-//! ever queued while the connection is down.
+//! A send writes to the socket on the calling thread, and waits `send_timeout` at most for room in
+//! the kernel's buffer and for other senders.
+//! - `Ok(`[`Receipt`]`)`: the kernel took the whole message, which proves nothing about the server.
+//! - [`SendError::NotSent`]: the kernel took no byte of it. Sending it again is safe.
+//! - [`SendError::Unknown`]: the kernel took part of it, and the connection was aborted. The server
+//!   may or may not have it: ask the venue before you send an order again.
+//!
+//! When a connection ends, [`Disconnect::confirmed`] says up to which message a later pong proves
+//! that the server read. Messages after it are in doubt. While no connection is open a send fails
+//! with `NotSent`: nothing is queued, and nothing is sent again behind the program's back.
 //!
 //! # Defaults
 //! | setting | default |
 //! |---|---|
-//! | [`connect_timeout`](Builder::connect_timeout): the whole dial | 10 s |
+//! | [`connect_timeout`](Builder::connect_timeout): one whole dial | 10 s |
 //! | [`send_timeout`](Builder::send_timeout): one send | 5 s |
 //! | [`close_timeout`](Builder::close_timeout): the closing handshake | 1 s |
-//! | [`drop_timeout`](Builder::drop_timeout): waiting for threads in `Drop` | 5 s |
-//! | [`ping_interval`](Builder::ping_interval), [`pong_timeout`](Builder::pong_timeout) | 15 s, 10 s |
-//! | [`retry_delay_min`](Builder::retry_delay_min), [`retry_delay_max`](Builder::retry_delay_max): full jitter | 250 ms, 30 s |
-//! | [`retry_after_max`](Builder::retry_after_max): the longest `Retry-After` that is obeyed | 5 min |
-//! | [`stable_after`](Builder::stable_after): a connection open that long resets the backoff | 30 s |
-//! | [`max_attempts`](Builder::max_attempts), [`idle_timeout`](Builder::idle_timeout), [`max_outgoing_frame_size`](Builder::max_outgoing_frame_size) | none |
-//! | [`compress`](Builder::compress) | off |
+//! | [`drop_timeout`](Builder::drop_timeout): waiting for the threads in `Drop` | 5 s |
+//! | [`ping_interval`](Builder::ping_interval) | 15 s |
+//! | [`pong_timeout`](Builder::pong_timeout) | 10 s |
+//! | [`idle_timeout`](Builder::idle_timeout), [`app_ping`](Builder::app_ping) | none |
+//! | [`retry_delay_min`](Builder::retry_delay_min) | 250 ms |
+//! | [`retry_delay_max`](Builder::retry_delay_max) | 30 s |
+//! | [`retry_after_max`](Builder::retry_after_max): the longest `Retry-After` obeyed | 5 min |
+//! | [`stable_after`](Builder::stable_after): the time that resets the backoff | 30 s |
+//! | [`max_attempts`](Builder::max_attempts), [`retry_policy`](Builder::retry_policy) | none |
 //! | [`max_message_size`](Builder::max_message_size) | 16 MiB |
-//! | [`queue_messages`](Builder::queue_messages), [`queue_bytes`](Builder::queue_bytes) | 65,536 and 64 MiB |
-//! | [`when_full`](Builder::when_full) | end the connection, and come back |
+//! | [`max_outgoing_frame_size`](Builder::max_outgoing_frame_size) | none |
+//! | [`compress`](Builder::compress) | off |
+//! | [`queue_messages`](Builder::queue_messages) | 65,536 |
+//! | [`queue_bytes`](Builder::queue_bytes) | 64 MiB |
+//! | [`when_full`](Builder::when_full) | [`WhenFull::Disconnect`] |
+//! | [`thread_stack_size`](Builder::thread_stack_size) | Rust's own, 2 MiB |
 //!
 //! # Memory
-//! A quiet plain connection holds a read buffer of 16 KiB and two thread stacks; a TLS connection
-//! two buffers of 16 KiB more and the engine. Under load the read buffer grows to 256 KiB, those of
-//! TLS to 128 KiB, and the read buffer as far as a frame is long whose bytes really come. They
-//! shrink with the first bytes that come ten seconds or more after the last need. A fragmented or
-//! compressed message takes up to `max_message_size` once more while it is put together; up to 64
-//! KiB of that are kept for the next. So the worst that a venue can make of a connection, at the
-//! default limit of 16 MiB, is 32 MiB, and the engines of compression ([`Deflate`]) and TLS. A send
-//! takes 64 KiB, over TLS twice that, and a compressed one the length of what is compressed. The
-//! events queue holds what its bounds say.
+//! A quiet plain connection holds a read buffer of 16 KiB and two thread stacks. A TLS connection
+//! holds two more buffers of 16 KiB and the TLS engine. Under load the read buffer grows to 256 KiB
+//! and the TLS buffers to 128 KiB each; for a longer frame the read buffer grows as its bytes
+//! arrive. The buffers shrink with the first bytes that arrive 10 s or more after the last need.
+//!
+//! A fragmented or compressed message takes up to `max_message_size` once more while it is
+//! assembled, of which up to 64 KiB are kept for the next one. At the default limit of 16 MiB, the
+//! most that a server can make a connection take is thus 32 MiB, besides the engines of TLS and of
+//! compression (see [`Deflate`]). A send takes 64 KiB, twice that over TLS, and a compressed one as
+//! much as its compressed length. The event queue takes what its limits allow.
 //!
 //! # Logs
-//! Through the [`log`] crate, targets that begin with `tautline`:
-//! - error: a client was dropped and a thread of it did not end in time (what [`Client::stop`]
-//!   returns says so by itself), or a bug of ours
-//! - warn: the client gave up, or the handler is slower than `pong_timeout`
-//! - info: opened, disconnected, dial failed, and what follows
+//! Log records go through the [`log`] crate, under targets that begin with `tautline`:
+//! - error: a client was dropped and one of its threads did not end in time, or a bug of this crate
+//! - warn: the client gave up, or the handler takes longer than `pong_timeout`
+//! - info: a connection opened or ended, a dial failed, and what follows
 //! - debug: the steps of a dial, changes of state
-//! - trace: kinds and sizes of what is sent and received
+//! - trace: the kinds and sizes of frames sent and received
 //!
-//! Hosts and ports are as far as it goes: paths, query strings, header values and payloads are in
-//! no log, `Debug` or `Display`.
+//! Host names, addresses and ports are the most that is shown: paths, query strings, header values
+//! and payloads appear in no log, `Debug` or `Display`. Neither does the text of an error that
+//! a closure of the program returned; only [`source`](std::error::Error::source) has it.
+//!
+//! # Processes that fork
+//! Of all threads only the caller of `fork` exists in the child. A client inherited by it has no
+//! threads, and perhaps locks that nobody will release, but shares the socket of the parent. The
+//! child must not touch the client, nor drop it: that could end the parent's connection. Let the
+//! child call `exec` or `_exit`, and create clients after a daemon has forked.
+//! [`std::process::Command`] is fine, because the sockets are closed on `exec`.
 //!
 //! # Features
 //! - `vendored-tls` builds OpenSSL from source, for Linux machines without its headers.
-//! - `testing` adds `tautline::testing`: a scripted venue and a leak check for the tests of your
-//!   own program.
+//! - `testing` adds `tautline::testing`: a scriptable WebSocket server and a leak check, for the
+//!   tests of programs that use this crate.
 #![deny(unsafe_code)]
-// The model stands in for dialing, and its checks are the only users of much of itself.
+// The model replaces dialing, and only its checks use much of it.
 #![cfg_attr(shuttle, allow(dead_code, unused_imports))]
 
 mod builder;
@@ -151,6 +211,9 @@ mod sync;
 pub mod testing;
 mod time;
 
+/// The `http` crate, whose types [`Opened::headers`] and [`Error::response`] use.
+pub use http;
+
 /// The README's program, compiled as a test.
 #[cfg(all(doctest, unix))]
 #[doc = include_str!("../README.md")]
@@ -168,7 +231,6 @@ pub use event::{
 };
 pub use events::{Events, TryNextError, WhenFull};
 pub use handler::{Connection, Handler};
-pub use http;
 pub use protocol::deflate::Deflate;
 pub use runtime::reconnect::RetryDecision;
 pub use runtime::shared::State;

@@ -1,4 +1,4 @@
-//! What a client has counted: written as it goes, read at any time.
+//! The counters of a client.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -7,47 +7,49 @@ use crate::error::ErrorKind;
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicU64, Ordering};
 
-/// Figures of one client since it was made. A snapshot: the figures in it were read one after the
-/// other.
+/// Counters of one client since it was created, from [`Client::stats`](crate::Client::stats).
+///
+/// It is no atomic snapshot: the counters are read one after the other.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct Stats {
-    /// Data messages received.
+    /// The number of data messages received.
     pub messages_received: u64,
-    /// Payload bytes of data messages received, after inflating.
+    /// The payload bytes of data messages received, after decompression.
     pub bytes_received: u64,
-    /// Data messages that the kernel took whole, application pings among them.
+    /// The number of data messages that the kernel took whole, application pings included.
     pub messages_sent: u64,
-    /// Bytes of their frames.
+    /// The bytes of their frames, headers included.
     pub bytes_sent: u64,
-    /// How many connections have been opened.
+    /// The number of connections opened.
     pub epochs: u64,
-    /// How many connections have ended, by what ended them.
+    /// The number of connections ended, by [`ErrorKind::as_str`] of the reason.
     pub drops: BTreeMap<&'static str, u64>,
-    /// How many dials have failed.
+    /// The number of failed dials.
     pub failed_dials: u64,
-    /// How long ago the last byte came; `None` while no connection is open.
+    /// The time since the last byte arrived. `None` while no connection is open.
     pub last_byte_age: Option<Duration>,
-    /// Round-trip times of pings, over all connections.
+    /// The round-trip times of ping frames, over all connections.
     pub round_trip: RoundTrip,
-    /// Events that wait in the queue. 0 for a client with a handler.
+    /// The number of events in the queue. 0 for a client with a handler.
     pub queue_depth: usize,
-    /// Messages lost to a full queue.
+    /// The number of messages lost to a full queue.
     pub messages_lost: u64,
 }
 
-/// Round-trip times of ping frames: from the write of a ping to the `recv` that brought its pong.
+/// Round-trip times of ping frames, each from the write of a ping to the `recv` that brought its
+/// pong.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RoundTrip {
-    /// How many were measured. The others are zero while this is.
+    /// The number of round trips. While it is 0, so are the times.
     pub count: u64,
-    /// The latest.
+    /// The latest one.
     pub last: Duration,
-    /// The shortest.
+    /// The shortest one.
     pub min: Duration,
-    /// The mean of all.
+    /// The mean of all of them.
     pub mean: Duration,
-    /// The longest.
+    /// The longest one.
     pub max: Duration,
 }
 
@@ -60,7 +62,7 @@ pub(crate) struct Counters {
     bytes_sent: AtomicU64,
     epochs: AtomicU64,
     failed_dials: AtomicU64,
-    /// Touched once per connection and once per pong.
+    /// Locked once per connection and once per pong.
     rare: Mutex<Rare>,
 }
 
@@ -72,7 +74,7 @@ struct Rare {
 }
 
 impl Counters {
-    /// Counts a batch. Only the reader calls this, once per `recv`.
+    /// Counts the messages of one `recv`. Only the reader calls this.
     pub(crate) fn received(&self, messages: u64, bytes: u64) {
         self.messages_received.fetch_add(messages, Ordering::Relaxed);
         self.bytes_received.fetch_add(bytes, Ordering::Relaxed);
@@ -107,7 +109,7 @@ impl Counters {
         trip.mean = Duration::from_nanos((total.as_nanos() / u128::from(trip.count)) as u64);
     }
 
-    /// The figures that are counted here; the rest is the caller's to fill in.
+    /// Returns the counters kept here. The caller fills in the rest.
     pub(crate) fn snapshot(&self) -> Stats {
         let rare = self.rare.lock();
         Stats {

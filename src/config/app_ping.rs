@@ -6,14 +6,16 @@ use std::time::Duration;
 
 use crate::event::MessageRef;
 
-/// A ping of the application's own: a message that the venue counts as a sign of life, and perhaps
+/// A ping of the application's own: a message that the server takes as a sign of life and perhaps
 /// answers.
 ///
 /// ```
 /// use std::time::Duration;
 /// use tautline::AppPing;
 /// // OKX: a text after 25 s of silence, answered by a text.
-/// let okx = AppPing::text("ping", Duration::from_secs(25)).only_when_quiet().answered_by(|message| message.text() == Some("pong"));
+/// let okx = AppPing::text("ping", Duration::from_secs(25))
+///     .only_when_quiet()
+///     .answered_by(|message| message.text() == Some("pong"));
 /// ```
 #[derive(Clone)]
 pub struct AppPing {
@@ -23,32 +25,38 @@ pub struct AppPing {
     pub(crate) is_reply: Option<ReplyMatcher>,
 }
 
-/// Tells which messages answer an application ping.
+/// Returns `true` for the messages that answer an application ping.
 pub(crate) type ReplyMatcher = Arc<dyn Fn(MessageRef<'_>) -> bool + Send + Sync>;
 
 impl AppPing {
-    /// Sends `text` every so often.
+    /// Creates a ping that sends `text` at the interval `every`.
     pub fn text(text: impl Into<String>, every: Duration) -> Self {
         let text = text.into();
         Self::made_by(move || text.clone(), every)
     }
 
-    /// Sends what `make` returns at the time: for ids, timestamps, signatures. It runs on the
-    /// thread `taut-heartbeat`, which writes pongs too, so it has to be quick.
+    /// Creates a ping that sends what `make` returns at the time: for ids, timestamps, signatures.
+    ///
+    /// `make` runs on the thread `taut-heartbeat`, which also writes pongs, so it must not block.
     pub fn made_by(make: impl Fn() -> String + Send + Sync + 'static, every: Duration) -> Self {
         AppPing { make: Arc::new(make), every, only_when_quiet: false, is_reply: None }
     }
 
-    /// Sends only after no data has come for the interval. Without this it is periodic: some venues
-    /// want pings even while data flows.
+    /// Sends a ping only when no data message has arrived for the interval.
+    ///
+    /// Defaults to a ping at every interval, which some venues want even while data flows.
     pub fn only_when_quiet(mut self) -> Self {
         self.only_when_quiet = true;
         self
     }
 
-    /// Tells which messages are replies. An unanswered ping then counts like an unanswered ping
-    /// frame, against `pong_timeout`. Replies are delivered like any other message. The matcher
-    /// runs for every message while a reply is awaited.
+    /// Sets the matcher that returns `true` for replies.
+    ///
+    /// An unanswered ping then ends the connection after
+    /// [`pong_timeout`](crate::Builder::pong_timeout), like an unanswered ping frame. Replies are
+    /// delivered like other messages, but do not count as data for
+    /// [`idle_timeout`](crate::Builder::idle_timeout). The matcher runs on the reader thread, for
+    /// every message that arrives while a reply is awaited. Defaults to none: no reply is expected.
     pub fn answered_by(
         mut self,
         is_reply: impl Fn(MessageRef<'_>) -> bool + Send + Sync + 'static,

@@ -1,4 +1,4 @@
-//! Where to dial: endpoints that are known, or a closure that is asked.
+//! The endpoints to dial: a list, or a closure that returns one for each dial.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -10,13 +10,14 @@ use crate::config::settings::Settings;
 use crate::error::{Error, ErrorKind};
 use crate::sync;
 
-/// What dialing and reading need to know, checked.
+/// The validated settings of a client.
 #[derive(Clone)]
 pub(crate) struct Config {
     pub(crate) source: Targets,
     pub(crate) settings: Settings,
 }
 
+/// The validated endpoints, or the closure that returns them.
 #[derive(Clone)]
 pub(crate) enum Targets {
     List(Vec<Target>),
@@ -24,7 +25,7 @@ pub(crate) enum Targets {
 }
 
 impl Targets {
-    /// How many take turns.
+    /// The number of targets that take turns.
     pub(crate) fn count(&self) -> usize {
         match self {
             Targets::List(targets) => targets.len(),
@@ -32,7 +33,7 @@ impl Targets {
         }
     }
 
-    /// The target whose turn it is, below [`count`](Targets::count).
+    /// Returns the target number `turn`, which is less than [`count`](Targets::count).
     pub(crate) fn target(&self, turn: usize, context: &DialContext) -> Result<Target, Error> {
         match self {
             Targets::List(targets) => Ok(targets[turn].clone()),
@@ -44,19 +45,19 @@ impl Targets {
     }
 }
 
-/// Where to dial.
+/// The endpoints as the builder collects them.
 #[derive(Clone)]
 pub(crate) enum Source {
-    /// Taken in turn.
+    /// Dialed in turn.
     List(Vec<Endpoint>),
-    /// Asked anew before each dial.
+    /// Called before each dial.
     Ask(EndpointFn),
 }
 
 pub(crate) type EndpointFn =
     Arc<dyn Fn(&DialContext) -> Result<Endpoint, Box<dyn StdError + Send + Sync>> + Send + Sync>;
 
-/// What an endpoint closure gets to know.
+/// The argument of an endpoint closure; see [`builder_from_fn`](crate::Client::builder_from_fn).
 #[derive(Clone, Debug)]
 pub struct DialContext {
     attempt: u32,
@@ -82,18 +83,18 @@ impl DialContext {
         DialContext { attempt, deadline, is_stopping: StopLook(is_stopping) }
     }
 
-    /// The number of this dial in a row without a stable connection this is, from 1.
+    /// Returns the consecutive attempt number, from 1. A stable connection resets it.
     pub fn attempt(&self) -> u32 {
         self.attempt
     }
 
-    /// What is left of `connect_timeout` for the closure and the dial together.
+    /// Returns what is left of `connect_timeout` for the closure and the dial together.
     pub fn remaining(&self) -> Duration {
         self.deadline.saturating_duration_since(sync::now())
     }
 
-    /// Whether the client has been told to stop: a closure that makes calls of its own should look
-    /// now and then, for nothing can interrupt it.
+    /// Returns `true` if the client has been told to stop. A closure that makes calls of its own
+    /// should ask now and then, because nothing can interrupt it.
     pub fn is_stopping(&self) -> bool {
         (self.is_stopping.0)()
     }
@@ -101,8 +102,8 @@ impl DialContext {
 
 /// The error of a dial whose endpoint closure failed.
 ///
-/// An error of this crate keeps its say on retrying. It does not become ours: one of another client,
-/// which has been stopped or asked to reconnect, says nothing of the kind about this one.
+/// An error of this crate decides only if the dial is retried. It may come from another client,
+/// whose stop or reconnect is not ours.
 fn as_endpoint_error(error: Box<dyn StdError + Send + Sync>) -> Error {
     const CONTEXT: &str = "asking where to dial";
     match error.downcast::<Error>() {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
 use tautline::testing::TestServer;
-use tautline::{Builder, Client, Error, ErrorKind, Event, Timeout};
+use tautline::{Builder, Client, Deflate, Error, ErrorKind, Event, Timeout};
 
 use crate::support::{
     MS, SOON, builder, dial_failed, disconnected, echo, message, next, opened, plain_and_tls,
@@ -359,7 +359,8 @@ fn settings_that_can_never_work_are_refused_before_anything_starts() {
         good().tcp_keepalive(Duration::from_secs(40_000)),
         good().tcp_receive_buffer(0),
         good().tcp_send_buffer(0),
-        good().thread_stack_size(32 * 1024),
+        good().thread_stack_size(96 * 1024 - 1),
+        good().thread_stack_size(160 * 1024 - 1).compress(Deflate::new()),
         good().tls_root("-----BEGIN CERTIFICATE-----\nnonsense\n-----END CERTIFICATE-----\n"),
         good().tls_root("neither PEM nor DER"),
         good().tls_identity_pem("nonsense", "nonsense"),
@@ -494,4 +495,36 @@ fn a_refusal_in_http_1_0_is_reported_as_a_refusal() {
     let error = builder(&server).connect().expect_err("it is refused");
     assert_eq!(error.kind(), ErrorKind::Http);
     assert!(!error.is_retryable());
+}
+
+/// An overflow would abort the process, and with it every test.
+#[test]
+fn the_smallest_stack_that_is_accepted_is_enough_to_open_and_to_talk() {
+    const HELLO: [u8; 7] = [0xf2, 0x48, 0xcd, 0xc9, 0xc9, 0x07, 0x00];
+    plain_and_tls(|server| {
+        for is_compressed in [false, true] {
+            let server = server().start(move |peer| {
+                if is_compressed {
+                    peer.upgrade_with("Sec-WebSocket-Extensions: permessage-deflate\r\n")?;
+                    peer.send_frame(0xc1, &HELLO)?;
+                } else {
+                    peer.upgrade()?;
+                    peer.send_text("Hello")?;
+                }
+                peer.receive_message()?;
+                peer.close(1000, "")
+            });
+            let (stack, mut builder) = (if is_compressed { 160 } else { 96 }, builder(&server));
+            if is_compressed {
+                builder = builder.compress(Deflate::new());
+            }
+            let client = builder.thread_stack_size(stack * 1024).start().expect("it starts");
+            let mut events = client.events();
+            assert_eq!(opened(&mut events).is_compressed, is_compressed);
+            assert_eq!(message(&mut events).text(), Some("Hello"));
+            client.send_text(&"compressible ".repeat(1000)).expect("the connection is open");
+            disconnected(&mut events);
+            assert!(client.stop(SOON).is_clean());
+        }
+    });
 }

@@ -282,7 +282,7 @@ fn application_pings_are_sent_and_their_replies_are_awaited() {
     });
     let ping = AppPing::text("ping", 20 * MS).answered_by(|message| message.text() == Some("pong"));
     let client = builder(&server)
-        .without_pings()
+        .ping_interval(None)
         .pong_timeout(300 * MS)
         .app_ping(ping)
         .connect()
@@ -317,7 +317,8 @@ fn application_pings_only_when_quiet_are_not_sent_while_data_flows() {
         peer.echo()
     });
     let pings_of = |ping: AppPing| {
-        let client = builder(&server).without_pings().app_ping(ping).connect().expect("it opens");
+        let client =
+            builder(&server).ping_interval(None).app_ping(ping).connect().expect("it opens");
         let mut events = client.events();
         opened(&mut events);
         while message(&mut events).text() != Some("end of data") {}
@@ -427,7 +428,7 @@ fn a_connection_stays_open_while_its_pings_wait_behind_our_own_fragments() {
     let ping =
         AppPing::text("ping", 100 * MS).answered_by(|message| message.text() == Some("pong"));
     let client = builder(&server)
-        .without_pings()
+        .ping_interval(None)
         .pong_timeout(300 * MS)
         .app_ping(ping)
         .connect()

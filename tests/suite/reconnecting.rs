@@ -415,3 +415,15 @@ fn a_program_that_pulls_can_ask_for_a_new_connection() {
     }
     assert_eq!(server.closes(), [Some(1000); 2]);
 }
+
+#[test]
+fn a_bad_request_is_dialed_once_and_too_many_requests_again() {
+    for (status, is_permanent) in [(400, true), (408, false), (418, false), (429, false)] {
+        let server = TestServer::start(move |peer| peer.refuse(status, "", ""));
+        let client = builder(&server).start().expect("it starts");
+        let mut events = client.events();
+        let Event::DialFailed(failure) = next(&mut events) else { panic!("the dial fails") };
+        assert_eq!(failure.error.status().map(|status| status.as_u16()), Some(status));
+        assert_eq!(failure.retry_in.is_none(), is_permanent, "{failure}");
+    }
+}

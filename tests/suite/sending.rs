@@ -448,8 +448,11 @@ fn fragments_respect_max_outgoing_frame_size() {
         tell.send(received).expect("the test waits");
         peer.drain()
     });
-    let client =
-        builder(&server).max_outgoing_frame_size(10).without_pings().connect().expect("it opens");
+    let client = builder(&server)
+        .max_outgoing_frame_size(10)
+        .ping_interval(None)
+        .connect()
+        .expect("it opens");
     let before = client.stats().bytes_sent;
     let piece = "a".repeat(45);
     client
@@ -473,7 +476,7 @@ fn a_pong_does_not_confirm_an_unfinished_fragmented_message() {
         ping.send(()).expect("the test waits");
         peer.drain()
     });
-    let client = builder(&server).without_pings().connect().expect("it opens");
+    let client = builder(&server).ping_interval(None).connect().expect("it opens");
     let mut events = client.events();
     opened(&mut events);
     let (mut pieces, mut end) = (0, None);
