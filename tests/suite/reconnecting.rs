@@ -11,7 +11,8 @@ use tautline::{
 };
 
 use crate::support::{
-    MS, SOON, builder, dial_failed, disconnected, echo, message, opened, plain_and_tls, stopped,
+    MS, SOON, builder, dial_failed, disconnected, echo, message, next, opened, plain_and_tls,
+    stopped,
 };
 
 #[test]
