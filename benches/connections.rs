@@ -43,7 +43,7 @@ fn main() {
 
 /// The server's process: drops every connection when it is told to.
 fn serve(is_tls: bool) {
-    let builder = TestServer::builder().forgetful();
+    let builder = TestServer::builder().discard_messages();
     let builder = if is_tls { builder.tls() } else { builder };
     let server = builder.start(|peer| {
         peer.upgrade()?;

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
-use tautline::testing::{Census, Peer, TestServer, TestServerBuilder, assert_no_leaks};
+use tautline::testing::{Peer, ResourceSnapshot, TestServer, TestServerBuilder, assert_no_leaks};
 use tautline::{Client, Event, RetryDecision};
 
 #[global_allocator]
@@ -72,7 +72,7 @@ pub(crate) fn run() {
     let server = TestServer::start(|peer| peer.drain());
     check("silence in the upgrade", || dials_that_fail(&server, 100, Duration::from_millis(2)));
     // Each of these reads the roots anew, a tenth of a second of work: a few have to do.
-    let server = TestServer::builder().tls_for_a_stranger().start(|_| Ok(()));
+    let server = TestServer::builder().tls_wrong_host().start(|_| Ok(()));
     check("certificates of strangers", || dials_that_fail(&server, 5, SOON));
 }
 
@@ -80,10 +80,10 @@ pub(crate) fn run() {
 /// nothing.
 fn a_leak_behind_what_has_gone_is_found() {
     let early = File::open("/dev/null").expect("it is there");
-    let before = Census::take();
+    let before = ResourceSnapshot::take();
     drop(early);
     let leaked = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let more = Census::settles_to(&before).expect_err("a socket is left behind");
+    let more = before.wait_for_no_leaks().expect_err("a socket is left behind");
     assert!(more.contains("socket:["), "{more}");
     drop(leaked);
 }
@@ -170,9 +170,9 @@ fn round(server: &TestServer, end: impl FnOnce(&mut Vec<Client>, &TestServer)) {
         assert_eq!(client.live_threads(), 0);
     }
     drop(clients);
-    assert!(server.wait_until_empty(SOON));
+    assert!(server.wait_until_all_closed(SOON));
     // What the server remembers is its own.
-    server.forget();
+    server.clear_messages();
 }
 
 fn stop(client: &Client) {
@@ -191,8 +191,8 @@ fn dials_that_nobody_answers() {
 /// Dials that fail at the step where the server makes them fail.
 fn dials_that_fail(server: &TestServer, count: usize, timeout: Duration) {
     failing_dials(&server.url(), count, timeout);
-    assert!(server.wait_until_empty(SOON));
-    server.forget();
+    assert!(server.wait_until_all_closed(SOON));
+    server.clear_messages();
 }
 
 fn failing_dials(url: &str, count: usize, timeout: Duration) {

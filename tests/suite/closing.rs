@@ -418,7 +418,7 @@ fn a_reset_that_a_sender_meets_first_is_told_as_one() {
         builder(&server).max_attempts(1).start_with(Busy(entered, held, told)).expect("it starts");
     is_busy.recv_timeout(SOON).expect("the message comes");
     client.send_text("now").expect("the connection is open");
-    assert!(server.wait_until_empty(SOON));
+    assert!(server.wait_until_all_closed(SOON));
     // The kernel tells the first who asks, and the reader is busy.
     let deadline = Instant::now() + SOON;
     while client.send_text("too late").is_ok() {

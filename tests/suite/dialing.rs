@@ -62,10 +62,10 @@ fn a_dial_that_stalls_at_any_step_ends_at_its_deadline_and_names_the_step() {
     ends_in_time("upgrade with", url(silent.url()));
     ends_in_time("TLS handshake with", url(silent.url().replace("ws://", "wss://")));
     for bytes in [1, 100, 700] {
-        let server = TestServer::builder().tls().tls_stalls_after(bytes);
+        let server = TestServer::builder().tls().stall_writes_after(bytes);
         ends_in_time("TLS handshake with", to(server.start(|peer| peer.upgrade().map(drop))));
     }
-    let server = TestServer::builder().tls().trickles_every(10 * MS);
+    let server = TestServer::builder().tls().trickle_writes(10 * MS);
     ends_in_time("TLS handshake with", to(server.start(|peer| peer.upgrade().map(drop))));
     plain_and_tls(|server_builder| {
         let server = server_builder().start(|peer| {
@@ -293,7 +293,7 @@ fn a_certificate_of_an_unknown_root_ends_the_client_at_the_second_dial() {
 
 #[test]
 fn a_certificate_that_is_refused_now_and_then_ends_nobody() {
-    let stranger = echo(TestServer::builder().tls_for_a_stranger());
+    let stranger = echo(TestServer::builder().tls_wrong_host());
     let good = TestServer::builder().tls().start(|peer| peer.upgrade().map(drop));
     let client = builder(&stranger).add_endpoint(good.url()).start().expect("it starts");
     assert!(good.wait_for_openings(3, SOON), "{:?}", client.stop_reason());
@@ -303,7 +303,7 @@ fn a_certificate_that_is_refused_now_and_then_ends_nobody() {
 
 #[test]
 fn refused_certificates_with_another_failure_between_them_are_not_in_a_row() {
-    let stranger = echo(TestServer::builder().tls_for_a_stranger());
+    let stranger = echo(TestServer::builder().tls_wrong_host());
     let urls = [stranger.url(), "ws://127.0.0.1:1/".to_owned()];
     let dials = AtomicUsize::new(0);
     let client = Client::builder_from_fn(move |_| {
@@ -340,7 +340,7 @@ fn connect_does_not_wait_for_an_endpoint_closure_that_hangs() {
 
 #[test]
 fn a_certificate_for_another_host_is_refused_unless_told_otherwise() {
-    let server = echo(TestServer::builder().tls_for_a_stranger());
+    let server = echo(TestServer::builder().tls_wrong_host());
     let error = refused(&server);
     assert!(error.is_verification_failure(), "{}", error.chain());
     assert!(builder(&server).danger_accept_invalid_hostnames().connect().is_ok());
@@ -448,7 +448,7 @@ fn an_address_of_the_other_family_than_the_bound_one_is_not_tried() {
 #[test]
 fn a_venue_that_trickles_every_byte_is_a_server_like_any_other() {
     plain_and_tls(|server_builder| {
-        let server = echo(server_builder().trickles_every(Duration::from_micros(5)));
+        let server = echo(server_builder().trickle_writes(Duration::from_micros(5)));
         let client = builder(&server).connect_timeout(SOON).connect().expect("it opens");
         let mut events = client.events();
         opened(&mut events);

@@ -90,7 +90,7 @@ fn any_byte_counts_as_life() {
 fn bytes_that_end_in_the_middle_of_a_tls_record_count_as_life() {
     const BYTES: usize = 1300;
     // Never a pong, but a single TLS record byte by byte, for more than three times the pong limit.
-    let server = TestServer::builder().tls().trickles_every(MS).start(|peer| {
+    let server = TestServer::builder().tls().trickle_writes(MS).start(|peer| {
         peer.upgrade()?;
         peer.send_binary(&[7; BYTES])?;
         peer.drain()

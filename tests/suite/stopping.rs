@@ -109,7 +109,7 @@ fn an_end_in_the_middle_of_a_tls_handshake_is_at_once() {
     for bytes in [1, 100, 700] {
         let server = TestServer::builder()
             .tls()
-            .tls_stalls_after(bytes)
+            .stall_writes_after(bytes)
             .start(|peer| peer.upgrade().map(drop));
         let mut dials = 0;
         assert_ends_at_once(|| {
@@ -146,7 +146,7 @@ fn the_end_of_an_open_and_idle_connection_is_polite_and_at_once() {
     plain_and_tls(|server_builder| {
         let server = echo(server_builder());
         assert_ends_at_once(|| (builder(&server).connect().expect("it opens"), ()));
-        assert!(server.wait_until_empty(SOON));
+        assert!(server.wait_until_all_closed(SOON));
         let closes = server.closes();
         assert!(
             closes.len() == server.openings() && closes.iter().all(|&code| code == Some(1000)),
@@ -473,7 +473,7 @@ fn a_panic_in_the_handler_ends_the_client_once_and_reaches_the_user() {
     let called_again = Arc::new(AtomicBool::new(false));
     let client = builder(&server).start_with(Panics(Arc::clone(&called_again))).expect("it starts");
     assert!(server.wait_for_close(SOON), "the connection is closed politely");
-    assert!(server.wait_until_empty(SOON));
+    assert!(server.wait_until_all_closed(SOON));
     let report = client.stop(SOON);
     assert!(report.is_clean(), "{report}");
     assert_eq!(client.stop_reason().map(|end| end.kind()), Some(ErrorKind::HandlerPanicked));
@@ -564,7 +564,7 @@ fn a_client_that_its_own_handler_drops_does_not_wait_for_itself() {
     let client = builder(&server).start_with(Owns(given, tell)).expect("it starts");
     give.send(client).map_err(drop).expect("the handler waits");
     assert_eq!(told.recv_timeout(SOON), Ok(()));
-    assert!(server.wait_until_empty(SOON));
+    assert!(server.wait_until_all_closed(SOON));
     assert_eq!(server.openings(), 1);
 }
 
@@ -594,7 +594,7 @@ fn a_client_dropped_during_a_panic_stops_quietly() {
         panic!("on purpose");
     });
     assert!(panicking.join().is_err());
-    assert!(server.wait_until_empty(SOON));
+    assert!(server.wait_until_all_closed(SOON));
 }
 
 /// Something of the program's in a thread-local of one of the threads, that takes a while to drop:
@@ -680,7 +680,7 @@ fn a_maker_of_pings_that_hangs_keeps_no_connection_open() {
             By::Drop => end(client, by).1,
         };
         // It still hangs, and the connection is over all the same.
-        assert!(server.wait_until_empty(SOON), "by {by:?}: {report}");
+        assert!(server.wait_until_all_closed(SOON), "by {by:?}: {report}");
         drop(release);
         assert!(stopper.stop(SOON).is_clean());
     }
