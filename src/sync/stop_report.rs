@@ -46,7 +46,8 @@ impl StopReport {
         &self.threads
     }
 
-    /// Returns whether every thread was joined in time. This says nothing about the close handshake.
+    /// Returns whether every thread was joined in time. This says nothing about the close
+    /// handshake.
     pub fn is_clean(&self) -> bool {
         self.threads.iter().all(|thread| thread.outcome == ThreadOutcome::Joined)
     }

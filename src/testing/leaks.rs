@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::time::{Duration, Instant};
 
-/// The time that threads and descriptors may linger: the kernel takes a moment to reap a thread that
-/// has been joined.
+/// The time that threads and descriptors may linger: the kernel takes a moment to reap a thread
+/// that has been joined.
 const LINGER_MAX: Duration = Duration::from_secs(3);
 
 /// The pause between two looks at `/proc`, which notifies nobody.
@@ -16,8 +16,8 @@ const POLL_INTERVAL: Duration = Duration::from_millis(1);
 pub struct ResourceSnapshot {
     /// The names of all threads, by thread id.
     pub threads: BTreeMap<u32, String>,
-    /// The targets of all open descriptors, sorted: the path of a file, or the type and the inode of
-    /// a socket or pipe.
+    /// The targets of all open descriptors, sorted: the path of a file, or the type and the inode
+    /// of a socket or pipe.
     pub descriptors: Vec<String>,
 }
 
@@ -45,8 +45,8 @@ impl ResourceSnapshot {
         ResourceSnapshot { threads, descriptors }
     }
 
-    /// Waits, up to three seconds, until the process has no thread or descriptor that is not in this
-    /// snapshot.
+    /// Waits, up to three seconds, until the process has no thread or descriptor that is not in
+    /// this snapshot.
     ///
     /// Each is compared by its identity: a socket that is left behind is found even if another has
     /// been closed meanwhile.
@@ -97,14 +97,14 @@ fn entries(folder: &str) -> Vec<String> {
 
 /// Runs `work` and checks that it leaves no thread and no descriptor behind. Linux only.
 ///
-/// The check covers the whole process, so nothing else may run at the same time: put the test into a
-/// binary of its own, or use `--test-threads=1`. What a library sets up once and keeps (TLS roots, a
-/// logger) has to be set up before. A connection that was open before and reconnects during the work
-/// has a new socket, which counts as left behind.
+/// The check covers the whole process, so nothing else may run at the same time: put the test into
+/// a binary of its own, or use `--test-threads=1`. What a library sets up once and keeps (TLS
+/// roots, a logger) has to be set up before. A connection that was open before and reconnects
+/// during the work has a new socket, which counts as left behind.
 ///
 /// # Panics
-/// If `work` panics, or if a thread or descriptor is left for longer than three seconds. The message
-/// names it.
+/// If `work` panics, or if a thread or descriptor is left for longer than three seconds. The
+/// message names it.
 ///
 /// # Example
 /// ```standalone_crate

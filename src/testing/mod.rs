@@ -1,14 +1,14 @@
 //! A scripted server on a loopback port and a check for leaks, for the tests of programs that use
 //! this crate.
 //!
-//! A script is a closure that plays the server's side of one connection, on a thread of its own. The
-//! connection ends when the closure returns, and whatever it waits for ends when the server is
+//! A script is a closure that plays the server's side of one connection, on a thread of its own.
+//! The connection ends when the closure returns, and whatever it waits for ends when the server is
 //! dropped. Most scripts begin with [`Peer::upgrade`]. The faults of a server take a call or two:
 //!
 //! | fault | script |
 //! |---|---|
 //! | accepts and never answers | `\|peer\| peer.stall()` |
-//! | stalls in the TLS handshake, or in any TLS record | [`TestServerBuilder::stall_writes_after`] |
+//! | stalls in the TLS handshake, or in a TLS record | [`TestServerBuilder::stall_writes_after`] |
 //! | sends its response, or a frame, byte by byte | [`Peer::trickle`] |
 //! | writes everything byte by byte, TLS included | [`TestServerBuilder::trickle_writes`] |
 //! | refuses, redirects | [`Peer::refuse`] |
@@ -18,7 +18,8 @@
 //! | floods | [`Peer::flood`] |
 //! | garbage, oversize, reserved bits | [`Peer::write`], [`Peer::send_frame`] |
 //! | resets, ends without a close frame | [`Peer::reset`], [`Peer::half_close`], or just return |
-//! | closes with a code, sends after it, does not answer a close frame | [`Peer::close`], [`Peer::send_text`], [`Peer::drain`] |
+//! | closes with a code, sends after it | [`Peer::close`], [`Peer::send_text`] |
+//! | does not answer a close frame | [`Peer::drain`] |
 //! | sends pings, wrong or late pongs | [`Peer::ping`], [`Peer::pong`] |
 //!
 //! The module needs the feature `testing`:

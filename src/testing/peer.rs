@@ -141,7 +141,7 @@ impl Peer {
     /// Returns the client's address.
     ///
     /// # Errors
-    /// When the connection has ended.
+    /// Fails once the connection has ended.
     pub fn address(&self) -> io::Result<SocketAddr> {
         self.socket().peer_addr()
     }
@@ -151,7 +151,8 @@ impl Peer {
     /// Reads the opening handshake and accepts it with status 101.
     ///
     /// # Errors
-    /// When the connection ends first, or when the request is not HTTP or is longer than 64 KiB.
+    /// Fails when the connection ends first, or when the request is not HTTP or is longer than 64
+    /// KiB.
     pub fn upgrade(&mut self) -> io::Result<Request> {
         self.upgrade_with("")
     }
@@ -216,7 +217,7 @@ impl Peer {
     /// Sends a text message.
     ///
     /// # Errors
-    /// When the connection has ended.
+    /// Fails once the connection has ended.
     pub fn send_text(&mut self, text: &str) -> io::Result<()> {
         self.send_frame(0x81, text.as_bytes())
     }
@@ -224,7 +225,7 @@ impl Peer {
     /// Sends a binary message.
     ///
     /// # Errors
-    /// When the connection has ended.
+    /// Fails once the connection has ended.
     pub fn send_binary(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.send_frame(0x82, bytes)
     }
@@ -232,7 +233,7 @@ impl Peer {
     /// Sends a ping.
     ///
     /// # Errors
-    /// When the connection has ended.
+    /// Fails once the connection has ended.
     pub fn ping(&mut self, payload: &[u8]) -> io::Result<()> {
         self.send_frame(0x89, payload)
     }
@@ -240,7 +241,7 @@ impl Peer {
     /// Sends a pong, whether or not a ping came.
     ///
     /// # Errors
-    /// When the connection has ended.
+    /// Fails once the connection has ended.
     pub fn pong(&mut self, payload: &[u8]) -> io::Result<()> {
         self.send_frame(0x8a, payload)
     }
@@ -248,7 +249,7 @@ impl Peer {
     /// Sends a close frame. The connection stays open.
     ///
     /// # Errors
-    /// When the connection has ended.
+    /// Fails once the connection has ended.
     pub fn close(&mut self, code: u16, reason: &str) -> io::Result<()> {
         let mut payload = code.to_be_bytes().to_vec();
         payload.extend_from_slice(reason.as_bytes());
@@ -258,7 +259,7 @@ impl Peer {
     /// Sends an unmasked frame. `first` is its first byte: FIN, reserved bits and opcode.
     ///
     /// # Errors
-    /// When the connection has ended.
+    /// Fails once the connection has ended.
     pub fn send_frame(&mut self, first: u8, payload: &[u8]) -> io::Result<()> {
         self.write(&frame(first, payload))
     }
@@ -278,7 +279,7 @@ impl Peer {
     /// Writes bytes as they are, through TLS if there is TLS.
     ///
     /// # Errors
-    /// When the connection has ended.
+    /// Fails once the connection has ended.
     pub fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         match &mut self.stream {
             Stream::Plain(socket) => socket.write_all(bytes),
@@ -289,7 +290,7 @@ impl Peer {
     /// Writes bytes one at a time, and waits for `every` after each.
     ///
     /// # Errors
-    /// When the connection or the server has ended.
+    /// Fails once the connection or the server has ended.
     pub fn trickle(&mut self, bytes: &[u8], every: Duration) -> io::Result<()> {
         for byte in bytes {
             self.write(&[*byte])?;
@@ -451,7 +452,7 @@ impl Peer {
     /// should do at once.
     ///
     /// # Errors
-    /// When the connection has ended.
+    /// Fails once the connection has ended.
     pub fn reset(&mut self) -> io::Result<()> {
         self.recorder.release(self.number);
         SockRef::from(self.socket()).set_linger(Some(Duration::ZERO))
@@ -461,16 +462,16 @@ impl Peer {
     /// `close_notify`.
     ///
     /// # Errors
-    /// When the connection has ended.
+    /// Fails once the connection has ended.
     pub fn half_close(&mut self) -> io::Result<()> {
         self.socket().shutdown(Shutdown::Write)
     }
 
-    /// Ends TLS with a `close_notify`, without a close frame before it. Without TLS it does the same
-    /// as [`half_close`](Peer::half_close).
+    /// Ends TLS with a `close_notify`, without a close frame before it. Without TLS it does the
+    /// same as [`half_close`](Peer::half_close).
     ///
     /// # Errors
-    /// When the connection has ended.
+    /// Fails once the connection has ended.
     pub fn end_tls(&mut self) -> io::Result<()> {
         match &mut self.stream {
             Stream::Tls(tls) => tls.shutdown(),
@@ -491,7 +492,7 @@ impl Peer {
     /// be tens of megabytes. The kernel takes this as a hint.
     ///
     /// # Errors
-    /// When the connection has ended.
+    /// Fails once the connection has ended.
     pub fn limit_receive_buffer(&mut self, bytes: usize) -> io::Result<()> {
         SockRef::from(self.socket()).set_recv_buffer_size(bytes)
     }
@@ -550,8 +551,8 @@ fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// Returns the first byte, the unmasked payload and the length of the client's frame at the front of
-/// `bytes`, or `None` when it is incomplete.
+/// Returns the first byte, the unmasked payload and the length of the client's frame at the front
+/// of `bytes`, or `None` when it is incomplete.
 fn parse_frame(bytes: &[u8]) -> io::Result<Option<(u8, Vec<u8>, usize)>> {
     let &[first, second, ref rest @ ..] = bytes else { return Ok(None) };
     if second & 0x80 == 0 {

@@ -19,7 +19,7 @@ pub(super) struct Recorder {
     changed: Condvar,
 }
 
-/// What has happened. Guarded by `Recorder::seen`.
+/// The record. Guarded by `Recorder::seen`.
 #[derive(Default)]
 pub(super) struct Seen {
     pub(super) connections: usize,

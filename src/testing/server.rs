@@ -62,8 +62,8 @@ enum Certificate {
 impl TestServer {
     /// Starts a server without TLS on a free port of 127.0.0.1.
     ///
-    /// `script` plays the server's side of every connection. The connection ends when it returns; an
-    /// error is ignored, a panic is reported in the log at level error.
+    /// `script` plays the server's side of every connection. The connection ends when it returns;
+    /// an error is ignored, a panic is reported in the log at level error.
     ///
     /// # Panics
     /// If the system has no free port or thread.
@@ -135,8 +135,8 @@ impl TestServer {
         self.recorder.wait(timeout, |seen| seen.connections >= count)
     }
 
-    /// Waits until `count` opening handshakes have been answered with 101. Returns whether they were
-    /// within `timeout`.
+    /// Waits until `count` opening handshakes have been answered with 101. Returns whether they
+    /// were within `timeout`.
     pub fn wait_for_openings(&self, count: usize, timeout: Duration) -> bool {
         self.recorder.wait(timeout, |seen| seen.openings >= count)
     }
@@ -211,8 +211,8 @@ impl TestServerBuilder {
     }
 
     /// Records neither messages nor close codes, for tests that run long. Then
-    /// [`TestServer::wait_for_messages`] and [`TestServer::wait_for_close`] wait in vain. Defaults to
-    /// recording them.
+    /// [`TestServer::wait_for_messages`] and [`TestServer::wait_for_close`] wait in vain. Defaults
+    /// to recording them.
     pub fn discard_messages(mut self) -> Self {
         self.discards_messages = true;
         self
@@ -323,8 +323,8 @@ impl Drop for TestServer {
     fn drop(&mut self) {
         self.threads.shutdown();
         self.recorder.stop();
-        // Nothing else wakes `accept` on every platform. If the backlog is full, it is about to wake
-        // anyway.
+        // Nothing else wakes `accept` on every platform. If the backlog is full, it is about to
+        // wake anyway.
         let _ = TcpStream::connect_timeout(&self.address, Duration::from_millis(100));
         let report = self.threads.join_until(after(sync::now(), DROP_TIMEOUT));
         if !report.is_clean() && !std::thread::panicking() {
