@@ -793,3 +793,30 @@ fn wait_open_hears_of_a_stop() {
     });
     drop(socket);
 }
+
+#[test]
+fn a_hook_whose_panic_panics_again_when_it_is_dropped_costs_no_thread() {
+    struct PanicsOnDrop;
+    impl Drop for PanicsOnDrop {
+        fn drop(&mut self) {
+            std::panic::resume_unwind(Box::new("the payload, too"));
+        }
+    }
+    for victim in ["taut-reader", "taut-heartbeat", "taut-resolver"] {
+        let server = echo(TestServer::builder());
+        let url = server.url().replace("127.0.0.1", "localhost");
+        let client = Client::builder(url)
+            .on_thread_start(move |name| {
+                if name == victim {
+                    std::panic::resume_unwind(Box::new(PanicsOnDrop));
+                }
+            })
+            .ping_interval(MS)
+            .start()
+            .expect("it starts");
+        client.wait_open(SOON).unwrap_or_else(|error| panic!("{victim}: {error}"));
+        // The heartbeat writes these.
+        assert!(server.wait_for_pings(2, SOON), "{victim}");
+        assert!(client.stop(SOON).is_clean(), "{victim}");
+    }
+}
