@@ -46,7 +46,7 @@ fn main() {
 
 /// Runs the server. Each line of standard input makes it drop every connection.
 fn serve(is_tls: bool) {
-    let builder = TestServer::builder().forgetful();
+    let builder = TestServer::builder().discard_messages();
     let builder = if is_tls { builder.tls() } else { builder };
     let server = builder.start(|peer| {
         peer.upgrade()?;

@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 #[cfg(target_os = "linux")]
-use tautline::testing::Census;
+use tautline::testing::ResourceSnapshot;
 use tautline::testing::{Peer, Received, TestServer};
 use tautline::{
     Client, Connection, Disconnect, Handler, MessageRef, Opened, Push, SendError, Sender,
@@ -60,9 +60,9 @@ fn main() -> ExitCode {
 /// Calls `run`, and also returns a description of the threads and descriptors that it left behind.
 #[cfg(target_os = "linux")]
 fn counting<T>(run: impl FnOnce() -> T) -> (T, Result<(), String>) {
-    let before = Census::take();
+    let before = ResourceSnapshot::take();
     let result = run();
-    (result, Census::settles_to(&before))
+    (result, before.wait_for_no_leaks())
 }
 
 /// Elsewhere only the clients' own threads are counted.
@@ -267,7 +267,8 @@ fn run(options: &Options) -> Report {
     let records: Arc<Vec<Arc<Record>>> =
         Arc::new((0..options.connections).map(|_| Arc::default()).collect());
     let (seed, kept) = (options.seed, Arc::clone(&records));
-    let server = TestServer::builder().forgetful().start(move |peer| misbehave(peer, seed, &kept));
+    let server =
+        TestServer::builder().discard_messages().start(move |peer| misbehave(peer, seed, &kept));
     let clients: Vec<Client<Push>> = records
         .iter()
         .enumerate()
@@ -316,7 +317,7 @@ fn run(options: &Options) -> Report {
     let connections = server.connections();
     drop(clients);
     // Messages in flight arrive, or are lost with their connection.
-    server.wait_until_empty(Duration::from_secs(10));
+    server.wait_until_all_closed(Duration::from_secs(10));
     drop(server);
     Report::new(&records, &stops, connections, samples, began.elapsed())
 }
@@ -447,7 +448,7 @@ impl Sample {
             resident_kib: field("VmRSS:"),
             threads: clients.iter().map(|client| client.live_threads() as u64).sum(),
             #[cfg(target_os = "linux")]
-            descriptors: Census::take().descriptors.len() as u64,
+            descriptors: ResourceSnapshot::take().descriptors.len() as u64,
             #[cfg(not(target_os = "linux"))]
             descriptors: 0,
         }

@@ -289,7 +289,7 @@ fn a_connection_that_answers_no_ping_is_dialed_again_and_one_that_answers_is_lef
                 _ => {}
             }
         }
-        // Where time passes only when no thread can run, no pong can be late.
+        // No pong can be late where time passes only when no thread can run.
         if is_exact() {
             assert_eq!(
                 events.next_timeout(10 * SECOND).expect_err("the connection stays up"),
@@ -492,7 +492,7 @@ fn the_events_queue_loses_no_wake_up_under_any_rule() {
                     _ => {}
                 }
             }
-            // What arrives after the queue has ended the connection is not counted.
+            // Messages that arrive after the queue has ended the connection are not counted.
             let told = got + lost;
             assert!(
                 if rule == WhenFull::Disconnect { (1..=3).contains(&told) } else { told == 3 },

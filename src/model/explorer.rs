@@ -13,8 +13,8 @@ use super::world::{Facts, Pace, change, facts};
 /// The number of steps after which a scenario counts as a livelock.
 const STEPS_MAX: usize = 200_000;
 
-/// The limits of a leap of time while others can run, and of the number of leaps: less than a minute
-/// in all, so that a scenario that allows for a minute is never late because of them.
+/// The limits of a leap of time while others can run, and of the number of leaps: less than a
+/// minute in all, so that a scenario that allows for a minute is never late because of them.
 const LEAP_MAX: Duration = Duration::from_secs(10);
 pub(super) const LEAPS: usize = 5;
 
@@ -25,8 +25,8 @@ const STEPS_PER_LEAP: u64 = 60;
 /// depth first. The variable `MODEL_SCHEDULES` is the number of each, 200 by default.
 ///
 /// # Panics
-/// When `MODEL_SCHEDULES` is not a number, when the scenario panics, when no thread can run any more,
-/// or when a thread is left at its end. The failing schedule's seed is printed.
+/// It panics when `MODEL_SCHEDULES` is not a number, when the scenario panics, when no thread can
+/// run any more, or when a thread is left at its end. The failing schedule's seed is printed.
 pub(super) fn explore(scenario: impl Fn() + Send + Sync + Clone + 'static) {
     let schedules = std::env::var("MODEL_SCHEDULES").map_or(200, |text| {
         // A typing error must not pass for a thorough run.

@@ -328,6 +328,7 @@ pub(crate) mod channel {
             }
         }
     }
+
     /// The operation that [`select`] chose.
     pub(crate) enum Selected<A, B> {
         First(Result<A, RecvError>),

@@ -41,20 +41,20 @@ pub(super) struct Facts {
     fault: Option<Fault>,
 }
 
-/// When time passes.
+/// The moments at which time passes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Pace {
-    /// When nobody else can run.
+    /// Time passes when no other thread can run.
     #[default]
     WhenIdle,
-    /// Now and then at any moment too, within the explorer's limits.
+    /// Time passes at any moment too, within the explorer's limits.
     AnyTime,
 }
 
 /// A fault of the primitives, injected to see whether the checks find it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Fault {
-    /// What is sent on a channel without waiting is lost.
+    /// Items that are sent on a channel without waiting are lost.
     LostWakeups,
     /// Receivers are not told that the last sender has gone.
     LostDisconnects,

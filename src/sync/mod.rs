@@ -1,8 +1,7 @@
-//! What threads share and wait with: locks, channels, atomics, threads and the clock.
+//! Locks, channels, atomics, threads and the clock.
 //!
-//! Everything of this crate that runs on more than one thread takes them from here. Built with
-//! `--cfg shuttle` they come from the model instead, in which a scheduler tries out interleavings
-//! and time passes only when it is told to.
+//! The rest of the crate takes them from here alone. With `--cfg shuttle` they come from the model
+//! instead, in which a scheduler tries out interleavings and time passes only when it is told to.
 
 pub(crate) mod panic;
 pub(crate) mod stop_report;
@@ -22,7 +21,7 @@ pub(crate) mod channel {
     pub(crate) use crossbeam_channel::{Receiver, Sender, bounded, never};
 }
 
-/// The monotonic clock.
+/// Returns the time of the monotonic clock.
 #[cfg(not(shuttle))]
 #[inline]
 pub(crate) fn now() -> std::time::Instant {

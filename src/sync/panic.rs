@@ -77,13 +77,13 @@ mod tests {
     #[test]
     fn a_payload_that_panics_on_drop_is_dropped_without_a_panic() {
         for depth in [0, 1, 2, 100] {
-            drop(catch(|| resume_unwind(Box::new(PanicsOnDrop(depth)))).map(|()| ()));
+            drop(catch::<()>(|| resume_unwind(Box::new(PanicsOnDrop(depth)))));
         }
     }
 
     #[test]
     fn the_payload_can_be_had() {
-        let caught = catch(|| panic_any(7_u32)).map(|()| ()).expect_err("it panics");
+        let caught = catch::<()>(|| panic_any(7_u32)).expect_err("it panics");
         assert_eq!(caught.into_payload().downcast_ref::<u32>(), Some(&7));
     }
 }

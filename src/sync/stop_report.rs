@@ -1,64 +1,63 @@
-//! What a stop tells of a client's threads.
+//! The report of a stop on a client's threads.
 
 use std::fmt;
 use std::time::{Duration, Instant};
 
 use crate::sync;
 
-/// What became of each thread when a client stopped.
+/// The outcome of a stop, thread by thread. Its `Display` is one line for a log.
 #[derive(Clone, Debug)]
 pub struct StopReport {
     pub(super) threads: Vec<ThreadReport>,
     pub(super) took: Duration,
 }
 
-/// What became of one thread.
+/// The outcome of a stop for one thread.
 #[derive(Clone, Debug)]
 pub struct ThreadReport {
-    /// `taut-reader`, `taut-heartbeat` or `taut-resolver`.
+    /// The name of the thread: `taut-reader`, `taut-heartbeat` or `taut-resolver`.
     pub name: &'static str,
-    /// Whether it ended.
+    /// Says whether the thread ended.
     pub outcome: ThreadOutcome,
-    /// How long after the stop began this was known.
+    /// The time from the start of the wait until the outcome was known.
     pub took: Duration,
 }
 
-/// Whether a thread ended.
+/// Says whether a thread ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ThreadOutcome {
-    /// It has ended and was joined.
+    /// The thread has ended and was joined.
     Joined,
-    /// It had not ended by the deadline. It has been told to, and ends as soon as whatever holds it
-    /// lets go.
+    /// The thread had not ended by the deadline. It ends as soon as the call that holds it up
+    /// returns.
     TimedOut,
-    /// It is the thread that asked for the stop, from inside the handler. It ends once the handler
+    /// The thread requested the stop itself, from inside the handler. It ends once the handler
     /// returns.
     Current,
-    /// It has been told to end and was not waited for, because the stop was asked for from one of
-    /// the client's own threads.
+    /// The thread has been told to end and was not waited for, because the stop was requested on
+    /// one of the client's own threads.
     Detached,
 }
 
 impl StopReport {
-    /// Every thread of the client.
+    /// Returns the outcome for every thread of the client.
     pub fn threads(&self) -> &[ThreadReport] {
         &self.threads
     }
 
-    /// Whether every thread ended in time. Says nothing of the close handshake.
+    /// Returns whether every thread was joined in time. This says nothing about the close
+    /// handshake.
     pub fn is_clean(&self) -> bool {
         self.threads.iter().all(|thread| thread.outcome == ThreadOutcome::Joined)
     }
 
-    /// How long the stop took.
+    /// Returns the duration of the stop.
     pub fn took(&self) -> Duration {
         self.took
     }
-}
 
-impl StopReport {
-    /// Counts what went before the join into `took`.
+    /// Makes `took` count from `began`, which is before the join.
     pub(crate) fn measured_from(mut self, began: Instant) -> Self {
         self.took = sync::now().saturating_duration_since(began);
         self
@@ -67,8 +66,8 @@ impl StopReport {
 
 impl fmt::Display for StopReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let verdict = if self.is_clean() { "clean" } else { "not clean" };
-        write!(f, "{verdict}, {:.1?}", self.took)?;
+        let summary = if self.is_clean() { "clean" } else { "not clean" };
+        write!(f, "{summary}, {:.1?}", self.took)?;
         for thread in &self.threads {
             write!(f, "; {} {} after {:.1?}", thread.name, thread.outcome, thread.took)?;
         }

@@ -1,32 +1,35 @@
-//! Counting threads and descriptors.
+//! A check for threads and descriptors that are left behind.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::time::{Duration, Instant};
 
-/// How long after the work threads and descriptors may linger: the kernel takes a moment to reap a
-/// thread that has been joined.
-const SETTLE_WITHIN: Duration = Duration::from_secs(3);
+/// The time that threads and descriptors may linger: the kernel takes a moment to reap a thread
+/// that has been joined.
+const LINGER_MAX: Duration = Duration::from_secs(3);
 
-/// The threads and descriptors of this process at one moment. Linux only: it reads `/proc/self`.
+/// The pause between two looks at `/proc`, which notifies nobody.
+const POLL_INTERVAL: Duration = Duration::from_millis(1);
+
+/// The threads and descriptors of this process at one moment, from `/proc/self`. Linux only.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Census {
-    /// The names of all threads, by the kernel's numbers for them.
+pub struct ResourceSnapshot {
+    /// The names of all threads, by thread id.
     pub threads: BTreeMap<u32, String>,
-    /// What every open descriptor is, sorted. Files tell their path, sockets and pipes a number
-    /// that no other has.
+    /// The targets of all open descriptors, sorted: the path of a file, or the type and the inode
+    /// of a socket or pipe.
     pub descriptors: Vec<String>,
 }
 
-impl Census {
-    /// Counts now.
+impl ResourceSnapshot {
+    /// Takes a snapshot now.
     ///
     /// # Panics
     /// If `/proc` is not mounted.
     pub fn take() -> Self {
         let threads = entries("/proc/self/task")
             .iter()
-            // A thread may end between the listing and the look.
+            // A thread may end between the listing and the reading.
             .filter_map(|task| {
                 let name = fs::read_to_string(format!("/proc/self/task/{task}/comm")).ok()?;
                 Some((task.parse().ok()?, name.trim().to_owned()))
@@ -34,34 +37,36 @@ impl Census {
             .collect();
         let mut descriptors: Vec<String> = entries("/proc/self/fd")
             .iter()
-            // The listing's own descriptor is gone by now.
+            // The descriptor of the listing itself is closed by now.
             .filter_map(|descriptor| fs::read_link(format!("/proc/self/fd/{descriptor}")).ok())
             .map(|target| target.display().to_string())
             .collect();
         descriptors.sort();
-        Census { threads, descriptors }
+        ResourceSnapshot { threads, descriptors }
     }
 
-    /// Whether no thread and no descriptor is there that was not there `before`, waiting up to
-    /// three seconds for it. Each counts for itself: a socket that is left behind is found even if
-    /// another has been closed meanwhile. What has gone is no leak.
+    /// Waits, up to three seconds, until the process has no thread or descriptor that is not in
+    /// this snapshot.
+    ///
+    /// Each is compared by its identity: a socket that is left behind is found even if another has
+    /// been closed meanwhile.
     ///
     /// # Errors
-    /// What there is and was not there before, by name.
-    pub fn settles_to(before: &Census) -> Result<(), String> {
-        let deadline = Instant::now() + SETTLE_WITHIN;
+    /// The names of the threads and descriptors that are not in this snapshot.
+    pub fn wait_for_no_leaks(&self) -> Result<(), String> {
+        let deadline = Instant::now() + LINGER_MAX;
         loop {
-            let Some(more) = Census::take().more_than(before) else { return Ok(()) };
+            let Some(more) = ResourceSnapshot::take().more_than(self) else { return Ok(()) };
             if Instant::now() >= deadline {
                 return Err(more);
             }
-            std::thread::yield_now();
+            std::thread::sleep(POLL_INTERVAL);
         }
     }
 
-    /// What is here and not in `before`, if anything.
-    fn more_than(&self, before: &Census) -> Option<String> {
-        // By number alone: a thread that has just been born still has its parent's name.
+    /// Describes what is in this snapshot and not in `before`.
+    fn more_than(&self, before: &ResourceSnapshot) -> Option<String> {
+        // By id alone: a thread that has just started still has its parent's name.
         let threads: Vec<String> = self
             .threads
             .iter()
@@ -90,16 +95,16 @@ fn entries(folder: &str) -> Vec<String> {
         .collect()
 }
 
-/// Runs `work`, and checks that no thread and no descriptor is there afterwards that was not there
-/// before. Linux only.
+/// Runs `work` and checks that it leaves no thread and no descriptor behind. Linux only.
 ///
-/// It looks at the whole process: run nothing else beside it, which means a test binary of its own,
-/// or `--test-threads=1`. What the first use of a library sets up for good (the roots of TLS, a
-/// logger) has to have been done before. A connection that is open before and comes back during the
-/// work has a new socket, which counts as left behind.
+/// The check covers the whole process, so nothing else may run at the same time: put the test into
+/// a binary of its own, or use `--test-threads=1`. What a library sets up once and keeps (TLS
+/// roots, a logger) has to be set up before. A connection that was open before and reconnects
+/// during the work has a new socket, which counts as left behind.
 ///
 /// # Panics
-/// If something more is there for longer than three seconds, with the names of what it is.
+/// If `work` panics, or if a thread or descriptor is left for longer than three seconds. The
+/// message names it.
 ///
 /// # Example
 /// ```standalone_crate
@@ -115,13 +120,13 @@ fn entries(folder: &str) -> Vec<String> {
 ///     let client = Client::builder(server.url()).connect().unwrap();
 ///     assert!(client.stop(Duration::from_secs(5)).is_clean());
 ///     // The server runs in this process too.
-///     assert!(server.wait_until_empty(Duration::from_secs(5)));
+///     assert!(server.wait_until_all_closed(Duration::from_secs(5)));
 /// });
 /// ```
 pub fn assert_no_leaks<T>(work: impl FnOnce() -> T) -> T {
-    let before = Census::take();
+    let before = ResourceSnapshot::take();
     let result = work();
-    if let Err(more) = Census::settles_to(&before) {
+    if let Err(more) = before.wait_for_no_leaks() {
         panic!("something was left behind: {more}");
     }
     result
@@ -131,16 +136,16 @@ pub fn assert_no_leaks<T>(work: impl FnOnce() -> T) -> T {
 mod tests {
     use super::*;
 
-    fn census(threads: &[(u32, &str)], descriptors: &[&str]) -> Census {
-        Census {
+    fn snapshot(threads: &[(u32, &str)], descriptors: &[&str]) -> ResourceSnapshot {
+        ResourceSnapshot {
             threads: threads.iter().map(|(number, name)| (*number, (*name).to_owned())).collect(),
             descriptors: descriptors.iter().map(|target| (*target).to_owned()).collect(),
         }
     }
 
     #[test]
-    fn a_thread_that_is_left_behind_is_told_by_name() {
-        let before = Census::take();
+    fn a_thread_that_is_left_behind_is_named() {
+        let before = ResourceSnapshot::take();
         let (release, held) = crossbeam_channel::bounded::<()>(0);
         let (tell, told) = crossbeam_channel::bounded(1);
         let thread = std::thread::Builder::new().name("left-behind".to_owned());
@@ -149,26 +154,26 @@ mod tests {
             held.recv().is_err()
         };
         let thread = thread.spawn(body).expect("there are threads");
-        // By now it has its name.
+        // The thread has its name by now.
         told.recv().expect("it runs");
-        let more = Census::take().more_than(&before).expect("a thread is left behind");
+        let more = ResourceSnapshot::take().more_than(&before).expect("a thread is left behind");
         assert!(more.contains("left-behind"), "{more}");
         drop(release);
         assert!(thread.join().expect("it does not panic"));
     }
 
     #[test]
-    fn what_has_gone_hides_nothing_that_has_come() {
+    fn what_has_gone_does_not_hide_what_is_new() {
         let before =
-            census(&[(1, "main"), (2, "reader")], &["/dev/null", "/dev/null", "socket:[10]"]);
+            snapshot(&[(1, "main"), (2, "reader")], &["/dev/null", "/dev/null", "socket:[10]"]);
         assert_eq!(before.more_than(&before), None);
-        assert_eq!(census(&[(1, "main")], &["/dev/null"]).more_than(&before), None);
-        let now = census(&[(1, "main"), (3, "reader")], &["/dev/null", "socket:[11]"]);
+        assert_eq!(snapshot(&[(1, "main")], &["/dev/null"]).more_than(&before), None);
+        let now = snapshot(&[(1, "main"), (3, "reader")], &["/dev/null", "socket:[11]"]);
         assert_eq!(
             now.more_than(&before).as_deref(),
             Some(r#"threads ["reader (3)"]; descriptors ["socket:[11]"]"#)
         );
-        let now = census(&[], &["/dev/null", "/dev/null", "/dev/null"]);
+        let now = snapshot(&[], &["/dev/null", "/dev/null", "/dev/null"]);
         assert_eq!(
             now.more_than(&before).as_deref(),
             Some(r#"threads []; descriptors ["/dev/null"]"#)

@@ -1,34 +1,34 @@
-//! A scripted server on a loopback port, and a check for leaks: for the tests of programs that use
-//! this crate, and for its own.
+//! A scripted server on a loopback port and a check for leaks, for the tests of programs that use
+//! this crate.
 //!
-//! A script is a closure that plays the server's side of one connection, on a thread of its own. It
-//! ends when the closure returns, and whatever it waits for ends when the server is dropped. Most
-//! scripts begin with [`Peer::upgrade`], and everything that a server can do wrong is one or two
-//! calls away:
+//! A script is a closure that plays the server's side of one connection, on a thread of its own.
+//! The connection ends when the closure returns, and whatever it waits for ends when the server is
+//! dropped. Most scripts begin with [`Peer::upgrade`]. The faults of a server take a call or two:
 //!
 //! | fault | script |
 //! |---|---|
-//! | accepts and says nothing | `\|peer\| peer.stall()` |
-//! | stalls in the TLS handshake, or in any TLS record | `.tls_stalls_after(bytes)` on the builder |
-//! | trickles its answer, or a frame | [`Peer::trickle`] |
-//! | trickles whatever it writes, TLS handshake and records too | `.trickles_every(time)` on the builder |
+//! | accepts and never answers | `\|peer\| peer.stall()` |
+//! | stalls in the TLS handshake, or in a TLS record | [`TestServerBuilder::stall_writes_after`] |
+//! | sends its response, or a frame, byte by byte | [`Peer::trickle`] |
+//! | writes everything byte by byte, TLS included | [`TestServerBuilder::trickle_writes`] |
 //! | refuses, redirects | [`Peer::refuse`] |
-//! | lies in the upgrade | [`Peer::read_request`], then [`Peer::write`] |
-//! | never pongs | `peer.upgrade()?; peer.drain()` |
+//! | answers the upgrade wrongly | [`Peer::read_request`], then [`Peer::write`] |
+//! | never answers pings | `peer.upgrade()?; peer.drain()` |
 //! | never reads | `peer.upgrade()?; peer.stall()` |
 //! | floods | [`Peer::flood`] |
 //! | garbage, oversize, reserved bits | [`Peer::write`], [`Peer::send_frame`] |
 //! | resets, ends without a close frame | [`Peer::reset`], [`Peer::half_close`], or just return |
-//! | closes with a code, goes on after it, answers no close | [`Peer::close`], [`Peer::send_text`], [`Peer::drain`] |
-//! | floods with pings, answers them wrongly or late | [`Peer::ping`], [`Peer::pong`] |
+//! | closes with a code, sends after it | [`Peer::close`], [`Peer::send_text`] |
+//! | does not answer a close frame | [`Peer::drain`] |
+//! | sends pings, wrong or late pongs | [`Peer::ping`], [`Peer::pong`] |
 //!
-//! It is for tests, so it comes with a feature of its own:
+//! The module needs the feature `testing`:
 //! ```toml
 //! [dev-dependencies]
 //! tautline = { version = "0.1", features = ["testing"] }
 //! ```
 //!
-//! # Does my bot come back, and does it subscribe again?
+//! # Example: a bot reconnects and subscribes again
 //! ```
 //! use std::time::Duration;
 //! use tautline::testing::TestServer;
@@ -42,14 +42,17 @@
 //!     fn message(&mut self, _: &mut Connection<'_>, _: MessageRef<'_>) {}
 //! }
 //!
-//! // A server that drops every connection as soon as somebody has subscribed.
+//! // A server that drops every connection after the first message.
 //! let server = TestServer::start(|peer| {
 //!     peer.upgrade()?;
 //!     peer.receive_message()?;
 //!     peer.reset()
 //! });
-//! let client = Client::builder(server.url()).retry_delay_min(Duration::from_millis(1)).start_with(Bot).unwrap();
-//! assert!(server.wait_for_messages(3, Duration::from_secs(5)), "it came back and subscribed again, twice");
+//! let client = Client::builder(server.url())
+//!     .retry_delay_min(Duration::from_millis(1))
+//!     .start_with(Bot)
+//!     .unwrap();
+//! assert!(server.wait_for_messages(3, Duration::from_secs(5)), "it subscribes again, twice");
 //! assert!(server.messages().iter().all(|message| message == b"subscribe"));
 //! assert!(client.stop(Duration::from_secs(5)).is_clean());
 //! ```
@@ -57,9 +60,10 @@
 #[cfg(target_os = "linux")]
 mod leaks;
 mod peer;
+mod recorder;
 mod server;
 
 #[cfg(target_os = "linux")]
-pub use leaks::{Census, assert_no_leaks};
+pub use leaks::{ResourceSnapshot, assert_no_leaks};
 pub use peer::{Peer, Received, Request};
 pub use server::{TestServer, TestServerBuilder};

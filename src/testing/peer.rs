@@ -3,29 +3,36 @@
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use native_tls::{TlsAcceptor, TlsStream};
 use socket2::SockRef;
 use tungstenite::handshake::derive_accept_key;
 
-use super::server::Shared;
+use super::recorder::Recorder;
+use crate::sync;
+use crate::time::after;
 
-/// A request head longer than this is no opening handshake.
+/// The number of bytes after which a request head is refused.
 const HEAD_MAX: usize = 64 * 1024;
 
-/// The server's side of one connection. All its calls end when the server is dropped, with an
-/// error.
+/// The size of a client's message from which on it is refused.
+const MESSAGE_MAX: usize = 256 * 1024 * 1024;
+
+/// The server's side of one connection, as its script plays it.
+///
+/// Calls block until they are done, without a limit of time of their own. When the client ends the
+/// connection, or the server is dropped, they return an error.
 pub struct Peer {
     number: usize,
     stream: Stream,
-    /// What has been read and not been used.
+    /// Bytes that have been read and not used.
     unread: Vec<u8>,
-    /// The opcode and the fragments so far of a message that has not ended.
+    /// The opcode and the fragments of an incomplete message.
     partial: Option<(u8, Vec<u8>)>,
-    /// The end of the connection has been told.
+    /// `Received::End` has been returned.
     has_ended: bool,
-    shared: Arc<Shared>,
+    recorder: Arc<Recorder>,
 }
 
 enum Stream {
@@ -33,33 +40,32 @@ enum Stream {
     Tls(Box<TlsStream<Socket>>),
 }
 
-/// A socket that can be made to write no further, as a network that has died does.
+/// A socket whose writes can be slowed down and stalled.
 struct Socket {
     socket: TcpStream,
-    /// How many more bytes get through.
-    allowance: Option<usize>,
-    /// Bytes go one by one, this far apart.
-    trickle: Option<Duration>,
-    shared: Arc<Shared>,
+    limits: WriteLimits,
+    recorder: Arc<Recorder>,
 }
 
-/// What stands between a server's writes and the wire.
-#[derive(Clone, Copy)]
-pub(super) struct Obstacles {
+/// The limits of what a server writes to TCP.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct WriteLimits {
+    /// The number of bytes after which writes stall.
     pub(super) allowance: Option<usize>,
-    pub(super) trickle: Option<Duration>,
+    /// Bytes are written one at a time, each after this delay.
+    pub(super) byte_delay: Option<Duration>,
 }
 
 /// The opening handshake that a client sent.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// With the query.
+    /// The request target: the path with its query.
     pub path: String,
-    /// In the order in which they came, names as they were written.
+    /// The names and values of the headers, in the order and the spelling in which they came.
     pub headers: Vec<(String, String)>,
 }
 
-/// What a client sent.
+/// A message or control frame that a client sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Received {
@@ -71,14 +77,14 @@ pub enum Received {
     Ping(Vec<u8>),
     /// A pong.
     Pong(Vec<u8>),
-    /// A close frame, and its code and reason.
+    /// A close frame, with its code and reason.
     Close(Option<u16>, String),
-    /// The client has ended TCP.
+    /// The end of the TCP connection.
     End,
 }
 
 impl Request {
-    /// The value of the first header of that name, in any case.
+    /// Returns the value of the first header with this name, ignoring case.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers
             .iter()
@@ -86,12 +92,13 @@ impl Request {
             .map(|(_, value)| value.as_str())
     }
 
-    /// The value of `Sec-WebSocket-Accept` that answers it (RFC 6455 section 4.2.2).
+    /// Returns the value of `Sec-WebSocket-Accept` for this request (RFC 6455 section 4.2.2).
     pub fn accept_key(&self) -> String {
         derive_accept_key(self.header("Sec-WebSocket-Key").unwrap_or_default().as_bytes())
     }
 
-    /// The whole answer that accepts it, with `extra` header lines (each ended by `\r\n`).
+    /// Returns the complete response that accepts this request, with `extra` header lines, each
+    /// ended by `\r\n`.
     pub fn acceptance(&self, extra: &str) -> String {
         let key = self.accept_key();
         format!(
@@ -106,11 +113,10 @@ impl Peer {
         number: usize,
         socket: TcpStream,
         acceptor: Option<&TlsAcceptor>,
-        obstacles: Obstacles,
-        shared: &Arc<Shared>,
+        limits: WriteLimits,
+        recorder: &Arc<Recorder>,
     ) -> io::Result<Peer> {
-        let Obstacles { allowance, trickle } = obstacles;
-        let socket = Socket { socket, allowance, trickle, shared: Arc::clone(shared) };
+        let socket = Socket { socket, limits, recorder: Arc::clone(recorder) };
         let stream = match acceptor {
             None => Stream::Plain(socket),
             Some(acceptor) => {
@@ -123,46 +129,47 @@ impl Peer {
             unread: Vec::new(),
             partial: None,
             has_ended: false,
-            shared: Arc::clone(shared),
+            recorder: Arc::clone(recorder),
         })
     }
 
-    /// Which connection of the server this is, from 0.
+    /// Returns the number of this connection of the server, from 0.
     pub fn number(&self) -> usize {
         self.number
     }
 
-    /// Where the client dialed from.
+    /// Returns the client's address.
     ///
     /// # Errors
-    /// When the connection has ended.
+    /// Fails once the connection has ended.
     pub fn address(&self) -> io::Result<SocketAddr> {
         self.socket().peer_addr()
     }
 
     // ---- The opening handshake ----
 
-    /// Reads the opening handshake and accepts it.
+    /// Reads the opening handshake and accepts it with status 101.
     ///
     /// # Errors
-    /// When the connection ends before, or no handshake comes.
+    /// Fails when the connection ends first, or when the request is not HTTP or is longer than 64
+    /// KiB.
     pub fn upgrade(&mut self) -> io::Result<Request> {
         self.upgrade_with("")
     }
 
-    /// As [`upgrade`](Peer::upgrade), with further header lines in the answer, each ended by
-    /// `\r\n`.
+    /// Reads the opening handshake and accepts it, with `extra` header lines in the response, each
+    /// ended by `\r\n`.
     ///
     /// # Errors
     /// As [`upgrade`](Peer::upgrade).
     pub fn upgrade_with(&mut self, extra: &str) -> io::Result<Request> {
         let request = self.read_request()?;
         self.write(request.acceptance(extra).as_bytes())?;
-        self.shared.note_opening();
+        self.recorder.opening();
         Ok(request)
     }
 
-    /// Reads the opening handshake and answers nothing.
+    /// Reads the opening handshake without answering it.
     ///
     /// # Errors
     /// As [`upgrade`](Peer::upgrade).
@@ -190,11 +197,11 @@ impl Peer {
         }
     }
 
-    /// Reads the opening handshake and answers it with another status than 101: `headers` are
-    /// lines, each ended by `\r\n`.
+    /// Reads the opening handshake and refuses it with `status`, then reads until the client ends
+    /// the connection. `headers` are lines, each ended by `\r\n`; `Content-Length` is added.
     ///
     /// # Errors
-    /// As [`upgrade`](Peer::upgrade).
+    /// As [`upgrade`](Peer::upgrade), or when the connection breaks.
     pub fn refuse(&mut self, status: u16, headers: &str, body: &str) -> io::Result<()> {
         self.read_request()?;
         let len = body.len();
@@ -210,7 +217,7 @@ impl Peer {
     /// Sends a text message.
     ///
     /// # Errors
-    /// When the connection has ended.
+    /// Fails once the connection has ended.
     pub fn send_text(&mut self, text: &str) -> io::Result<()> {
         self.send_frame(0x81, text.as_bytes())
     }
@@ -218,7 +225,7 @@ impl Peer {
     /// Sends a binary message.
     ///
     /// # Errors
-    /// When the connection has ended.
+    /// Fails once the connection has ended.
     pub fn send_binary(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.send_frame(0x82, bytes)
     }
@@ -226,41 +233,41 @@ impl Peer {
     /// Sends a ping.
     ///
     /// # Errors
-    /// When the connection has ended.
+    /// Fails once the connection has ended.
     pub fn ping(&mut self, payload: &[u8]) -> io::Result<()> {
         self.send_frame(0x89, payload)
     }
 
-    /// Sends a pong, asked for or not.
+    /// Sends a pong, whether or not a ping came.
     ///
     /// # Errors
-    /// When the connection has ended.
+    /// Fails once the connection has ended.
     pub fn pong(&mut self, payload: &[u8]) -> io::Result<()> {
         self.send_frame(0x8a, payload)
     }
 
-    /// Sends a close frame.
+    /// Sends a close frame. The connection stays open.
     ///
     /// # Errors
-    /// When the connection has ended.
+    /// Fails once the connection has ended.
     pub fn close(&mut self, code: u16, reason: &str) -> io::Result<()> {
         let mut payload = code.to_be_bytes().to_vec();
         payload.extend_from_slice(reason.as_bytes());
         self.send_frame(0x88, &payload)
     }
 
-    /// Sends a frame whose first byte (FIN, reserved bits, opcode) is the script's own.
+    /// Sends an unmasked frame. `first` is its first byte: FIN, reserved bits and opcode.
     ///
     /// # Errors
-    /// When the connection has ended.
+    /// Fails once the connection has ended.
     pub fn send_frame(&mut self, first: u8, payload: &[u8]) -> io::Result<()> {
         self.write(&frame(first, payload))
     }
 
-    /// Sends text messages of `size` bytes as fast as they go, until the connection ends.
+    /// Sends text messages of `size` bytes as fast as the client reads, until the connection ends.
     ///
     /// # Errors
-    /// The end of the connection.
+    /// Always: it ends with the connection.
     pub fn flood(&mut self, size: usize) -> io::Result<()> {
         let burst =
             frame(0x81, "x".repeat(size).as_bytes()).repeat((64 * 1024 / (size + 1)).max(1));
@@ -269,10 +276,10 @@ impl Peer {
         }
     }
 
-    /// Writes bytes as they are.
+    /// Writes bytes as they are, through TLS if there is TLS.
     ///
     /// # Errors
-    /// When the connection has ended.
+    /// Fails once the connection has ended.
     pub fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         match &mut self.stream {
             Stream::Plain(socket) => socket.write_all(bytes),
@@ -280,10 +287,10 @@ impl Peer {
         }
     }
 
-    /// Writes bytes one at a time, this far apart.
+    /// Writes bytes one at a time, and waits for `every` after each.
     ///
     /// # Errors
-    /// When the connection or the server has ended.
+    /// Fails once the connection or the server has ended.
     pub fn trickle(&mut self, bytes: &[u8], every: Duration) -> io::Result<()> {
         for byte in bytes {
             self.write(&[*byte])?;
@@ -294,13 +301,13 @@ impl Peer {
 
     // ---- Receiving ----
 
-    /// The next message or control frame; fragments are put together, and what comes between them
-    /// comes first.
+    /// Receives the next message or control frame. Fragments are assembled, and control frames
+    /// between them are returned first.
     ///
     /// # Errors
-    /// When the client breaks RFC 6455 (an unmasked frame, a stray fragment), or the connection
-    /// breaks. [`Received::End`] is told once: a script that asks again would go round for ever,
-    /// and gets `UnexpectedEof`.
+    /// `InvalidData` when the client violates RFC 6455 (an unmasked frame, a stray fragment) or a
+    /// message exceeds 256 MiB; other kinds when the connection breaks. [`Received::End`] is
+    /// returned once, and `UnexpectedEof` afterwards, so that no script loops for ever.
     pub fn receive(&mut self) -> io::Result<Received> {
         loop {
             let Some((first, payload)) = self.read_frame()? else {
@@ -312,19 +319,22 @@ impl Peer {
             let (kind, message) = match (first & 0x0f, self.partial.take()) {
                 (8, _) => {
                     let code = payload.first_chunk::<2>().map(|code| u16::from_be_bytes(*code));
-                    self.shared.note_close(code);
+                    self.recorder.close(code);
                     let reason =
                         String::from_utf8_lossy(payload.get(2..).unwrap_or_default()).into_owned();
                     return Ok(Received::Close(code, reason));
                 }
                 (9, partial) => {
                     self.partial = partial;
-                    self.shared.note_ping();
+                    self.recorder.ping();
                     return Ok(Received::Ping(payload));
                 }
                 (10, partial) => {
                     self.partial = partial;
                     return Ok(Received::Pong(payload));
+                }
+                (0, Some((_, message))) if message.len() + payload.len() > MESSAGE_MAX => {
+                    return Err(too_long());
                 }
                 (0, Some((kind, mut message))) => {
                     message.extend_from_slice(&payload);
@@ -334,7 +344,7 @@ impl Peer {
                 _ => {
                     return Err(io::Error::new(
                         ErrorKind::InvalidData,
-                        "a client's frame out of order",
+                        "a stray fragment or an unknown opcode",
                     ));
                 }
             };
@@ -342,7 +352,7 @@ impl Peer {
                 self.partial = Some((kind, message));
                 continue;
             }
-            self.shared.note_message(&message);
+            self.recorder.message(&message);
             return Ok(match kind {
                 1 => Received::Text(String::from_utf8(message).map_err(io::Error::other)?),
                 _ => Received::Binary(message),
@@ -350,12 +360,13 @@ impl Peer {
         }
     }
 
-    /// The next frame if it comes within this time: for scripts that talk while they listen.
+    /// Receives like [`receive`](Peer::receive), for scripts that send while they listen. Returns
+    /// `None` when no byte comes for `timeout`.
     ///
     /// # Errors
     /// As [`receive`](Peer::receive).
     pub fn receive_timeout(&mut self, timeout: Duration) -> io::Result<Option<Received>> {
-        // Zero would mean for ever.
+        // Zero would mean no timeout.
         self.socket().set_read_timeout(Some(timeout.max(Duration::from_millis(1))))?;
         let received = match self.receive() {
             Ok(received) => Ok(Some(received)),
@@ -368,10 +379,12 @@ impl Peer {
         received
     }
 
-    /// The next data message; answers pings and a close frame by itself.
+    /// Receives the next text or binary message, and answers pings meanwhile. A close frame is
+    /// answered too, and ends the script's work.
     ///
     /// # Errors
-    /// The end of the connection too.
+    /// As [`receive`](Peer::receive), `ConnectionAborted` after a close frame, and `UnexpectedEof`
+    /// at the end of the connection.
     pub fn receive_message(&mut self) -> io::Result<Received> {
         loop {
             match self.receive()? {
@@ -388,11 +401,11 @@ impl Peer {
         }
     }
 
-    /// Sends every data message back, answers pings and a close frame: a well-behaved server, until
-    /// the connection ends.
+    /// Sends every text and binary message back, and answers pings and the close frame, until the
+    /// connection ends.
     ///
     /// # Errors
-    /// The end of the connection.
+    /// Always: it ends with the connection.
     pub fn echo(&mut self) -> io::Result<()> {
         loop {
             match self.receive_message()? {
@@ -403,30 +416,31 @@ impl Peer {
         }
     }
 
-    /// Reads and answers nothing, neither pings nor a close frame, until the client ends TCP.
+    /// Reads without answering pings or close frames, until the client ends the TCP connection.
     ///
     /// # Errors
-    /// When the connection breaks.
+    /// As [`receive`](Peer::receive).
     pub fn drain(&mut self) -> io::Result<()> {
         while self.receive()? != Received::End {}
         Ok(())
     }
 
-    /// Neither reads nor writes until the server is dropped.
+    /// Neither reads nor writes until the server is dropped, even if the client ends the
+    /// connection.
     ///
     /// # Errors
-    /// Always, in the end: the server has stopped.
+    /// Always: `ConnectionAborted`, when the server is dropped.
     pub fn stall(&mut self) -> io::Result<()> {
-        self.shared.wait_for_stop(None);
+        self.recorder.wait_for_stop(None);
         Err(ErrorKind::ConnectionAborted.into())
     }
 
-    /// Waits.
+    /// Waits for `time`. Scripts should not sleep: a sleep would delay the drop of the server.
     ///
     /// # Errors
-    /// When the server is dropped meanwhile.
+    /// `ConnectionAborted`, when the server is dropped meanwhile.
     pub fn wait(&mut self, time: Duration) -> io::Result<()> {
-        match self.shared.wait_for_stop(Some(Instant::now() + time)) {
+        match self.recorder.wait_for_stop(Some(after(sync::now(), time))) {
             true => Err(ErrorKind::ConnectionAborted.into()),
             false => Ok(()),
         }
@@ -434,30 +448,30 @@ impl Peer {
 
     // ---- Ending ----
 
-    /// Resets the connection, as a firewall does. The script has to return after this: the reset
-    /// goes out then.
+    /// Makes the end of the connection a TCP reset. It is sent when the script returns, which it
+    /// should do at once.
     ///
     /// # Errors
-    /// When the connection has ended.
+    /// Fails once the connection has ended.
     pub fn reset(&mut self) -> io::Result<()> {
-        self.shared.release(self.number);
+        self.recorder.release(self.number);
         SockRef::from(self.socket()).set_linger(Some(Duration::ZERO))
     }
 
-    /// Ends the direction to the client: TCP FIN, without a close frame and without a TLS
-    /// close_notify.
+    /// Ends the direction to the client with a TCP FIN, without a close frame or a TLS
+    /// `close_notify`.
     ///
     /// # Errors
-    /// When the connection has ended.
+    /// Fails once the connection has ended.
     pub fn half_close(&mut self) -> io::Result<()> {
         self.socket().shutdown(Shutdown::Write)
     }
 
-    /// Ends TLS as it should be ended, by a close_notify, but without a close frame before it. The
-    /// same as [`half_close`](Peer::half_close) where there is no TLS.
+    /// Ends TLS with a `close_notify`, without a close frame before it. Without TLS it does the
+    /// same as [`half_close`](Peer::half_close).
     ///
     /// # Errors
-    /// When the connection has ended.
+    /// Fails once the connection has ended.
     pub fn end_tls(&mut self) -> io::Result<()> {
         match &mut self.stream {
             Stream::Tls(tls) => tls.shutdown(),
@@ -465,20 +479,20 @@ impl Peer {
         }
     }
 
-    /// Lets so many more bytes of the TLS stream through, and then no more, though the connection
-    /// stays.
+    /// Stalls the connection after this many more bytes have been written to TCP. Writes then block
+    /// until the server is dropped, and the connection stays open.
     pub fn stall_writes_after(&mut self, bytes: usize) {
         match &mut self.stream {
-            Stream::Plain(socket) => socket.allowance = Some(bytes),
-            Stream::Tls(tls) => tls.get_mut().allowance = Some(bytes),
+            Stream::Plain(socket) => socket.limits.allowance = Some(bytes),
+            Stream::Tls(tls) => tls.get_mut().limits.allowance = Some(bytes),
         }
     }
 
-    /// Limits what the kernel takes for a peer that does not read, which may otherwise be tens of
-    /// megabytes.
+    /// Limits the bytes that the kernel buffers while the script does not read, which may otherwise
+    /// be tens of megabytes. The kernel takes this as a hint.
     ///
     /// # Errors
-    /// When the connection has ended.
+    /// Fails once the connection has ended.
     pub fn limit_receive_buffer(&mut self, bytes: usize) -> io::Result<()> {
         SockRef::from(self.socket()).set_recv_buffer_size(bytes)
     }
@@ -519,7 +533,7 @@ impl std::fmt::Debug for Peer {
     }
 }
 
-/// A frame as servers send them: unmasked.
+/// Returns an unmasked frame, as servers send them.
 fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     let mut bytes = vec![first];
     match payload.len() {
@@ -537,11 +551,12 @@ fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
     bytes
 }
 
-/// A client's frame at the front of `bytes`: its first byte, its payload unmasked, and its length.
+/// Returns the first byte, the unmasked payload and the length of the client's frame at the front
+/// of `bytes`, or `None` when it is incomplete.
 fn parse_frame(bytes: &[u8]) -> io::Result<Option<(u8, Vec<u8>, usize)>> {
     let &[first, second, ref rest @ ..] = bytes else { return Ok(None) };
     if second & 0x80 == 0 {
-        return Err(io::Error::new(ErrorKind::InvalidData, "a client's frame without a mask"));
+        return Err(io::Error::new(ErrorKind::InvalidData, "a client's frame is not masked"));
     }
     let (skip, len) = match second & 0x7f {
         126 => match rest.first_chunk::<2>() {
@@ -549,17 +564,24 @@ fn parse_frame(bytes: &[u8]) -> io::Result<Option<(u8, Vec<u8>, usize)>> {
             None => return Ok(None),
         },
         127 => match rest.first_chunk::<8>() {
-            Some(len) => (8, u64::from_be_bytes(*len) as usize),
+            Some(len) => (8, usize::try_from(u64::from_be_bytes(*len)).unwrap_or(usize::MAX)),
             None => return Ok(None),
         },
         len => (0, usize::from(len)),
     };
+    if len > MESSAGE_MAX {
+        return Err(too_long());
+    }
     let Some(key) = rest[skip..].first_chunk::<4>().copied() else { return Ok(None) };
     let start = 2 + skip + 4;
     let Some(payload) = bytes.get(start..start + len) else { return Ok(None) };
     let mut payload = payload.to_vec();
     crate::protocol::mask::mask(&mut payload, key);
     Ok(Some((first, payload, start + len)))
+}
+
+fn too_long() -> io::Error {
+    io::Error::new(ErrorKind::InvalidData, "a client's message is longer than 256 MiB")
 }
 
 impl std::fmt::Debug for Socket {
@@ -576,19 +598,19 @@ impl Read for Socket {
 
 impl Write for Socket {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let bytes = match self.trickle {
-            Some(every) if !bytes.is_empty() => {
-                if self.shared.wait_for_stop(Some(Instant::now() + every)) {
+        let bytes = match self.limits.byte_delay {
+            Some(delay) if !bytes.is_empty() => {
+                if self.recorder.wait_for_stop(Some(after(sync::now(), delay))) {
                     return Err(ErrorKind::ConnectionAborted.into());
                 }
                 &bytes[..1]
             }
             _ => bytes,
         };
-        match &mut self.allowance {
+        match &mut self.limits.allowance {
             None => self.socket.write(bytes),
             Some(0) => {
-                self.shared.wait_for_stop(None);
+                self.recorder.wait_for_stop(None);
                 Err(ErrorKind::ConnectionAborted.into())
             }
             Some(left) => {
@@ -601,5 +623,24 @@ impl Write for Socket {
 
     fn flush(&mut self) -> io::Result<()> {
         self.socket.flush()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_of_any_length_that_a_client_may_announce_is_an_error_or_incomplete() {
+        let announced = |len: u64| {
+            let mut head = vec![0x82, 0x80 | 127];
+            head.extend_from_slice(&len.to_be_bytes());
+            head.extend_from_slice(&[0; 4]);
+            parse_frame(&head)
+        };
+        for len in [MESSAGE_MAX as u64 + 1, u64::from(u32::MAX), u64::MAX] {
+            assert_eq!(announced(len).expect_err("it is too long").kind(), ErrorKind::InvalidData);
+        }
+        assert_eq!(announced(MESSAGE_MAX as u64).expect("it is short enough"), None);
     }
 }

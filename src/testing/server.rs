@@ -1,95 +1,84 @@
-//! The server: a listener, a thread for each connection, and what a test wants to know of them.
+//! The test server: a listener, a thread for each connection, and a record of what has come.
 
-use std::collections::HashMap;
 use std::io;
-use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use native_tls::{Identity, TlsAcceptor};
-use parking_lot::{Condvar, Mutex};
+use socket2::SockRef;
 
-use super::peer::{Obstacles, Peer};
+use super::peer::{Peer, WriteLimits};
+use super::recorder::Recorder;
+use crate::sync;
+use crate::sync::panic::catch;
 use crate::sync::threads::{JoinTimeout, ThreadOptions, Threads};
-use crate::sync::wait::Shutdown as Stop;
+use crate::time::after;
 
-/// How long a dropped server waits for its threads. Scripts of this module end at once; one of the
-/// user's own may not.
-const DROP_WITHIN: Duration = Duration::from_secs(5);
+/// The time that a dropped server waits for its threads. The scripts of this module end at once,
+/// one of the program's own may not.
+const DROP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Enough for a script and a TLS handshake, and little enough for a thousand connections.
-const STACK: usize = 512 * 1024;
+/// Enough for a script and a TLS handshake, and small enough for a thousand connections.
+const STACK_SIZE: usize = 512 * 1024;
 
-/// How many connections may wait to be accepted. The system may allow fewer.
+/// The number of connections that may wait to be accepted. The system may allow fewer.
 const BACKLOG: i32 = 4096;
 
-/// How many messages the server remembers.
-const REMEMBERED: usize = 100_000;
+/// The pause after a failed `accept`: the process may be out of descriptors for a while.
+const ACCEPT_RETRY: Duration = Duration::from_millis(10);
 
-/// A scripted server on a loopback port. Dropping it ends every connection and joins every thread.
+/// A scripted WebSocket server on a loopback port.
+///
+/// Each connection runs the script on a thread of its own, with a stack of 512 KiB. The server
+/// records what comes: the methods `wait_for_*` block the calling thread until the record has what
+/// they ask for, and may be called from any thread.
+///
+/// Dropping the server ends every connection without a close frame, and waits up to five seconds
+/// for the scripts to return. A script that is still running then is reported in the log at level
+/// error, and its thread is left behind.
 pub struct TestServer {
     address: SocketAddr,
     is_tls: bool,
-    shared: Arc<Shared>,
+    threads: Arc<Threads>,
+    recorder: Arc<Recorder>,
 }
 
-/// Settings of a [`TestServer`].
+/// The settings of a [`TestServer`].
 #[derive(Clone, Debug, Default)]
 pub struct TestServerBuilder {
     address: Option<SocketAddr>,
-    certificate: Option<Leaf>,
-    is_forgetful: bool,
-    tls_stalls_after: Option<usize>,
-    trickles_every: Option<Duration>,
+    certificate: Option<Certificate>,
+    discards_messages: bool,
+    write_limits: WriteLimits,
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Leaf {
+enum Certificate {
     Localhost,
-    Stranger,
-}
-
-/// What the server, its threads and its peers share.
-pub(super) struct Shared {
-    threads: Threads,
-    pub(super) stop: Stop,
-    is_forgetful: bool,
-    seen: Mutex<Seen>,
-    changed: Condvar,
-}
-
-/// What has happened. Guarded by `Shared::seen`.
-#[derive(Default)]
-struct Seen {
-    connections: usize,
-    openings: usize,
-    open_now: usize,
-    pings: usize,
-    closes: Vec<Option<u16>>,
-    messages: Vec<Vec<u8>>,
-    /// The sockets of all connections, to be shut down from outside.
-    sockets: HashMap<usize, TcpStream>,
-    is_stopped: bool,
+    WrongHost,
 }
 
 impl TestServer {
-    /// Starts a plain server on a free port of 127.0.0.1. `script` plays every connection; its
-    /// error ends that connection and is not told.
+    /// Starts a server without TLS on a free port of 127.0.0.1.
+    ///
+    /// `script` plays the server's side of every connection. The connection ends when it returns;
+    /// an error is ignored, a panic is reported in the log at level error.
     ///
     /// # Panics
-    /// If the system has no port to give.
+    /// If the system has no free port or thread.
     pub fn start(
         script: impl Fn(&mut Peer) -> io::Result<()> + Send + Sync + 'static,
     ) -> TestServer {
         TestServer::builder().start(script)
     }
 
-    /// Settings, for TLS and fixed ports.
+    /// Returns the settings of a server that has not been started, for TLS and fixed ports.
     pub fn builder() -> TestServerBuilder {
         TestServerBuilder::default()
     }
 
-    /// `ws://127.0.0.1:PORT/`, or `wss://localhost:PORT/` with TLS.
+    /// Returns `ws://127.0.0.1:PORT/`, or `wss://localhost:PORT/` with TLS.
     pub fn url(&self) -> String {
         match self.is_tls {
             true => format!("wss://localhost:{}/", self.address.port()),
@@ -97,134 +86,142 @@ impl TestServer {
         }
     }
 
-    /// Where it listens.
+    /// Returns the address that the server listens on.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// The root certificate of servers with TLS, for
+    /// Returns the root certificate of servers with TLS, in PEM, for
     /// [`Builder::tls_root`](crate::Builder::tls_root).
     pub fn root_pem() -> &'static [u8] {
         include_bytes!("certificates/root.pem")
     }
 
-    /// How many connections have been accepted.
+    /// Returns the number of connections that have been accepted.
     pub fn connections(&self) -> usize {
-        self.shared.seen.lock().connections
+        self.recorder.read(|seen| seen.connections)
     }
 
-    /// How many opening handshakes have been answered with 101.
+    /// Returns the number of opening handshakes that [`Peer::upgrade`] has answered with 101.
     pub fn openings(&self) -> usize {
-        self.shared.seen.lock().openings
+        self.recorder.read(|seen| seen.openings)
     }
 
-    /// How many connections are there now.
+    /// Returns the number of connections whose scripts are running.
     pub fn open_now(&self) -> usize {
-        self.shared.seen.lock().open_now
+        self.recorder.read(|seen| seen.open_now)
     }
 
-    /// How many pings came.
+    /// Returns the number of pings that scripts have received.
     pub fn pings(&self) -> usize {
-        self.shared.seen.lock().pings
+        self.recorder.read(|seen| seen.pings)
     }
 
-    /// The codes of all close frames that came. `None`: one without a code.
+    /// Returns the codes of the close frames that scripts have received, the first 100,000 of all
+    /// connections. `None` stands for a close frame without a code.
     pub fn closes(&self) -> Vec<Option<u16>> {
-        self.shared.seen.lock().closes.clone()
+        self.recorder.read(|seen| seen.closes.clone())
     }
 
-    /// The data messages that came, the first 100,000 of them, of all connections.
+    /// Returns the text and binary messages that scripts have received, the first 100,000 of all
+    /// connections.
     pub fn messages(&self) -> Vec<Vec<u8>> {
-        self.shared.seen.lock().messages.clone()
+        self.recorder.read(|seen| seen.messages.clone())
     }
 
-    /// Waits until so many connections have been accepted; whether they were in time.
+    /// Waits until `count` connections have been accepted. Returns whether they were within
+    /// `timeout`.
     pub fn wait_for_connections(&self, count: usize, timeout: Duration) -> bool {
-        self.shared.wait(timeout, |seen| seen.connections >= count)
+        self.recorder.wait(timeout, |seen| seen.connections >= count)
     }
 
-    /// Waits until so many opening handshakes have been answered; whether they were in time.
+    /// Waits until `count` opening handshakes have been answered with 101. Returns whether they
+    /// were within `timeout`.
     pub fn wait_for_openings(&self, count: usize, timeout: Duration) -> bool {
-        self.shared.wait(timeout, |seen| seen.openings >= count)
+        self.recorder.wait(timeout, |seen| seen.openings >= count)
     }
 
-    /// Waits until so many data messages have come; whether they were in time.
+    /// Waits until `count` messages have been recorded. Returns whether they were within `timeout`.
     pub fn wait_for_messages(&self, count: usize, timeout: Duration) -> bool {
-        self.shared.wait(timeout, |seen| seen.messages.len() >= count)
+        self.recorder.wait(timeout, |seen| seen.messages.len() >= count)
     }
 
-    /// Waits until so many pings have come; whether they were in time.
+    /// Waits until `count` pings have been received. Returns whether they were within `timeout`.
     pub fn wait_for_pings(&self, count: usize, timeout: Duration) -> bool {
-        self.shared.wait(timeout, |seen| seen.pings >= count)
+        self.recorder.wait(timeout, |seen| seen.pings >= count)
     }
 
-    /// Waits until a close frame has come; whether it was in time.
+    /// Waits until a close frame has been recorded. Returns whether one was within `timeout`.
     pub fn wait_for_close(&self, timeout: Duration) -> bool {
-        self.shared.wait(timeout, |seen| !seen.closes.is_empty())
+        self.recorder.wait(timeout, |seen| !seen.closes.is_empty())
     }
 
-    /// Waits until no connection is left; whether that was in time.
-    pub fn wait_until_empty(&self, timeout: Duration) -> bool {
-        self.shared.wait(timeout, |seen| seen.open_now == 0)
+    /// Waits until the scripts of all connections have ended. Returns whether they had within
+    /// `timeout`.
+    pub fn wait_until_all_closed(&self, timeout: Duration) -> bool {
+        self.recorder.wait(timeout, |seen| seen.open_now == 0)
     }
 
-    /// Forgets the messages and close codes that it has seen; the counts go on.
-    pub fn forget(&self) {
-        self.shared.note(|seen| {
-            seen.messages = Vec::new();
-            seen.closes = Vec::new();
-        });
+    /// Clears the recorded messages and close codes. The counts stay.
+    pub fn clear_messages(&self) {
+        self.recorder.clear();
     }
 
-    /// Ends every connection that is there now, without a close frame.
+    /// Shuts down every connection that is open now, without a close frame.
     pub fn abort_all(&self) {
-        self.shared.abort_all();
+        self.recorder.abort_all();
     }
 }
 
 impl TestServerBuilder {
-    /// Listens at this address instead of a free port of 127.0.0.1: for a server that comes back.
+    /// Sets the address to listen on, for a server that comes back at the same port. Defaults to a
+    /// free port of 127.0.0.1.
     pub fn address(mut self, address: SocketAddr) -> Self {
         self.address = Some(address);
         self
     }
 
-    /// Speaks TLS, with a certificate for localhost that [`TestServer::root_pem`] vouches for.
+    /// Uses TLS, with a certificate for `localhost` under the root [`TestServer::root_pem`].
+    /// Defaults to no TLS.
     pub fn tls(mut self) -> Self {
-        self.certificate = Some(Leaf::Localhost);
+        self.certificate = Some(Certificate::Localhost);
         self
     }
 
-    /// Speaks TLS, with a certificate for another host.
-    pub fn tls_for_a_stranger(mut self) -> Self {
-        self.certificate = Some(Leaf::Stranger);
+    /// Uses TLS, with a certificate for another host under the same root, which clients must
+    /// refuse.
+    pub fn tls_wrong_host(mut self) -> Self {
+        self.certificate = Some(Certificate::WrongHost);
         self
     }
 
-    /// Writes so many bytes of each connection's TLS stream, handshake included, and then no more,
-    /// though the connection stays.
-    pub fn tls_stalls_after(mut self, bytes: usize) -> Self {
-        self.tls_stalls_after = Some(bytes);
+    /// Stalls each connection after it has written this many bytes to TCP, TLS handshake included.
+    /// The connection stays open. Defaults to no limit. [`Peer::stall_writes_after`] does the same
+    /// from within a script.
+    pub fn stall_writes_after(mut self, bytes: usize) -> Self {
+        self.write_limits.allowance = Some(bytes);
         self
     }
 
-    /// Writes the bytes of each connection one by one, this far apart, whatever they are: TLS
-    /// handshake, TLS records, answers, frames.
-    pub fn trickles_every(mut self, time: Duration) -> Self {
-        self.trickles_every = Some(time);
+    /// Writes to TCP one byte at a time and waits for `delay` before each, TLS handshake included.
+    /// Defaults to writing without delay.
+    pub fn trickle_writes(mut self, delay: Duration) -> Self {
+        self.write_limits.byte_delay = Some(delay);
         self
     }
 
-    /// Remembers no messages and no close codes: for tests that run for long.
-    pub fn forgetful(mut self) -> Self {
-        self.is_forgetful = true;
+    /// Records neither messages nor close codes, for tests that run long. Then
+    /// [`TestServer::wait_for_messages`] and [`TestServer::wait_for_close`] wait in vain. Defaults
+    /// to recording them.
+    pub fn discard_messages(mut self) -> Self {
+        self.discards_messages = true;
         self
     }
 
-    /// Starts the server.
+    /// Starts the server. [`TestServer::start`] describes the script.
     ///
     /// # Panics
-    /// If the system does not let it listen.
+    /// If the system does not let it listen on the address, or has no thread.
     pub fn start(
         self,
         script: impl Fn(&mut Peer) -> io::Result<()> + Send + Sync + 'static,
@@ -232,215 +229,106 @@ impl TestServerBuilder {
         let wanted = self.address.unwrap_or_else(|| ([127, 0, 0, 1], 0).into());
         let listener = TcpListener::bind(wanted)
             .unwrap_or_else(|error| panic!("cannot listen on {wanted}: {error}"));
-        // A longer queue than the default of 128: a thousand clients that come back at once would
-        // wait a second for their lost SYNs.
-        socket2::SockRef::from(&listener)
-            .listen(BACKLOG)
-            .expect("a socket that listens may listen again");
+        // The default of 128 is too short: a thousand clients that come back at once would wait a
+        // second for their lost SYNs.
+        SockRef::from(&listener).listen(BACKLOG).expect("a socket that listens may listen again");
         let address = listener.local_addr().expect("a bound socket has an address");
         let acceptor = self.certificate.map(acceptor);
         let is_tls = acceptor.is_some();
-        let threads =
-            Threads::new(ThreadOptions { stack_size: Some(STACK), ..ThreadOptions::default() });
-        let stop = threads.shutdown_signal();
-        let shared = Shared {
-            threads,
-            stop,
-            is_forgetful: self.is_forgetful,
-            seen: Mutex::default(),
-            changed: Condvar::new(),
-        };
-        let shared = Arc::new(shared);
-        let accepting = Accepting {
-            shared: Arc::clone(&shared),
+        let options = ThreadOptions { stack_size: Some(STACK_SIZE), ..ThreadOptions::default() };
+        let threads = Arc::new(Threads::new(options));
+        let recorder = Arc::new(Recorder::new(self.discards_messages));
+        let accept_loop = AcceptLoop {
+            threads: Arc::clone(&threads),
+            recorder: Arc::clone(&recorder),
             script: Arc::new(script),
             acceptor,
-            obstacles: Obstacles { allowance: self.tls_stalls_after, trickle: self.trickles_every },
+            write_limits: self.write_limits,
         };
-        shared
-            .threads
-            .spawn("server-accept", JoinTimeout::Deadline, move || accepting.run(&listener))
+        threads
+            .spawn("server-accept", JoinTimeout::Deadline, move || accept_loop.run(&listener))
             .unwrap_or_else(|error| panic!("cannot start the server: {}", error.chain()));
-        TestServer { address, is_tls, shared }
+        TestServer { address, is_tls, threads, recorder }
     }
 }
 
-fn acceptor(leaf: Leaf) -> TlsAcceptor {
-    let identity = match leaf {
-        Leaf::Localhost => Identity::from_pkcs8(
+fn acceptor(certificate: Certificate) -> TlsAcceptor {
+    let identity = match certificate {
+        Certificate::Localhost => Identity::from_pkcs8(
             include_bytes!("certificates/localhost.pem"),
             include_bytes!("certificates/localhost.key"),
         ),
-        Leaf::Stranger => Identity::from_pkcs8(
+        Certificate::WrongHost => Identity::from_pkcs8(
             include_bytes!("certificates/stranger.pem"),
             include_bytes!("certificates/stranger.key"),
         ),
     };
-    let identity = identity.expect("the certificates of this module are good");
-    TlsAcceptor::new(identity).expect("an acceptor of a good identity")
+    let identity = identity.expect("the certificates of this module are valid");
+    TlsAcceptor::new(identity).expect("a valid identity makes an acceptor")
 }
 
 type Script = Arc<dyn Fn(&mut Peer) -> io::Result<()> + Send + Sync>;
 
-/// What the accepting thread runs on. Ends when a connection comes after the stop:
-/// `TestServer::drop` makes one.
-struct Accepting {
-    shared: Arc<Shared>,
+/// The accepting thread. It ends when a connection comes after the stop: `TestServer::drop` makes
+/// one.
+struct AcceptLoop {
+    threads: Arc<Threads>,
+    recorder: Arc<Recorder>,
     script: Script,
     acceptor: Option<TlsAcceptor>,
-    obstacles: Obstacles,
+    write_limits: WriteLimits,
 }
 
-impl Accepting {
+impl AcceptLoop {
     fn run(self, listener: &TcpListener) {
         for (number, socket) in listener.incoming().enumerate() {
-            if self.shared.stop.is_requested() {
+            if self.recorder.is_stopped() {
                 return;
             }
-            // A connection that was reset in the queue, or no descriptor left for it, which may
-            // last.
-            let Ok(socket) = socket else {
-                std::thread::sleep(Duration::from_millis(10));
-                continue;
-            };
-            if !self.shared.admit(number, &socket) {
-                continue;
-            }
-            let (shared, script) = (Arc::clone(&self.shared), Arc::clone(&self.script));
-            let (acceptor, obstacles) = (self.acceptor.clone(), self.obstacles);
-            let play = move || {
-                let leaving = Leaving { shared: Arc::clone(&shared), number };
-                if let Ok(mut peer) =
-                    Peer::accept(number, socket, acceptor.as_ref(), obstacles, &shared)
-                {
-                    // The script's error is the end of its connection, and nothing else.
-                    let _ = script(&mut peer);
+            match socket {
+                Ok(socket) => self.serve(number, socket),
+                Err(_) => {
+                    self.recorder.wait_for_stop(Some(after(sync::now(), ACCEPT_RETRY)));
                 }
-                drop(leaving);
-            };
-            if self.shared.threads.spawn("server-peer", JoinTimeout::Deadline, play).is_err() {
-                self.shared.forget(number);
             }
         }
     }
-}
 
-/// Takes a connection off the list when its script ends, panics included.
-struct Leaving {
-    shared: Arc<Shared>,
-    number: usize,
-}
-
-impl Drop for Leaving {
-    fn drop(&mut self) {
-        self.shared.forget(self.number);
-    }
-}
-
-impl Shared {
-    fn admit(&self, number: usize, socket: &TcpStream) -> bool {
-        // A frame at a time, at once: a test waits for every one of them.
+    fn serve(&self, number: usize, socket: TcpStream) {
+        // Tests wait for single frames, which must not be held back.
         let _ = socket.set_nodelay(true);
-        let Ok(handle) = socket.try_clone() else { return false };
-        self.note(|seen| {
-            seen.connections += 1;
-            seen.open_now += 1;
-            if seen.is_stopped {
-                let _ = handle.shutdown(Shutdown::Both);
-            }
-            seen.sockets.insert(number, handle);
-        });
-        true
-    }
-
-    fn forget(&self, number: usize) {
-        self.note(|seen| {
-            seen.open_now -= 1;
-            seen.sockets.remove(&number);
-        });
-    }
-
-    /// Gives up the server's own handle of a connection, so that the peer's is the last and its
-    /// drop closes the socket.
-    pub(super) fn release(&self, number: usize) {
-        self.note(|seen| drop(seen.sockets.remove(&number)));
-    }
-
-    pub(super) fn note_opening(&self) {
-        self.note(|seen| seen.openings += 1);
-    }
-
-    pub(super) fn note_ping(&self) {
-        self.note(|seen| seen.pings += 1);
-    }
-
-    pub(super) fn note_close(&self, code: Option<u16>) {
-        if !self.is_forgetful {
-            self.note(|seen| seen.closes.push(code));
-        }
-    }
-
-    pub(super) fn note_message(&self, message: &[u8]) {
-        if self.is_forgetful {
+        if !self.recorder.add(number, &socket) {
             return;
         }
-        self.note(|seen| {
-            if seen.messages.len() < REMEMBERED {
-                seen.messages.push(message.to_vec());
+        let (recorder, script) = (Arc::clone(&self.recorder), Arc::clone(&self.script));
+        let (acceptor, write_limits) = (self.acceptor.clone(), self.write_limits);
+        let play = move || {
+            let played = catch(|| -> io::Result<()> {
+                let acceptor = acceptor.as_ref();
+                script(&mut Peer::accept(number, socket, acceptor, write_limits, &recorder)?)
+            });
+            // Before the log: a test may wait for it, and its logger may panic.
+            recorder.remove(number);
+            if played.is_err() {
+                log::error!("a script of the test server panicked on connection {number}");
             }
-        });
-    }
-
-    fn note(&self, change: impl FnOnce(&mut Seen)) {
-        change(&mut self.seen.lock());
-        self.changed.notify_all();
-    }
-
-    /// Waits until the server stops, or the time is over; whether it stops.
-    pub(super) fn wait_for_stop(&self, until: Option<Instant>) -> bool {
-        let mut seen = self.seen.lock();
-        while !seen.is_stopped {
-            match until {
-                None => self.changed.wait(&mut seen),
-                Some(until) if self.changed.wait_until(&mut seen, until).timed_out() => {
-                    return seen.is_stopped;
-                }
-                Some(_) => {}
-            }
-        }
-        true
-    }
-
-    fn wait(&self, timeout: Duration, is_there: impl Fn(&Seen) -> bool) -> bool {
-        let deadline = Instant::now() + timeout;
-        let mut seen = self.seen.lock();
-        while !is_there(&seen) {
-            if self.changed.wait_until(&mut seen, deadline).timed_out() {
-                return is_there(&seen);
-            }
-        }
-        true
-    }
-
-    fn abort_all(&self) {
-        for socket in self.seen.lock().sockets.values() {
-            // It may have gone by itself.
-            let _ = socket.shutdown(Shutdown::Both);
+        };
+        if self.threads.spawn("server-peer", JoinTimeout::Deadline, play).is_err() {
+            self.recorder.remove(number);
         }
     }
 }
 
 impl Drop for TestServer {
     fn drop(&mut self) {
-        self.shared.threads.shutdown();
-        self.shared.note(|seen| seen.is_stopped = true);
-        self.shared.abort_all();
-        // Wakes `accept`, which nothing else does on every platform. A full backlog means that it
-        // is about to wake anyhow.
+        self.threads.shutdown();
+        self.recorder.stop();
+        // Nothing else wakes `accept` on every platform. If the backlog is full, it is about to
+        // wake anyway.
         let _ = TcpStream::connect_timeout(&self.address, Duration::from_millis(100));
-        let report = self.shared.threads.join_until(Instant::now() + DROP_WITHIN);
+        let report = self.threads.join_until(after(sync::now(), DROP_TIMEOUT));
         if !report.is_clean() && !std::thread::panicking() {
-            log::error!("a script of the server did not end when the server was dropped: {report}");
+            log::error!("a script of the test server did not end when it was dropped: {report}");
         }
     }
 }

@@ -25,7 +25,7 @@ const SOON: Duration = Duration::from_secs(60);
 fn main() {
     for (name, settings) in [("plain", TestServer::builder()), ("TLS", TestServer::builder().tls())]
     {
-        let server = settings.forgetful().start(|peer| {
+        let server = settings.discard_messages().start(|peer| {
             peer.upgrade()?;
             peer.flood(200)
         });

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
-use tautline::testing::{Census, Peer, TestServer, TestServerBuilder, assert_no_leaks};
+use tautline::testing::{Peer, ResourceSnapshot, TestServer, TestServerBuilder, assert_no_leaks};
 use tautline::{Client, Event, RetryDecision};
 
 #[global_allocator]
@@ -72,7 +72,7 @@ pub(crate) fn run() {
     check("silence in the upgrade", || dials_that_fail(&server, 100, Duration::from_millis(2)));
     // Each of these dials reads the system's roots anew, which takes a tenth of a second, so there
     // are only a few of them.
-    let server = TestServer::builder().tls_for_a_stranger().start(|_| Ok(()));
+    let server = TestServer::builder().tls_wrong_host().start(|_| Ok(()));
     check("certificates for another host", || dials_that_fail(&server, 5, SOON));
 }
 
@@ -80,10 +80,10 @@ pub(crate) fn run() {
 /// that has leaked.
 fn a_leak_is_found_even_if_something_else_has_gone_meanwhile() {
     let early = File::open("/dev/null").expect("it is there");
-    let before = Census::take();
+    let before = ResourceSnapshot::take();
     drop(early);
     let leaked = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let more = Census::settles_to(&before).expect_err("a socket is left behind");
+    let more = before.wait_for_no_leaks().expect_err("a socket is left behind");
     assert!(more.contains("socket:["), "{more}");
     drop(leaked);
 }
@@ -175,9 +175,9 @@ fn round(server: &TestServer, end: impl FnOnce(&mut Vec<Client>, &TestServer)) {
         assert_eq!(client.live_threads(), 0);
     }
     drop(clients);
-    assert!(server.wait_until_empty(SOON));
+    assert!(server.wait_until_all_closed(SOON));
     // What the server remembers is not the client's memory.
-    server.forget();
+    server.clear_messages();
 }
 
 fn stop(client: &Client) {
@@ -196,8 +196,8 @@ fn refused_dials() {
 /// Dials a server `count` times. Every dial fails at the step at which the server breaks it.
 fn dials_that_fail(server: &TestServer, count: usize, timeout: Duration) {
     failing_dials(&server.url(), count, timeout);
-    assert!(server.wait_until_empty(SOON));
-    server.forget();
+    assert!(server.wait_until_all_closed(SOON));
+    server.clear_messages();
 }
 
 /// Dials `count` times, which all have to fail, and stops the client.

@@ -421,7 +421,7 @@ fn a_reset_that_a_sender_meets_first_is_reported_as_an_io_error() {
         builder(&server).max_attempts(1).start_with(Busy(entered, held, told)).expect("it starts");
     is_busy.recv_timeout(SOON).expect("the message comes");
     client.send_text("now").expect("the connection is open");
-    assert!(server.wait_until_empty(SOON));
+    assert!(server.wait_until_all_closed(SOON));
     // The kernel reports a reset to the first caller only. The reader is busy, so that is the
     // sender.
     let deadline = Instant::now() + SOON;

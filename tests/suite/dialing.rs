@@ -60,13 +60,13 @@ fn a_dial_that_stalls_at_any_step_ends_at_its_deadline_and_names_the_step() {
     assert_times_out_in("upgrade with", url(silent.url()));
     assert_times_out_in("TLS handshake with", url(silent.url().replace("ws://", "wss://")));
     for bytes in [1, 100, 700] {
-        let server = TestServer::builder().tls().tls_stalls_after(bytes);
+        let server = TestServer::builder().tls().stall_writes_after(bytes);
         assert_times_out_in(
             "TLS handshake with",
             to(server.start(|peer| peer.upgrade().map(drop))),
         );
     }
-    let server = TestServer::builder().tls().trickles_every(10 * MS);
+    let server = TestServer::builder().tls().trickle_writes(10 * MS);
     assert_times_out_in("TLS handshake with", to(server.start(|peer| peer.upgrade().map(drop))));
     plain_and_tls(|server_builder| {
         let server = server_builder().start(|peer| {
@@ -281,7 +281,7 @@ fn a_certificate_of_an_unknown_root_ends_the_client_at_the_second_dial() {
 
 #[test]
 fn a_certificate_that_is_refused_only_sometimes_does_not_end_the_client() {
-    let stranger = echo(TestServer::builder().tls_for_a_stranger());
+    let stranger = echo(TestServer::builder().tls_wrong_host());
     let good = TestServer::builder().tls().start(|peer| peer.upgrade().map(drop));
     let client = builder(&stranger).add_endpoint(good.url()).start().expect("it starts");
     assert!(good.wait_for_openings(3, SOON), "{:?}", client.stop_reason());
@@ -291,7 +291,7 @@ fn a_certificate_that_is_refused_only_sometimes_does_not_end_the_client() {
 
 #[test]
 fn certificates_refused_with_another_failure_in_between_do_not_end_the_client() {
-    let stranger = echo(TestServer::builder().tls_for_a_stranger());
+    let stranger = echo(TestServer::builder().tls_wrong_host());
     let urls = [stranger.url(), "ws://127.0.0.1:1/".to_owned()];
     let dials = AtomicUsize::new(0);
     let client = Client::builder_from_fn(move |_| {
@@ -328,7 +328,7 @@ fn connect_does_not_wait_for_an_endpoint_closure_that_hangs() {
 
 #[test]
 fn a_certificate_for_another_host_is_refused_unless_configured_otherwise() {
-    let server = echo(TestServer::builder().tls_for_a_stranger());
+    let server = echo(TestServer::builder().tls_wrong_host());
     let error = refused(&server);
     assert!(error.is_verification_failure(), "{}", error.chain());
     assert!(builder(&server).danger_accept_invalid_hostnames().connect().is_ok());
@@ -437,7 +437,7 @@ fn addresses_of_another_family_than_bind_address_are_not_tried() {
 #[test]
 fn a_server_that_sends_byte_by_byte_works_like_any_other() {
     plain_and_tls(|server_builder| {
-        let server = echo(server_builder().trickles_every(Duration::from_micros(5)));
+        let server = echo(server_builder().trickle_writes(Duration::from_micros(5)));
         let client = builder(&server).connect_timeout(SOON).connect().expect("it opens");
         let mut events = client.events();
         opened(&mut events);

@@ -89,7 +89,7 @@ fn bytes_of_an_incomplete_tls_record_prove_that_the_peer_is_alive() {
     const BYTES: usize = 1300;
     // The server never pongs, but sends a single TLS record byte by byte, for more than three times
     // `pong_timeout`.
-    let server = TestServer::builder().tls().trickles_every(MS).start(|peer| {
+    let server = TestServer::builder().tls().trickle_writes(MS).start(|peer| {
         peer.upgrade()?;
         peer.send_binary(&[7; BYTES])?;
         peer.drain()

@@ -197,7 +197,7 @@ fn connect_makes_one_dial_and_leaves_nothing_running() {
     let server = TestServer::start(|peer| peer.refuse(503, "", "busy"));
     let error = builder(&server).connect().expect_err("it is refused");
     assert_eq!(error.status().map(|status| status.as_u16()), Some(503));
-    assert!(server.wait_until_empty(SOON));
+    assert!(server.wait_until_all_closed(SOON));
     assert_eq!(server.connections(), 1);
 }
 

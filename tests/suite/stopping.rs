@@ -106,7 +106,7 @@ fn a_client_ends_at_once_when_the_tls_handshake_stalls_halfway() {
     for bytes in [1, 100, 700] {
         let server = TestServer::builder()
             .tls()
-            .tls_stalls_after(bytes)
+            .stall_writes_after(bytes)
             .start(|peer| peer.upgrade().map(drop));
         let mut dials = 0;
         assert_ends_at_once(|| {
@@ -143,7 +143,7 @@ fn an_idle_connection_is_closed_with_1000_at_once() {
     plain_and_tls(|server_builder| {
         let server = echo(server_builder());
         assert_ends_at_once(|| (builder(&server).connect().expect("it opens"), ()));
-        assert!(server.wait_until_empty(SOON));
+        assert!(server.wait_until_all_closed(SOON));
         let closes = server.closes();
         assert!(
             closes.len() == server.openings() && closes.iter().all(|&code| code == Some(1000)),
@@ -454,7 +454,7 @@ fn a_panic_in_the_handler_ends_the_client_once_and_reaches_the_user() {
     let called_again = Arc::new(AtomicBool::new(false));
     let client = builder(&server).start_with(Panics(Arc::clone(&called_again))).expect("it starts");
     assert!(server.wait_for_close(SOON), "the client sends a close frame");
-    assert!(server.wait_until_empty(SOON));
+    assert!(server.wait_until_all_closed(SOON));
     let report = client.stop(SOON);
     assert!(report.is_clean(), "{report}");
     assert_eq!(client.stop_reason().map(|end| end.kind()), Some(ErrorKind::HandlerPanicked));
@@ -545,7 +545,7 @@ fn a_client_that_its_own_handler_drops_does_not_wait_for_itself() {
     let client = builder(&server).start_with(Owns(given, tell)).expect("it starts");
     give.send(client).map_err(drop).expect("the handler waits");
     assert_eq!(told.recv_timeout(SOON), Ok(()));
-    assert!(server.wait_until_empty(SOON));
+    assert!(server.wait_until_all_closed(SOON));
     assert_eq!(server.openings(), 1);
 }
 
@@ -575,7 +575,7 @@ fn a_client_dropped_during_a_panic_stops_quietly() {
         panic!("on purpose");
     });
     assert!(panicking.join().is_err());
-    assert!(server.wait_until_empty(SOON));
+    assert!(server.wait_until_all_closed(SOON));
 }
 
 /// A value in a thread-local of one of the client's threads whose destructor takes a while, such as
@@ -658,7 +658,7 @@ fn a_ping_closure_that_hangs_does_not_keep_the_connection_open() {
             By::Drop => end(client, by).1,
         };
         // The closure still hangs, and the connection has ended.
-        assert!(server.wait_until_empty(SOON), "by {by:?}: {report}");
+        assert!(server.wait_until_all_closed(SOON), "by {by:?}: {report}");
         drop(release);
         assert!(stopper.stop(SOON).is_clean());
     }
@@ -769,4 +769,31 @@ fn a_stop_wakes_wait_open() {
         assert!(began.elapsed() < SOON);
     });
     drop(socket);
+}
+
+#[test]
+fn a_hook_whose_panic_panics_again_when_it_is_dropped_costs_no_thread() {
+    struct PanicsOnDrop;
+    impl Drop for PanicsOnDrop {
+        fn drop(&mut self) {
+            std::panic::resume_unwind(Box::new("the payload, too"));
+        }
+    }
+    for victim in ["taut-reader", "taut-heartbeat", "taut-resolver"] {
+        let server = echo(TestServer::builder());
+        let url = server.url().replace("127.0.0.1", "localhost");
+        let client = Client::builder(url)
+            .on_thread_start(move |name| {
+                if name == victim {
+                    std::panic::resume_unwind(Box::new(PanicsOnDrop));
+                }
+            })
+            .ping_interval(MS)
+            .start()
+            .expect("it starts");
+        client.wait_open(SOON).unwrap_or_else(|error| panic!("{victim}: {error}"));
+        // The heartbeat writes these.
+        assert!(server.wait_for_pings(2, SOON), "{victim}");
+        assert!(client.stop(SOON).is_clean(), "{victim}");
+    }
 }

@@ -253,7 +253,7 @@ mod conversation {
             );
             assert_ends_clean(&rest);
             assert_eq!(child.wait().expect("it ends").code(), Some(0));
-            assert!(server.wait_until_empty(SOON));
+            assert!(server.wait_until_all_closed(SOON));
             assert_eq!(server.closes(), [Some(1000)]);
         }
     }
