@@ -31,14 +31,15 @@ use crate::sync::channel::bounded;
 use crate::sync::stop_report::{StopReport, ThreadOutcome};
 use crate::sync::threads::{JoinTimeout, Threads};
 
-/// One connection to a venue, kept up by two threads until it is stopped or dropped.
+/// A client that keeps one connection to a server up, with two threads, until it is stopped or
+/// dropped.
 ///
-/// A `Client<Pull>`, from [`connect`](Builder::connect) or [`start`](Builder::start), queues what
-/// comes for [`events`](Client::events). A `Client<Push>`, from
-/// [`start_with`](Builder::start_with), hands it to a [`Handler`].
+/// A `Client<Pull>`, from [`connect`](Builder::connect) or [`start`](Builder::start), queues its
+/// events for [`events`](Client::events). A `Client<Push>`, from
+/// [`start_with`](Builder::start_with), passes them to a [`Handler`].
 ///
-/// All methods may be called from any thread, and from inside the handler. Dropping it stops it,
-/// and waits `drop_timeout` at most (5 s by default).
+/// All methods may be called from any thread, the handler's included. Dropping a client stops it,
+/// and waits for its threads for [`drop_timeout`](Builder::drop_timeout) at most (5 s by default).
 pub struct Client<D = Pull> {
     shared: Arc<Shared>,
     sender: Sender,
@@ -48,16 +49,16 @@ pub struct Client<D = Pull> {
     delivery: PhantomData<fn() -> D>,
 }
 
-/// Of a [`Client`]: what comes is queued, and pulled by [`Client::events`].
+/// The delivery of a [`Client`] whose events are queued, and pulled by [`Client::events`].
 #[derive(Debug)]
 pub enum Pull {}
 
-/// Of a [`Client`]: what comes is pushed to a [`Handler`].
+/// The delivery of a [`Client`] whose events are pushed to a [`Handler`].
 #[derive(Debug)]
 pub enum Push {}
 
 impl Client {
-    /// The settings of a client that dials `endpoint`: a URL (`ws://` or `wss://`), or an
+    /// Returns the settings of a client that dials `endpoint`: a URL (`ws://` or `wss://`), or an
     /// [`Endpoint`] with headers of its own.
     ///
     /// Nothing is checked yet: [`connect`](Builder::connect) and [`start`](Builder::start) do that.
@@ -65,12 +66,13 @@ impl Client {
         Builder::new(endpoint.into())
     }
 
-    /// The settings of a client that asks `endpoint` before each dial where to: for venues whose
-    /// URL or headers come from a token call.
+    /// Returns the settings of a client that calls `endpoint` before each dial to learn where to:
+    /// for venues whose URL or headers come from a token call.
     ///
-    /// The closure runs on the reader thread, inside the budget `connect_timeout`, but nothing can
-    /// interrupt it: give calls that it makes a timeout of their own ([`DialContext::remaining`]).
-    /// Its error is retried, unless it is an [`Error`] of this crate that is not retryable.
+    /// The closure runs on the reader thread, within [`connect_timeout`](Builder::connect_timeout).
+    /// Nothing can interrupt it: give the calls that it makes a timeout of their own, of
+    /// [`DialContext::remaining`]. Its error is retried, unless it is an [`Error`] of this crate
+    /// that is not retryable.
     pub fn builder_from_fn(
         endpoint: impl Fn(&DialContext) -> Result<Endpoint, Box<dyn StdError + Send + Sync>>
         + Send
@@ -81,18 +83,18 @@ impl Client {
     }
 }
 
-/// How much later than the dial's own deadline a dial that is not over must be in an endpoint
-/// closure.
+/// A dial that is this much later than its own deadline must be in an endpoint closure.
 const CLOSURE_GRACE: Duration = Duration::from_millis(500);
 
 impl Builder {
-    /// Makes one dial within `connect_timeout`, and a client to pull from when it succeeds. Later
-    /// drops are retried as usual.
+    /// Makes one dial and returns a client to pull from once the connection is open. Blocks for
+    /// [`connect_timeout`](Builder::connect_timeout) at most. After later drops the client dials
+    /// again as usual.
     ///
     /// # Errors
-    /// Why that dial failed, or `Config`. Nothing is left running then, save a lookup or an
-    /// endpoint closure that hangs, which nothing can interrupt: it ends when it returns, and takes
-    /// its threads along.
+    /// `Config` for settings that cannot work; otherwise the reason why the dial failed. Nothing is
+    /// left running then, except a lookup or an endpoint closure that hangs: nothing can interrupt
+    /// those, and their threads end when they return.
     pub fn connect(self) -> Result<Client<Pull>, Error> {
         let connect_timeout = self.settings.connect_timeout;
         let mut client = self.pulled(true)?;
@@ -111,7 +113,7 @@ impl Builder {
         Err(if is_closure_late { late() } else { error })
     }
 
-    /// Returns at once with a client to pull from, which dials in the background, and retries.
+    /// Returns a client to pull from at once. It dials in the background, and retries.
     ///
     /// # Errors
     /// `Config`, or `Io` when the system has no threads to give.
@@ -119,8 +121,8 @@ impl Builder {
         self.pulled(false)
     }
 
-    /// Returns at once; dials in the background, and retries. What comes is handed to `handler`, on
-    /// the reader thread.
+    /// Returns a client at once that passes its events to `handler`, on the reader thread. It dials
+    /// in the background, and retries.
     ///
     /// # Errors
     /// `Config`, or `Io` when the system has no threads to give.
@@ -130,7 +132,9 @@ impl Builder {
     /// use tautline::{Client, Connection, MessageRef};
     /// # fn main() -> Result<(), tautline::Error> {
     /// let client = Client::builder("wss://stream.example.com/ws")
-    ///     .start_with(|_connection: &mut Connection<'_>, message: MessageRef<'_>| println!("{}", message.text().unwrap_or("(binary)")))?;
+    ///     .start_with(|_: &mut Connection<'_>, message: MessageRef<'_>| {
+    ///         println!("{}", message.text().unwrap_or("(binary)"));
+    ///     })?;
     /// let report = client.stop(std::time::Duration::from_secs(5));
     /// assert!(report.is_clean());
     /// # Ok(()) }
@@ -177,7 +181,8 @@ impl Builder {
         // From here on an early return drops the client, which stops whatever has been started.
         shared.threads.spawn("taut-heartbeat", JoinTimeout::Deadline, move || heartbeat.run())?;
         shared.threads.spawn("taut-reader", JoinTimeout::Deadline, move || {
-            // Named, so that it lives until the reader has done its last: the heart waits for that.
+            // Named, so that it lives until the reader has ended: the heartbeat thread waits for
+            // that.
             let _reading = reading;
             reader_thread.run();
         })?;
@@ -186,8 +191,8 @@ impl Builder {
 }
 
 impl Client<Pull> {
-    /// What happens, from the opening on: an iterator that blocks, and ends when the client has
-    /// stopped and everything has been read.
+    /// Returns the client's events: an iterator that blocks, and ends when the client has stopped
+    /// and everything has been read.
     pub fn events(&self) -> Events<'_> {
         Events::new(&self.queue)
     }
@@ -218,7 +223,7 @@ impl<D> Client<D> {
         self.sender.send_batch(messages)
     }
 
-    /// Has a ping sent at once. See [`Sender::ping`].
+    /// Requests a ping. See [`Sender::ping`].
     ///
     /// # Errors
     /// As [`Sender::ping`].
@@ -243,52 +248,56 @@ impl<D> Client<D> {
         self.sender.reconnect_with(close)
     }
 
-    /// A sender that may be cloned, kept and moved to other threads.
+    /// Returns a sender that may be cloned, kept and moved to other threads.
     pub fn sender(&self) -> Sender {
         self.sender.clone()
     }
 
-    /// What can stop the client from anywhere: from a signal handler's thread, for example.
+    /// Returns a handle that stops the client from anywhere: from the thread that waits for
+    /// signals, for example.
     pub fn stopper(&self) -> Stopper {
         self.sender.stopper()
     }
 
-    /// What the client is at.
+    /// Returns the state of the client.
     pub fn state(&self) -> State {
         self.shared.state()
     }
 
-    /// Counts the openings; 0 before the first.
+    /// Returns the number of openings so far; 0 before the first.
     pub fn epoch(&self) -> u64 {
         self.shared.epoch()
     }
 
-    /// Waits until a connection is open, and returns its epoch; at once if one is.
+    /// Waits until a connection is open, for `timeout` at most, and returns its epoch.
     ///
     /// # Errors
-    /// `Timeout` when none was in time; otherwise why the client has ended.
+    /// `Timeout` when none was open in time, with the last dial's failure as its cause; `Config` on
+    /// a thread of the client's own, a handler's for example, where it would wait for itself;
+    /// otherwise the reason why the client has ended.
     pub fn wait_open(&self, timeout: Duration) -> Result<u64, Error> {
         self.shared.wait_open(timeout)
     }
 
-    /// Waits until the client has ended by itself or has been stopped, and says why; `None` when it
-    /// has not within the time.
+    /// Waits until the client has ended by itself or has been stopped, for `timeout` at most, and
+    /// returns why. `None` when it has not ended by then, and at once on a thread of the client's
+    /// own.
     pub fn wait_closed(&self, timeout: Duration) -> Option<Error> {
         self.shared.wait_closed(timeout)
     }
 
-    /// Why the client ended, once it has: kind `Stopped` when it was told to.
+    /// Returns why the client ended, once it has: kind `Stopped` when it was told to.
     pub fn stop_reason(&self) -> Option<Error> {
         self.shared.stop_reason()
     }
 
-    /// What a panicking handler threw, once: hand it to [`std::panic::resume_unwind`] to go on with
-    /// the panic here.
+    /// Returns the payload of a handler's panic, once. Pass it to [`std::panic::resume_unwind`] to
+    /// go on with the panic here.
     pub fn take_panic(&self) -> Option<Box<dyn Any + Send>> {
         self.shared.take_panic()
     }
 
-    /// What the client has counted.
+    /// Returns what the client has counted so far.
     pub fn stats(&self) -> Stats {
         let mut stats = self.shared.counters.snapshot();
         if let Active::Open(connection) = self.shared.active() {
@@ -300,35 +309,37 @@ impl<D> Client<D> {
         stats
     }
 
-    /// How many threads of this client live: 2 while it runs, 3 during a lookup, 0 after a clean
-    /// stop. For leak tests.
+    /// Returns the number of this client's threads: 2 while it runs, 3 during a lookup, 0 after a
+    /// clean stop. For leak tests.
     pub fn live_threads(&self) -> usize {
         self.shared.threads.live_threads()
     }
 
-    /// Stops the client: politely with a close frame if a connection is open, within
-    /// `close_timeout` (1 s by default), then at once. Waits until every thread has ended,
-    /// `timeout` at most, and says what became of each. Of `timeout`, a quarter, and 200 ms at
-    /// most, is kept for the threads to end in: a polite end that would take longer is cut short.
+    /// Stops the client, waits until every thread has ended, for `timeout` at most, and reports
+    /// what became of each.
     ///
-    /// Idempotent, allowed from any thread and from several at once. From inside the handler it
-    /// signals and returns at once: the reader is `Current` in the report then. A lookup that hangs
+    /// An open connection is closed with a close frame, within
+    /// [`close_timeout`](Builder::close_timeout) (1 s by default), and then aborted. A quarter of
+    /// `timeout`, and 200 ms at most, is kept for the threads to end in: a closing handshake that
+    /// would take longer is cut short.
+    ///
+    /// A stop may be repeated, and called from any thread and from several at once. From inside the
+    /// handler it returns at once: the reader is `Current` in the report then. A lookup that hangs
     /// in the system's resolver is given 20 ms, whatever the budget.
     pub fn stop(&self, timeout: Duration) -> StopReport {
         self.shared.stop(CloseFrame::normal(), timeout)
     }
 
-    /// As [`stop`](Client::stop), and the close frame says `close` instead of 1000 and no reason
-    /// (RFC 6455 section 7.4).
+    /// Stops the client like [`stop`](Client::stop), with a close code and reason of your own in
+    /// the close frame (RFC 6455 section 7.4).
     ///
-    /// The first stop's words are sent, whichever kind it was, and those of a connection that was
-    /// ending before stay. No frame is sent where `stop` sends none: when no connection is open, or
-    /// a sender is blocked.
+    /// The code and reason of the first stop are sent, and those of a connection that was closing
+    /// before it stay. No frame is sent where `stop` sends none: when no connection is open, or a
+    /// sender is blocked.
     ///
     /// # Errors
-    /// `Config`, when the code is none that may be sent or the reason is too long:
-    /// [`CloseReason::new`] says what is allowed. Nothing is stopped then, and the connection goes
-    /// on as it was.
+    /// `Config` if the code may not be sent or the reason is too long; [`CloseReason::new`] says
+    /// what is allowed. Nothing is stopped then.
     ///
     /// # Examples
     /// ```no_run

@@ -321,8 +321,8 @@ pub struct Disconnect {
     /// The time for which the connection was open.
     pub lasted: Duration,
     /// The highest [`sequence`](crate::Receipt::sequence) of a send on this connection; 0 if
-    /// nothing was sent. No send that begins later gets a number. A send that is under way at the very end
-    /// is counted, and may still turn out as `NotSent`; nothing else is.
+    /// nothing was sent. No send that begins later gets a number. A send that is under way at the
+    /// very end is counted, and may still turn out as `NotSent`; nothing else is.
     pub sent: u64,
     /// The highest [`sequence`](crate::Receipt::sequence) that a later pong covers: the server had
     /// read up to it. Messages after it may or may not have arrived.

@@ -1,4 +1,4 @@
-//! Where messages go: the user's handler, called on the reader thread.
+//! The program's handler, called on the reader thread.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -10,38 +10,40 @@ use crate::error::{BatchError, CloseReason, SendError};
 use crate::event::{DialFailure, Disconnect, MessageRef, Opened, Payload, Receipt, Stopped};
 use crate::sender::{Sender, Stopper};
 
-/// What a program does with what comes.
+/// The receiver of a client's events.
 ///
-/// Called with `&mut self` by the thread `taut-reader` alone, so nothing in it needs a lock, and
-/// dropped there before that thread counts as ended. While a call runs nothing is read: a handler
-/// that takes longer than the pong limit gets a warning in the log, and the connection is not taken
-/// for dead meanwhile. A panic ends the client once, with the kind `HandlerPanicked`; what was
-/// thrown is kept for [`Client::take_panic`](crate::Client::take_panic).
+/// The thread `taut-reader` alone calls it, with `&mut self`, so nothing in it needs a lock, and
+/// drops it before that thread counts as ended. Nothing is read while a call runs: a handler that
+/// takes longer than `pong_timeout` gets a warning in the log, and its connection is not taken for
+/// dead meanwhile. A panic ends the client once, with the kind `HandlerPanicked`; its payload is
+/// kept for [`Client::take_panic`](crate::Client::take_panic).
 ///
-/// What a handler may keep: a [`Sender`] and a [`Stopper`]. An `Arc<Client>` inside its own handler
-/// is a cycle: such a client is never dropped, and so never stopped.
+/// A handler may keep a [`Sender`] and a [`Stopper`]. An `Arc<Client>` inside its own handler is a
+/// cycle: such a client is never dropped, and so never stopped.
 ///
 /// A closure `FnMut(&mut Connection<'_>, MessageRef<'_>)` is a handler for messages alone.
 pub trait Handler: Send + 'static {
-    /// A connection is open: subscribe. Runs before any message of that connection.
+    /// Called when a connection is open, before any message of that connection: the place to
+    /// subscribe.
     fn opened(&mut self, connection: &mut Connection<'_>) {
         let _ = connection;
     }
 
-    /// A data message came. Its payload is borrowed from the read buffer.
+    /// Called for each data message. Its payload is borrowed from the read buffer.
     fn message(&mut self, connection: &mut Connection<'_>, message: MessageRef<'_>);
 
-    /// The connection has ended; exactly once per `opened`.
+    /// Called when the connection has ended, exactly once per `opened`.
     fn disconnected(&mut self, disconnect: &Disconnect) {
         let _ = disconnect;
     }
 
-    /// A dial failed.
+    /// Called when a dial has failed.
     fn dial_failed(&mut self, failure: &DialFailure) {
         let _ = failure;
     }
 
-    /// The client has ended: the last call, in every case but a panic of this handler.
+    /// Called when the client has ended. It is the last call, and made in every case but a panic of
+    /// this handler.
     fn stopped(&mut self, stopped: &Stopped) {
         let _ = stopped;
     }
@@ -56,13 +58,13 @@ where
     }
 }
 
-/// The open connection, for the length of a call of the handler: sends on that very connection, and
-/// never on a later one.
+/// The open connection, for the length of a call of the handler. It sends on that very connection,
+/// and never on a later one.
 ///
-/// A send from inside the handler happens on the reader's thread: while it waits for room nothing
-/// is read. It is bounded by `send_timeout` like any other.
+/// A send from inside the handler writes on the reader's thread: nothing is read while it waits for
+/// room. It is bounded by `send_timeout` like any other.
 ///
-/// It stays where it is: what may be kept and moved is a [`Sender`].
+/// It is not `Send`. A [`Sender`] may be kept and moved.
 /// ```compile_fail,E0277
 /// fn is_send<T: Send>() {}
 /// is_send::<tautline::Connection<'_>>();
@@ -83,12 +85,12 @@ impl<'a> Connection<'a> {
         Connection { connection, opened, sender, stays: PhantomData }
     }
 
-    /// How this connection was opened.
+    /// Returns how this connection was opened.
     pub fn opening(&self) -> &Opened {
         self.opened
     }
 
-    /// The epoch of this connection.
+    /// Returns the epoch of this connection.
     pub fn epoch(&self) -> u64 {
         self.opened.epoch
     }
@@ -117,7 +119,7 @@ impl<'a> Connection<'a> {
         self.connection.send_batch(messages)
     }
 
-    /// Has a ping sent at once. See [`Sender::ping`].
+    /// Requests a ping. See [`Sender::ping`].
     ///
     /// # Errors
     /// As [`Sender::ping`].
@@ -125,19 +127,19 @@ impl<'a> Connection<'a> {
         self.connection.request_ping()
     }
 
-    /// A sender that may be kept and moved to other threads. It sends on whatever connection is
-    /// open at the time.
+    /// Returns a sender that may be kept and moved to other threads. It sends on whatever
+    /// connection is open at the time.
     pub fn sender(&self) -> Sender {
         self.sender.clone()
     }
 
-    /// What can stop the client from anywhere.
+    /// Returns a handle that stops the client from anywhere.
     pub fn stopper(&self) -> Stopper {
         self.sender.stopper()
     }
 
-    /// Tells the client to stop, and returns at once; no further message is delivered after the
-    /// call that said so.
+    /// Tells the client to stop, and returns at once. No further message is delivered after the
+    /// call of the handler that said so.
     pub fn stop(&mut self) {
         self.sender.stopper().request_stop();
     }
@@ -150,17 +152,17 @@ impl<'a> Connection<'a> {
         self.connection.mark_stable();
     }
 
-    /// Ends this connection politely and dials again. See [`Sender::reconnect`].
+    /// Closes this connection and dials again. See [`Sender::reconnect`].
     pub fn reconnect(&mut self) {
         self.connection.close_for_reconnect(CloseFrame::normal());
     }
 
-    /// Ends this connection with a close code and reason of your own and dials again. See
+    /// Closes this connection with a close code and reason of your own, and dials again. See
     /// [`Sender::reconnect_with`].
     ///
     /// # Errors
-    /// `NotSent` and `Config`, when the code or the reason may not be sent; the connection goes on
-    /// as it was.
+    /// `NotSent` with a `Config`, if the code or the reason may not be sent; the connection goes
+    /// on.
     pub fn reconnect_with(&mut self, close: &CloseReason) -> Result<(), SendError> {
         self.connection
             .close_for_reconnect(CloseFrame::from_program(close).map_err(SendError::NotSent)?);
@@ -174,7 +176,7 @@ impl fmt::Debug for Connection<'_> {
     }
 }
 
-/// What the reader thread hands things to: a user's handler, or the events queue.
+/// The receiver of the reader thread's events: a program's handler, or the events queue.
 pub(crate) trait EventSink: Send + 'static {
     fn opened(&mut self, connection: &mut Connection<'_>);
     fn message(&mut self, connection: &mut Connection<'_>, message: MessageRef<'_>);

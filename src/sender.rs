@@ -1,4 +1,4 @@
-//! What may be kept and moved to any thread: to send, and to stop.
+//! Handles that may be kept and moved to any thread: to send, and to stop.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -41,9 +41,9 @@ impl Sender {
         self.shared.keep_panic(panic);
     }
 
-    /// A sender for the connection of one epoch, that never sends on a later one: what was decided
-    /// on one connection's data must not leave by another. Once that connection has ended its sends
-    /// fail with `NotSent`.
+    /// Returns a sender for the connection of one epoch, which never sends on a later one: what was
+    /// decided on one connection's data must not leave by another. Once that connection has ended
+    /// its sends fail with `NotSent`.
     pub fn pinned_to(&self, epoch: u64) -> Sender {
         Sender { shared: Arc::clone(&self.shared), epoch: Some(epoch) }
     }
@@ -53,8 +53,9 @@ impl Sender {
     /// `Ok` means that the kernel took all of it, which proves nothing about the peer.
     ///
     /// # Errors
-    /// [`SendError::NotSent`]: no byte was taken, sending again is safe. [`SendError::Unknown`]:
-    /// part of it was, the connection has been aborted, ask the venue. Their reasons: `Timeout`
+    /// [`SendError::NotSent`]: no byte was taken, and sending again is safe.
+    /// [`SendError::Unknown`]: a part was taken and the connection was aborted, so ask the venue.
+    /// Their reasons: `Timeout`
     /// (`send_timeout` ran out), `Connect` (no connection is open), `Closed` (the connection is
     /// ending), `Stopped` (the client has ended), `Io`.
     pub fn send_text(&self, text: &str) -> Result<Receipt, SendError> {
@@ -69,9 +70,9 @@ impl Sender {
         self.connection()?.send(Payload::Binary(bytes))
     }
 
-    /// Sends several messages in order, by one system call for every 64 KiB of them, under one
-    /// budget. What is long enough to be compressed on a compressed connection goes by calls of its
-    /// own. The receipt is the last one's.
+    /// Sends several messages in order, by one system call for every 64 KiB of them, within
+    /// `send_timeout` for all. A message that is compressed goes by a call of its own. The receipt
+    /// is the last one's.
     ///
     /// # Errors
     /// [`BatchError`]: how many went whole, and what became of the next. An empty batch is refused
@@ -81,9 +82,9 @@ impl Sender {
         connection.send_batch(messages)
     }
 
-    /// Sends one message in fragments (RFC 6455 section 5.4), all text or all binary, under one
-    /// budget. Pings, pongs and close frames may pass between them; other messages wait. Fragments
-    /// go uncompressed.
+    /// Sends one message in fragments (RFC 6455 section 5.4), all text or all binary, within
+    /// `send_timeout` for all. Pings, pongs and close frames may pass between them; other messages
+    /// wait. Fragments are not compressed.
     ///
     /// ```no_run
     /// # fn f(sender: &tautline::Sender) -> Result<(), tautline::SendError> {
@@ -113,12 +114,13 @@ impl Sender {
         connection.send_fragmented(if is_text { Data::Text } else { Data::Binary }, &mut next)
     }
 
-    /// Sends what `reader` gives as one binary message, in fragments of at most `fragment` bytes,
-    /// under one budget. Holds two of them at a time. A reader that blocks cannot be interrupted:
-    /// the budget is looked at after each read.
+    /// Sends the contents of `reader` as one binary message, in fragments of at most `fragment`
+    /// bytes, within `send_timeout` for all. Holds two fragments in memory at a time. A reader that
+    /// blocks cannot be interrupted: the deadline is checked after each read.
     ///
     /// # Errors
-    /// As [`send_fragmented`](Sender::send_fragmented); what the reader fails with is an `Io`.
+    /// As [`send_fragmented`](Sender::send_fragmented). A failure of the reader is an `Io`; its
+    /// text is in [`source`](std::error::Error::source) alone.
     pub fn send_reader(
         &self,
         mut reader: impl Read,
@@ -137,8 +139,8 @@ impl Sender {
         connection.send_fragmented(Data::Binary, &mut next)
     }
 
-    /// Has the heart send a ping frame at once; its pong counts for the round-trip time and
-    /// confirms what was sent before it. Returns before the ping is written.
+    /// Requests a ping frame, which the heartbeat thread writes at once. Its pong counts for the
+    /// round-trip time and confirms what was sent before it. Returns before the ping is written.
     ///
     /// # Errors
     /// `NotSent`, when no connection is open or the connection is ending.
@@ -146,12 +148,15 @@ impl Sender {
         self.connection()?.request_ping()
     }
 
-    /// Ends the connection that is open now and dials again: for a gap in a sequence that only a
+    /// Closes the connection that is open now and dials again: for a gap in a sequence that only a
     /// new snapshot mends, or an announced shutdown.
     ///
     /// Returns at once. No further message of that connection is delivered, its close frame says
     /// 1000 (see [`reconnect_with`](Sender::reconnect_with)), and the reason in
-    /// [`Disconnect`](crate::Disconnect) is a `Closed` with that code.
+    /// [`Disconnect`](crate::Disconnect) is a `Closed` with that code. The next dial starts at
+    /// once, or after one jittered [`retry_delay_min`](crate::Builder::retry_delay_min) if the
+    /// connection was open for less than a second; it counts as no attempt, and no `retry_policy`
+    /// is asked.
     ///
     /// # Errors
     /// `NotSent`, when no connection is open.
@@ -160,23 +165,23 @@ impl Sender {
         Ok(())
     }
 
-    /// As [`reconnect`](Sender::reconnect), and the close frame says `close` instead of 1000 and no
-    /// reason (RFC 6455 section 7.4), unless the connection is ending already: the first words
-    /// stay. The reason in [`Disconnect`](crate::Disconnect) is a `Closed` with these words;
-    /// [`Disconnect::close`](crate::Disconnect::close) is what the peer answered, if that came
-    /// before a further message did.
+    /// Reconnects like [`reconnect`](Sender::reconnect), with a close code and reason of your own
+    /// in the close frame (RFC 6455 section 7.4), unless the connection is closing already. The
+    /// reason in [`Disconnect`](crate::Disconnect) is a `Closed` with that code and reason;
+    /// [`Disconnect::close`](crate::Disconnect::close) is what the server answered, if the answer
+    /// came before a further message did.
     ///
     /// # Errors
-    /// `NotSent`: `Config` when the code is none that may be sent or the reason is too long
-    /// ([`CloseReason::new`] says what is allowed), and the connection goes on as it was; otherwise
-    /// as [`reconnect`](Sender::reconnect).
+    /// `NotSent`. Its reason is a `Config` if the code may not be sent or the close reason is too
+    /// long ([`CloseReason::new`] says what is allowed), and the connection goes on; otherwise as
+    /// for [`reconnect`](Sender::reconnect).
     pub fn reconnect_with(&self, close: &CloseReason) -> Result<(), SendError> {
         let close = CloseFrame::from_program(close).map_err(SendError::NotSent)?;
         self.connection()?.close_for_reconnect(close);
         Ok(())
     }
 
-    /// The state of the client.
+    /// Returns the state of the client.
     pub fn state(&self) -> State {
         self.shared.state()
     }
@@ -190,7 +195,7 @@ impl Sender {
         self.shared.wait_open(timeout)
     }
 
-    /// What can stop the client.
+    /// Returns a handle that stops the client.
     pub fn stopper(&self) -> Stopper {
         Stopper { shared: Arc::clone(&self.shared) }
     }
@@ -244,7 +249,7 @@ impl Stopper {
         self.shared.request_stop(CloseFrame::normal(), Duration::MAX);
     }
 
-    /// Whether the client has been told to stop, or has ended by itself.
+    /// Returns `true` if the client has been told to stop, or has ended by itself.
     pub fn is_stopping(&self) -> bool {
         self.shared.shutdown.is_requested()
     }

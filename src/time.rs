@@ -23,7 +23,7 @@ impl Deadline {
         self.at
     }
 
-    /// What is left, or `None` when nothing is.
+    /// Returns what is left, or `None` when nothing is.
     pub(crate) fn left(self, now: Instant) -> Option<Duration> {
         Some(self.at.saturating_duration_since(now)).filter(|left| !left.is_zero())
     }

@@ -7,13 +7,13 @@ use crate::sync::atomic::{AtomicU64, Ordering};
 /// Points in time that several threads read without a lock, in nanoseconds from `origin`; 0 is
 /// "never". All but `app_ping_written` are written by the reader alone.
 pub(crate) struct Activity {
-    /// When the connection was opened.
+    /// The time of the opening.
     origin: Instant,
-    /// When the reader went into `recv`; 0 while it is elsewhere.
+    /// The time at which the reader entered `recv`; 0 while it is elsewhere.
     entered_recv: AtomicU64,
     last_byte: AtomicU64,
     last_data: AtomicU64,
-    /// When the oldest unanswered application ping was written.
+    /// The time at which the oldest unanswered application ping was written.
     app_ping_written: AtomicU64,
 }
 
@@ -45,12 +45,12 @@ impl Activity {
         }
     }
 
-    /// When the reader went into `recv`; `None` while it is elsewhere.
+    /// Returns when the reader entered `recv`; `None` while it is elsewhere.
     pub(crate) fn in_recv_since(&self) -> Option<Instant> {
         self.instant(self.entered_recv.load(Ordering::Acquire))
     }
 
-    /// When the last byte came. The opening counts as one.
+    /// Returns when the last byte came. The opening counts as one.
     pub(crate) fn last_byte(&self) -> Instant {
         self.instant(self.last_byte.load(Ordering::Acquire)).unwrap_or(self.origin)
     }
@@ -60,7 +60,7 @@ impl Activity {
         self.last_data.store(self.nanos(now), Ordering::Release);
     }
 
-    /// When the last data message had been delivered. The opening counts as one.
+    /// Returns when the last data message had been delivered. The opening counts as one.
     pub(crate) fn last_data(&self) -> Instant {
         self.instant(self.last_data.load(Ordering::Acquire)).unwrap_or(self.origin)
     }
@@ -80,7 +80,7 @@ impl Activity {
         self.app_ping_written.store(0, Ordering::Release);
     }
 
-    /// When the oldest unanswered application ping was written.
+    /// Returns when the oldest unanswered application ping was written.
     pub(crate) fn unanswered_app_ping(&self) -> Option<Instant> {
         self.instant(self.app_ping_written.load(Ordering::Acquire))
     }

@@ -84,7 +84,7 @@ impl fmt::Debug for CloseFrame {
     }
 }
 
-/// How far the end of a connection has come.
+/// The progress of a connection towards its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CloseState {
     Open,
@@ -108,7 +108,7 @@ pub(crate) enum CloseState {
     Aborted,
 }
 
-/// What a write that failed says about the connection.
+/// The state of a connection on which a write failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum WriteFault {
     /// The peer has ended the connection.
@@ -130,7 +130,7 @@ impl WriteFault {
     }
 }
 
-/// What happens to a connection on its way to its end.
+/// An event on the way of a connection to its end.
 #[derive(Clone, Debug)]
 pub(crate) enum CloseInput {
     /// This side closes: `frame` is to be sent, and the peer's answered, by `deadline`.
@@ -151,7 +151,7 @@ pub(crate) enum CloseInput {
     Abort(Error),
 }
 
-/// What an input asks the caller to do.
+/// The work that an input leaves to the caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CloseAction {
     Nothing,
@@ -165,16 +165,16 @@ pub(crate) enum CloseAction {
 #[derive(Debug)]
 pub(crate) struct Close {
     state: CloseState,
-    /// Why this side ended the connection: the first reason given.
+    /// The first reason that this side gave for ending the connection.
     reason: Option<Error>,
     /// The reset that a write met. The kernel tells of a reset once, so the reader may see an end
     /// without a reason.
     reset: Option<Error>,
-    /// What our close frame says.
+    /// The content of our close frame.
     sent: Option<CloseFrame>,
-    /// What the peer's close frame said.
+    /// The content of the peer's close frame.
     received: Option<CloseReason>,
-    /// When the closing handshake has to be over.
+    /// The time by which the closing handshake has to be over.
     deadline: Option<Instant>,
     /// No message is delivered any more.
     is_delivery_over: bool,
@@ -324,7 +324,7 @@ impl Close {
         }
     }
 
-    /// What our close frame says, or is to say.
+    /// The close frame that this side has sent or will send.
     pub(crate) fn sent(&self) -> Option<&CloseFrame> {
         self.sent.as_ref()
     }
@@ -401,7 +401,7 @@ mod tests {
         descend(&mut Vec::new(), Instant::now(), depth, visit);
     }
 
-    /// How far a state is from the beginning: no move may lead back.
+    /// The distance of a state from the beginning: no move may lead back.
     fn rank(state: CloseState) -> u8 {
         match state {
             CloseState::Open => 0,

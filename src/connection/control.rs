@@ -25,7 +25,7 @@ const LOCK_TIMEOUT: Duration = Duration::from_millis(10);
 /// room.
 const PONGS_MAX: usize = 16;
 
-/// What the heartbeat thread has to write. Filled by the reader and by users.
+/// The frames that the heartbeat thread has to write. Filled by the reader and by users.
 #[derive(Default)]
 pub(super) struct PendingControl {
     pongs: VecDeque<Vec<u8>>,
@@ -87,7 +87,7 @@ impl OpenConnection {
         Ok(())
     }
 
-    /// When the oldest ping was written that no pong has answered.
+    /// Returns when the oldest ping was written that no pong has answered.
     pub(crate) fn unanswered_ping(&self) -> Option<Instant> {
         self.pings.lock().oldest_unanswered()
     }
@@ -217,8 +217,8 @@ impl OpenConnection {
         pong
     }
 
-    /// Writes a control frame. Returns `false` when there is no room for it. Where nothing may be
-    /// written any more nothing is left to write.
+    /// Writes a control frame. Returns `false` when there is no room for it. Nothing is left to
+    /// write where nothing may be written any more.
     fn write_control(
         &self,
         writer: &mut FrameWriter,

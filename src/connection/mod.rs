@@ -33,7 +33,7 @@ use socket::StreamSocket;
 use transport::{TlsEngine, Transport};
 use writer::FrameWriter;
 
-/// How the reader asks the kernel for bytes.
+/// The way in which the reader asks the kernel for bytes.
 #[derive(Clone, Copy, Default)]
 #[cfg_attr(not(target_os = "linux"), expect(dead_code, reason = "some of it exists on Linux only"))]
 pub(crate) struct Receiving {
@@ -166,8 +166,8 @@ impl OpenConnection {
         self.end(CloseInput::Ended);
     }
 
-    /// A write failed. Where the peer has ended the connection the reader is left to read what it
-    /// said last; otherwise the connection is aborted.
+    /// A write failed. The reader is left to read what the peer said last, if the peer has
+    /// ended the connection; otherwise the connection is aborted.
     pub(crate) fn write_failed(&self, fault: WriteFault, error: Error) {
         self.end(CloseInput::WriteFailed { fault, error });
     }
@@ -215,7 +215,7 @@ impl OpenConnection {
         action
     }
 
-    /// Whether the reader has to stop delivering.
+    /// Returns `true` if the reader has to stop delivering.
     #[inline]
     pub(crate) fn is_delivery_over(&self) -> bool {
         self.is_delivery_over.load(Ordering::Relaxed)
@@ -225,17 +225,17 @@ impl OpenConnection {
         self.transport.is_aborted()
     }
 
-    /// When the closing handshake has to be over, once it has begun.
+    /// Returns when the closing handshake has to be over, once it has begun.
     pub(crate) fn close_deadline(&self) -> Option<Instant> {
         self.close.lock().deadline()
     }
 
-    /// Why this side ended the connection, if it did.
+    /// Returns the reason why this side ended the connection, if it did.
     pub(crate) fn reason(&self) -> Option<Error> {
         self.close.lock().reason().cloned()
     }
 
-    /// The reset that a write met, if one did.
+    /// Returns the reset that a write met, if one did.
     pub(crate) fn reset(&self) -> Option<Error> {
         self.close.lock().reset().cloned()
     }
@@ -246,7 +246,7 @@ impl OpenConnection {
         (close.close_reason(), close.has_received())
     }
 
-    /// What our close frame says; 1006 where there is none.
+    /// Returns what our close frame says; 1006 where there is none.
     pub(crate) fn sent_close(&self) -> CloseReason {
         let close = self.close.lock();
         close.sent().map_or_else(CloseReason::abnormal, CloseFrame::to_close_reason)

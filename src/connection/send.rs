@@ -15,8 +15,8 @@ use crate::time::Deadline;
 /// Gives the next fragment of a message, or `None` after the last.
 pub(crate) type NextFragment<'f, 'a> = dyn FnMut() -> Result<Option<Cow<'a, [u8]>>, Error> + 'f;
 
-/// Where senders wait while a fragmented message is under way: data frames of another message may
-/// not stand between its fragments (RFC 6455 section 5.4).
+/// The place where senders wait while a fragmented message is under way: data frames of another
+/// message may not stand between its fragments (RFC 6455 section 5.4).
 #[derive(Default)]
 pub(super) struct FragmentGate {
     /// Counts the wake-ups, so that none is lost. Taken after the writer, held for moments.
@@ -67,7 +67,7 @@ enum FragmentError {
 /// A fragmented message under way. However it ends, whoever waits for it goes on.
 struct Fragmenting<'a> {
     connection: &'a OpenConnection,
-    /// Why the message broke off; `None` when it did not.
+    /// The reason why the message broke off; `None` when it did not.
     broken_off: Option<(WriteFault, Error)>,
 }
 
@@ -246,7 +246,7 @@ impl OpenConnection {
         }
     }
 
-    /// What a fragment that failed means for its message.
+    /// Says what a fragment that failed means for its message.
     fn broken(&self, failure: WriteFailure, is_first: bool, deadline: Deadline) -> FragmentError {
         let is_partial = !is_first || failure.is_partial;
         if !is_partial {

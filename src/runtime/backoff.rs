@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// How long to wait before dialing again: capped exponential growth with full jitter.
+/// The range of the waits before dialing again: capped exponential growth with full jitter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Backoff {
     pub(crate) min: Duration,

@@ -1,4 +1,4 @@
-//! The heartbeat thread: writes on the library's behalf, checks whether the connection is alive, and
+//! The heartbeat thread: writes on the library's behalf, checks that the connection is alive, and
 //! carries out a stop.
 //!
 //! Its blocking points and how each ends: `wait` by shutdown, a wake-up or the next due time; the
@@ -34,7 +34,7 @@ const CHECK_INTERVAL_MAX: Duration = Duration::from_millis(100);
 
 /// A thread that wakes later than it should by more than this part of `pong_timeout`, and by this
 /// much at least, has slept with the whole process: a laptop lid, a stopped container, a debugger.
-/// What the peer said meanwhile has not been read, so nothing can be held against it.
+/// The peer's words of that time are unread, so nothing can be held against it.
 const OVERSLEPT_PARTS: u32 = 4;
 const OVERSLEPT_MIN: Duration = Duration::from_millis(20);
 
@@ -50,26 +50,27 @@ pub(crate) struct Heartbeat {
     app_ping: Option<AppPing>,
 }
 
-/// What the thread remembers of the connection that it monitors.
+/// The state of the connection that the thread monitors.
 struct Monitor {
     connection: Arc<OpenConnection>,
     pings: PingSchedule,
     app_pings: PingSchedule,
     /// A ping is due and not written yet.
     is_ping_due: bool,
-    /// When a ping, of either kind, became due that expects an answer and is not written yet.
+    /// The time at which a ping, of either kind, became due that expects an answer and is not
+    /// written yet.
     due_since: Option<Instant>,
-    /// When the process last woke from a sleep.
+    /// The time at which the process last woke from a sleep.
     awake_since: Option<Instant>,
     /// An application ping that was made and has found no room.
     app_ping: Option<String>,
-    /// When the last application ping had been made.
+    /// The time at which the last application ping had been made.
     app_ping_made_at: Option<Instant>,
     /// A warning was logged about the handler, which has not returned since.
     has_warned: bool,
 }
 
-/// What a look at the connection's liveness says.
+/// The result of a look at the connection's liveness.
 enum Check {
     /// The connection is dead, and was aborted.
     Aborted,

@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use crate::time::{after, earliest};
 
-/// When the next ping is due. Missed times are skipped, so that a machine that slept does not wake
-/// up to a burst of pings.
+/// The times at which pings are due. Missed times are skipped, so that a machine that slept does
+/// not wake up to a burst of pings.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PingSchedule {
     every: Option<Duration>,
@@ -22,7 +22,7 @@ impl PingSchedule {
         self.next
     }
 
-    /// Whether a ping is due. If so the schedule moves on to its first time after `now`.
+    /// Returns `true` if a ping is due. The schedule then moves on to its first time after `now`.
     pub(crate) fn take_due(&mut self, now: Instant) -> bool {
         let (Some(every), Some(next)) = (self.every, self.next) else { return false };
         if now < next {
@@ -42,21 +42,21 @@ impl PingSchedule {
 }
 
 /// When a connection must be given up, from what is known of pings and bytes. All times are points
-/// in time; see [`Liveness::verdict`].
+/// in time; see [`Liveness::status`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Liveness {
-    /// When the oldest unanswered ping was written.
+    /// The time at which the oldest unanswered ping was written.
     pub(crate) oldest_unanswered: Option<Instant>,
-    /// When the reader last went into `recv`; `None` while it is elsewhere (a busy handler, a full
-    /// queue).
+    /// The time at which the reader last entered `recv`; `None` while it is elsewhere (a busy
+    /// handler, a full queue).
     pub(crate) in_recv_since: Option<Instant>,
-    /// When the last data message had been delivered.
+    /// The time at which the last data message had been delivered.
     pub(crate) last_data: Instant,
-    /// When this process last came round from a sleep in which nobody could have read anything.
+    /// The time at which this process last woke from a sleep in which nobody could read.
     pub(crate) awake_since: Option<Instant>,
 }
 
-/// What [`Liveness`] says of a connection.
+/// The state of a connection by its [`Liveness`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LivenessStatus {
     /// Look again at this time, at the latest. `None`: only when something changes.

@@ -23,7 +23,7 @@ use crate::sync;
 use crate::sync::panic::{self, Panic};
 use crate::sync::wait::Shutdown;
 
-/// How often the reader checks whether its buffers could be smaller.
+/// The interval at which the reader checks whether its buffers could be smaller.
 const SHRINK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The reader's side of an open connection. Used by the reader thread alone.
@@ -37,7 +37,7 @@ pub(crate) struct Reader {
     shrunk_at: Instant,
 }
 
-/// How the reading of a connection ended.
+/// The end of the reading of a connection.
 pub(crate) enum ReadEnd {
     /// A stop was requested.
     Stopped,
@@ -51,13 +51,13 @@ pub(crate) enum ReadEnd {
     Panicked(Panic),
 }
 
-/// What to do after a batch of messages.
+/// The way on after a batch of messages.
 enum Flow {
     Continue,
     End(ReadEnd),
 }
 
-/// Why a batch of messages ended.
+/// The end of a batch of messages.
 enum BatchEnd {
     /// Everything that was there has been delivered.
     Done,
@@ -221,7 +221,7 @@ impl Reader {
         }
     }
 
-    /// What the end of a batch means for the connection.
+    /// Decides what the end of a batch means for the connection.
     fn after_batch(&self, batch: BatchEnd, shutdown: &Shutdown) -> Flow {
         let connection = &self.connection;
         let end = match batch {
@@ -271,8 +271,8 @@ impl Reader {
         }
     }
 
-    /// Why the connection is at its end: this side ended it, a read failed, or the peer ended it
-    /// without a close frame.
+    /// Returns the reason for the end of the connection: this side ended it, a read failed, or the
+    /// peer ended it without a close frame.
     fn end_error(&self, failure: Option<io::Error>) -> Error {
         let connection = &self.connection;
         match (connection.reason(), failure) {

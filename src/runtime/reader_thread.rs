@@ -128,8 +128,8 @@ impl<D: EventSink> ReaderThread<D> {
         }
     }
 
-    /// A stop was requested. What the close frame says is settled now, so that the end of the
-    /// connection can be told; the heartbeat thread writes it.
+    /// Settles what the close frame of a stop says, so that the end of the connection can be told.
+    /// The heartbeat thread writes it.
     fn stopped(&self) -> Input {
         if let Some(reader) = &self.reader {
             let latest = after(sync::now(), self.shared.timeouts.close);

@@ -35,14 +35,14 @@ pub(crate) enum ReconnectState {
     Closed { reason: Error },
 }
 
-/// What follows the closing handshake.
+/// The way on after the closing handshake.
 #[derive(Clone, Debug)]
 pub(crate) enum AfterClose {
     Retry { attempt: u32, at: Instant },
     Closed { reason: Error },
 }
 
-/// What happens to a connection.
+/// An event in the life of a connection.
 #[derive(Clone, Debug)]
 pub(crate) enum Input {
     /// The dial succeeded.
@@ -57,7 +57,7 @@ pub(crate) enum Input {
     Stop,
 }
 
-/// Who ended a connection.
+/// The side that ended a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum EndedBy {
     /// The program, to have another: that is no failure, and counts against nothing.
@@ -75,7 +75,7 @@ pub(crate) struct Failure {
     pub(crate) jitter: f64,
 }
 
-/// What to do after a dial failed or a connection ended.
+/// The decision that follows a failed dial or the end of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum RetryDecision {
@@ -89,7 +89,7 @@ pub enum RetryDecision {
     GiveUp,
 }
 
-/// What the reader has to tell the program about a move.
+/// The news that a move brings for the program.
 #[derive(Clone, Debug)]
 pub(crate) enum Action {
     Nothing,
@@ -207,7 +207,8 @@ impl AfterClose {
 }
 
 impl ReconnectPolicy {
-    /// What follows a failure when the last `attempt` dials in a row brought no stable connection.
+    /// Decides what follows a failure when the last `attempt` dials in a row brought no stable
+    /// connection.
     ///
     /// After a stable connection `attempt` is 0, and the next dial is the first retry of a new row.
     fn after_failure(&self, failure: Failure, attempt: u32, now: Instant) -> AfterClose {
@@ -222,8 +223,8 @@ impl ReconnectPolicy {
         }
     }
 
-    /// What follows the end of a connection that the program gave up: a dial at once, which counts
-    /// no attempt. A program that asks again and again is slowed to the least delay.
+    /// Decides what follows the end of a connection that the program gave up: a dial at once, which
+    /// counts no attempt. A program that asks again and again is slowed to the least delay.
     fn after_reconnect(
         &self,
         failure: Failure,

@@ -64,15 +64,15 @@ struct Inner {
     state: State,
     epoch: u64,
     active: Active,
-    /// Why the client ended.
+    /// The reason for the end of the client.
     stop_reason: Option<Error>,
-    /// Why the last dial failed, until one succeeds.
+    /// The failure of the last dial, until one succeeds.
     last_failure: Option<Error>,
     /// The payload of the first panic of the program's code.
     panic: Option<Panic>,
-    /// When the closing handshake has to be over for the earliest of all stops to be in time.
+    /// The time by which the closing handshake has to be over for the earliest of all stops.
     stop_deadline: Option<Instant>,
-    /// What the close frame of the first of all stops says.
+    /// The close frame of the first of all stops.
     stop_frame: Option<CloseFrame>,
 }
 
@@ -82,7 +82,7 @@ pub(crate) fn stop_margin(budget: Duration) -> Duration {
     Duration::from_millis(200).min(budget / 4)
 }
 
-/// What the reader may be blocked in, which a stop has to end.
+/// The system call that the reader may be blocked in, which a stop has to end.
 #[derive(Clone)]
 pub(crate) enum Active {
     /// Nothing that blocks in a system call.
@@ -204,7 +204,7 @@ impl Shared {
         self.inner.lock().epoch
     }
 
-    /// Why the client ended, once it has.
+    /// Returns the reason for the end of the client, once it has ended.
     pub(crate) fn stop_reason(&self) -> Option<Error> {
         self.inner.lock().stop_reason.clone()
     }
@@ -273,7 +273,7 @@ impl Shared {
         inner.stop_reason.clone()
     }
 
-    /// The connection to send on.
+    /// Returns the connection to send on.
     pub(crate) fn open_connection(&self) -> Result<Arc<OpenConnection>, Error> {
         let inner = self.inner.lock();
         match (&inner.active, inner.state) {
@@ -369,7 +369,7 @@ impl Shared {
     }
 }
 
-/// How a wait for the end of the reader ended.
+/// The result of a wait for the end of the reader.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum WaitForReader {
     Ended,
