@@ -1,5 +1,4 @@
-//! The client: owns the threads of one connection, and lets go of all of them when told to or
-//! dropped.
+//! The client: owns the threads of one connection, and ends them when stopped or dropped.
 
 use std::any::Any;
 use std::error::Error as StdError;

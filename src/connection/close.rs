@@ -257,14 +257,18 @@ impl Close {
         }
     }
 
-    /// The first frame's words are sent, and the earliest of all deadlines holds.
+    /// The first frame is sent, and the earliest of all deadlines holds. What changes neither wakes
+    /// nobody, so that the heartbeat thread may say it again.
     fn close(&mut self, frame: CloseFrame, deadline: Instant) -> CloseAction {
-        self.deadline = Some(self.deadline.map_or(deadline, |earlier| earlier.min(deadline)));
+        let is_earlier = self.deadline.is_none_or(|earlier| deadline < earlier);
+        if is_earlier {
+            self.deadline = Some(deadline);
+        }
         self.sent.get_or_insert(frame);
         if self.state == CloseState::Open {
             self.state = CloseState::CloseSent { is_written: false };
         }
-        CloseAction::WakeHeartbeat
+        if is_earlier { CloseAction::WakeHeartbeat } else { CloseAction::Nothing }
     }
 
     pub(crate) fn state(&self) -> CloseState {
@@ -475,6 +479,17 @@ mod tests {
                 assert!(written == 0 && !close.is_writing_over());
             }
         });
+    }
+
+    #[test]
+    fn closing_again_wakes_nobody_unless_the_deadline_is_earlier() {
+        let now = Instant::now();
+        let mut close = Close::new();
+        let again = |deadline| CloseInput::Close { frame: CloseFrame::normal(), deadline };
+        assert_eq!(close.on(again(now + 2 * MS)), CloseAction::WakeHeartbeat);
+        assert_eq!(close.on(again(now + 2 * MS)), CloseAction::Nothing);
+        assert_eq!(close.on(again(now + 3 * MS)), CloseAction::Nothing);
+        assert_eq!(close.on(again(now + MS)), CloseAction::WakeHeartbeat);
     }
 
     #[test]
