@@ -259,11 +259,3 @@ impl OpenConnection {
         (self.sequence.count(), self.pings.lock().confirmed())
     }
 }
-
-#[cfg(all(test, shuttle))]
-impl OpenConnection {
-    /// For the check that the model finds a lock inversion.
-    pub(crate) fn lock_in_the_wrong_order(&self) {
-        self.transport.with_engine_held(|| drop(self.writer.lock()));
-    }
-}

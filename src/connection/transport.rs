@@ -433,12 +433,6 @@ impl Transport {
         }
     }
 
-    #[cfg(all(test, shuttle))]
-    pub(crate) fn with_engine_held(&self, act: impl FnOnce()) {
-        let _engine = self.tls.as_ref().map(|tls| tls.engine.lock());
-        act();
-    }
-
     pub(crate) fn is_aborted(&self) -> bool {
         self.is_aborted.load(Ordering::SeqCst)
     }

@@ -318,12 +318,19 @@ struct AbortOnPanic {
 
 impl Drop for AbortOnPanic {
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            let error = Error::new(ErrorKind::Io, "the heartbeat thread panicked");
-            if let Active::Open(connection) = self.shared.active() {
-                connection.abort(error.clone());
-            }
-            self.shared.stop_because(error);
+        if !std::thread::panicking() {
+            return;
+        }
+        let context = "the heartbeat thread panicked: in a logger, or by a bug of tautline";
+        let error = Error::new(ErrorKind::Io, context);
+        // Before anything ends, so that whoever sees the end sees its reason.
+        if !self.shared.shutdown.is_requested() {
+            self.shared.stop_because(error.clone());
+        }
+        match self.shared.active() {
+            Active::None => {}
+            Active::Dialing(waker) => waker.wake(),
+            Active::Open(connection) => connection.abort(error),
         }
     }
 }

@@ -95,7 +95,8 @@ impl<D: EventSink> ReaderThread<D> {
                 self.release_connection();
             }
         };
-        self.tell_stopped(reason);
+        // A thread that failed has left its reason; the state knows of the stop alone.
+        self.tell_stopped(self.shared.stop_reason().unwrap_or(reason));
         // The handler is dropped on this thread, before the thread counts as ended.
         if let Err(panic) = panic::catch(|| drop(self)) {
             on_exit.shared.keep_panic(panic);

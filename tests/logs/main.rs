@@ -4,6 +4,7 @@
 //! whole process.
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crossbeam_channel::bounded;
@@ -12,7 +13,7 @@ use parking_lot::Mutex;
 #[cfg(target_os = "linux")]
 use tautline::AppPing;
 use tautline::testing::{Peer, TestServer};
-use tautline::{Client, Connection, Event, MessageRef};
+use tautline::{Client, Connection, ErrorKind, Event, MessageRef};
 
 const SOON: Duration = Duration::from_secs(20);
 const SECRET: &str = "hunter2";
@@ -20,12 +21,19 @@ const SECRET: &str = "hunter2";
 /// A logger that keeps every record.
 struct Kept(Mutex<Vec<(Level, String)>>);
 
+/// Makes the logger panic on the heartbeat thread.
+static PANICS: AtomicBool = AtomicBool::new(false);
+
 impl Log for Kept {
     fn enabled(&self, _: &Metadata<'_>) -> bool {
         true
     }
 
     fn log(&self, record: &Record<'_>) {
+        let is_heartbeat = std::thread::current().name() == Some("taut-heartbeat");
+        if is_heartbeat && PANICS.load(Ordering::SeqCst) {
+            std::panic::resume_unwind(Box::new("on purpose"));
+        }
         self.0.lock().push((record.level(), format!("{} {}", record.target(), record.args())));
     }
 
@@ -45,6 +53,7 @@ fn main() {
     secrets_stay_out_at_every_level();
     a_retry_loop_logs_one_line_for_each_dial();
     a_slow_handler_is_logged_as_a_warning_once();
+    a_logger_that_panics_on_the_heartbeat_thread_ends_the_client_with_its_reason();
     what_closures_return_is_not_logged();
     only_a_drop_that_leaves_a_thread_behind_is_logged_as_an_error();
     #[cfg(target_os = "linux")]
@@ -314,4 +323,26 @@ fn sleeps() -> Vec<(String, String)> {
         .collect();
     found.sort();
     found
+}
+
+/// The heartbeat thread logs the ping that it writes.
+fn a_logger_that_panics_on_the_heartbeat_thread_ends_the_client_with_its_reason() {
+    let server = TestServer::start(|peer| {
+        peer.upgrade()?;
+        peer.drain()
+    });
+    PANICS.store(true, Ordering::SeqCst);
+    let client = Client::builder(server.url())
+        .ping_interval(Duration::from_millis(1))
+        .start()
+        .expect("it starts");
+    let reason = client.wait_closed(SOON).expect("the panic ends it");
+    PANICS.store(false, Ordering::SeqCst);
+    assert_eq!(reason.kind(), ErrorKind::Io, "{reason}");
+    let told = client.events().find_map(|event| match event {
+        Event::Stopped(stopped) => Some(stopped.reason.kind()),
+        _ => None,
+    });
+    assert_eq!(told, Some(ErrorKind::Io));
+    assert!(client.stop(SOON).is_clean());
 }
