@@ -3,6 +3,8 @@
 //! The rest of the crate takes them from here alone. With `--cfg shuttle` they come from the model
 //! instead, in which a scheduler tries out interleavings and time passes only when it is told to.
 
+#[cfg(not(shuttle))]
+mod circular_wait;
 pub(crate) mod panic;
 pub(crate) mod stop_report;
 pub(crate) mod threads;

@@ -8,6 +8,8 @@ use crossbeam_channel::RecvTimeoutError;
 
 use crate::error::{Error, ErrorKind};
 use crate::sync::channel::{Receiver, Sender, bounded};
+#[cfg(not(shuttle))]
+use crate::sync::circular_wait::{ClientId, Wait};
 use crate::sync::panic::{Panic, catch, drop_caught};
 use crate::sync::stop_report::{StopReport, ThreadOutcome, ThreadReport};
 use crate::sync::thread::{self, JoinHandle, ThreadId};
@@ -31,6 +33,8 @@ pub(crate) struct Threads {
     /// Lock order: `threads`, then a thread's `handle`.
     threads: Mutex<Vec<Arc<Tracked>>>,
     options: ThreadOptions,
+    #[cfg(not(shuttle))]
+    client: ClientId,
 }
 
 /// The options of a client's threads.
@@ -68,7 +72,14 @@ pub(crate) enum JoinTimeout {
 impl Threads {
     pub(crate) fn new(options: ThreadOptions) -> Self {
         let (trigger, shutdown) = Shutdown::new();
-        Threads { shutdown, trigger: Mutex::new(Some(trigger)), threads: Mutex::default(), options }
+        Threads {
+            shutdown,
+            trigger: Mutex::new(Some(trigger)),
+            threads: Mutex::default(),
+            options,
+            #[cfg(not(shuttle))]
+            client: ClientId::new(),
+        }
     }
 
     /// Returns the signal that a thread watches to learn that it has to end.
@@ -119,10 +130,14 @@ impl Threads {
             builder = builder.stack_size(size);
         }
         let on_start = self.options.on_start.clone();
+        #[cfg(not(shuttle))]
+        let client = self.client;
         let handle = builder
             .spawn(move || {
                 // The thread counts as done when this is dropped.
                 let _running = keep_until_exit(running);
+                #[cfg(not(shuttle))]
+                client.adopt_current_thread();
                 if let Some(on_start) = on_start {
                     call_hook(on_start, name);
                 }
@@ -171,6 +186,10 @@ impl Threads {
         // One of the threads must not wait for the others either, because those may be waiting for
         // it: the heartbeat ends after the reader, for example.
         let is_own = threads.iter().any(|thread| thread.id == current);
+        #[cfg(not(shuttle))]
+        let wait = Wait::begin(self.client);
+        #[cfg(not(shuttle))]
+        let is_own = is_own || wait.is_none();
         let mut reports: Vec<ThreadReport> = threads
             .iter()
             .map(|thread| match is_own {

@@ -797,3 +797,41 @@ fn a_hook_whose_panic_panics_again_when_it_is_dropped_costs_no_thread() {
         assert!(client.stop(SOON).is_clean(), "{victim}");
     }
 }
+
+#[test]
+fn two_handlers_that_stop_each_others_clients_do_not_wait_for_each_other() {
+    /// Stops the other client once both handlers have been called.
+    struct Stops {
+        other: crossbeam_channel::Receiver<tautline::Stopper>,
+        both: Arc<std::sync::Barrier>,
+        took: crossbeam_channel::Sender<Duration>,
+    }
+    impl Handler for Stops {
+        fn message(&mut self, _: &mut Connection<'_>, _: MessageRef<'_>) {
+            let other = self.other.recv_timeout(SOON).expect("the test sends it");
+            self.both.wait();
+            let began = Instant::now();
+            other.stop(10 * SOON);
+            self.took.send(began.elapsed()).expect("the test waits");
+        }
+    }
+    let server = TestServer::start(|peer| {
+        peer.upgrade()?;
+        peer.send_text("stop")?;
+        peer.drain()
+    });
+    let both = Arc::new(std::sync::Barrier::new(2));
+    let (took, times) = bounded(2);
+    let [one, two] = [(); 2].map(|()| {
+        let (tell, other) = bounded(1);
+        let handler = Stops { other, both: Arc::clone(&both), took: took.clone() };
+        (builder(&server).start_with(handler).expect("it starts"), tell)
+    });
+    one.1.send(two.0.stopper()).expect("the handler waits");
+    two.1.send(one.0.stopper()).expect("the handler waits");
+    for _ in 0..2 {
+        let took = times.recv_timeout(10 * SOON).expect("the stops return");
+        assert!(took < SOON, "it took {took:?}");
+    }
+    assert!(one.0.stop(SOON).is_clean() && two.0.stop(SOON).is_clean());
+}

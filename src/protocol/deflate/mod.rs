@@ -6,4 +6,5 @@ mod negotiate;
 
 pub(crate) use codec::{Deflater, InflateError, Inflater};
 pub use config::Deflate;
+#[cfg(all(feature = "internals", unix))]
 pub(crate) use negotiate::DeflateParams;
