@@ -42,9 +42,9 @@ impl Builder {
         }
     }
 
-    pub(crate) fn asking(endpoint_fn: EndpointFn) -> Self {
+    pub(crate) fn from_fn(endpoint_fn: EndpointFn) -> Self {
         Builder {
-            source: Source::Ask(endpoint_fn),
+            source: Source::FromFn(endpoint_fn),
             headers: Vec::new(),
             subprotocols: Vec::new(),
             settings: Settings::default(),
@@ -472,10 +472,10 @@ impl Builder {
                     .collect::<Result<_, _>>()?;
                 Targets::List(targets)
             }
-            Source::Ask(endpoint_fn) => {
-                // What is common to all of its answers can be checked now, against any URL.
+            Source::FromFn(endpoint_fn) => {
+                // What all of its endpoints share can be checked now, with any URL.
                 with_common(Endpoint::new("ws://localhost/"), &headers, &subprotocols).target()?;
-                Targets::Ask { endpoint_fn, headers, subprotocols }
+                Targets::FromFn { endpoint_fn, headers, subprotocols }
             }
         };
         Ok(Config { source, settings })
@@ -487,7 +487,7 @@ impl fmt::Debug for Builder {
         let mut shown = f.debug_struct("Builder");
         match &self.source {
             Source::List(endpoints) => shown.field("endpoints", endpoints),
-            Source::Ask(_) => shown.field("endpoints", &"asked"),
+            Source::FromFn(_) => shown.field("endpoints", &"from a closure"),
         };
         shown.finish_non_exhaustive()
     }

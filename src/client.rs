@@ -78,7 +78,7 @@ impl Client {
         + Sync
         + 'static,
     ) -> Builder {
-        Builder::asking(Arc::new(endpoint))
+        Builder::from_fn(Arc::new(endpoint))
     }
 }
 
@@ -108,7 +108,8 @@ impl Builder {
         let join_timeout = if is_closure_late { Duration::ZERO } else { client.drop_timeout };
         client.stop(join_timeout);
         client.drop_timeout = Duration::ZERO;
-        let late = || Error::timed_out(Timeout::Connect, connect_timeout, "asking where to dial");
+        let late =
+            || Error::timed_out(Timeout::Connect, connect_timeout, "calling the endpoint closure");
         Err(if is_closure_late { late() } else { error })
     }
 

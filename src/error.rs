@@ -380,8 +380,7 @@ impl Error {
     /// Returns `true` if the server's certificate was examined and refused, and `false` if the TLS
     /// handshake failed otherwise.
     pub fn is_verification_failure(&self) -> bool {
-        self.kind() == ErrorKind::Tls
-            && self.source().is_some_and(|cause| says_verification_failed(cause))
+        self.kind() == ErrorKind::Tls && self.source().is_some_and(says_verification_failed)
     }
 
     /// Returns the error and its causes on one line, for a log. An error that a closure or a reader
@@ -590,7 +589,7 @@ mod tests {
     fn what_a_closure_returned_is_in_source_and_nowhere_else() {
         let error = Error::caused_by_closure(
             ErrorKind::Endpoint,
-            "asking where to dial",
+            "calling the endpoint closure",
             "GET /token?key=hunter2 failed",
         );
         let late = Error::timed_out(Timeout::WaitOpen, Duration::from_secs(1), "waiting")
@@ -600,7 +599,7 @@ mod tests {
             !format!("{error} {error:?} {} {late:?} {}", error.chain(), late.chain())
                 .contains("hunter2")
         );
-        assert!(late.chain().ends_with("asking where to dial"), "{}", late.chain());
+        assert!(late.chain().ends_with("calling the endpoint closure"), "{}", late.chain());
         assert_eq!(late.timeout(), Some(Timeout::WaitOpen));
     }
 

@@ -21,7 +21,7 @@ pub(crate) struct Config {
 #[derive(Clone)]
 pub(crate) enum Targets {
     List(Vec<Target>),
-    Ask { endpoint_fn: EndpointFn, headers: Vec<(String, String)>, subprotocols: Vec<String> },
+    FromFn { endpoint_fn: EndpointFn, headers: Vec<(String, String)>, subprotocols: Vec<String> },
 }
 
 impl Targets {
@@ -29,7 +29,7 @@ impl Targets {
     pub(crate) fn count(&self) -> usize {
         match self {
             Targets::List(targets) => targets.len(),
-            Targets::Ask { .. } => 1,
+            Targets::FromFn { .. } => 1,
         }
     }
 
@@ -37,7 +37,7 @@ impl Targets {
     pub(crate) fn target(&self, turn: usize, context: &DialContext) -> Result<Target, Error> {
         match self {
             Targets::List(targets) => Ok(targets[turn].clone()),
-            Targets::Ask { endpoint_fn, headers, subprotocols } => {
+            Targets::FromFn { endpoint_fn, headers, subprotocols } => {
                 let endpoint = endpoint_fn(context).map_err(as_endpoint_error)?;
                 with_common(endpoint, headers, subprotocols).target()
             }
@@ -51,7 +51,7 @@ pub(crate) enum Source {
     /// Dialed in turn.
     List(Vec<Endpoint>),
     /// Called before each dial.
-    Ask(EndpointFn),
+    FromFn(EndpointFn),
 }
 
 pub(crate) type EndpointFn =
@@ -62,13 +62,13 @@ pub(crate) type EndpointFn =
 pub struct DialContext {
     attempt: u32,
     deadline: Instant,
-    is_stopping: StopLook,
+    is_stopping: IsStopping,
 }
 
 #[derive(Clone)]
-struct StopLook(Arc<dyn Fn() -> bool + Send + Sync>);
+struct IsStopping(Arc<dyn Fn() -> bool + Send + Sync>);
 
-impl fmt::Debug for StopLook {
+impl fmt::Debug for IsStopping {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", (self.0)())
     }
@@ -80,7 +80,7 @@ impl DialContext {
         deadline: Instant,
         is_stopping: Arc<dyn Fn() -> bool + Send + Sync>,
     ) -> Self {
-        DialContext { attempt, deadline, is_stopping: StopLook(is_stopping) }
+        DialContext { attempt, deadline, is_stopping: IsStopping(is_stopping) }
     }
 
     /// Returns the consecutive attempt number, from 1. A stable connection resets it.
@@ -105,7 +105,7 @@ impl DialContext {
 /// An error of this crate decides only if the dial is retried. It may come from another client,
 /// whose stop or reconnect is not ours.
 fn as_endpoint_error(error: Box<dyn StdError + Send + Sync>) -> Error {
-    const CONTEXT: &str = "asking where to dial";
+    const CONTEXT: &str = "calling the endpoint closure";
     match error.downcast::<Error>() {
         Ok(error) if error.is_retryable() => Error::caused(ErrorKind::Endpoint, CONTEXT, error),
         Ok(error) => Error::caused(ErrorKind::Endpoint, CONTEXT, error).permanent(),
@@ -132,7 +132,7 @@ mod tests {
     fn an_error_of_another_client_says_nothing_about_this_one_but_whether_to_retry() {
         let stopped = as_endpoint_error(Error::stopped().into());
         assert_eq!((stopped.kind(), stopped.is_retryable()), (ErrorKind::Endpoint, false));
-        assert_eq!(stopped.chain(), "asking where to dial: the client was told to stop");
+        assert_eq!(stopped.chain(), "calling the endpoint closure: the client was told to stop");
 
         let close = CloseReason::new(1000, "");
         let reconnect = as_endpoint_error(Error::reconnect_requested(close).into());
