@@ -34,7 +34,13 @@ impl Log for Kept {
         if is_heartbeat && PANICS.load(Ordering::SeqCst) {
             std::panic::resume_unwind(Box::new("on purpose"));
         }
-        self.0.lock().push((record.level(), format!("{} {}", record.target(), record.args())));
+        let text = format!("{} {}", record.target(), record.args());
+        if text.contains("sent Pong") {
+            if let Some(sender) = SENDER.lock().take() {
+                sender.send_text("from the logger").expect("the connection is open");
+            }
+        }
+        self.0.lock().push((record.level(), text));
     }
 
     fn flush(&self) {}
@@ -54,6 +60,7 @@ fn main() {
     a_retry_loop_logs_one_line_for_each_dial();
     a_slow_handler_is_logged_as_a_warning_once();
     a_logger_that_panics_on_the_heartbeat_thread_ends_the_client_with_its_reason();
+    a_logger_may_send_by_the_client_that_it_logs();
     what_closures_return_is_not_logged();
     only_a_drop_that_leaves_a_thread_behind_is_logged_as_an_error();
     #[cfg(target_os = "linux")]
@@ -344,5 +351,29 @@ fn a_logger_that_panics_on_the_heartbeat_thread_ends_the_client_with_its_reason(
         _ => None,
     });
     assert_eq!(told, Some(ErrorKind::Io));
+    assert!(client.stop(SOON).is_clean());
+}
+
+/// The sender by which the logger sends a message when a pong is logged, once.
+static SENDER: Mutex<Option<tautline::Sender>> = Mutex::new(None);
+
+fn a_logger_may_send_by_the_client_that_it_logs() {
+    let server = TestServer::start(|peer| {
+        peer.upgrade()?;
+        peer.ping(b"ping")?;
+        peer.echo()
+    });
+    let client = Client::builder(server.url()).ping_interval(None).start().expect("it starts");
+    *SENDER.lock() = Some(client.sender());
+    let mut events = client.events();
+    let began = std::time::Instant::now();
+    loop {
+        match events.next_timeout(SOON).expect("the server sends back what the logger sent") {
+            Event::Message(message) => break assert_eq!(message.text(), Some("from the logger")),
+            _ => continue,
+        }
+    }
+    // Under a lock of the client's the logger's send would run into `send_timeout`.
+    assert!(began.elapsed() < Duration::from_secs(4), "it took {:?}", began.elapsed());
     assert!(client.stop(SOON).is_clean());
 }

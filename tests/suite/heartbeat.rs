@@ -638,3 +638,32 @@ fn a_connection_that_stalls_in_the_middle_of_a_tls_record_is_dropped() {
         assert_eq!(message(&mut events).text(), Some("whole"));
     }
 }
+
+#[test]
+fn idle_timeout_counts_no_replies_to_application_pings() {
+    // The replies come in pairs, so that there are some that nobody awaits.
+    let server = TestServer::start(|peer| {
+        peer.upgrade()?;
+        while let Received::Text(_) = peer.receive_message()? {
+            peer.send_text("pong")?;
+            peer.send_text("pong")?;
+        }
+        Ok(())
+    });
+    let ping = AppPing::text("ping", 10 * MS).answered_by(|message| message.text() == Some("pong"));
+    let client = builder(&server)
+        .ping_interval(None)
+        .app_ping(ping)
+        .idle_timeout(100 * MS)
+        .connect()
+        .expect("it opens");
+    let disconnect = disconnected_after_opening(&client);
+    assert_eq!(disconnect.error.kind(), ErrorKind::Idle);
+    assert!(disconnect.lasted >= 100 * MS);
+}
+
+fn disconnected_after_opening(client: &Client) -> tautline::Disconnect {
+    let mut events = client.events();
+    opened(&mut events);
+    disconnected(&mut events)
+}

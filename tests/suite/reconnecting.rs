@@ -428,3 +428,44 @@ fn a_bad_request_is_dialed_once_and_too_many_requests_again() {
         assert_eq!(failure.retry_in.is_none(), is_permanent, "{failure}");
     }
 }
+
+/// Dials a server on which every connection ends as `end` has it, and returns the attempt numbers
+/// of the dials.
+fn attempts(
+    count: usize,
+    max_attempts: u32,
+    end: impl Fn(&mut Connection<'_>) + Send + 'static,
+) -> Vec<u32> {
+    let server = TestServer::start(|peer| {
+        peer.upgrade()?;
+        peer.send_text("message")?;
+        peer.receive_timeout(100 * MS).map(drop)
+    });
+    let (tell, told) = crossbeam_channel::unbounded();
+    let url = server.url();
+    let client = Client::builder_from_fn(move |context| {
+        tell.send(context.attempt()).ok();
+        Ok(Endpoint::new(url.clone()))
+    })
+    .retry_delay_min(MS)
+    .retry_delay_max(5 * MS)
+    .max_attempts(max_attempts)
+    .start_with(move |connection: &mut Connection<'_>, _: MessageRef<'_>| end(connection))
+    .expect("it starts");
+    let attempts = (0..count).map(|_| told.recv_timeout(SOON).expect("it dials again")).collect();
+    assert!(client.stop(SOON).is_clean());
+    attempts
+}
+
+#[test]
+fn reconnects_of_the_programs_count_as_no_attempt() {
+    // More of them in a row than attempts are allowed.
+    assert_eq!(attempts(6, 1, |connection| connection.reconnect()), [1; 6]);
+    assert_eq!(attempts(6, 3, |connection| connection.reconnect()), [1; 6]);
+}
+
+#[test]
+fn a_connection_that_is_marked_stable_resets_the_attempts_when_it_ends() {
+    assert_eq!(attempts(4, 9, |_| {}), [1, 2, 3, 4]);
+    assert_eq!(attempts(4, 9, |connection| connection.mark_stable()), [1; 4]);
+}
