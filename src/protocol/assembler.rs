@@ -253,9 +253,7 @@ impl Assembler {
     /// All of a message is here.
     fn finish(&mut self, kind: Kind) -> Result<Incoming<'_>, ProtocolError> {
         if let (true, Some(inflater)) = (kind.is_compressed, &mut self.inflater) {
-            inflater
-                .finish(&mut self.gathered, self.limits.max_message_size)
-                .map_err(violation_of)?;
+            inflater.finish().map_err(violation_of)?;
         }
         self.gathering = Gathering::Lent;
         whole_message(kind.is_text, &self.gathered)
