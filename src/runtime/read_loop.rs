@@ -260,15 +260,13 @@ impl Reader {
                     // Nothing is broken: the limit is ours.
                     CloseCode::Size => {
                         let what = format!(
-                            "reading from {peer}: {}, {} bytes",
-                            violation.what,
+                            "reading from {peer}: {violation}, {} bytes",
                             self.assembler.max_message_size()
                         );
                         Error::new(ErrorKind::TooBig, what)
                     }
                     _ => {
-                        let what =
-                            format!("{peer} broke the protocol (code {code}): {}", violation.what);
+                        let what = format!("{peer} broke the protocol (code {code}): {violation}");
                         Error::new(ErrorKind::Protocol, what)
                     }
                 };
