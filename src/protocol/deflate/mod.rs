@@ -6,4 +6,3 @@ mod negotiate;
 
 pub(crate) use codec::{Deflater, InflateError, Inflater};
 pub use config::Deflate;
-pub(crate) use negotiate::DeflateParams;
