@@ -1,5 +1,6 @@
 //! From a URL to an open connection, under one deadline, cancellable at every step.
 
+mod body;
 mod io;
 mod resolve;
 mod tcp;

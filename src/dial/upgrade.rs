@@ -12,6 +12,7 @@ use tungstenite::handshake::derive_accept_key;
 
 use crate::config::endpoint::Target;
 use crate::connection::tls_buffers::TlsBuffers;
+use crate::dial::body::Body;
 use crate::dial::io::DialIo;
 use crate::error::{Error, ErrorKind, Timeout};
 use crate::sync;
@@ -23,11 +24,8 @@ const HEAD_MAX: usize = 64 * 1024;
 /// A response with more headers than this is refused.
 const HEADERS_MAX: usize = 128;
 
-/// How much of a refusal's body is kept.
-const BODY_MAX: usize = 4 * 1024;
-
-/// How long the body of a refusal is waited for: it only explains what the status has said.
-const BODY_WITHIN: Duration = Duration::from_secs(1);
+/// The body of a refusal is waited for this long. It only explains what the status has said.
+const BODY_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The stream during the handshake: TLS or not, without blocking.
 pub(crate) struct Stream<'a> {
@@ -243,34 +241,26 @@ fn values(headers: &HeaderMap, name: &str) -> Vec<String> {
     headers.get_all(name).iter().map(text).collect()
 }
 
-/// The start of a refusal's body: up to Content-Length, 4 KiB, the end of the connection or the
-/// deadline, whichever is first.
+/// Reads the start of a refusal's body, until it is complete, the connection ends or the time for
+/// it is over. Whatever goes wrong here, the status has said what matters.
 fn read_body(
     stream: &mut Stream<'_>,
-    mut body: Vec<u8>,
+    mut received: Vec<u8>,
     head: &ResponseHead,
     io: &DialIo<'_>,
     context: &dyn Fn() -> String,
 ) -> Vec<u8> {
-    let length = head.headers.get(http::header::CONTENT_LENGTH);
-    let announced = match head.status {
-        // They have none, whatever they say (RFC 9112 section 6.3).
-        StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED => Some(0),
-        _ => length.and_then(|value| value.to_str().ok()?.trim().parse().ok()),
-    };
-    let wanted = announced.unwrap_or(BODY_MAX).min(BODY_MAX);
     let now = sync::now();
-    let timeout = io.deadline.left(now).unwrap_or_default().min(BODY_WITHIN);
+    let timeout = io.deadline.left(now).unwrap_or_default().min(BODY_TIMEOUT);
     let io = DialIo { deadline: Deadline::new(Timeout::Connect, timeout, now), ..*io };
-    while body.len() < wanted {
-        // Whatever goes wrong now, the status is the news.
-        match stream.receive(&mut body, &io, context) {
-            Ok(0) | Err(_) => break,
-            Ok(_) => {}
+    let mut body = Body::new(head.status, &head.headers);
+    loop {
+        body.push(&received);
+        received.clear();
+        if body.is_complete() || !matches!(stream.receive(&mut received, &io, context), Ok(1..)) {
+            return body.into_bytes();
         }
     }
-    body.truncate(wanted);
-    body
 }
 
 /// `Retry-After` in both forms (RFC 9110 section 10.2.3). A date in the past means at once.

@@ -14,7 +14,7 @@ use crate::connection::writer::FrameWriter;
 use crate::event::{DialFailure, Disconnect, MessageRef, Opened, Payload, Stopped};
 use crate::handler::{Connection, EventSink, Full};
 use crate::protocol::assembler::{Assembler, Incoming, Limits};
-use crate::protocol::deflate::{Deflate, DeflateParams};
+use crate::protocol::deflate::{Deflate, Deflater, Inflater};
 use crate::protocol::frame::FrameHeader;
 use crate::protocol::read_buffer::ReadBuffer;
 use crate::runtime::read_loop::{ReadEnd, Reader};
@@ -40,9 +40,9 @@ pub fn frames(bytes: &[u8]) {
     }
 }
 
-/// What was agreed on about compression, by the low bits of the first byte: whether at all, and who
-/// starts each message anew.
-fn deflate_params(shape: u8) -> Option<DeflateParams> {
+/// The engines that the low bits of the first byte ask for: with compression or not, and with which
+/// context takeover.
+fn engines(shape: u8) -> Option<(Inflater, Deflater)> {
     let mut answer = "permessage-deflate".to_owned();
     for (bit, parameter) in
         [(2, "; server_no_context_takeover"), (4, "; client_no_context_takeover")]
@@ -52,14 +52,14 @@ fn deflate_params(shape: u8) -> Option<DeflateParams> {
         }
     }
     let params = Deflate::new().accept(&[answer]).expect("any server may answer that");
-    params.filter(|_| shape & 1 != 0)
+    params.filter(|_| shape & 1 != 0).map(|params| params.engines())
 }
 
 /// Assembles messages of frames that come in pieces: the first byte says in which, and what was
 /// agreed on about compression.
 pub fn messages(bytes: &[u8]) {
     let Some((&shape, bytes)) = bytes.split_first() else { return };
-    let inflater = deflate_params(shape).map(|params| params.engines().0);
+    let inflater = engines(shape).map(|(inflater, _)| inflater);
     // Five bits, squared: byte by byte, and up to several frames at once.
     let piece = usize::from(shape >> 3).pow(2) + 1;
     let mut assembler = Assembler::new(Limits { max_message_size: MAX_MESSAGE }, inflater);
@@ -119,7 +119,7 @@ pub fn connection(bytes: &[u8]) {
     let (shared, _wakeup) =
         Shared::new(Threads::new(ThreadOptions::default()), settings.timeouts());
     let (wakeup, _heartbeat) = bounded(1);
-    let (inflater, deflater) = deflate_params(shape).map(|params| params.engines()).unzip();
+    let (inflater, deflater) = engines(shape).unzip();
     let writer = FrameWriter::new(deflater, None);
     let connection = Arc::new(OpenConnection::new(
         1,

@@ -4,7 +4,7 @@ use tungstenite::protocol::frame::coding::{Data, OpCode};
 
 use crate::event::Payload;
 use crate::protocol::assembler::{Assembler, Incoming, Limits};
-use crate::protocol::deflate::Deflate;
+use crate::protocol::deflate::{Deflate, Deflater, Inflater};
 use crate::protocol::frame::{Frame, FrameHeader};
 use crate::protocol::mask::{MaskingKeys, mask};
 use crate::protocol::read_buffer::ReadBuffer;
@@ -25,7 +25,7 @@ pub fn text(size: usize, number: usize) -> String {
 
 /// What a server sends: `count` text messages of `size` bytes.
 pub fn stream(size: usize, count: usize, is_compressed: bool) -> Vec<u8> {
-    let mut deflater = is_compressed.then(|| deflate_params().engines().1);
+    let mut deflater = is_compressed.then(|| engines().1);
     let mut bytes = Vec::new();
     for number in 0..count {
         let text = text(size, number);
@@ -49,9 +49,9 @@ fn put_server_frame(bytes: &mut Vec<u8>, is_compressed: bool, body: &[u8]) {
     bytes.extend_from_slice(body);
 }
 
-fn deflate_params() -> crate::protocol::deflate::DeflateParams {
+fn engines() -> (Inflater, Deflater) {
     let answer = Deflate::new().accept(&["permessage-deflate".to_owned()]);
-    answer.ok().flatten().expect("the plainest answer is acceptable")
+    answer.ok().flatten().expect("the plainest answer is acceptable").engines()
 }
 
 /// Parses the heads of all frames; how many there are.
@@ -76,7 +76,7 @@ pub struct Reading {
 impl Reading {
     /// A connection that has received these bytes, and on which compression was agreed on, or not.
     pub fn new(received: &[u8], is_compressed: bool) -> Self {
-        let inflater = is_compressed.then(|| deflate_params().engines().0);
+        let inflater = is_compressed.then(|| engines().0);
         let limits = Limits { max_message_size: 16 << 20 };
         Reading {
             buffer: ReadBuffer::with_leftover(received),

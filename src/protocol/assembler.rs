@@ -253,9 +253,7 @@ impl Assembler {
     /// All of a message is here.
     fn finish(&mut self, kind: Kind) -> Result<Incoming<'_>, ProtocolError> {
         if let (true, Some(inflater)) = (kind.is_compressed, &mut self.inflater) {
-            inflater
-                .finish(&mut self.gathered, self.limits.max_message_size)
-                .map_err(violation_of)?;
+            inflater.finish().map_err(violation_of)?;
         }
         self.gathering = Gathering::Lent;
         whole_message(kind.is_text, &self.gathered)
@@ -283,10 +281,9 @@ fn grow(gathered: &mut Vec<u8>, count: usize, limit: usize) {
 fn violation_of(error: InflateError) -> ProtocolError {
     match error {
         InflateError::TooLong => ProtocolError::too_long(),
-        InflateError::Corrupt => ProtocolError {
-            code: CloseCode::Invalid,
-            what: "a compressed message that does not inflate",
-        },
+        InflateError::Corrupt => {
+            ProtocolError::invalid("a compressed message that does not inflate")
+        }
     }
 }
 
@@ -320,10 +317,12 @@ fn close_frame(payload: &[u8]) -> Result<Incoming<'_>, ProtocolError> {
             let code = u16::from_be_bytes([*high, *low]);
             // 1014 was registered at IANA after the list that tungstenite knows.
             if code != BAD_GATEWAY && !CloseCode::from(code).is_allowed() {
-                return Err(ProtocolError::protocol("a close code that may not be sent"));
+                let violation = ProtocolError::protocol("a close frame with an illegal code");
+                return Err(violation.in_close_frame(code));
             }
-            let reason =
-                simdutf8::basic::from_utf8(reason).map_err(|_| ProtocolError::invalid_text())?;
+            let reason = simdutf8::basic::from_utf8(reason).map_err(|_| {
+                ProtocolError::invalid("a close reason that is not UTF-8").in_close_frame(code)
+            })?;
             Ok(Incoming::Close(Some((code, reason))))
         }
     }
@@ -487,6 +486,18 @@ mod tests {
         let taken: Vec<u16> = (0..=u16::MAX).filter(is_taken).collect();
         let may_be_sent: Vec<u16> = (1000..=1003).chain(1007..=1014).chain(3000..=4999).collect();
         assert_eq!(taken, may_be_sent);
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_close_frame_is_told_with_its_code() {
+        for (payload, expected) in [
+            (&[0x03, 0xed][..], "a close frame with an illegal code (close code 1005)"),
+            (&[0x0f, 0xa1, 0xff], "a close reason that is not UTF-8 (close code 4001)"),
+            (&[0x03], "a close frame with half a code"),
+        ] {
+            let error = close_frame(payload).expect_err("it is wrong");
+            assert_eq!(error.to_string(), expected);
+        }
     }
 
     #[test]

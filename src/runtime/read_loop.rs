@@ -259,13 +259,12 @@ impl Reader {
             // Nothing is broken: the limit is ours.
             CloseCode::Size => {
                 let limit = self.assembler.max_message_size();
-                let context = format!("reading from {peer}: {}, {limit} bytes", violation.what);
+                let context = format!("reading from {peer}: {violation}, {limit} bytes");
                 Error::new(ErrorKind::TooBig, context)
             }
             code => {
                 let code = u16::from(code);
-                let context =
-                    format!("{peer} broke the protocol (code {code}): {}", violation.what);
+                let context = format!("{peer} broke the protocol (code {code}): {violation}");
                 Error::new(ErrorKind::Protocol, context)
             }
         }

@@ -528,3 +528,29 @@ fn the_smallest_stack_that_is_accepted_is_enough_to_open_and_to_talk() {
         }
     });
 }
+
+#[test]
+fn a_chunked_refusal_is_put_together_and_not_waited_for() {
+    plain_and_tls(|server_builder| {
+        let server = server_builder().start(|peer| {
+            peer.read_request()?;
+            let chunked = if peer.number() % 2 == 0 { "chunked" } else { "Chunked" };
+            peer.write(
+                format!(
+                    "HTTP/1.1 403 Forbidden\r\nTransfer-Encoding: {chunked}\r\n\
+                     Content-Length: 5\r\n\r\n8\r\n{{\"code\":\r\n6\r\n-2015}}\r\n0\r\n\r\n"
+                )
+                .as_bytes(),
+            )?;
+            // The connection stays open.
+            peer.drain()
+        });
+        for _ in 0..2 {
+            let began = Instant::now();
+            let error = refused(&server);
+            let response = error.response().expect("it is a refusal");
+            assert_eq!(response.body(), b"{\"code\":-2015}");
+            assert!(began.elapsed() < Duration::from_secs(1), "it waited for more");
+        }
+    });
+}

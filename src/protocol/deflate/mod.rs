@@ -6,5 +6,3 @@ mod negotiate;
 
 pub(crate) use codec::{Deflater, InflateError, Inflater};
 pub use config::Deflate;
-#[cfg(all(feature = "internals", unix))]
-pub(crate) use negotiate::DeflateParams;
