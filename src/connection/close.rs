@@ -257,8 +257,8 @@ impl Close {
         }
     }
 
-    /// The first frame is sent, and the earliest of all deadlines holds. What changes neither wakes
-    /// nobody, so that the heartbeat thread may say it again.
+    /// Keeps the first frame and the earliest deadline. Wakes the heartbeat thread only if it has
+    /// to look again, so that it may repeat the input itself.
     fn close(&mut self, frame: CloseFrame, deadline: Instant) -> CloseAction {
         let is_earlier = self.deadline.is_none_or(|earlier| deadline < earlier);
         if is_earlier {

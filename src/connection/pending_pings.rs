@@ -3,8 +3,8 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-/// Enough for a program that pings behind each of its messages, a thousand a second over a quarter
-/// of a second's round trip; a pong to an older ping is harmless and tells nothing.
+/// The number of pings that are remembered: enough for a program that pings behind each of its
+/// messages, a thousand a second over a round trip of a quarter of a second.
 const REMEMBERED: usize = 256;
 
 /// The pings of one connection.
@@ -25,7 +25,7 @@ struct Ping {
 }
 
 impl PendingPings {
-    /// A ping went out at `written`, behind all messages up to `covers`.
+    /// Notes a ping that went out at `written`, behind all messages up to `covers`.
     pub(crate) fn wrote(&mut self, nonce: [u8; 8], written: Instant, covers: u64) {
         if self.pings.len() == REMEMBERED {
             self.pings.pop_front();
@@ -34,14 +34,14 @@ impl PendingPings {
         self.oldest_unanswered.get_or_insert(written);
     }
 
-    /// The last ping never left: there was no room. Its nonce is forgotten, but the wait for room
-    /// goes on counting as a wait for a pong.
+    /// Forgets the last ping, for which there was no room. The wait for room goes on counting as a
+    /// wait for a pong.
     pub(crate) fn withdraw(&mut self) {
         self.pings.pop_back();
     }
 
-    /// A pong came. It answers its ping and all earlier ones (RFC 6455 section 5.5.3); its
-    /// round-trip time if it answers any.
+    /// Notes a pong, which answers its ping and all earlier ones (RFC 6455 section 5.5.3). Returns
+    /// the round-trip time if it answers any.
     pub(crate) fn answered(&mut self, payload: &[u8], now: Instant) -> Option<Duration> {
         let place = self.pings.iter().position(|ping| ping.nonce == payload)?;
         let ping = self.pings.drain(..=place).next_back()?;

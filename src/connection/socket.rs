@@ -1,5 +1,4 @@
-//! The socket of an open connection: what the reader, the writers and whoever aborts it ask of the
-//! kernel.
+//! The socket of an open connection.
 
 use std::io::{self, ErrorKind, Read};
 use std::net::Shutdown;
@@ -31,9 +30,9 @@ impl StreamSocket {
         StreamSocket { socket, receiving }
     }
 
-    /// Blocks until bytes come; 0 at the end. Beside them stands when the kernel got the last of
-    /// them, if it says so. An interruption by a signal, or by the receive timeout of a platform
-    /// that needs one, is `Interrupted`.
+    /// Blocks until bytes come, and returns their number, 0 at the end, and the time at which the
+    /// kernel got the last of them, if it says so. An interruption by a signal, or by the receive
+    /// timeout of a platform that needs one, is `Interrupted`.
     pub(crate) fn receive(&self, room: &mut [u8]) -> io::Result<(usize, Option<SystemTime>)> {
         #[cfg(target_os = "linux")]
         if self.receiving.is_stamped {
@@ -57,8 +56,8 @@ impl StreamSocket {
         }
     }
 
-    /// Asks again and again if it is to spin. Ends as a blocking `recv` does: when bytes come, or
-    /// when the connection is aborted.
+    /// Asks again and again if the reader spins. Ends as a blocking `recv` does: when bytes come,
+    /// or when the connection is aborted.
     #[cfg(unix)]
     fn until_ready<T>(&self, mut receive: impl FnMut() -> io::Result<T>) -> io::Result<T> {
         loop {
@@ -99,7 +98,7 @@ impl StreamSocket {
     /// One `send` that does not wait for room; retried when a signal interrupts it.
     #[cfg(unix)]
     pub(crate) fn send_now(&self, bytes: &[u8]) -> io::Result<usize> {
-        // Without MSG_NOSIGNAL a aborted connection would kill a program that has not asked to
+        // Without MSG_NOSIGNAL an aborted connection would kill a program that has not asked to
         // ignore SIGPIPE. Apple has a socket option for it instead, which socket2 sets.
         #[cfg(not(target_vendor = "apple"))]
         const FLAGS: i32 = (rustix::net::SendFlags::DONTWAIT.bits()

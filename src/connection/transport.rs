@@ -1,11 +1,11 @@
-//! The full-transport stream: one thread reads, any thread writes, and neither waits for the other.
+//! The full-duplex stream: one thread reads, any thread writes, and neither waits for the other.
 //!
 //! ```text
-//! reader                                       writer (whoever holds the lock of the writer)
-//! ------                                       ---------------------------------------------
-//! recv(socket), no lock                        encode the frame, masked
-//! lock engine: feed it, take plaintext         lock engine: encrypt into memory, take all output; unlock
-//! unlock; parse, deliver                       send(socket)
+//! reader                                  writer (whoever holds the writer's lock)
+//! ------                                  ----------------------------------------
+//! recv(socket), no lock                   encode the frame, masked
+//! lock engine: feed it, take plaintext    lock engine: encrypt into memory, take all output
+//! unlock; parse, deliver                  unlock; send(socket)
 //! ```
 //!
 //! A plain connection has no engine: reader and writers share nothing but the socket.
@@ -22,18 +22,18 @@ use crate::sync::thread::{self, ThreadId};
 use crate::sync::{self, Condvar, Mutex};
 use crate::time::Deadline;
 
-/// How much the engine may have to say, or the heart to send, that the peer has not taken. Far more
-/// than any handshake of an honest one.
+/// The number of bytes that the engine may hold for a peer that does not take them: far more than
+/// any handshake of an honest one.
 const OUTPUT_MAX: usize = 1024 * 1024;
 
-/// How much plaintext is encrypted under one hold of the engine, so that the reader never waits
-/// longer than that takes.
+/// The number of bytes that are encrypted under one hold of the engine. The reader waits no longer
+/// than that takes.
 const ENCRYPT_AT_ONCE: usize = 64 * 1024;
 
 /// The most plaintext that fits in one TLS record (RFC 8446 section 5.1).
 const RECORD_MAX: usize = 16 * 1024;
 
-/// How much plaintext the reader takes out under one hold of the engine.
+/// The number of bytes of plaintext that the reader takes out under one hold of the engine.
 const DECRYPT_AT_ONCE: usize = 256 * 1024;
 
 /// The TLS engine: it reads from memory and writes to memory.
@@ -48,11 +48,12 @@ const CIPHER_MAX: usize = 128 * 1024;
 
 /// The socket of an open connection, and the TLS engine beside it.
 pub(crate) struct Transport {
-    /// The thread that reads: the one that opened the connection.
+    /// The reader thread, which also opened the connection.
     reader: ThreadId,
-    /// What the clock below counts nanoseconds from.
+    /// The origin of the clock below.
     origin: Instant,
-    /// Since when writers get nowhere, in nanoseconds from `origin`; 0 while they do.
+    /// The time since which no writer has made progress, in nanoseconds from `origin`; 0 while they
+    /// do.
     stuck_since: AtomicU64,
     socket: StreamSocket,
     tls: Option<Tls>,
@@ -68,11 +69,11 @@ struct Tls {
 
 struct Engine {
     stream: TlsEngine,
-    /// How often it has been fed, so that a writer that waits for it cannot miss a feeding.
+    /// The number of times it has been fed, so that a writer that waits for it misses none.
     feedings: u64,
 }
 
-/// What only the reader needs: never shared, never locked.
+/// The reader's part of the stream: never shared, never locked.
 pub(crate) struct ReadHalf {
     /// Ciphertext on its way from the socket to the engine. Empty on a plain connection.
     cipher: Vec<u8>,
@@ -83,7 +84,7 @@ pub(crate) struct ReadHalf {
     owes_output: bool,
     /// The TLS engine failed behind plaintext that had to be delivered first.
     failure: Option<io::Error>,
-    /// When the kernel got the last bytes that `recv` brought, if it says so.
+    /// The time at which the kernel got the last bytes that `recv` brought, if it says so.
     kernel_time: Option<SystemTime>,
 }
 
@@ -97,7 +98,7 @@ impl ReadHalf {
     }
 }
 
-/// What a read brought.
+/// The result of a read.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Received {
     /// Plaintext is in the buffer.
@@ -108,30 +109,30 @@ pub(crate) enum Received {
     End,
 }
 
-/// What only a writer needs. Guarded by the writer's lock.
+/// The writers' part of the stream. Guarded by the writer's lock.
 #[derive(Default)]
 pub(crate) struct WriteBuffer {
     /// Encrypted bytes on their way to the kernel.
     cipher: Vec<u8>,
-    /// Where the records in `cipher` end: in the plaintext, and in `cipher`.
+    /// The ends of the records in `cipher`: in the plaintext, and in `cipher`.
     records: Vec<(usize, usize)>,
-    /// Bytes that go out before anything else: the rest of a frame that the heart could not wait
-    /// for.
+    /// Bytes that go out before anything else: the rest of a frame for which the heartbeat thread
+    /// does not wait.
     unsent: Vec<u8>,
     unsent_start: usize,
-    /// Whether the kernel had no room the last time. A writer then asks for room before it encrypts
-    /// what cannot be taken back.
+    /// The kernel had no room the last time. A writer then asks for room before it encrypts, which
+    /// cannot be taken back.
     was_full: bool,
 }
 
-/// A transmission that did not go through.
+/// A transmission that failed.
 #[derive(Debug)]
 pub(crate) struct WriteError {
-    /// How many bytes, from the first, the kernel is known to have taken.
+    /// The number of bytes, from the first, that the kernel is known to have taken.
     pub(crate) taken: usize,
-    /// Whether it may have taken any beyond those.
+    /// The kernel may have taken some beyond those.
     pub(crate) is_partial: bool,
-    /// Whether nothing further can be sent on this connection.
+    /// Nothing further can be sent on this connection.
     pub(crate) is_fatal: bool,
     pub(crate) kind: WriteErrorKind,
 }
@@ -149,12 +150,12 @@ impl WriteError {
     }
 }
 
-/// How an attempt to send without waiting ended.
+/// The result of an attempt to send without waiting.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Attempt {
     /// The kernel has all of it.
     Sent,
-    /// It is in order behind what the kernel takes next: `flush` goes on with it.
+    /// The rest is kept behind what the kernel has: `flush` goes on with it.
     Kept,
     /// Nothing was taken, encrypted or kept: try again later.
     Later,
@@ -240,12 +241,12 @@ impl Transport {
             read_half.cipher = vec![0; CIPHER_MIN];
         }
         if let Some(tls) = &self.tls {
-            // The other of the two that are in turn.
+            // The other of the two buffers that are swapped.
             tls.engine.lock().stream.get_mut().shrink(CIPHER_MIN);
         }
     }
 
-    /// Sends all of `bytes`, waiting for room until `deadline`. What was left unsent goes first.
+    /// Sends all of `bytes`, behind what is unsent, waiting for room until `deadline`.
     pub(crate) fn transmit(
         &self,
         write_buffer: &mut WriteBuffer,
@@ -398,8 +399,8 @@ impl Transport {
         }
     }
 
-    /// Sends the engine's own output and what was left unsent, without waiting. Whether all of it
-    /// went.
+    /// Sends the engine's own output and what is unsent, without waiting. Returns `true` when all
+    /// of it went.
     pub(crate) fn flush_output(&self, write_buffer: &mut WriteBuffer) -> io::Result<bool> {
         if let Some(tls) = &self.tls {
             tls.engine.lock().stream.get_mut().take_output(&mut write_buffer.unsent);
@@ -409,8 +410,8 @@ impl Transport {
         Ok(is_flushed)
     }
 
-    /// Says goodbye below WebSocket: TLS close_notify where there is TLS, and FIN. Only what the
-    /// kernel takes at once.
+    /// Closes our direction of the stream: close_notify where there is TLS, and FIN. Sends only
+    /// what the kernel takes at once.
     pub(crate) fn half_close(&self, write_buffer: &mut WriteBuffer) {
         if let Some(tls) = &self.tls {
             // The answer to close_notify is of no interest: the peer has said all that it had to
@@ -437,7 +438,7 @@ impl Transport {
         self.is_aborted.load(Ordering::SeqCst)
     }
 
-    /// Sends what was left unsent, without waiting. Whether all of it went.
+    /// Sends what is unsent, without waiting. Returns `true` when all of it went.
     fn flush(&self, write_buffer: &mut WriteBuffer) -> io::Result<bool> {
         while write_buffer.unsent_start < write_buffer.unsent.len() {
             match self.socket.send_now(&write_buffer.unsent[write_buffer.unsent_start..]) {
@@ -467,7 +468,8 @@ impl Transport {
     ) -> Result<(), WriteErrorKind> {
         if self.reader == thread::current().id() {
             // A handler's send: nobody else reads.
-            let context = "the peer renegotiates TLS, for which this thread has to read: send when the handler has returned";
+            let context = "the peer renegotiates TLS, for which this thread has to read: send when \
+                           the handler has returned";
             return Err(WriteErrorKind::System(io::Error::new(ErrorKind::WouldBlock, context)));
         }
         self.note_stuck();
@@ -496,9 +498,9 @@ impl Transport {
         Ok(())
     }
 
-    /// Since when nothing that is to be written gets on: the peer reads nothing, or takes no part
-    /// in a renegotiation. `None` while nobody has met with that, or since bytes have gone: it
-    /// reads, however slowly.
+    /// Returns since when nothing can be written: the peer reads nothing, or takes no part in a
+    /// renegotiation. `None` if nobody has noticed that, and as soon as bytes go: a peer that reads
+    /// slowly reads.
     pub(crate) fn stuck_since(&self) -> Option<Instant> {
         let nanos = self.stuck_since.load(Ordering::Acquire);
         (nanos != 0).then(|| self.origin + Duration::from_nanos(nanos))
@@ -506,7 +508,7 @@ impl Transport {
 
     fn note_stuck(&self) {
         let nanos = sync::now().saturating_duration_since(self.origin).as_nanos() as u64;
-        // The first of those who meet with it says since when.
+        // The first who notices it counts.
         let _ =
             self.stuck_since.compare_exchange(0, nanos.max(1), Ordering::AcqRel, Ordering::Acquire);
     }
@@ -545,7 +547,7 @@ impl Transport {
     /// Waits until the kernel has room, or the connection is aborted: the send that follows says
     /// which.
     fn await_room(&self, deadline: Deadline) -> Result<(), WriteErrorKind> {
-        // Mostly there is none, for the kernel has just said so.
+        // Usually there is none: the kernel has just said so.
         while !self.socket.has_room_within(Duration::ZERO).map_err(WriteErrorKind::System)? {
             self.note_stuck();
             let left = deadline.left(sync::now()).ok_or(WriteErrorKind::Deadline)?;
@@ -567,7 +569,7 @@ fn refuse_too_much(output: usize) -> io::Result<()> {
     Ok(())
 }
 
-/// What an encryption got through.
+/// The progress of an encryption.
 enum Encrypted {
     All,
     /// The engine takes no more until it has been fed once more than `feedings`.
@@ -621,7 +623,7 @@ impl Tls {
             engine.stream.get_mut().feed(&mut read_half.cipher, filled);
             engine.feedings += 1;
             self.fed.notify_all();
-            // The buffer that came back may be the smaller of the two that are in turn.
+            // The buffer that came back may be the smaller of the two that are swapped.
             if was_filled_up && read_half.cipher.len() < CIPHER_MAX {
                 read_half.cipher.resize(2 * read_half.cipher.len().max(CIPHER_MIN), 0);
             }

@@ -1,4 +1,4 @@
-//! Messages on their way out: framed, masked, numbered, handed to the kernel, and their fate told.
+//! Messages on their way out: compressed, framed, masked and passed to the kernel.
 
 use tungstenite::protocol::frame::coding::{Control, Data, OpCode};
 
@@ -11,19 +11,19 @@ use crate::protocol::frame::Frame;
 use crate::protocol::mask::{self, MaskingKeys};
 use crate::time::Deadline;
 
-/// How much of a large message is masked and sent at a time, so that sending 16 MiB does not take a
-/// second 16 MiB.
+/// The part of a large message that is masked and sent at a time, so that sending 16 MiB does not
+/// take a second 16 MiB.
 const CHUNK: usize = 64 * 1024;
 
 /// The longest header of a client's frame (RFC 6455 section 5.2).
 const HEADER_MAX: usize = 14;
 
-/// What a burst may leave behind in a buffer.
+/// The capacity that a burst may leave behind in a buffer.
 const KEEP: usize = 2 * CHUNK;
 
-/// The writing half above the socket: whoever holds its lock decides what is next on the wire. The
-/// heart and senders take it, always before the TLS engine's and always with a deadline; the reader
-/// never does.
+/// The writing half above the transport: whoever holds its lock decides what is sent next. Senders
+/// and the heartbeat thread take it, always before the TLS engine's and always with a deadline; the
+/// reader never does.
 pub(crate) struct FrameWriter {
     write_buffer: WriteBuffer,
     keys: MaskingKeys,
@@ -57,7 +57,7 @@ pub(crate) struct BatchFailure {
     pub(crate) whole: usize,
     /// The bytes of their frames.
     pub(crate) bytes: usize,
-    /// What became of the next.
+    /// The failure of the next message.
     pub(crate) failure: WriteFailure,
 }
 
@@ -67,7 +67,7 @@ impl WriteFailure {
         WriteFailure { is_partial, is_fatal, cause: error.kind }
     }
 
-    /// What it says about the connection; `None` when the connection goes on.
+    /// Returns what it says about the connection; `None` when the connection goes on.
     pub(crate) fn fault(&self) -> Option<WriteFault> {
         self.is_fatal.then(|| match &self.cause {
             WriteErrorKind::System(error) => WriteFault::of(error),
@@ -175,7 +175,7 @@ impl FrameWriter {
         }
     }
 
-    /// The number of messages, from the first, that go out by one system call.
+    /// Returns the number of messages, from the first, that go out by one system call.
     pub(crate) fn count_together(&self, payloads: &[Payload<'_>]) -> usize {
         let mut len = 0;
         let count = payloads.iter().take_while(|payload| {
@@ -243,8 +243,7 @@ impl FrameWriter {
         transport.attempt(&mut self.write_buffer, &self.plain)
     }
 
-    /// Sends a text message of the library's own (an application ping) without waiting; and how
-    /// many bytes its frames have.
+    /// Sends an application ping without waiting. Also returns the number of bytes of its frames.
     pub(crate) fn attempt_text(
         &mut self,
         transport: &Transport,
@@ -259,7 +258,7 @@ impl FrameWriter {
         Ok((attempt, self.plain.len()))
     }
 
-    /// Whether what is compressed next refers to what was compressed before.
+    /// Returns `true` if a compressed message may refer to those before it.
     fn takes_over(&self) -> bool {
         self.deflater.as_ref().is_some_and(Deflater::takes_over)
     }
@@ -431,8 +430,7 @@ mod tests {
             while theirs.read(&mut [0; 65536]).is_ok() {}
             assert!(waits.join().expect("it does not panic").is_ok());
         });
-        // Whoever asked for room compresses now, and takes the time that it takes while it holds
-        // the writer.
+        // A sender that asked for room now compresses, which may take its time under the writer.
         assert_eq!(transport.stuck_since(), None);
     }
 }
