@@ -86,14 +86,15 @@ impl TlsOptions {
         let parsed = match &self.identity {
             None => return Ok(None),
             Some(IdentitySource::Pem { certificate, key }) => {
+                let key = without_preamble(key);
+                check_pair(certificate, key)?;
                 Identity::from_pkcs8(certificate, key)
             }
             Some(IdentitySource::Pkcs12 { archive, password }) => {
                 Identity::from_pkcs12(archive, password)
             }
         };
-        let context = "the client certificate: it has to be PEM with a PKCS#8 key, or PKCS#12 with its password";
-        parsed.map(Some).map_err(|error| Error::caused(ErrorKind::Config, context, error))
+        parsed.map(Some).map_err(|error| Error::caused(ErrorKind::Config, BAD_IDENTITY, error))
     }
 
     fn connector(&self) -> Result<TlsConnector, Error> {
@@ -113,6 +114,54 @@ impl TlsOptions {
             .build()
             .map_err(|error| Error::caused(ErrorKind::Tls, "preparing TLS", error))
     }
+}
+
+const BAD_IDENTITY: &str =
+    "the client certificate: it has to be PEM with a PKCS#8 key, or PKCS#12 with its password";
+
+/// Returns the PEM text from its PKCS#8 key on. native-tls wants the key at the very start, but
+/// `openssl pkcs12 -nodes` writes "Bag Attributes" before it, and text outside of the blocks has no
+/// meaning (RFC 7468 section 2).
+fn without_preamble(key: &[u8]) -> &[u8] {
+    const BEGIN: &[u8] = b"-----BEGIN PRIVATE KEY-----";
+    let start = key.windows(BEGIN.len()).position(|window| window == BEGIN);
+    &key[start.unwrap_or_default()..]
+}
+
+/// Checks that the first certificate is that of the key.
+///
+/// OpenSSL itself refuses another key of the same algorithm only when a connector is made, and
+/// shows no certificate at all where the algorithms differ.
+#[cfg(not(any(target_os = "windows", target_vendor = "apple")))]
+fn check_pair(certificate: &[u8], key: &[u8]) -> Result<(), Error> {
+    use openssl::pkey::PKey;
+    use openssl::x509::X509;
+
+    let is_pair = || {
+        let key = PKey::private_key_from_pem(key)?;
+        let Some(first) = X509::stack_from_pem(certificate)?.into_iter().next() else {
+            // native-tls has an error for this.
+            return Ok(true);
+        };
+        Ok(first.public_key()?.public_eq(&key))
+    };
+    match is_pair() {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(Error::config(
+            "the client certificate and its key do not belong together: \
+             the first certificate has to be that of the key",
+        )),
+        Err(error) => {
+            let error: openssl::error::ErrorStack = error;
+            Err(Error::caused(ErrorKind::Config, BAD_IDENTITY, error))
+        }
+    }
+}
+
+/// The other platforms' own import pairs a certificate with its key.
+#[cfg(any(target_os = "windows", target_vendor = "apple"))]
+fn check_pair(_certificate: &[u8], _key: &[u8]) -> Result<(), Error> {
+    Ok(())
 }
 
 fn is_pem(bytes: &[u8]) -> bool {

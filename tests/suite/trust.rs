@@ -4,10 +4,10 @@
 use std::process::Command;
 
 use tautline::testing::TestServer;
-use tautline::{Builder, Client};
+use tautline::{Builder, Client, ErrorKind};
 
 use crate::openssl::{Server, certificate};
-use crate::support::{MS, opened};
+use crate::support::{MS, opened, skipped};
 
 /// The settings of a client of `openssl s_server`, which answers no close frame.
 fn builder(port: u16) -> Builder {
@@ -71,4 +71,62 @@ fn the_tls_handshake_names_the_host() {
     let named = ["-servername", "localhost", "-cert2", &localhost[0], "-key2", &localhost[1]];
     let Some((mut server, port)) = Server::start(&[&others[..], &named].concat()) else { return };
     assert_opens(&builder(port), &mut server);
+}
+
+/// Returns a key and a certificate for it, each as PEM.
+fn made_pair(algorithm: &[&str]) -> Option<(String, String)> {
+    let made = Command::new("openssl")
+        .args(["req", "-x509", "-nodes", "-subj", "/CN=made", "-keyout", "-", "-newkey"])
+        .args(algorithm)
+        .output();
+    let Ok(made) = made else {
+        skipped("there is no openssl command");
+        return None;
+    };
+    assert!(made.status.success(), "{made:?}");
+    let pem = String::from_utf8(made.stdout).expect("PEM is ASCII");
+    let (key, certificate) = pem.split_once("-----BEGIN CERT").expect("the certificate follows");
+    Some((key.to_owned(), format!("-----BEGIN CERT{certificate}")))
+}
+
+#[test]
+#[cfg(not(any(target_os = "windows", target_vendor = "apple")))]
+fn a_certificate_and_the_key_of_another_are_refused_at_the_start() {
+    let Some(first) = made_pair(&["rsa:2048"]) else { return };
+    let Some(second) = made_pair(&["rsa:2048"]) else { return };
+    let start = |certificate: &str, key: &str| {
+        let builder = Client::builder("wss://localhost:1/").tls_identity_pem(certificate, key);
+        builder.start().map(drop)
+    };
+    for (certificate, key) in [
+        (first.1.as_str(), second.0.as_str()),
+        (first.1.as_str(), KEY),
+        (CERTIFICATE, first.0.as_str()),
+        // The certificate of the key has to come first.
+        (&format!("{CERTIFICATE}{}", first.1), first.0.as_str()),
+    ] {
+        let error = start(certificate, key).expect_err("they do not belong together");
+        assert_eq!(error.kind(), ErrorKind::Config);
+        assert!(error.to_string().contains("do not belong together"), "{error}");
+    }
+    start(&first.1, &first.0).expect("they belong together");
+    start(&format!("{}{CERTIFICATE}", first.1), &first.0).expect("others may follow");
+}
+
+#[test]
+fn text_around_a_key_in_pem_is_skipped() {
+    let start = |certificate: &str, key: &str| {
+        Client::builder("wss://localhost:1/").tls_identity_pem(certificate, key).start().map(drop)
+    };
+    let bag = "Bag Attributes\n    localKeyID: 70 B1\nKey Attributes: <No Attributes>\n";
+    start(CERTIFICATE, &format!("{bag}{KEY}")).expect("a text before the key is skipped");
+    start(CERTIFICATE, &format!("\n{KEY}\n\n")).expect("empty lines are skipped");
+    start(CERTIFICATE, &format!("\u{feff}{KEY}").replace('\n', "\r\n")).expect("as of Windows");
+    // `openssl pkcs12 -nodes` writes both into one file.
+    let both = format!("{bag}{CERTIFICATE}{bag}{KEY}");
+    start(&both, &both).expect("one file holds both");
+    let both = format!("{bag}{KEY}{bag}{CERTIFICATE}");
+    start(&both, &both).expect("in either order");
+    let error = start(CERTIFICATE, CERTIFICATE).expect_err("there is no key");
+    assert_eq!(error.kind(), ErrorKind::Config);
 }
