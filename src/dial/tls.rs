@@ -5,13 +5,14 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use native_tls::{
-    Certificate, HandshakeError, Identity, MidHandshakeTlsStream, Protocol, TlsConnector, TlsStream,
+    Certificate, HandshakeError, Identity, MidHandshakeTlsStream, Protocol, TlsConnector,
 };
 use parking_lot::Mutex;
 use socket2::Socket;
 
 use crate::config::endpoint::Target;
 use crate::connection::tls_buffers::TlsBuffers;
+use crate::connection::tls_engine::{TlsEngine, clear_error_queue};
 use crate::dial::io::DialIo;
 use crate::error::{Error, ErrorKind};
 
@@ -213,7 +214,7 @@ impl Connectors {
         target: &Target,
         socket: &Socket,
         io: &DialIo<'_>,
-    ) -> Result<TlsStream<TlsBuffers>, Error> {
+    ) -> Result<TlsEngine, Error> {
         let had_spare = self.had_failed && has_spare_descriptor();
         let connector = match self.connector.take() {
             Some(connector) => connector,
@@ -277,10 +278,11 @@ fn shake_hands(
     target: &Target,
     socket: &Socket,
     io: &DialIo<'_>,
-) -> Result<TlsStream<TlsBuffers>, Error> {
+) -> Result<TlsEngine, Error> {
     let context = || format!("TLS handshake with {target}");
     let mut cipher = vec![0; 16 * 1024];
     let mut output = Vec::new();
+    clear_error_queue();
     let mut result = connector.connect(&target.host, TlsBuffers::default());
     loop {
         output.clear();
@@ -288,7 +290,7 @@ fn shake_hands(
             Ok(mut stream) => {
                 stream.get_mut().take_output(&mut output);
                 io.send(socket, &output, &context)?;
-                return Ok(stream);
+                return Ok(TlsEngine::new(stream));
             }
             Err(HandshakeError::Failure(error)) => {
                 return Err(Error::caused(ErrorKind::Tls, context(), error));
@@ -303,6 +305,7 @@ fn shake_hands(
             return Err(Error::caused(ErrorKind::Tls, context(), ended));
         }
         waiting.get_mut().feed(&mut cipher, filled);
+        clear_error_queue();
         result = waiting.handshake();
     }
 }
