@@ -11,6 +11,7 @@ pub(crate) mod socket;
 #[cfg(shuttle)]
 pub(crate) use crate::model::socket;
 pub(crate) mod tls_buffers;
+pub(crate) mod tls_engine;
 pub(crate) mod transport;
 pub(crate) mod writer;
 

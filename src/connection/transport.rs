@@ -14,8 +14,6 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::connection::socket::StreamSocket;
-#[cfg(not(shuttle))]
-use crate::connection::tls_buffers::TlsBuffers;
 use crate::protocol::read_buffer::ReadBuffer;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::thread::{self, ThreadId};
@@ -38,7 +36,7 @@ const DECRYPT_AT_ONCE: usize = 256 * 1024;
 
 /// The TLS engine: it reads from memory and writes to memory.
 #[cfg(not(shuttle))]
-pub(crate) type TlsEngine = native_tls::TlsStream<TlsBuffers>;
+pub(crate) use crate::connection::tls_engine::TlsEngine;
 #[cfg(shuttle)]
 pub(crate) use crate::model::engine::TlsEngine;
 
@@ -416,7 +414,7 @@ impl Transport {
         if let Some(tls) = &self.tls {
             // The answer to close_notify is of no interest: the peer has said all that it had to
             // say.
-            let _ = tls.engine.lock().stream.shutdown();
+            let _ = tls.engine.lock().stream.enter().shutdown();
         }
         if let Ok(true) = self.flush_output(write_buffer) {
             self.socket.end_writing();
@@ -588,18 +586,20 @@ impl Tls {
         records: &mut Vec<(usize, usize)>,
     ) -> io::Result<Encrypted> {
         let mut engine = self.engine.lock();
+        let Engine { stream, feedings } = &mut *engine;
+        let stream = stream.enter();
         let mut advanced = 0;
         let mut stuck = None;
         while advanced < bytes.len() {
             let end = bytes.len().min(advanced + RECORD_MAX);
-            match engine.stream.write(&bytes[advanced..end]) {
+            match stream.write(&bytes[advanced..end]) {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
                 Ok(count) => {
                     advanced += count;
-                    records.push((advanced, cipher.len() + engine.stream.get_ref().output_len()));
+                    records.push((advanced, cipher.len() + stream.get_ref().output_len()));
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    stuck = Some(engine.feedings);
+                    stuck = Some(*feedings);
                     break;
                 }
                 Err(error) => return Err(error),
@@ -607,7 +607,7 @@ impl Tls {
         }
         // All of it, in this same hold: records must reach the wire in the order in which they were
         // made.
-        engine.stream.get_mut().take_output(cipher);
+        stream.get_mut().take_output(cipher);
         Ok(stuck.map_or(Encrypted::All, |feedings| Encrypted::Some { advanced, feedings }))
     }
 
@@ -630,9 +630,10 @@ impl Tls {
         }
         let mut taken = 0;
         read_half.has_more = true;
+        let stream = engine.stream.enter();
         while taken < DECRYPT_AT_ONCE {
             let room = buffer.room();
-            match engine.stream.read(room) {
+            match stream.read(room) {
                 Ok(0) => {
                     // close_notify; what came before it is delivered first.
                     return Ok(if taken > 0 { Received::Bytes } else { Received::End });
@@ -653,7 +654,7 @@ impl Tls {
                 Err(error) => return Err(error),
             }
         }
-        let output = engine.stream.get_ref().output_len();
+        let output = stream.get_ref().output_len();
         refuse_too_much(output)?;
         read_half.owes_output = output > 0;
         Ok(if taken > 0 { Received::Bytes } else { Received::Partial })

@@ -5,13 +5,14 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use native_tls::{
-    Certificate, HandshakeError, Identity, MidHandshakeTlsStream, Protocol, TlsConnector, TlsStream,
+    Certificate, HandshakeError, Identity, MidHandshakeTlsStream, Protocol, TlsConnector,
 };
 use parking_lot::Mutex;
 use socket2::Socket;
 
 use crate::config::endpoint::Target;
 use crate::connection::tls_buffers::TlsBuffers;
+use crate::connection::tls_engine::{TlsEngine, clear_error_queue};
 use crate::dial::io::DialIo;
 use crate::error::{Error, ErrorKind};
 
@@ -86,14 +87,15 @@ impl TlsOptions {
         let parsed = match &self.identity {
             None => return Ok(None),
             Some(IdentitySource::Pem { certificate, key }) => {
+                let key = without_preamble(key);
+                check_pair(certificate, key)?;
                 Identity::from_pkcs8(certificate, key)
             }
             Some(IdentitySource::Pkcs12 { archive, password }) => {
                 Identity::from_pkcs12(archive, password)
             }
         };
-        let context = "the client certificate: it has to be PEM with a PKCS#8 key, or PKCS#12 with its password";
-        parsed.map(Some).map_err(|error| Error::caused(ErrorKind::Config, context, error))
+        parsed.map(Some).map_err(|error| Error::caused(ErrorKind::Config, BAD_IDENTITY, error))
     }
 
     fn connector(&self) -> Result<TlsConnector, Error> {
@@ -113,6 +115,54 @@ impl TlsOptions {
             .build()
             .map_err(|error| Error::caused(ErrorKind::Tls, "preparing TLS", error))
     }
+}
+
+const BAD_IDENTITY: &str =
+    "the client certificate: it has to be PEM with a PKCS#8 key, or PKCS#12 with its password";
+
+/// Returns the PEM text from its PKCS#8 key on. native-tls wants the key at the very start, but
+/// `openssl pkcs12 -nodes` writes "Bag Attributes" before it, and text outside of the blocks has no
+/// meaning (RFC 7468 section 2).
+fn without_preamble(key: &[u8]) -> &[u8] {
+    const BEGIN: &[u8] = b"-----BEGIN PRIVATE KEY-----";
+    let start = key.windows(BEGIN.len()).position(|window| window == BEGIN);
+    &key[start.unwrap_or_default()..]
+}
+
+/// Checks that the first certificate is that of the key.
+///
+/// OpenSSL itself refuses another key of the same algorithm only when a connector is made, and
+/// shows no certificate at all where the algorithms differ.
+#[cfg(not(any(target_os = "windows", target_vendor = "apple")))]
+fn check_pair(certificate: &[u8], key: &[u8]) -> Result<(), Error> {
+    use openssl::pkey::PKey;
+    use openssl::x509::X509;
+
+    let is_pair = || {
+        let key = PKey::private_key_from_pem(key)?;
+        let Some(first) = X509::stack_from_pem(certificate)?.into_iter().next() else {
+            // native-tls has an error for this.
+            return Ok(true);
+        };
+        Ok(first.public_key()?.public_eq(&key))
+    };
+    match is_pair() {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(Error::config(
+            "the client certificate and its key do not belong together: \
+             the first certificate has to be that of the key",
+        )),
+        Err(error) => {
+            let error: openssl::error::ErrorStack = error;
+            Err(Error::caused(ErrorKind::Config, BAD_IDENTITY, error))
+        }
+    }
+}
+
+/// The other platforms' own import pairs a certificate with its key.
+#[cfg(any(target_os = "windows", target_vendor = "apple"))]
+fn check_pair(_certificate: &[u8], _key: &[u8]) -> Result<(), Error> {
+    Ok(())
 }
 
 fn is_pem(bytes: &[u8]) -> bool {
@@ -164,7 +214,7 @@ impl Connectors {
         target: &Target,
         socket: &Socket,
         io: &DialIo<'_>,
-    ) -> Result<TlsStream<TlsBuffers>, Error> {
+    ) -> Result<TlsEngine, Error> {
         let had_spare = self.had_failed && has_spare_descriptor();
         let connector = match self.connector.take() {
             Some(connector) => connector,
@@ -228,10 +278,11 @@ fn shake_hands(
     target: &Target,
     socket: &Socket,
     io: &DialIo<'_>,
-) -> Result<TlsStream<TlsBuffers>, Error> {
+) -> Result<TlsEngine, Error> {
     let context = || format!("TLS handshake with {target}");
     let mut cipher = vec![0; 16 * 1024];
     let mut output = Vec::new();
+    clear_error_queue();
     let mut result = connector.connect(&target.host, TlsBuffers::default());
     loop {
         output.clear();
@@ -239,7 +290,7 @@ fn shake_hands(
             Ok(mut stream) => {
                 stream.get_mut().take_output(&mut output);
                 io.send(socket, &output, &context)?;
-                return Ok(stream);
+                return Ok(TlsEngine::new(stream));
             }
             Err(HandshakeError::Failure(error)) => {
                 return Err(Error::caused(ErrorKind::Tls, context(), error));
@@ -254,6 +305,7 @@ fn shake_hands(
             return Err(Error::caused(ErrorKind::Tls, context(), ended));
         }
         waiting.get_mut().feed(&mut cipher, filled);
+        clear_error_queue();
         result = waiting.handshake();
     }
 }

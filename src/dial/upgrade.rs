@@ -4,14 +4,13 @@ use std::borrow::Cow;
 use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
-use native_tls::TlsStream;
 use socket2::Socket;
 use std::io::{self, Read, Write};
 use tungstenite::handshake::client::generate_key;
 use tungstenite::handshake::derive_accept_key;
 
 use crate::config::endpoint::Target;
-use crate::connection::tls_buffers::TlsBuffers;
+use crate::connection::tls_engine::TlsEngine;
 use crate::dial::body::Body;
 use crate::dial::io::DialIo;
 use crate::error::{Error, ErrorKind, Timeout};
@@ -30,7 +29,7 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(1);
 /// The stream during the handshake: TLS or not, without blocking.
 pub(crate) struct Stream<'a> {
     pub(crate) socket: &'a Socket,
-    pub(crate) tls: Option<&'a mut TlsStream<TlsBuffers>>,
+    pub(crate) tls: Option<&'a mut TlsEngine>,
 }
 
 /// What the server answered.
@@ -282,7 +281,9 @@ impl Stream<'_> {
         context: &dyn Fn() -> String,
     ) -> Result<(), Error> {
         let Some(tls) = &mut self.tls else { return io.send(self.socket, bytes, context) };
-        tls.write_all(bytes).map_err(|error| Error::caused(ErrorKind::Tls, context(), error))?;
+        tls.enter()
+            .write_all(bytes)
+            .map_err(|error| Error::caused(ErrorKind::Tls, context(), error))?;
         let mut cipher = Vec::new();
         tls.get_mut().take_output(&mut cipher);
         io.send(self.socket, &cipher, context)
@@ -299,7 +300,7 @@ impl Stream<'_> {
         let count = match &mut self.tls {
             None => io.recv(self.socket, &mut bytes, context)?,
             Some(tls) => loop {
-                match tls.read(&mut bytes) {
+                match tls.enter().read(&mut bytes) {
                     Ok(count) => break count,
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                     Err(error) => return Err(Error::caused(ErrorKind::Tls, context(), error)),

@@ -35,7 +35,7 @@ pub(super) fn take_record(bytes: &mut Vec<u8>) -> Option<(u8, Vec<u8>)> {
     Some((kind, record[2..].iter().map(|byte| byte ^ 0x5a).collect()))
 }
 
-/// In the place of `native_tls::TlsStream<TlsBuffers>`.
+/// In the place of `connection::tls_engine::TlsEngine`.
 pub(crate) struct TlsEngine {
     buffers: TlsBuffers,
     /// The ciphertext of an incomplete record.
@@ -49,6 +49,10 @@ impl TlsEngine {
     pub(crate) fn new() -> Self {
         let (buffers, cipher, plain) = Default::default();
         TlsEngine { buffers, cipher, plain, is_renegotiating: false, is_closed: false }
+    }
+
+    pub(crate) fn enter(&mut self) -> &mut Self {
+        self
     }
 
     pub(crate) fn get_ref(&self) -> &TlsBuffers {

@@ -1,13 +1,19 @@
-//! TLS handshakes: client certificates and server names. Trust that depends on the environment of a
-//! process is tested in `faults`.
+//! TLS: client certificates, server names, broken records and errors of others. Trust that depends
+//! on the environment of a process is tested in `faults`.
 
+use std::io::{self, Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
+use crossbeam_channel::unbounded;
 use tautline::testing::TestServer;
-use tautline::{Builder, Client};
+use tautline::{Builder, Client, Connection, DialContext, Endpoint, ErrorKind, MessageRef};
 
 use crate::openssl::{Server, certificate};
-use crate::support::{MS, opened};
+use crate::support::{MS, SOON, disconnected, echo, message, opened, skipped};
 
 /// The settings of a client of `openssl s_server`, which answers no close frame.
 fn builder(port: u16) -> Builder {
@@ -71,4 +77,146 @@ fn the_tls_handshake_names_the_host() {
     let named = ["-servername", "localhost", "-cert2", &localhost[0], "-key2", &localhost[1]];
     let Some((mut server, port)) = Server::start(&[&others[..], &named].concat()) else { return };
     assert_opens(&builder(port), &mut server);
+}
+
+/// Returns a key and a certificate for it, each as PEM.
+fn made_pair(algorithm: &[&str]) -> Option<(String, String)> {
+    let made = Command::new("openssl")
+        .args(["req", "-x509", "-nodes", "-subj", "/CN=made", "-keyout", "-", "-newkey"])
+        .args(algorithm)
+        .output();
+    let Ok(made) = made else {
+        skipped("there is no openssl command");
+        return None;
+    };
+    assert!(made.status.success(), "{made:?}");
+    let pem = String::from_utf8(made.stdout).expect("PEM is ASCII");
+    let (key, certificate) = pem.split_once("-----BEGIN CERT").expect("the certificate follows");
+    Some((key.to_owned(), format!("-----BEGIN CERT{certificate}")))
+}
+
+#[test]
+#[cfg(not(any(target_os = "windows", target_vendor = "apple")))]
+fn a_certificate_and_the_key_of_another_are_refused_at_the_start() {
+    let Some(first) = made_pair(&["rsa:2048"]) else { return };
+    let Some(second) = made_pair(&["rsa:2048"]) else { return };
+    let start = |certificate: &str, key: &str| {
+        let builder = Client::builder("wss://localhost:1/").tls_identity_pem(certificate, key);
+        builder.start().map(drop)
+    };
+    for (certificate, key) in [
+        (first.1.as_str(), second.0.as_str()),
+        (first.1.as_str(), KEY),
+        (CERTIFICATE, first.0.as_str()),
+        // The certificate of the key has to come first.
+        (&format!("{CERTIFICATE}{}", first.1), first.0.as_str()),
+    ] {
+        let error = start(certificate, key).expect_err("they do not belong together");
+        assert_eq!(error.kind(), ErrorKind::Config);
+        assert!(error.to_string().contains("do not belong together"), "{error}");
+    }
+    start(&first.1, &first.0).expect("they belong together");
+    start(&format!("{}{CERTIFICATE}", first.1), &first.0).expect("others may follow");
+}
+
+#[test]
+fn text_around_a_key_in_pem_is_skipped() {
+    let start = |certificate: &str, key: &str| {
+        Client::builder("wss://localhost:1/").tls_identity_pem(certificate, key).start().map(drop)
+    };
+    let bag = "Bag Attributes\n    localKeyID: 70 B1\nKey Attributes: <No Attributes>\n";
+    start(CERTIFICATE, &format!("{bag}{KEY}")).expect("a text before the key is skipped");
+    start(CERTIFICATE, &format!("\n{KEY}\n\n")).expect("empty lines are skipped");
+    start(CERTIFICATE, &format!("\u{feff}{KEY}").replace('\n', "\r\n")).expect("as of Windows");
+    // `openssl pkcs12 -nodes` writes both into one file.
+    let both = format!("{bag}{CERTIFICATE}{bag}{KEY}");
+    start(&both, &both).expect("one file holds both");
+    let both = format!("{bag}{KEY}{bag}{CERTIFICATE}");
+    start(&both, &both).expect("in either order");
+    let error = start(CERTIFICATE, CERTIFICATE).expect_err("there is no key");
+    assert_eq!(error.kind(), ErrorKind::Config);
+}
+
+/// Relays one connection to the server, and returns its own port. Once `breaks` is set, everything
+/// that the server sends gets a broken record behind it, in the same segment.
+fn breaking_relay(server: u16, breaks: &Arc<AtomicBool>) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    let breaks = Arc::clone(breaks);
+    thread::spawn(move || {
+        let (mut client, _) = listener.accept().expect("it dials");
+        let mut server = TcpStream::connect(("127.0.0.1", server)).expect("it is there");
+        let (mut from, mut to) =
+            (client.try_clone().expect("it is open"), server.try_clone().expect("it is open"));
+        thread::spawn(move || io::copy(&mut from, &mut to));
+        let mut bytes = vec![0; 64 * 1024];
+        while let Ok(count @ 1..) = server.read(&mut bytes) {
+            bytes.truncate(count);
+            if breaks.load(Ordering::SeqCst) {
+                // Application data that does not decrypt (RFC 8446 section 5.2).
+                bytes.extend_from_slice(b"\x17\x03\x03\x00\x20");
+                bytes.extend_from_slice(&[0x5a; 32]);
+            }
+            if client.write_all(&bytes).is_err() {
+                return;
+            }
+            bytes.resize(64 * 1024, 0);
+        }
+    });
+    port
+}
+
+#[test]
+fn a_broken_record_behind_a_message_is_no_orderly_end() {
+    for version in ["-tls1_2", "-tls1_3"] {
+        let Some((mut server, port)) = Server::start(&[version]) else { return };
+        let breaks = Arc::new(AtomicBool::new(false));
+        let port = breaking_relay(port, &breaks);
+        let client = builder(port).start().expect("it starts");
+        server.accept();
+        let mut events = client.events();
+        opened(&mut events);
+        breaks.store(true, Ordering::SeqCst);
+        server.say(b"\x81\x04good");
+        assert_eq!(message(&mut events).text(), Some("good"));
+        let error = disconnected(&mut events).error;
+        assert_eq!(error.kind(), ErrorKind::Io, "{}", error.chain());
+    }
+}
+
+/// Leaves an error in OpenSSL's queue of this thread, as a program can that calls OpenSSL itself.
+#[cfg(not(any(target_os = "windows", target_vendor = "apple")))]
+fn leave_an_error() {
+    let errors = openssl::x509::X509::from_pem(b"bad").expect_err("it is no certificate");
+    // The call above has taken the errors out of the queue.
+    errors.put();
+}
+
+#[test]
+#[cfg(not(any(target_os = "windows", target_vendor = "apple")))]
+fn errors_that_others_leave_in_the_queue_of_openssl_harm_no_connection() {
+    let server = echo(TestServer::builder().tls());
+    let url = server.url();
+    let endpoint = move |_: &DialContext| {
+        leave_an_error();
+        Ok(Endpoint::from(&url))
+    };
+    let (tell, told) = unbounded();
+    let handler = move |connection: &mut Connection<'_>, message: MessageRef<'_>| {
+        leave_an_error();
+        tell.send((connection.epoch(), message.text().map(str::to_owned))).expect("it waits");
+    };
+    let client = Client::builder_from_fn(endpoint)
+        .tls_root(TestServer::root_pem())
+        .start_with(handler)
+        .expect("it starts");
+    client.wait_open(SOON).expect("it opens");
+    for round in 0..5 {
+        leave_an_error();
+        client.send_text(&format!("{round}")).expect("it is open");
+        let echoed = told.recv_timeout(SOON).expect("it is echoed");
+        assert_eq!(echoed, (1, Some(format!("{round}"))));
+    }
+    assert!(client.stop(SOON).is_clean());
+    assert!(openssl::error::ErrorStack::get().errors().is_empty());
 }
