@@ -232,8 +232,7 @@ pub use event::{
 pub use events::{Events, TryNextError, WhenFull};
 pub use handler::{Connection, Handler};
 pub use protocol::deflate::Deflate;
-pub use runtime::reconnect::RetryDecision;
-pub use runtime::shared::State;
+pub use runtime::reconnect::{RetryDecision, State};
 pub use sender::{Sender, Stopper};
 pub use stats::{RoundTrip, Stats};
 pub use sync::stop_report::{StopReport, ThreadOutcome, ThreadReport};

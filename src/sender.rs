@@ -12,7 +12,8 @@ use crate::connection::OpenConnection;
 use crate::connection::close::CloseFrame;
 use crate::error::{BatchError, CloseReason, Error, ErrorKind, SendError};
 use crate::event::{Payload, Receipt};
-use crate::runtime::shared::{Shared, State};
+use crate::runtime::reconnect::State;
+use crate::runtime::shared::Shared;
 use crate::sync::panic::Panic;
 use crate::sync::stop_report::StopReport;
 

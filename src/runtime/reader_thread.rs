@@ -89,7 +89,7 @@ impl<D: EventSink> ReaderThread<D> {
             let action;
             (state, action) = state.on(input, sync::now(), &policy);
             log::debug!("{state:?}");
-            self.shared.show(&state, self.epoch);
+            self.shared.show(&state);
             self.act(action);
             if !matches!(state, ReconnectState::Open { .. } | ReconnectState::Closing { .. }) {
                 self.release_connection();
@@ -162,7 +162,7 @@ impl<D: EventSink> ReaderThread<D> {
                 self.shared.counters.opened();
                 self.shared.set_last_failure(None);
                 self.reader = Some(reader);
-                Input::Dialed
+                Input::Dialed { epoch: self.epoch }
             }
             Err(error) => {
                 self.shared.counters.dial_failed();

@@ -26,7 +26,7 @@ pub(crate) enum ReconnectState {
     /// A dial is under way, the `attempt`-th in a row (from 1) without a stable connection.
     Connecting { attempt: u32 },
     /// A connection is open.
-    Open { since: Instant, attempt: u32 },
+    Open { epoch: u64, since: Instant, attempt: u32 },
     /// The closing handshake is under way. Its deadline is kept by the connection.
     Closing { then: AfterClose },
     /// The `attempt`-th dial starts at `until`.
@@ -45,8 +45,8 @@ pub(crate) enum AfterClose {
 /// An event in the life of a connection.
 #[derive(Clone, Debug)]
 pub(crate) enum Input {
-    /// The dial succeeded.
-    Dialed,
+    /// The dial succeeded, and brought the connection of this epoch.
+    Dialed { epoch: u64 },
     /// The dial failed.
     Failed(Failure),
     /// The open connection has ended, or is closing.
@@ -117,6 +117,45 @@ pub(crate) struct ReconnectPolicy {
     pub(crate) max_attempts: Option<u32>,
 }
 
+/// The state of a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum State {
+    /// A dial is under way.
+    Connecting {
+        /// The number of this dial in a row without a stable connection, from 1.
+        attempt: u32,
+    },
+    /// A connection is open.
+    Open {
+        /// The number of openings so far, from 1.
+        epoch: u64,
+    },
+    /// The closing handshake is under way, or a stop was requested.
+    Closing,
+    /// No connection is open, and the next dial waits for its time.
+    Backoff {
+        /// The number of the next dial in a row without a stable connection.
+        attempt: u32,
+        /// The time at which that dial starts.
+        until: Instant,
+    },
+    /// The client has ended.
+    Closed,
+}
+
+impl From<&ReconnectState> for State {
+    fn from(state: &ReconnectState) -> Self {
+        match *state {
+            ReconnectState::Connecting { attempt } => State::Connecting { attempt },
+            ReconnectState::Open { epoch, .. } => State::Open { epoch },
+            ReconnectState::Closing { .. } => State::Closing,
+            ReconnectState::Backoff { attempt, until } => State::Backoff { attempt, until },
+            ReconnectState::Closed { .. } => State::Closed,
+        }
+    }
+}
+
 impl ReconnectState {
     pub(crate) fn new() -> Self {
         ReconnectState::Connecting { attempt: 1 }
@@ -143,8 +182,8 @@ impl ReconnectState {
         match (self, input) {
             (closed @ Closed { .. }, _) => (closed, Action::Nothing),
 
-            (Connecting { attempt }, Input::Dialed) => {
-                (Open { since: now, attempt }, Action::TellOpened)
+            (Connecting { attempt }, Input::Dialed { epoch }) => {
+                (Open { epoch, since: now, attempt }, Action::TellOpened)
             }
             (Connecting { attempt }, Input::Failed(failure)) => {
                 let error = failure.error.clone();
@@ -153,7 +192,7 @@ impl ReconnectState {
                 (then.into_state(), Action::TellFailed { attempt, error, retry_in })
             }
 
-            (Open { since, attempt }, Input::Ended { failure, is_closing, by }) => {
+            (Open { since, attempt, .. }, Input::Ended { failure, is_closing, by }) => {
                 let lasted = now.saturating_duration_since(since);
                 let error = failure.error.clone();
                 let then = match by {
@@ -280,7 +319,7 @@ mod tests {
     }
 
     fn inputs() -> Vec<Input> {
-        let mut inputs = vec![Input::Dialed, Input::Due, Input::Stop];
+        let mut inputs = vec![Input::Dialed { epoch: 1 }, Input::Due, Input::Stop];
         for decision in
             [RetryDecision::Retry, RetryDecision::RetryAfter(7000 * MS), RetryDecision::GiveUp]
         {
@@ -421,7 +460,7 @@ mod tests {
         let mut state = ReconnectState::new();
         let mut waits = Vec::new();
         for _ in 0..6 {
-            (state, _) = state.on(Input::Dialed, now, &POLICY);
+            (state, _) = state.on(Input::Dialed { epoch: 1 }, now, &POLICY);
             let (next, action) = state.on(
                 Input::Ended {
                     failure: failure(RetryDecision::Retry),
@@ -486,7 +525,7 @@ mod tests {
     fn a_single_attempt_never_retries_even_after_a_stable_connection() {
         let now = Instant::now();
         let policy = ReconnectPolicy { max_attempts: Some(1), ..POLICY };
-        let (open, _) = ReconnectState::new().on(Input::Dialed, now, &policy);
+        let (open, _) = ReconnectState::new().on(Input::Dialed { epoch: 1 }, now, &policy);
         let ended =
             Input::Ended { failure: failure(RetryDecision::Retry), is_closing: false, by: PEER };
         let (state, action) = open.on(ended, now + 1000 * MS, &policy);
@@ -497,7 +536,7 @@ mod tests {
     #[test]
     fn a_stop_while_closing_is_followed_by_no_dial() {
         let now = Instant::now();
-        let (open, _) = ReconnectState::new().on(Input::Dialed, now, &POLICY);
+        let (open, _) = ReconnectState::new().on(Input::Dialed { epoch: 1 }, now, &POLICY);
         let ended =
             Input::Ended { failure: failure(RetryDecision::Retry), is_closing: true, by: PEER };
         let (closing, _) = open.on(ended, now, &POLICY);
@@ -519,7 +558,7 @@ mod tests {
         policy: &ReconnectPolicy,
     ) -> (ReconnectState, Duration, u32) {
         let now = Instant::now();
-        let (open, _) = state.on(Input::Dialed, now, policy);
+        let (open, _) = state.on(Input::Dialed { epoch: 1 }, now, policy);
         let failure = failure(RetryDecision::Retry);
         let ended = Input::Ended { failure, is_closing: false, by };
         match open.on(ended, now + lasted, policy) {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::connection::close::CloseFrame;
 use crate::connection::{OpenConnection, Timeouts};
 use crate::error::{Error, ErrorKind, Timeout};
-use crate::runtime::reconnect::ReconnectState;
+use crate::runtime::reconnect::{ReconnectState, State};
 use crate::stats::Counters;
 use crate::sync::channel::{Receiver, Sender as WakeTx, bounded};
 use crate::sync::panic::Panic;
@@ -17,33 +17,6 @@ use crate::sync::wait::Shutdown;
 use crate::sync::wake_pair::Waker;
 use crate::sync::{self, Condvar, Mutex};
 use crate::time::{Deadline, after};
-
-/// The state of a client.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum State {
-    /// A dial is under way.
-    Connecting {
-        /// The number of this dial in a row without a stable connection, from 1.
-        attempt: u32,
-    },
-    /// A connection is open.
-    Open {
-        /// The number of openings so far, from 1.
-        epoch: u64,
-    },
-    /// The closing handshake is under way, or a stop was requested.
-    Closing,
-    /// No connection is open, and the next dial waits for its time.
-    Backoff {
-        /// The number of the next dial in a row without a stable connection.
-        attempt: u32,
-        /// The time at which that dial starts.
-        until: Instant,
-    },
-    /// The client has ended.
-    Closed,
-}
 
 /// Shared by the client, its threads, its senders and its stoppers.
 pub(crate) struct Shared {
@@ -62,6 +35,7 @@ pub(crate) struct Shared {
 
 struct Inner {
     state: State,
+    /// The number of openings so far.
     epoch: u64,
     active: Active,
     /// The reason for the end of the client.
@@ -119,22 +93,17 @@ impl Shared {
     }
 
     /// Shows the state of the reader thread.
-    pub(crate) fn show(&self, state: &ReconnectState, epoch: u64) {
+    pub(crate) fn show(&self, state: &ReconnectState) {
         let mut inner = self.inner.lock();
-        inner.state = match state {
-            ReconnectState::Connecting { attempt } => State::Connecting { attempt: *attempt },
-            ReconnectState::Open { .. } => State::Open { epoch },
-            ReconnectState::Closing { .. } => State::Closing,
-            ReconnectState::Backoff { attempt, until } => {
-                State::Backoff { attempt: *attempt, until: *until }
-            }
+        inner.state = State::from(state);
+        match state {
+            ReconnectState::Open { epoch, .. } => inner.epoch = *epoch,
             ReconnectState::Closed { reason } => {
                 // A clone is no last reference: nothing is dropped here.
                 inner.stop_reason.get_or_insert_with(|| reason.clone());
-                State::Closed
             }
-        };
-        inner.epoch = epoch;
+            _ => {}
+        }
         self.changed.notify_all();
     }
 
