@@ -175,7 +175,11 @@ impl Heartbeat {
                 [None, None]
             }
         };
-        connection.abort_if_due(now);
+        // After the flush, so that a close frame is written before its time is up. A stop has its own
+        // way of ending the connection, and may be writing just now.
+        if !self.shared.shutdown.is_requested() {
+            connection.abort_if_due(now);
+        }
         let close_deadline = connection.close_deadline();
         if close_deadline.is_some() || connection.is_aborted() {
             return earliest([close_deadline, next]);

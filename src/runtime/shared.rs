@@ -1,6 +1,7 @@
 //! The state that a client's threads and handles share.
 
 use std::any::Any;
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -55,6 +56,9 @@ struct Inner {
 pub(crate) fn stop_margin(budget: Duration) -> Duration {
     Duration::from_millis(200).min(budget / 4)
 }
+
+/// The number of times that a stop tries to get hold of the writer, 10 ms each.
+const FLUSH_TRIES: u32 = 5;
 
 /// The system call that the reader may be blocked in, which a stop has to end.
 #[derive(Clone)]
@@ -310,7 +314,7 @@ impl Shared {
             let deadline = self.begin_stop(&connection, latest);
             // A writer that is blocked would have to be waited for: no close frame then, and no
             // wait for an answer; nor after an error.
-            let is_written = connection.flush_pending(sync::now());
+            let is_written = flush_for_stop(&connection);
             let is_due = sync::now() >= deadline;
             if is_due || !matches!(is_written, Ok(true)) || connection.is_aborted() {
                 break;
@@ -335,6 +339,20 @@ impl Shared {
         let deadline = stop_deadline.map_or(latest, |deadline| deadline.min(latest));
         connection.close(frame, deadline);
         connection.close_deadline().unwrap_or(deadline)
+    }
+}
+
+/// Writes the close frame, trying again while somebody holds the writer and gets on: the stop and
+/// the heartbeat thread may both be at it, and neither may abort what the other is writing.
+fn flush_for_stop(connection: &OpenConnection) -> io::Result<bool> {
+    let mut tries = 1;
+    loop {
+        let is_written = connection.flush_pending(sync::now());
+        let is_blocked = connection.transport.stuck_since().is_some();
+        if !matches!(is_written, Ok(false)) || is_blocked || tries == FLUSH_TRIES {
+            return is_written;
+        }
+        tries += 1;
     }
 }
 
