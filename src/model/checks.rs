@@ -525,3 +525,25 @@ fn a_stop_ends_a_send_that_is_under_way() {
         });
     }
 }
+
+#[test]
+fn a_stop_without_a_budget_writes_its_close_frame() {
+    explore(|| {
+        let (tell, told) = bounded(1);
+        server(move |_| {
+            let tell = tell.clone();
+            opens(move |peer| {
+                while let Some((first, _)) = peer.receive() {
+                    if first == CLOSE {
+                        tell.try_send(()).expect("there is one");
+                    }
+                }
+            })
+        });
+        let client = builder("ws").connect().expect("it opens");
+        client.stop(Duration::ZERO);
+        // Whatever the heartbeat thread was at.
+        assert!(told.recv().is_ok(), "no close frame came");
+        stop(client, AT_ONCE);
+    });
+}
