@@ -166,6 +166,7 @@ impl Builder {
             resolver: settings.resolver.clone(),
             tcp: settings.tcp.clone(),
             tls: settings.tls.clone(),
+            endpoints: config.source.count(),
         };
         let dialer = Dialer::new(dial, Arc::clone(&shared.threads));
         let (reading, reader) = bounded(0);

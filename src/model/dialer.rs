@@ -1,6 +1,7 @@
 //! A dialer and servers that follow a script, in the place of TCP, TLS and the opening handshake.
 
 use std::cell::RefCell;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use http::HeaderMap;
@@ -61,6 +62,8 @@ impl Dialer {
         Dialer { shutdown, lookups: Lookups::new(settings.resolver, threads) }
     }
 
+    pub(crate) fn answered_wrongly(&mut self, _: &Target, _: SocketAddr) {}
+
     pub(crate) fn dial(
         &mut self,
         target: &Target,
@@ -96,7 +99,7 @@ impl Dialer {
             run(&mut peer);
         });
         let opening = Opening {
-            peer: addresses[0],
+            peer: addresses.first(),
             subprotocol: None,
             headers: HeaderMap::new(),
             extensions: Vec::new(),
