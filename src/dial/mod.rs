@@ -44,7 +44,7 @@ pub(crate) struct DialSettings {
 }
 
 impl DialSettings {
-    /// The number of hosts whose addresses are remembered. The
+    /// The number of hosts whose addresses are remembered, and that are looked up at a time. The
     /// endpoint closure counts as one endpoint, and may name another host for each dial.
     pub(crate) fn hosts_max(&self) -> usize {
         self.endpoints.max(8)
@@ -85,7 +85,7 @@ impl Dialer {
         Dialer {
             tcp: settings.tcp,
             shutdown: threads.shutdown_signal(),
-            lookups: Lookups::new(settings.resolver, threads),
+            lookups: Lookups::new(settings.resolver, hosts_max, threads),
             memory: AddressMemory::new(hosts_max),
             connectors: Connectors::new(settings.tls),
         }

@@ -59,7 +59,8 @@ pub(crate) struct Dialer {
 impl Dialer {
     pub(crate) fn new(settings: DialSettings, threads: Arc<Threads>) -> Self {
         let shutdown = threads.shutdown_signal();
-        Dialer { shutdown, lookups: Lookups::new(settings.resolver, threads) }
+        let hosts_max = settings.hosts_max();
+        Dialer { shutdown, lookups: Lookups::new(settings.resolver, hosts_max, threads) }
     }
 
     pub(crate) fn answered_wrongly(&mut self, _: &Target, _: SocketAddr) {}

@@ -2,12 +2,14 @@
 
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
 use tautline::testing::{Peer, TestServer, TestServerBuilder};
-use tautline::{Client, Connection, Deflate, Event, Events, MessageRef, Opened};
+use tautline::{Client, Connection, Deflate, ErrorKind, Event, Events, MessageRef, Opened};
 
 use crate::support::{MS, SOON, dial_failed, echo, next, opened, plain_and_tls, skipped};
 
@@ -139,4 +141,73 @@ fn a_resolver_that_returns_very_many_addresses_makes_no_stop_late() {
     let report = client.stop(SOON);
     assert!(report.is_clean(), "{report}");
     assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+}
+
+#[test]
+fn a_lookup_that_hangs_does_not_hold_up_the_next_endpoint() {
+    let good = opening(TestServer::builder());
+    let address = good.address();
+    let (release, held) = bounded::<()>(0);
+    let hung = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&hung);
+    let resolver = move |host: &str, _: u16| {
+        if host == "hangs.example" {
+            counted.fetch_add(1, Ordering::SeqCst);
+            assert!(held.recv().is_err());
+        }
+        Ok(vec![address])
+    };
+    let client = Client::builder("ws://hangs.example/")
+        .add_endpoint("ws://works.example/")
+        .resolver(resolver)
+        .connect_timeout(500 * MS)
+        .retry_delay_min(MS)
+        .retry_delay_max(5 * MS)
+        .start()
+        .expect("it starts");
+    let mut events = client.events();
+    for _ in 0..3 {
+        let failure = dial_failed(&mut events);
+        assert_eq!(failure.error.kind(), ErrorKind::Timeout);
+        let text = failure.error.to_string();
+        assert!(text.ends_with("resolving hangs.example"), "{text}");
+        opened(&mut events);
+        assert!(matches!(next(&mut events), Event::Disconnected(_)));
+    }
+    assert_eq!(hung.load(Ordering::SeqCst), 1, "one lookup of a host at a time");
+    assert!(client.live_threads() <= 4);
+    // The answer of that lookup is taken, however late it is.
+    drop(release);
+    opened(&mut events);
+}
+
+#[test]
+fn lookups_that_hang_are_bounded_when_each_dial_names_another_host() {
+    let (release, held) = bounded::<()>(0);
+    let resolver = move |_: &str, _: u16| {
+        assert!(held.recv().is_err());
+        Err(io::Error::other("too late"))
+    };
+    let dials = AtomicUsize::new(0);
+    let client = Client::builder_from_fn(move |_| {
+        let dial = dials.fetch_add(1, Ordering::SeqCst);
+        Ok(format!("ws://host-{dial}.example/").into())
+    })
+    .resolver(resolver)
+    .connect_timeout(5 * MS)
+    .retry_delay_min(MS)
+    .retry_delay_max(2 * MS)
+    .start()
+    .expect("it starts");
+    let mut events = client.events();
+    for dial in 0..12 {
+        let error = dial_failed(&mut events).error;
+        assert!(error.to_string().contains(&format!("resolving host-{dial}.example")), "{error}");
+        let expected = if dial < 8 { ErrorKind::Timeout } else { ErrorKind::Resolve };
+        assert_eq!(error.kind(), expected, "{error}");
+        assert!(error.is_retryable() && client.live_threads() <= 2 + 8);
+    }
+    // Once they have ended, others can start.
+    drop(release);
+    while dial_failed(&mut events).error.chain().contains("lookups of other hosts") {}
 }
