@@ -301,8 +301,8 @@ impl<D> Client<D> {
         stats
     }
 
-    /// How many threads of this client live: 2 while it runs, 3 during a lookup, 0 after a clean
-    /// stop. For leak tests.
+    /// How many threads of this client live: 2 while it runs, one more for each lookup, 0 after a
+    /// clean stop. For leak tests.
     pub fn live_threads(&self) -> usize {
         self.shared.threads.live_threads()
     }
@@ -313,8 +313,9 @@ impl<D> Client<D> {
     /// most, is kept for the threads to end in: a polite end that would take longer is cut short.
     ///
     /// Idempotent, allowed from any thread and from several at once. From inside the handler it
-    /// signals and returns at once: the reader is `Current` in the report then. A lookup that hangs
-    /// in the system's resolver is given 20 ms, whatever the budget.
+    /// signals and returns at once: the reader is `Current` in the report then. Nothing can
+    /// interrupt a lookup: it is waited for a tenth of `timeout`, 200 ms at most, and then reported
+    /// as `TimedOut`.
     pub fn stop(&self, timeout: Duration) -> StopReport {
         self.shared.stop(CloseFrame::normal(), timeout)
     }

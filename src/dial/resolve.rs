@@ -17,8 +17,8 @@ use crate::sync::threads::{JoinTimeout, Threads};
 use crate::sync::wait::{Shutdown, Woken, wait};
 use crate::time::Deadline;
 
-/// A stop waits this long for a lookup, and then reports it as late.
-const PATIENCE: Duration = Duration::from_millis(20);
+/// A stop waits this long at most for a lookup, and then reports it as late.
+const JOIN_TIMEOUT_MAX: Duration = Duration::from_millis(200);
 
 /// A resolver of host names that replaces the system's.
 ///
@@ -140,7 +140,7 @@ impl Lookups {
         let resolver = self.resolver.clone().unwrap_or_else(|| Arc::new(System));
         let (tell, answer) = bounded(1);
         let asked = host.clone();
-        self.threads.spawn("taut-resolver", JoinTimeout::AtMost(PATIENCE), move || {
+        self.threads.spawn("taut-resolver", JoinTimeout::AtMost(JOIN_TIMEOUT_MAX), move || {
             // `Candidates` bounds the addresses here: a dial or a stop must not be late because a
             // resolver returns 200,000 of them.
             let answer = panic::catch(|| resolver.resolve(&asked, port).map(Candidates::new))

@@ -211,3 +211,55 @@ fn lookups_that_hang_are_bounded_when_each_dial_names_another_host() {
     drop(release);
     while dial_failed(&mut events).error.chain().contains("lookups of other hosts") {}
 }
+
+#[test]
+fn a_stop_during_an_ordinary_lookup_is_clean() {
+    let lookup = || {
+        let (tell, told) = bounded(1);
+        let resolver = move |_: &str, _: u16| {
+            let _ = tell.try_send(());
+            thread::sleep(50 * MS);
+            Err(io::Error::other("there is no such host"))
+        };
+        let client = Client::builder("ws://server.example/")
+            .resolver(resolver)
+            .drop_timeout(SOON)
+            .start_with(|_: &mut Connection<'_>, _: MessageRef<'_>| {})
+            .expect("it starts");
+        told.recv_timeout(SOON).expect("it resolves");
+        client
+    };
+    let client = lookup();
+    let report = client.stop(SOON);
+    assert!(report.is_clean(), "{report}");
+    // A tenth of this budget is too short.
+    assert!(!lookup().stop(100 * MS).is_clean());
+    let client = lookup();
+    let stopper = client.stopper();
+    drop(client);
+    let report = stopper.stop(Duration::ZERO);
+    assert!(report.is_clean(), "{report}");
+}
+
+#[test]
+fn a_root_dot_is_looked_up_and_sent_and_is_no_part_of_the_certificates_name() {
+    let server = TestServer::builder().tls().start(|peer| {
+        let request = peer.upgrade()?;
+        peer.send_text(request.header("Host").unwrap_or("none"))?;
+        peer.echo()
+    });
+    let address = server.address();
+    let resolver = move |host: &str, _: u16| match host {
+        "localhost." => Ok(vec![address]),
+        _ => Err(io::Error::other("another name was looked up")),
+    };
+    let client = Client::builder("wss://localhost./")
+        .resolver(resolver)
+        .tls_root(TestServer::root_pem())
+        .connect()
+        .expect("it opens");
+    let mut events = client.events();
+    opened(&mut events);
+    let host = crate::support::message(&mut events).into_text().ok();
+    assert_eq!(host.as_deref(), Some("localhost."));
+}
