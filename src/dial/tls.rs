@@ -232,7 +232,7 @@ fn shake_hands(
     let context = || format!("TLS handshake with {target}");
     let mut cipher = vec![0; 16 * 1024];
     let mut output = Vec::new();
-    let mut result = connector.connect(&target.host, TlsBuffers::default());
+    let mut result = connector.connect(target.server_name(), TlsBuffers::default());
     loop {
         output.clear();
         let mut waiting: MidHandshakeTlsStream<TlsBuffers> = match result {
