@@ -171,6 +171,7 @@ impl Builder {
             resolver: settings.resolver.clone(),
             tcp: settings.tcp.clone(),
             tls: settings.tls.clone(),
+            endpoints: config.source.count(),
         };
         let dialer = Dialer::new(dial, Arc::clone(&shared.threads));
         let (reading, reader) = bounded(0);
@@ -310,8 +311,8 @@ impl<D> Client<D> {
         stats
     }
 
-    /// Returns the number of this client's threads: 2 while it runs, 3 during a lookup, 0 after a
-    /// clean stop. For leak tests.
+    /// Returns the number of this client's threads: 2 while it runs, one more for each lookup, 0
+    /// after a clean stop. For leak tests.
     pub fn live_threads(&self) -> usize {
         self.shared.threads.live_threads()
     }
@@ -325,8 +326,9 @@ impl<D> Client<D> {
     /// would take longer is cut short.
     ///
     /// A stop may be repeated, and called from any thread and from several at once. From inside the
-    /// handler it returns at once: the reader is `Current` in the report then. A lookup that hangs
-    /// in the system's resolver is given 20 ms, whatever the budget.
+    /// handler it returns at once: the reader is `Current` in the report then. Nothing can
+    /// interrupt a lookup: it is waited for a tenth of `timeout`, 200 ms at most, and then reported
+    /// as `TimedOut`.
     pub fn stop(&self, timeout: Duration) -> StopReport {
         self.shared.stop(CloseFrame::normal(), timeout)
     }

@@ -114,12 +114,14 @@ fn host_and_port(authority: &str) -> Result<(&str, &str, Option<u16>), Error> {
             (host, host, &authority[host.len()..])
         }
     };
-    if host.is_empty() {
+    if host.trim_end_matches('.').is_empty() {
         return Err(Error::config("the URL has no host"));
     }
     let no_number = || Error::config("the URL has a port that is not a number up to 65535");
     let port = match rest.strip_prefix(':') {
         None if rest.is_empty() => None,
+        // A colon alone means the default port (RFC 3986 section 3.2.3).
+        Some("") => None,
         Some(digits) if digits.bytes().all(|digit| digit.is_ascii_digit()) => {
             Some(digits.parse().map_err(|_| no_number())?)
         }
@@ -213,6 +215,13 @@ pub(crate) struct Target {
 }
 
 impl Target {
+    /// Returns the name that TLS asks for and verifies: the host without the dot of the DNS root
+    /// (RFC 6066 section 3). The lookup and the Host header keep that dot.
+    pub(crate) fn server_name(&self) -> &str {
+        self.host.strip_suffix('.').unwrap_or(&self.host)
+    }
+
+    /// Returns the host if it is an address, which needs no lookup.
     pub(crate) fn literal(&self) -> Option<IpAddr> {
         self.host.parse().ok()
     }
@@ -244,6 +253,11 @@ mod tests {
         assert_eq!(shown("ws://127.0.0.1:8080/x"), "127.0.0.1:8080 127.0.0.1:8080 /x false");
         assert_eq!(shown("ws://[::1]:9/"), "[::1]:9 [::1]:9 / false");
         assert_eq!(shown("wss://[::1]"), "[::1]:443 [::1] / true");
+        assert_eq!(shown("wss://a.example./"), "a.example.:443 a.example. / true");
+        // RFC 3986 section 3.2.3.
+        assert_eq!(shown("ws://a.example:/ws"), "a.example:80 a.example /ws false");
+        assert_eq!(shown("wss://a.example:"), "a.example:443 a.example / true");
+        assert_eq!(shown("wss://[::1]:?k=v"), "[::1]:443 [::1] /?k=v true");
     }
 
     #[test]
@@ -256,6 +270,8 @@ mod tests {
             ("", "ws://"),
             ("ws://", "parsed"),
             ("ws://u:p@a/", "Authorization"),
+            ("ws://:/", "host"),
+            ("ws://./", "host"),
             ("ws://a/#b", "fragment"),
             ("ws://a:0/", "port 0"),
             ("ws://a:99999/", "port"),

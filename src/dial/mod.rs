@@ -1,5 +1,6 @@
 //! From a URL to an open connection, under one deadline, cancellable at every step.
 
+mod addresses;
 mod body;
 mod io;
 mod resolve;
@@ -11,6 +12,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use http::HeaderMap;
+#[cfg(not(shuttle))]
+use socket2::Socket;
 
 use crate::config::endpoint::Target;
 use crate::connection::socket::StreamSocket;
@@ -21,12 +24,15 @@ use crate::sync::wait::Shutdown;
 use crate::sync::wake_pair::WakePair;
 use crate::time::Deadline;
 
+use addresses::AddressMemory;
 use io::DialIo;
 pub(crate) use resolve::Lookups;
 pub use resolve::Resolver;
 pub(crate) use tcp::TcpOptions;
 use tls::Connectors;
 pub(crate) use tls::TlsOptions;
+#[cfg(not(shuttle))]
+use upgrade::UpgradeResponse;
 
 /// What a dial depends on besides its target.
 #[derive(Clone)]
@@ -34,6 +40,16 @@ pub(crate) struct DialSettings {
     pub(crate) resolver: Option<Arc<dyn Resolver>>,
     pub(crate) tcp: TcpOptions,
     pub(crate) tls: TlsOptions,
+    /// The number of endpoints that take turns.
+    pub(crate) endpoints: usize,
+}
+
+impl DialSettings {
+    /// The number of hosts whose addresses are remembered, and that are looked up at a time. The
+    /// endpoint closure counts as one endpoint, and may name another host for each dial.
+    pub(crate) fn hosts_max(&self) -> usize {
+        self.endpoints.max(8)
+    }
 }
 
 /// Dials, one target after the other. Owned by the reader thread.
@@ -41,6 +57,7 @@ pub(crate) struct DialSettings {
 pub(crate) struct Dialer {
     tcp: TcpOptions,
     lookups: Lookups,
+    memory: AddressMemory,
     connectors: Connectors,
     shutdown: Shutdown,
 }
@@ -65,10 +82,12 @@ pub(crate) struct Opening {
 #[cfg(not(shuttle))]
 impl Dialer {
     pub(crate) fn new(settings: DialSettings, threads: Arc<Threads>) -> Self {
+        let hosts_max = settings.hosts_max();
         Dialer {
             tcp: settings.tcp,
             shutdown: threads.shutdown_signal(),
-            lookups: Lookups::new(settings.resolver, threads),
+            lookups: Lookups::new(settings.resolver, hosts_max, threads),
+            memory: AddressMemory::new(hosts_max),
             connectors: Connectors::new(settings.tls),
         }
     }
@@ -85,18 +104,20 @@ impl Dialer {
         let io = DialIo { pair, shutdown: &self.shutdown, deadline };
         self.connectors.begin_dial();
         log::debug!("{target}: resolving");
-        let addresses = self.lookups.addresses(target, &self.shutdown, deadline)?;
-        let (socket, peer) = tcp::connect(target, addresses, &self.tcp, &io)?;
-        let mut tls = match target.is_tls {
-            true => {
-                log::debug!("{target}: TLS handshake");
-                Some(self.connectors.handshake(target, &socket, &io)?)
+        let candidates = self.lookups.addresses(target, &self.shutdown, deadline)?;
+        let addresses = self.memory.order(&target.host, target.port, candidates, self.tcp.bind);
+        let memory = &mut self.memory;
+        let mut reset = |address| memory.failed(&target.host, target.port, address);
+        let (socket, peer) = tcp::connect(target, addresses, &self.tcp, &io, &mut reset)?;
+        let connectors = &mut self.connectors;
+        let (tls, answer) = match shake_hands(connectors, target, offer, &socket, &io) {
+            Ok(done) => done,
+            Err(error) => {
+                self.answered_wrongly(target, peer);
+                return Err(error);
             }
-            false => None,
         };
-        log::debug!("{target}: upgrade");
-        let mut stream = upgrade::Stream { socket: &socket, tls: tls.as_mut() };
-        let answer = upgrade::upgrade(&mut stream, target, offer, &io)?;
+        self.memory.succeeded(&target.host, target.port, peer);
         socket
             .set_nonblocking(false)
             .map_err(|error| Error::caused(ErrorKind::Io, "setting up the socket", error))?;
@@ -118,10 +139,42 @@ impl Dialer {
             opening,
         })
     }
+
+    /// The server at `address` failed the dial after TCP had connected. Its other addresses are
+    /// tried first from now on.
+    pub(crate) fn answered_wrongly(&mut self, target: &Target, address: SocketAddr) {
+        self.memory.failed(&target.host, target.port, address);
+    }
+}
+
+/// Makes the TLS handshake, if there is one, and the opening handshake.
+#[cfg(not(shuttle))]
+fn shake_hands(
+    connectors: &mut Connectors,
+    target: &Target,
+    offer: Option<&str>,
+    socket: &Socket,
+    io: &DialIo<'_>,
+) -> Result<(Option<TlsEngine>, UpgradeResponse), Error> {
+    let mut tls = None;
+    if target.is_tls {
+        log::debug!("{target}: TLS handshake");
+        tls = Some(connectors.handshake(target, socket, io)?);
+    }
+    log::debug!("{target}: upgrade");
+    let mut stream = upgrade::Stream { socket, tls: tls.as_mut() };
+    let answer = upgrade::upgrade(&mut stream, target, offer, io)?;
+    Ok((tls, answer))
 }
 
 /// For the fuzz target of the response head.
 #[cfg(all(feature = "internals", unix))]
 pub(crate) fn fuzz_head(bytes: &[u8]) {
     upgrade::fuzz_head(bytes);
+}
+
+/// For the fuzz target of the address memory.
+#[cfg(all(feature = "internals", unix))]
+pub(crate) fn fuzz_addresses(bytes: &[u8]) {
+    addresses::fuzz_addresses(bytes);
 }

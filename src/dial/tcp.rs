@@ -18,10 +18,6 @@ use crate::time::after;
 /// 5).
 const STAGGER: Duration = Duration::from_millis(250);
 
-/// Addresses beyond these are not tried: a hostile name must not cost a descriptor for each of a
-/// thousand addresses.
-const ADDRESSES_MAX: usize = 16;
-
 /// Options of the socket.
 #[derive(Clone, Default)]
 pub(crate) struct TcpOptions {
@@ -34,13 +30,15 @@ pub(crate) struct TcpOptions {
 }
 
 /// Connects to the first of the addresses that accepts. The socket is left non-blocking.
+///
+/// Calls `reset` with each address that accepted and then reset the connection at once.
 pub(crate) fn connect(
     target: &Target,
-    addresses: Vec<SocketAddr>,
+    mut waiting: VecDeque<SocketAddr>,
     options: &TcpOptions,
     io: &DialIo<'_>,
+    reset: &mut dyn FnMut(SocketAddr),
 ) -> Result<(Socket, SocketAddr), Error> {
-    let mut waiting = interleaved(addresses, options.bind);
     let tried = waiting.len();
     let context = || format!("connecting to {target}");
     let mut under_way: Vec<(Socket, SocketAddr)> = Vec::new();
@@ -60,7 +58,8 @@ pub(crate) fn connect(
         }
         if under_way.is_empty() {
             if waiting.is_empty() {
-                let context = format!("connecting to {target} ({tried} addresses tried)");
+                let addresses = if tried == 1 { "address" } else { "addresses" };
+                let context = format!("connecting to {target} ({tried} {addresses} tried)");
                 return Err(Error::caused(ErrorKind::Connect, context, failure));
             }
             // Refused at once: the next address starts at once.
@@ -79,35 +78,14 @@ pub(crate) fn connect(
             match outcome(&socket) {
                 Ok(()) => return Ok((socket, address)),
                 Err(error) => {
+                    if is_reset(&error) {
+                        reset(address);
+                    }
                     failure = error;
                     next_at = sync::now();
                 }
             }
         }
-    }
-}
-
-/// Families in turn, beginning with that of the first address (RFC 8305 section 4).
-fn interleaved(addresses: Vec<SocketAddr>, bind: Option<IpAddr>) -> VecDeque<SocketAddr> {
-    let fits = |address: &SocketAddr| bind.is_none_or(|bind| bind.is_ipv4() == address.is_ipv4());
-    let mut distinct: Vec<SocketAddr> = Vec::new();
-    for address in addresses.into_iter().filter(fits) {
-        if !distinct.contains(&address) {
-            distinct.push(address);
-        }
-    }
-    let first_is_v4 = distinct.first().is_some_and(SocketAddr::is_ipv4);
-    let (first, second): (Vec<_>, Vec<_>) =
-        distinct.into_iter().partition(|address| address.is_ipv4() == first_is_v4);
-    let mut order = VecDeque::new();
-    let (mut first, mut second) = (first.into_iter(), second.into_iter());
-    loop {
-        let pair = [first.next(), second.next()];
-        if pair == [None, None] {
-            order.truncate(ADDRESSES_MAX);
-            return order;
-        }
-        order.extend(pair.into_iter().flatten());
     }
 }
 
@@ -160,6 +138,11 @@ fn outcome(socket: &Socket) -> io::Result<()> {
     Ok(())
 }
 
+/// Returns `true` for the error of a connection that was there. One that was refused never was.
+fn is_reset(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::NotConnected)
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::TcpListener;
@@ -199,21 +182,5 @@ mod tests {
             let own = socket.local_addr().expect("it is bound").as_socket();
             assert_eq!(own.map(|own| own.ip()), Some(bind));
         }
-    }
-
-    #[test]
-    fn families_take_turns_and_the_first_keeps_its_place() {
-        let parse = |text: &str| text.parse::<SocketAddr>().expect("an address");
-        let addresses: Vec<_> = ["[::1]:1", "[::2]:1", "[::3]:1", "1.1.1.1:1", "1.1.1.1:1"]
-            .into_iter()
-            .map(parse)
-            .collect();
-        let order: Vec<_> =
-            interleaved(addresses.clone(), None).iter().map(ToString::to_string).collect();
-        assert_eq!(order, ["[::1]:1", "1.1.1.1:1", "[::2]:1", "[::3]:1"]);
-        let bound = interleaved(addresses, Some("127.0.0.1".parse().expect("an address")));
-        assert_eq!(bound, [parse("1.1.1.1:1")]);
-        let many: Vec<_> = (1..100).map(|host| parse(&format!("1.1.1.{host}:1"))).collect();
-        assert_eq!(interleaved(many, None).len(), ADDRESSES_MAX);
     }
 }

@@ -283,7 +283,7 @@ fn shake_hands(
     let mut cipher = vec![0; 16 * 1024];
     let mut output = Vec::new();
     clear_error_queue();
-    let mut result = connector.connect(&target.host, TlsBuffers::default());
+    let mut result = connector.connect(target.server_name(), TlsBuffers::default());
     loop {
         output.clear();
         let mut waiting: MidHandshakeTlsStream<TlsBuffers> = match result {

@@ -165,9 +165,9 @@ fn a_stop_does_not_wait_for_a_lookup_that_hangs() {
                 .collect();
             assert!(late.iter().all(|thread| thread.name == "taut-resolver"), "{report}");
             assert!(!is_under_way || late.len() == 1, "{report}");
-            assert!(!is_exact() || elapsed() - began <= Duration::from_millis(20));
+            assert!(!is_exact() || elapsed() - began <= Duration::from_millis(200));
             drop(release);
-            // A stop allows a lookup 20 ms, which may have passed, where time leaps, before the
+            // A stop allows a lookup 200 ms, which may have passed, where time leaps, before the
             // lookup's thread has run to its end.
             let leaps = if is_exact() { 0 } else { LEAPS };
             assert!((0..=leaps).any(|_| client.stop(60 * SECOND).is_clean()));

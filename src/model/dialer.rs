@@ -1,6 +1,7 @@
 //! A dialer and servers that follow a script, in the place of TCP, TLS and the opening handshake.
 
 use std::cell::RefCell;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use http::HeaderMap;
@@ -58,8 +59,11 @@ pub(crate) struct Dialer {
 impl Dialer {
     pub(crate) fn new(settings: DialSettings, threads: Arc<Threads>) -> Self {
         let shutdown = threads.shutdown_signal();
-        Dialer { shutdown, lookups: Lookups::new(settings.resolver, threads) }
+        let hosts_max = settings.hosts_max();
+        Dialer { shutdown, lookups: Lookups::new(settings.resolver, hosts_max, threads) }
     }
+
+    pub(crate) fn answered_wrongly(&mut self, _: &Target, _: SocketAddr) {}
 
     pub(crate) fn dial(
         &mut self,
@@ -96,7 +100,7 @@ impl Dialer {
             run(&mut peer);
         });
         let opening = Opening {
-            peer: addresses[0],
+            peer: addresses.first(),
             subprotocol: None,
             headers: HeaderMap::new(),
             extensions: Vec::new(),

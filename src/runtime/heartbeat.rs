@@ -175,8 +175,8 @@ impl Heartbeat {
                 [None, None]
             }
         };
-        // After the flush, so that a close frame is written before its time is up. A stop has its own
-        // way of ending the connection, and may be writing just now.
+        // After the flush, so that a close frame is written before its time is up. A stop has its
+        // own way of ending the connection, and may be writing just now.
         if !self.shared.shutdown.is_requested() {
             connection.abort_if_due(now);
         }

@@ -64,8 +64,8 @@ struct Tracked {
 pub(crate) enum JoinTimeout {
     /// Until the caller's deadline.
     Deadline,
-    /// This long at most, if the caller's deadline is later: for a lookup, which nothing can
-    /// interrupt.
+    /// A tenth of the time until the caller's deadline, and this long at most: for a lookup, which
+    /// nothing can interrupt.
     AtMost(Duration),
 }
 
@@ -284,7 +284,10 @@ impl Tracked {
     fn join_until(&self, began: Instant, deadline: Instant) -> ThreadReport {
         let until = match self.join_timeout {
             JoinTimeout::Deadline => deadline,
-            JoinTimeout::AtMost(limit) => deadline.min(after(began, limit)),
+            JoinTimeout::AtMost(limit) => {
+                let budget = deadline.saturating_duration_since(began);
+                after(began, limit.min(budget / 10))
+            }
         };
         // Nothing is ever sent, so this ends by a disconnection or a timeout.
         let ended = matches!(self.done.recv_deadline(until), Err(RecvTimeoutError::Disconnected));

@@ -1,5 +1,6 @@
 //! Tests of what users of the crate rely on, against scripted servers.
 
+mod addresses;
 mod callbacks;
 mod closing;
 mod delivery;

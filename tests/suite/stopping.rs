@@ -278,7 +278,7 @@ fn a_lookup_that_hangs_is_reported_and_not_waited_for() {
         assert_eq!(late.len(), 1, "by {by:?}: {report}");
         assert_eq!(late[0].name, "taut-resolver");
         drop(release);
-        // A stop waits only 20 ms for a lookup, which may be too short on a busy machine.
+        // A stop waits only 200 ms for a lookup, which may be too short on a busy machine.
         until("the lookup has ended", || stopper.stop(SOON).is_clean());
     }
 }
@@ -634,7 +634,7 @@ fn dials_do_not_wait_for_thread_local_destructors_of_an_earlier_lookup() {
     client.stop(HOUR);
     assert!(began.elapsed() < SOON, "it was waited for");
     drop(release);
-    // A stop waits 20 ms for a lookup, which may be too short for a busy machine.
+    // A stop waits 200 ms for a lookup, which may be too short for a busy machine.
     until("the lookups have ended", || client.stop(SOON).is_clean());
 }
 
