@@ -97,21 +97,18 @@ impl Builder {
     /// those, and their threads end when they return.
     pub fn connect(self) -> Result<Client<Pull>, Error> {
         let connect_timeout = self.settings.connect_timeout;
-        let mut client = self.pulled(true)?;
-        // The dial keeps its own deadline; this one is for an endpoint closure that does not.
-        let Err(error) =
-            client.shared.wait_first_open(connect_timeout.saturating_add(CLOSURE_GRACE))
-        else {
-            return Ok(client);
-        };
-        let is_closure_late = error.timeout() == Some(Timeout::WaitOpen);
-        // Like a lookup that hangs, a closure that hangs is told to stop, and not waited for.
-        let join_timeout = if is_closure_late { Duration::ZERO } else { client.drop_timeout };
-        client.stop(join_timeout);
-        client.drop_timeout = Duration::ZERO;
-        let late =
-            || Error::timed_out(Timeout::Connect, connect_timeout, "calling the endpoint closure");
-        Err(if is_closure_late { late() } else { error })
+        self.pulled(true)?.after_first_dial(connect_timeout)
+    }
+
+    /// Makes one dial and returns a client once the connection is open, which passes its events to
+    /// `handler`, on the reader thread. Blocks for [`connect_timeout`](Builder::connect_timeout) at
+    /// most. After later drops the client dials again as usual.
+    ///
+    /// # Errors
+    /// As [`connect`](Builder::connect). The handler has been told of the failure then too.
+    pub fn connect_with(self, handler: impl Handler) -> Result<Client<Push>, Error> {
+        let connect_timeout = self.settings.connect_timeout;
+        self.launch(true, |_, _| HandlerSink(handler))?.after_first_dial(connect_timeout)
     }
 
     /// Returns a client to pull from at once. It dials in the background, and retries.
@@ -189,6 +186,25 @@ impl Builder {
             reader_thread.run();
         })?;
         Ok(client)
+    }
+}
+
+impl<D> Client<D> {
+    /// Waits until the first dial has succeeded; otherwise ends the client.
+    fn after_first_dial(mut self, connect_timeout: Duration) -> Result<Self, Error> {
+        // The dial keeps its own deadline; this one is for an endpoint closure that does not.
+        let Err(error) = self.shared.wait_first_open(connect_timeout.saturating_add(CLOSURE_GRACE))
+        else {
+            return Ok(self);
+        };
+        let is_closure_late = error.timeout() == Some(Timeout::WaitOpen);
+        // Like a lookup that hangs, a closure that hangs is told to stop, and not waited for.
+        let join_timeout = if is_closure_late { Duration::ZERO } else { self.drop_timeout };
+        self.stop(join_timeout);
+        self.drop_timeout = Duration::ZERO;
+        let late =
+            || Error::timed_out(Timeout::Connect, connect_timeout, "calling the endpoint closure");
+        Err(if is_closure_late { late() } else { error })
     }
 }
 

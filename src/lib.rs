@@ -233,6 +233,6 @@ pub use events::{Events, TryNextError, WhenFull};
 pub use handler::{Connection, Handler};
 pub use protocol::deflate::Deflate;
 pub use runtime::reconnect::{RetryDecision, State};
-pub use sender::{Sender, Stopper};
+pub use sender::{Sender, Stopper, stop_all};
 pub use stats::{RoundTrip, Stats};
 pub use sync::stop_report::{StopReport, ThreadOutcome, ThreadReport};

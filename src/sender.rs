@@ -14,6 +14,7 @@ use crate::error::{BatchError, CloseReason, Error, ErrorKind, SendError};
 use crate::event::{Payload, Receipt};
 use crate::runtime::reconnect::State;
 use crate::runtime::shared::Shared;
+use crate::sync;
 use crate::sync::panic::Panic;
 use crate::sync::stop_report::StopReport;
 
@@ -260,4 +261,29 @@ impl fmt::Debug for Stopper {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Stopper").field("is_stopping", &self.is_stopping()).finish()
     }
+}
+
+/// Stops several clients side by side and waits until all their threads have ended, for `timeout`
+/// at most in all. Returns a report for each, in the order of `stoppers`.
+///
+/// Each client is stopped as by [`Client::stop`](crate::Client::stop).
+///
+/// ```no_run
+/// # fn f(one: tautline::Client, two: tautline::Client) {
+/// let stoppers = [&one.stopper(), &two.stopper()];
+/// for report in tautline::stop_all(stoppers, std::time::Duration::from_secs(5)) {
+///     assert!(report.is_clean(), "{report}");
+/// }
+/// # }
+/// ```
+pub fn stop_all<'a>(
+    stoppers: impl IntoIterator<Item = &'a Stopper>,
+    timeout: Duration,
+) -> Vec<StopReport> {
+    let began = sync::now();
+    let stoppers: Vec<&Stopper> = stoppers.into_iter().collect();
+    for stopper in &stoppers {
+        stopper.shared.request_stop(CloseFrame::normal(), timeout);
+    }
+    stoppers.iter().map(|stopper| stopper.shared.wait_stopped(began, timeout)).collect()
 }

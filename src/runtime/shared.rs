@@ -291,6 +291,12 @@ impl Shared {
     pub(crate) fn stop(&self, frame: CloseFrame, timeout: Duration) -> StopReport {
         let began = sync::now();
         self.request_stop(frame, timeout);
+        self.wait_stopped(began, timeout)
+    }
+
+    /// Waits until the threads of a client that was told to stop at `began` have ended, until
+    /// `timeout` after that at most.
+    pub(crate) fn wait_stopped(&self, began: Instant, timeout: Duration) -> StopReport {
         let end = after(began, timeout);
         // Half of the margin: if the heartbeat thread has not aborted the connection by then,
         // something of the program's holds it up, and this thread does it.

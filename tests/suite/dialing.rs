@@ -554,3 +554,32 @@ fn a_chunked_refusal_is_put_together_and_not_waited_for() {
         }
     });
 }
+
+#[test]
+fn the_first_dial_decides_for_a_client_with_a_handler_too() {
+    struct Tells(crossbeam_channel::Sender<&'static str>);
+    impl tautline::Handler for Tells {
+        fn opened(&mut self, _: &mut tautline::Connection<'_>) {
+            self.0.send("opened").expect("the test listens");
+        }
+        fn message(&mut self, _: &mut tautline::Connection<'_>, _: tautline::MessageRef<'_>) {}
+        fn dial_failed(&mut self, failure: &tautline::DialFailure) {
+            assert_eq!(failure.retry_in, None);
+            self.0.send("dial failed").expect("the test listens");
+        }
+        fn stopped(&mut self, _: &tautline::Stopped) {
+            self.0.send("stopped").expect("the test listens");
+        }
+    }
+    let (tell, told) = crossbeam_channel::unbounded();
+    let dead = Client::builder(format!("ws://{}/", refusing_address()));
+    let error = dead.connect_with(Tells(tell.clone())).expect_err("nobody listens");
+    assert_eq!(error.kind(), ErrorKind::Connect);
+    assert_eq!(told.try_iter().collect::<Vec<_>>(), ["dial failed", "stopped"]);
+
+    let server = echo(TestServer::builder());
+    let client = builder(&server).connect_with(Tells(tell)).expect("it opens");
+    assert_eq!(client.epoch(), 1);
+    assert!(client.stop(SOON).is_clean());
+    assert_eq!(told.try_iter().collect::<Vec<_>>(), ["opened", "stopped"]);
+}

@@ -835,3 +835,19 @@ fn two_handlers_that_stop_each_others_clients_do_not_wait_for_each_other() {
     }
     assert!(one.0.stop(SOON).is_clean() && two.0.stop(SOON).is_clean());
 }
+
+#[test]
+fn stop_all_stops_side_by_side_within_one_budget() {
+    // None of the servers answers the close frame, so each stop alone takes `close_timeout`.
+    let server = stalling(TestServer::builder());
+    let clients = [(); 5].map(|()| {
+        let builder = builder(&server).close_timeout(300 * MS);
+        builder.connect().expect("it opens")
+    });
+    let stoppers = clients.each_ref().map(Client::stopper);
+    let began = Instant::now();
+    let reports = tautline::stop_all(&stoppers, SOON);
+    let took = began.elapsed();
+    assert!(reports.len() == 5 && reports.iter().all(StopReport::is_clean), "{reports:?}");
+    assert!((300 * MS..900 * MS).contains(&took), "it took {took:?}");
+}
