@@ -138,7 +138,7 @@ fn interleaved(addresses: impl IntoIterator<Item = SocketAddr>) -> Vec<SocketAdd
 }
 
 /// Carries out the dials that `bytes` describe, and checks each order against a simple model.
-#[cfg(all(feature = "internals", unix))]
+#[cfg(any(test, all(feature = "internals", unix)))]
 pub(crate) fn fuzz_addresses(bytes: &[u8]) {
     // 64 addresses, half of them of each family.
     let address = |byte: u8| {
@@ -226,6 +226,15 @@ mod tests {
     fn order(memory: &AddressMemory, host: &str, texts: &[&str]) -> Vec<String> {
         let order = memory.order(host, 1, candidates(texts), None);
         order.iter().map(ToString::to_string).collect()
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_fails_and_succeeds_the_order_is_as_the_model_says(
+            bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..1000)
+        ) {
+            fuzz_addresses(&bytes);
+        }
     }
 
     #[test]

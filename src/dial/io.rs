@@ -54,14 +54,9 @@ impl DialIo<'_> {
             let now = sync::now();
             let left = self.deadline.left(now).ok_or_else(|| self.deadline.error(&context()))?;
             let wait = until.map_or(left, |until| left.min(until.saturating_duration_since(now)));
-            #[cfg(not(unix))]
-            let wait = wait.min(std::time::Duration::from_millis(20));
             let mut watched: Vec<PollFd<'_>> =
                 sockets.iter().map(|socket| PollFd::new(*socket, flags)).collect();
-            #[cfg(unix)]
             watched.push(PollFd::new(self.pair, PollFlags::IN));
-            #[cfg(not(unix))]
-            let _ = self.pair;
             let timeout = Timespec::try_from(wait).ok();
             match poll(&mut watched, timeout.as_ref()) {
                 Ok(0) if until.is_some_and(|until| sync::now() >= until) => {

@@ -100,12 +100,12 @@ fn request(target: &Target, key: &str, offer: Option<&str>) -> Vec<u8> {
     if let Some(offer) = offer {
         put("Sec-WebSocket-Extensions", offer.as_bytes());
     }
-    if !target.headers.iter().any(|(name, _)| name == http::header::USER_AGENT) {
+    if !target.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("user-agent")) {
         // Several venues refuse requests without one.
         put("User-Agent", concat!("tautline/", env!("CARGO_PKG_VERSION")).as_bytes());
     }
     for (name, value) in &target.headers {
-        put(name.as_str(), value.as_bytes());
+        put(name, value.as_bytes());
     }
     text.extend_from_slice(b"\r\n");
     text
@@ -370,7 +370,7 @@ mod tests {
             "Sec-WebSocket-Protocol: one, two\r\n",
             "Sec-WebSocket-Extensions: x\r\n",
             "User-Agent: tautline/",
-            "x-key: 1\r\n\r\n",
+            "X-Key: 1\r\n\r\n",
         ] {
             assert!(text.contains(line), "{line:?} is missing from {text:?}");
         }

@@ -101,6 +101,11 @@ pub fn messages(bytes: &[u8]) {
     }
 }
 
+/// Orders the addresses of hosts whose dials fail and succeed.
+pub fn addresses(bytes: &[u8]) {
+    crate::dial::fuzz_addresses(bytes);
+}
+
 /// Parses the head of an answer to the opening handshake.
 pub fn head(bytes: &[u8]) {
     crate::dial::fuzz_head(bytes);

@@ -1,4 +1,4 @@
-//! Endpoints that take turns, and what each has said about being dialed again. Pure: `now` is an
+//! Endpoints that take turns, each with a say in whether and when to dial again. Pure: `now` is an
 //! argument.
 
 use std::time::{Duration, Instant};
@@ -7,13 +7,14 @@ use crate::error::{Error, ErrorKind};
 use crate::runtime::reconnect::RetryDecision;
 use crate::time::after;
 
-/// Whose turn it is. Owned by the reader thread.
+/// The endpoints of a client. Owned by the reader thread.
 pub(crate) struct EndpointPool {
-    /// Before when each endpoint does not want to be dialed. One entry for each, one at least.
+    /// The time before which an endpoint asked not to be dialed. One entry for each endpoint, and
+    /// at least one.
     not_before: Vec<Option<Instant>>,
-    /// How many dials have been started.
+    /// The number of dials that have been started.
     dials: usize,
-    /// How many endpoints in a row have answered what no retry mends.
+    /// The number of endpoints in a row that failed with a permanent error.
     refusals: usize,
 }
 
@@ -22,16 +23,18 @@ impl EndpointPool {
         EndpointPool { not_before: vec![None; endpoints.max(1)], dials: 0, refusals: 0 }
     }
 
-    /// Begins the next dial; which of the endpoints it goes to.
+    /// Begins the next dial, and returns the index of its endpoint.
     pub(crate) fn begin(&mut self) -> usize {
         let turn = self.turn();
         self.dials += 1;
         turn
     }
 
-    /// What follows the failure of the last dial or of its connection, as far as the endpoints have
-    /// a say. What one of them refuses for good another may grant: the client gives up when all
-    /// have refused in a row. A `Retry-After` binds the endpoint that asked for it.
+    /// Returns what follows the failure of the last dial or the end of its connection.
+    ///
+    /// A request or a certificate that one endpoint refuses may be good at another, so the client
+    /// gives up only when all have failed permanently in a row. A `Retry-After` holds for the
+    /// endpoint that sent it.
     pub(crate) fn decision(
         &mut self,
         error: &Error,
@@ -53,6 +56,7 @@ impl EndpointPool {
         left.filter(|left| !left.is_zero()).map_or(RetryDecision::Retry, RetryDecision::RetryAfter)
     }
 
+    /// Returns the index of the endpoint that the next dial goes to.
     fn turn(&self) -> usize {
         self.dials % self.not_before.len()
     }
@@ -107,7 +111,28 @@ mod tests {
     }
 
     #[test]
-    fn what_no_other_endpoint_can_mend_ends_it_at_once() {
+    fn each_endpoint_has_its_say_about_every_status() {
+        let now = Instant::now();
+        for status in 200..600 {
+            let passes = !(400..500).contains(&status) || [408, 418, 425, 429].contains(&status);
+            let alone = if passes { RetryDecision::Retry } else { RetryDecision::GiveUp };
+            let mut one = EndpointPool::new(1);
+            one.begin();
+            assert_eq!(one.decision(&refused(status, None), MAX, now), alone, "{status}");
+
+            // Of three, the second gets this status, and the others refuse for good.
+            let mut three = EndpointPool::new(3);
+            let mut meets = |status| {
+                three.begin();
+                three.decision(&refused(status, None), MAX, now)
+            };
+            assert_eq!([meets(400), meets(status)], [RetryDecision::Retry; 2], "{status}");
+            assert_eq!(meets(403), alone, "{status}");
+        }
+    }
+
+    #[test]
+    fn a_permanent_error_that_no_other_endpoint_can_mend_ends_it_at_once() {
         for error in [
             Error::config("a bad URL"),
             Error::new(ErrorKind::HandlerPanicked, "it panicked"),
@@ -137,10 +162,10 @@ mod tests {
 
         let mut two = EndpointPool::new(2);
         two.begin();
-        // The other one is free.
+        // The other one has not asked for anything.
         assert_eq!(two.decision(&refused(503, Some(minute)), MAX, now), RetryDecision::Retry);
         two.begin();
-        // Ten seconds later it is the turn of the first again.
+        // Ten seconds later it is the first one's turn again.
         let later = now + Duration::from_secs(10);
         assert_eq!(
             two.decision(&dropped(), MAX, later),

@@ -1,71 +1,92 @@
-//! A wake-up for a dial that waits for its socket.
+//! Wakes a dial that waits for its socket.
 
+use std::io;
 #[cfg(unix)]
 use std::os::fd::{AsFd, BorrowedFd};
-use std::sync::Arc;
-
-use crate::error::Error;
 #[cfg(unix)]
-use crate::error::ErrorKind;
+use std::os::unix::net::UnixStream as End;
+use std::sync::Arc;
+#[cfg(windows)]
+use std::{
+    net::{Ipv4Addr, UdpSocket as End},
+    os::windows::io::{AsSocket, BorrowedSocket},
+};
 
-/// Both ends of a dial's wake-up. It belongs to one dial and is dropped with it.
+use crate::error::{Error, ErrorKind};
+
+/// Two connected sockets: a dial polls one beside its own sockets, and is woken through the other.
+/// Made for one dial and dropped with it.
 pub(crate) struct WakePair {
-    /// Polled beside the dial's socket.
-    #[cfg(unix)]
-    receiver: std::os::unix::net::UnixStream,
+    sleeper: End,
     waker: Waker,
 }
 
-/// Wakes a dial from any of its waits. Cheap to clone.
+/// Wakes a dial out of whatever it waits for. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Waker {
-    #[cfg(unix)]
-    stream: Arc<std::os::unix::net::UnixStream>,
-    /// Windows polls nothing but sockets. There a dial looks at the shutdown signal every 20 ms
-    /// instead.
-    #[cfg(not(unix))]
-    stream: Arc<()>,
+    end: Arc<End>,
 }
 
 impl WakePair {
     /// # Errors
-    /// `Io` when the process is out of descriptors.
-    #[cfg(unix)]
+    /// `Io` when there are no descriptors.
     pub(crate) fn new() -> Result<Self, Error> {
-        let pair = std::os::unix::net::UnixStream::pair();
-        let (receiver, stream) = pair.map_err(|error| {
+        let (sleeper, end) = pair().map_err(|error| {
             Error::caused(ErrorKind::Io, "opening a descriptor for the dial", error)
         })?;
-        Ok(WakePair { receiver, waker: Waker { stream: Arc::new(stream) } })
+        Ok(WakePair { sleeper, waker: Waker { end: Arc::new(end) } })
     }
 
-    #[cfg(not(unix))]
-    pub(crate) fn new() -> Result<Self, Error> {
-        Ok(WakePair { waker: Waker { stream: Arc::new(()) } })
-    }
-
+    /// Returns the handle that wakes this dial.
     pub(crate) fn waker(&self) -> Waker {
         self.waker.clone()
     }
 }
 
-#[cfg(unix)]
-impl AsFd for WakePair {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.receiver.as_fd()
+impl Waker {
+    /// Wakes the dial, now or when it next waits. It looks at the shutdown signal then.
+    pub(crate) fn wake(&self) {
+        wake(&self.end);
     }
 }
 
-impl Waker {
-    /// Wakes the dial, now or when it next waits. It looks at the shutdown signal then.
-    #[cfg(unix)]
-    pub(crate) fn wake(&self) {
-        // An end of stream lasts, and needs no room in a buffer.
-        let _ = self.stream.shutdown(std::net::Shutdown::Both);
-    }
+#[cfg(unix)]
+fn pair() -> io::Result<(End, End)> {
+    End::pair()
+}
 
-    #[cfg(not(unix))]
-    pub(crate) fn wake(&self) {
-        let _ = &self.stream;
+/// An end of stream stays readable, and needs no room in a buffer.
+#[cfg(unix)]
+fn wake(end: &End) {
+    let _ = end.shutdown(std::net::Shutdown::Both);
+}
+
+#[cfg(unix)]
+impl AsFd for WakePair {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.sleeper.as_fd()
+    }
+}
+
+/// Windows polls nothing but sockets of the network, and std has no pair of those there. A datagram
+/// socket that is connected to itself takes datagrams from nobody else.
+#[cfg(windows)]
+fn pair() -> io::Result<(End, End)> {
+    let end = End::bind((Ipv4Addr::LOCALHOST, 0))?;
+    end.connect(end.local_addr()?)?;
+    end.set_nonblocking(true)?;
+    Ok((end.try_clone()?, end))
+}
+
+/// Nobody reads the datagram, so the socket stays readable.
+#[cfg(windows)]
+fn wake(end: &End) {
+    let _ = end.send(&[0]);
+}
+
+#[cfg(windows)]
+impl AsSocket for WakePair {
+    fn as_socket(&self) -> BorrowedSocket<'_> {
+        self.sleeper.as_socket()
     }
 }

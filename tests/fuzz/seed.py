@@ -47,6 +47,14 @@ HEADS = {
     "partial": b"HTTP/1.1 101 Switching",
 }
 
+# Each dial: a byte with the number of addresses, the outcome and the host, and the addresses.
+ADDRESSES = {
+    "failures": b"\x1c\x01\x02\x03" * 4,
+    "families": b"\x24\x21\x01\x22\x02" * 3 + b"\x20\x21\x01\x22\x02",
+    "hosts": b"".join(bytes([0x14 | host, 1, 2]) for host in (0, 1, 2, 0, 1)),
+    "many": bytes([0xFC]) + bytes(range(31)) + bytes([0xFC]) + bytes(range(33, 64)),
+}
+
 
 def write(target, name, content):
     folder = os.path.join(HERE, "corpus", target)
@@ -63,3 +71,5 @@ for name, content in LINES.items():
         write("connection", name + "-" + shape.hex(), shape + content)
 for name, content in HEADS.items():
     write("head", name, content)
+for name, content in ADDRESSES.items():
+    write("addresses", name, content)
