@@ -67,8 +67,8 @@ impl Dialer {
         Dialer {
             tcp: settings.tcp,
             shutdown: threads.shutdown_signal(),
+            connectors: Connectors::new(settings.tls, Arc::clone(&threads)),
             lookups: Lookups::new(settings.resolver, threads),
-            connectors: Connectors::new(settings.tls),
         }
     }
 

@@ -1,7 +1,8 @@
 //! The TLS handshake, over a pipe in memory so that it never blocks.
 
+use std::convert::Infallible;
 use std::fmt;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use native_tls::{
@@ -15,6 +16,13 @@ use crate::connection::tls_buffers::TlsBuffers;
 use crate::connection::tls_engine::{TlsEngine, clear_error_queue};
 use crate::dial::io::DialIo;
 use crate::error::{Error, ErrorKind};
+use crate::sync::channel::{Receiver, bounded};
+use crate::sync::panic;
+use crate::sync::threads::{JoinTimeout, Threads};
+use crate::sync::wait::{Woken, wait};
+
+/// The size of the buffer for what the peer sends during the handshake.
+const CIPHER_SIZE: usize = 16 * 1024;
 
 /// What is trusted, and what is shown.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -169,46 +177,55 @@ fn is_pem(bytes: &[u8]) -> bool {
     bytes.windows(11).any(|window| window == b"-----BEGIN ")
 }
 
-/// A connector and what it was made of.
-struct Connector {
+/// A connector that is being made, or has been made. Making one reads all roots of the system.
+struct Load {
     options: TlsOptions,
-    connector: TlsConnector,
+    /// Set before `done` disconnects, unless the thread could not be started.
+    result: OnceLock<Result<TlsConnector, Error>>,
+    /// Nothing is ever sent on it. It disconnects when the load is over.
+    done: Receiver<Infallible>,
 }
 
-/// The connectors that clients of this process hold at the moment. Making one reads all of the
-/// system's roots, which takes some ten milliseconds and most of a mebibyte: a thousand connections
-/// share one. Nothing is kept alive by this list.
-static SHARED: Mutex<Vec<Weak<Connector>>> = Mutex::new(Vec::new());
+/// The connectors of this process, newest first.
+///
+/// Reading the roots of the system takes from ten milliseconds to seconds and most of a mebibyte,
+/// so clients with the same options share a connector. It lives as long as one of them. The newest
+/// [`KEPT`] without a client certificate stay for the clients that follow.
+static LOADS: Mutex<Vec<Arc<Load>>> = Mutex::new(Vec::new());
 
-/// How long a dial waits for the list before it looks whether it may go on.
-const PATIENCE: Duration = Duration::from_millis(10);
+/// The number of connectors that are kept while no client has them.
+const KEPT: usize = 4;
 
-/// The connector of a client, kept from dial to dial.
+/// How long a stop waits for a load, which nothing can interrupt.
+const LOAD_JOIN_TIMEOUT: Duration = Duration::from_millis(200);
+
+/// Shakes hands for one client, and keeps its connector from dial to dial.
 pub(crate) struct Connectors {
     options: TlsOptions,
-    connector: Option<Arc<Connector>>,
-    /// This dial has failed verification, and its connector was thrown away.
+    threads: Arc<Threads>,
+    connector: Option<Arc<Load>>,
+    /// The server's certificate was refused at this dial, so the connector was thrown away.
     has_failed: bool,
-    /// The one before it has.
+    /// The same of the dial before.
     had_failed: bool,
 }
 
 impl Connectors {
-    pub(crate) fn new(options: TlsOptions) -> Self {
-        Connectors { options, connector: None, has_failed: false, had_failed: false }
+    pub(crate) fn new(options: TlsOptions, threads: Arc<Threads>) -> Self {
+        Connectors { options, threads, connector: None, has_failed: false, had_failed: false }
     }
 
-    /// A dial begins, which may or may not come as far as TLS.
+    /// Begins a dial, which may fail before it comes to TLS.
     pub(crate) fn begin_dial(&mut self) {
         self.had_failed = std::mem::take(&mut self.has_failed);
     }
 
-    /// Shakes hands over a non-blocking socket.
+    /// Performs the TLS handshake over a non-blocking socket.
     ///
-    /// A certificate that fails verification throws the connector away. Only when the very next
-    /// dial, with a connector made afresh while there were descriptors to spare, fails too is the
-    /// error one that no retry mends: a connector made while the process had no descriptors has no
-    /// roots, and would fail for ever.
+    /// A certificate that is refused throws the connector away. Only if the very next dial fails
+    /// too, with a new connector that was made while there were descriptors to spare, is the error
+    /// permanent: a connector that was made while the process had no descriptors has no roots, and
+    /// would refuse every certificate.
     pub(crate) fn handshake(
         &mut self,
         target: &Target,
@@ -216,57 +233,111 @@ impl Connectors {
         io: &DialIo<'_>,
     ) -> Result<TlsEngine, Error> {
         let had_spare = self.had_failed && has_spare_descriptor();
-        let connector = match self.connector.take() {
-            Some(connector) => connector,
-            None => self.find_or_make(io, &|| format!("TLS handshake with {target}"))?,
+        let load = match self.connector.take() {
+            Some(load) => load,
+            None => self.load(io)?,
         };
-        // Before and behind the reading of the roots: other threads take descriptors too.
+        let connector = load.connector()?;
+        // Looked at before and after the load, because other threads take descriptors too.
         let had_spare = had_spare && has_spare_descriptor();
-        match shake_hands(&connector.connector, target, socket, io) {
-            Ok(stream) => {
-                self.connector = Some(connector);
-                Ok(stream)
-            }
+        let result = shake_hands(connector, target, socket, io);
+        match result {
             Err(error) if error.is_verification_failure() => {
                 self.has_failed = true;
                 Err(if had_spare { error.permanent() } else { error })
             }
-            Err(error) => {
-                self.connector = Some(connector);
-                Err(error)
+            result => {
+                self.connector = Some(load);
+                result
             }
         }
     }
 
-    /// A connector that another client has made of the same options, or a new one. After a failed
-    /// verification always a new one.
-    fn find_or_make(
-        &self,
-        io: &DialIo<'_>,
-        context: &dyn Fn() -> String,
-    ) -> Result<Arc<Connector>, Error> {
-        let mut shared = loop {
-            // Another client may be reading the roots.
-            match SHARED.try_lock_for(PATIENCE) {
-                Some(shared) => break shared,
-                None => io.check(context)?,
+    /// Waits for a connector within the deadline of the dial.
+    fn load(&self, io: &DialIo<'_>) -> Result<Arc<Load>, Error> {
+        loop {
+            let load = self.find_or_start()?;
+            match wait(io.shutdown, &load.done, Some(io.deadline.at())) {
+                Woken::Shutdown => return Err(Error::stopped()),
+                Woken::TimedOut => {
+                    return Err(io.deadline.error("reading the root certificates of the system"));
+                }
+                Woken::Disconnected | Woken::Received(_) => {}
             }
-        };
-        shared.retain(|connector| connector.strong_count() > 0);
-        if !self.had_failed {
-            let known =
-                shared.iter().filter_map(Weak::upgrade).find(|known| known.options == self.options);
-            if let Some(known) = known {
-                return Ok(known);
+            match load.result.get() {
+                Some(Ok(_)) => return Ok(load),
+                Some(Err(error)) => return Err(error.clone()),
+                // The client that was to make it could not start a thread: this one tries itself.
+                None => {}
             }
         }
-        let connector =
-            Connector { options: self.options.clone(), connector: self.options.connector()? };
-        let connector = Arc::new(connector);
-        // In front: whoever looks finds the newest first.
-        shared.insert(0, Arc::downgrade(&connector));
-        Ok(connector)
     }
+
+    /// Returns a connector that another client has made of the same options, or is making, or a new
+    /// one. After a refused certificate it is always a new one.
+    fn find_or_start(&self) -> Result<Arc<Load>, Error> {
+        let (running, done) = bounded::<Infallible>(0);
+        let load = {
+            let mut loads = LOADS.lock();
+            forget_unused(&mut loads);
+            if !self.had_failed {
+                let mut same = loads.iter().filter(|load| load.options == self.options);
+                // One that is made goes before a newer one, the making of which may hang.
+                let known = same.clone().find(|load| load.is_made()).or_else(|| same.next());
+                if let Some(known) = known {
+                    return Ok(Arc::clone(known));
+                }
+            }
+            let load = Load { options: self.options.clone(), result: OnceLock::new(), done };
+            let load = Arc::new(load);
+            loads.insert(0, Arc::clone(&load));
+            load
+        };
+        let made = Arc::clone(&load);
+        let body = move || {
+            let result = panic::catch(|| made.options.connector()).unwrap_or_else(|_| {
+                Err(Error::new(ErrorKind::Tls, "preparing TLS: the platform's TLS panicked"))
+            });
+            let _ = made.result.set(result);
+            drop(made);
+            drop(running);
+        };
+        let join_timeout = JoinTimeout::AtMost(LOAD_JOIN_TIMEOUT);
+        if let Err(error) = self.threads.spawn("taut-roots", join_timeout, body) {
+            LOADS.lock().retain(|known| !Arc::ptr_eq(known, &load));
+            return Err(error);
+        }
+        Ok(load)
+    }
+}
+
+impl Load {
+    fn connector(&self) -> Result<&TlsConnector, Error> {
+        match self.result.get() {
+            Some(Ok(connector)) => Ok(connector),
+            Some(Err(error)) => Err(error.clone()),
+            None => Err(Error::new(ErrorKind::Tls, "preparing TLS")),
+        }
+    }
+
+    fn is_made(&self) -> bool {
+        matches!(self.result.get(), Some(Ok(_)))
+    }
+}
+
+/// Removes the loads that have failed, and all but the newest of those that nobody uses.
+fn forget_unused(loads: &mut Vec<Arc<Load>>) {
+    let mut kept = 0;
+    loads.retain(|load| match load.result.get() {
+        Some(Err(_)) => false,
+        // A client or the thread that makes it has it.
+        _ if Arc::strong_count(load) > 1 => true,
+        // A client's key is not kept longer than the client.
+        _ => {
+            kept += 1;
+            load.options.identity.is_none() && kept <= KEPT
+        }
+    });
 }
 
 fn has_spare_descriptor() -> bool {
@@ -280,7 +351,7 @@ fn shake_hands(
     io: &DialIo<'_>,
 ) -> Result<TlsEngine, Error> {
     let context = || format!("TLS handshake with {target}");
-    let mut cipher = vec![0; 16 * 1024];
+    let mut cipher = vec![0; CIPHER_SIZE];
     let mut output = Vec::new();
     clear_error_queue();
     let mut result = connector.connect(&target.host, TlsBuffers::default());

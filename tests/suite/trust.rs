@@ -1,19 +1,24 @@
 //! TLS: client certificates, server names, broken records and errors of others. Trust that depends
 //! on the environment of a process is tested in `faults`.
 
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
 use crossbeam_channel::unbounded;
 use tautline::testing::TestServer;
-use tautline::{Builder, Client, Connection, DialContext, Endpoint, ErrorKind, MessageRef};
+use tautline::{
+    Builder, Client, Connection, DialContext, Endpoint, ErrorKind, MessageRef, ThreadOutcome,
+    Timeout,
+};
 
 use crate::openssl::{Server, certificate};
-use crate::support::{MS, SOON, disconnected, echo, message, opened, skipped};
+use crate::support::{MS, SOON, dial_failed, disconnected, echo, message, opened, skipped};
 
 /// The settings of a client of `openssl s_server`, which answers no close frame.
 fn builder(port: u16) -> Builder {
@@ -219,4 +224,96 @@ fn errors_that_others_leave_in_the_queue_of_openssl_harm_no_connection() {
     }
     assert!(client.stop(SOON).is_clean());
     assert!(openssl::error::ErrorStack::get().errors().is_empty());
+}
+
+/// Runs a test in a process of its own, in which `SSL_CERT_FILE` names this file, and which runs no
+/// other test: what it trusts and what it has read belong to the whole process.
+#[cfg(unix)]
+fn in_a_process_of_its_own(test: &str, roots: &Path, body: impl FnOnce(&Path)) {
+    const ROLE: &str = "TAUTLINE_SUITE_ROOTS";
+    if let Some(roots) = std::env::var_os(ROLE) {
+        return body(Path::new(&roots));
+    }
+    let mut command = Command::new(std::env::current_exe().expect("this program has a path"));
+    command.args(["--exact", &format!("trust::{test}"), "--nocapture"]);
+    let output = command.env("SSL_CERT_FILE", roots).env(ROLE, roots).output();
+    let output = output.expect("this program can be run");
+    let printed = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && printed.contains("1 passed"), "{output:?}");
+}
+
+/// Counts the threads that read roots.
+fn counting_loads(builder: Builder, loads: &Arc<AtomicUsize>) -> Builder {
+    let loads = Arc::clone(loads);
+    builder.on_thread_start(move |name| {
+        loads.fetch_add(usize::from(name == "taut-roots"), Ordering::SeqCst);
+    })
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn the_roots_of_the_system_are_read_once_for_clients_that_come_one_after_the_other() {
+    let name = "the_roots_of_the_system_are_read_once_for_clients_that_come_one_after_the_other";
+    in_a_process_of_its_own(name, Path::new(&certificate("root.pem")), |_| {
+        let server = echo(TestServer::builder().tls());
+        let loads = Arc::default();
+        for _ in 0..3 {
+            let builder = counting_loads(Client::builder(server.url()), &loads);
+            let client = builder.connect().expect("the server's root is one of the system's");
+            assert!(client.stop(SOON).is_clean());
+        }
+        let clients: Vec<_> =
+            (0..3).map(|_| counting_loads(Client::builder(server.url()), &loads).start()).collect();
+        for client in clients {
+            client.expect("it starts").wait_open(SOON).expect("it opens");
+        }
+        assert_eq!(loads.load(Ordering::SeqCst), 1);
+    });
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_roots_file_that_hangs_is_a_timeout_that_blocks_neither_other_clients_nor_a_stop() {
+    let name = "a_roots_file_that_hangs_is_a_timeout_that_blocks_neither_other_clients_nor_a_stop";
+    let fifo = std::env::temp_dir().join(format!("tautline-roots-{}", std::process::id()));
+    if std::env::var_os("TAUTLINE_SUITE_ROOTS").is_none() {
+        assert!(Command::new("mkfifo").arg(&fifo).status().is_ok_and(|status| status.success()));
+    }
+    in_a_process_of_its_own(name, &fifo, |fifo| {
+        let server = echo(TestServer::builder().tls());
+        let plain = echo(TestServer::builder());
+        let loads = Arc::default();
+        let builder = counting_loads(Client::builder(server.url()), &loads);
+        let builder = builder.retry_delay_min(MS).retry_delay_max(5 * MS);
+        let late = builder.clone().connect_timeout(100 * MS).start().expect("it starts");
+        let mut events = late.events();
+        for _ in 0..2 {
+            let error = dial_failed(&mut events).error;
+            assert_eq!(error.timeout(), Some(Timeout::Connect));
+            let words = "(connect_timeout): reading the root certificates of the system";
+            assert!(error.to_string().ends_with(words), "{error}");
+        }
+        Client::builder(plain.url()).connect().expect("it needs no roots");
+        let report = late.stop(SOON);
+        let timed_out: Vec<_> = report
+            .threads()
+            .iter()
+            .filter(|thread| thread.outcome == ThreadOutcome::TimedOut)
+            .map(|thread| thread.name)
+            .collect();
+        assert_eq!(timed_out, ["taut-roots"], "{report}");
+        // The next client waits for the load that the first has left behind.
+        let patient = builder.connect_timeout(SOON).start().expect("it starts");
+        // The first reading goes on, and whatever is read later is a file.
+        let mut first = File::options().write(true).open(fifo).expect("it is being read");
+        std::fs::remove_file(fifo).expect("it is there");
+        std::fs::write(fifo, TestServer::root_pem()).expect("there is room");
+        first.write_all(TestServer::root_pem()).expect("it is being read");
+        drop(first);
+        patient.wait_open(SOON).expect("it opens");
+        assert_eq!(loads.load(Ordering::SeqCst), 1);
+    });
+    if std::env::var_os("TAUTLINE_SUITE_ROOTS").is_none() {
+        std::fs::remove_file(&fifo).expect("it has been made");
+    }
 }
