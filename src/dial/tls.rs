@@ -1,9 +1,10 @@
 //! The TLS handshake, over a pipe in memory so that it never blocks.
 
 use std::convert::Infallible;
+use std::error::Error as _;
 use std::fmt;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use native_tls::{
     Certificate, HandshakeError, Identity, MidHandshakeTlsStream, Protocol, TlsConnector,
@@ -17,9 +18,10 @@ use crate::connection::tls_engine::{TlsEngine, clear_error_queue};
 use crate::dial::io::DialIo;
 use crate::error::{Error, ErrorKind};
 use crate::sync::channel::{Receiver, bounded};
-use crate::sync::panic;
 use crate::sync::threads::{JoinTimeout, Threads};
 use crate::sync::wait::{Woken, wait};
+use crate::sync::{self, panic};
+use crate::time::after;
 
 /// The size of the buffer for what the peer sends during the handshake.
 const CIPHER_SIZE: usize = 16 * 1024;
@@ -199,6 +201,9 @@ const KEPT: usize = 4;
 /// How long a stop waits for a load, which nothing can interrupt.
 const LOAD_JOIN_TIMEOUT: Duration = Duration::from_millis(200);
 
+/// The time between two warnings of a certificate that has expired or is not yet valid.
+const WARN_EVERY: Duration = Duration::from_secs(60);
+
 /// Shakes hands for one client, and keeps its connector from dial to dial.
 pub(crate) struct Connectors {
     options: TlsOptions,
@@ -208,11 +213,19 @@ pub(crate) struct Connectors {
     has_failed: bool,
     /// The same of the dial before.
     had_failed: bool,
+    warned_at: Option<Instant>,
 }
 
 impl Connectors {
     pub(crate) fn new(options: TlsOptions, threads: Arc<Threads>) -> Self {
-        Connectors { options, threads, connector: None, has_failed: false, had_failed: false }
+        Connectors {
+            options,
+            threads,
+            connector: None,
+            has_failed: false,
+            had_failed: false,
+            warned_at: None,
+        }
     }
 
     /// Begins a dial, which may fail before it comes to TLS.
@@ -225,7 +238,8 @@ impl Connectors {
     /// A certificate that is refused throws the connector away. Only if the very next dial fails
     /// too, with a new connector that was made while there were descriptors to spare, is the error
     /// permanent: a connector that was made while the process had no descriptors has no roots, and
-    /// would refuse every certificate.
+    /// would refuse every certificate. A certificate that has expired or is not yet valid mends
+    /// itself, by a renewal or by the clock, so its error is never permanent.
     pub(crate) fn handshake(
         &mut self,
         target: &Target,
@@ -242,6 +256,17 @@ impl Connectors {
         let had_spare = had_spare && has_spare_descriptor();
         let result = shake_hands(connector, target, socket, io);
         match result {
+            Err(error) if is_refused_for_its_dates(&error) => {
+                self.connector = Some(load);
+                if self.is_warning_due(sync::now()) {
+                    log::warn!(
+                        "{target}: the server's certificate has expired or is not yet valid, or \
+                         the clock of this machine is wrong: {}",
+                        error.chain()
+                    );
+                }
+                Err(error)
+            }
             Err(error) if error.is_verification_failure() => {
                 self.has_failed = true;
                 Err(if had_spare { error.permanent() } else { error })
@@ -251,6 +276,14 @@ impl Connectors {
                 result
             }
         }
+    }
+
+    fn is_warning_due(&mut self, now: Instant) -> bool {
+        let is_due = self.warned_at.is_none_or(|at| now >= after(at, WARN_EVERY));
+        if is_due {
+            self.warned_at = Some(now);
+        }
+        is_due
     }
 
     /// Waits for a connector within the deadline of the dial.
@@ -344,6 +377,23 @@ fn has_spare_descriptor() -> bool {
     std::net::UdpSocket::bind(("127.0.0.1", 0)).is_ok()
 }
 
+/// Returns `true` if the server's certificate was refused because it has expired or is not yet
+/// valid. native-tls has no kind for this, so the text decides.
+fn is_refused_for_its_dates(error: &Error) -> bool {
+    const WORDINGS: [&str; 4] = [
+        // OpenSSL.
+        "certificate has expired",
+        "certificate is not yet valid",
+        // Security.framework.
+        "certificate was expired",
+        // SChannel.
+        "not within its validity period",
+    ];
+    // Not the error's own text, which names the host.
+    let cause = error.source().filter(|_| error.kind() == ErrorKind::Tls).map(ToString::to_string);
+    cause.is_some_and(|text| WORDINGS.iter().any(|wording| text.contains(wording)))
+}
+
 fn shake_hands(
     connector: &TlsConnector,
     target: &Target,
@@ -378,5 +428,21 @@ fn shake_hands(
         waiting.get_mut().feed(&mut cipher, filled);
         clear_error_queue();
         result = waiting.handshake();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sync::threads::ThreadOptions;
+
+    #[test]
+    fn expired_certificates_are_warned_of_once_a_minute() {
+        let threads = Arc::new(Threads::new(ThreadOptions::default()));
+        let mut connectors = Connectors::new(TlsOptions::default(), threads);
+        let now = Instant::now();
+        let seconds = [0, 1, 59, 60, 61, 119, 300];
+        let due = seconds.map(|s| connectors.is_warning_due(now + Duration::from_secs(s)));
+        assert_eq!(due, [true, false, false, true, false, false, true]);
     }
 }
