@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::error::Error as _;
 use std::fmt;
+use std::io::Read;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -410,8 +411,11 @@ fn shake_hands(
         let mut waiting: MidHandshakeTlsStream<TlsBuffers> = match result {
             Ok(mut stream) => {
                 stream.get_mut().take_output(&mut output);
-                io.send(socket, &output, &context)?;
-                return Ok(TlsEngine::new(stream));
+                let mut engine = TlsEngine::new(stream);
+                return match io.send(socket, &output, &context) {
+                    Ok(()) => Ok(engine),
+                    Err(error) => Err(unread_alert(&mut engine, socket, error, &context)),
+                };
             }
             Err(HandshakeError::Failure(error)) => {
                 return Err(Error::caused(ErrorKind::Tls, context(), error));
@@ -419,7 +423,9 @@ fn shake_hands(
             Err(HandshakeError::WouldBlock(waiting)) => waiting,
         };
         waiting.get_mut().take_output(&mut output);
-        io.send(socket, &output, &context)?;
+        if let Err(error) = io.send(socket, &output, &context) {
+            return Err(unread_alert_in_handshake(waiting, socket, error, &context));
+        }
         let filled = io.recv(socket, &mut cipher, &context)?;
         if filled == 0 {
             let ended = std::io::Error::from(std::io::ErrorKind::UnexpectedEof);
@@ -431,10 +437,77 @@ fn shake_hands(
     }
 }
 
+/// The number of reads after a failed send. More than the rest of a handshake takes.
+const UNREAD_MAX: usize = 8;
+
+/// Returns the alert that the peer sent before a send failed with `error`, or else `error`. A peer
+/// that refuses a handshake sends an alert and closes, which may reset the connection before the
+/// alert is read.
+pub(crate) fn unread_alert(
+    engine: &mut TlsEngine,
+    socket: &Socket,
+    error: Error,
+    context: &dyn Fn() -> String,
+) -> Error {
+    for _ in 0..UNREAD_MAX {
+        let Some((mut cipher, filled)) = unread(socket, &error) else { break };
+        engine.get_mut().feed(&mut cipher, filled);
+        match engine.enter().read(&mut [0; 1]) {
+            Err(alert) if alert.kind() == std::io::ErrorKind::WouldBlock => {}
+            Err(alert) => return Error::caused(ErrorKind::Tls, context(), alert),
+            // No alert came first.
+            Ok(_) => break,
+        }
+    }
+    error
+}
+
+/// Does the same as [`unread_alert`] while the handshake is under way.
+fn unread_alert_in_handshake(
+    mut waiting: MidHandshakeTlsStream<TlsBuffers>,
+    socket: &Socket,
+    error: Error,
+    context: &dyn Fn() -> String,
+) -> Error {
+    for _ in 0..UNREAD_MAX {
+        let Some((mut cipher, filled)) = unread(socket, &error) else { break };
+        waiting.get_mut().feed(&mut cipher, filled);
+        clear_error_queue();
+        match waiting.handshake() {
+            Err(HandshakeError::WouldBlock(again)) => waiting = again,
+            Err(HandshakeError::Failure(alert)) => {
+                return Error::caused(ErrorKind::Tls, context(), alert);
+            }
+            Ok(stream) => return unread_alert(&mut TlsEngine::new(stream), socket, error, context),
+        }
+    }
+    error
+}
+
+/// Returns what lies unread on a socket on which a send failed with `error`.
+fn unread(socket: &Socket, error: &Error) -> Option<(Vec<u8>, usize)> {
+    if error.kind() != ErrorKind::Io {
+        return None;
+    }
+    let mut cipher = vec![0; CIPHER_SIZE];
+    let mut socket: &Socket = socket;
+    let filled = socket.read(&mut cipher).ok()?;
+    (filled > 0).then_some((cipher, filled))
+}
+
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
+    use std::net::TcpListener;
+
     use super::*;
+    use crate::config::endpoint::Endpoint;
+    use crate::error::Timeout;
     use crate::sync::threads::ThreadOptions;
+    use crate::sync::wake_pair::WakePair;
+    use crate::time::Deadline;
+
+    const SOON: Duration = Duration::from_secs(10);
 
     #[test]
     fn expired_certificates_are_warned_of_once_a_minute() {
@@ -444,5 +517,48 @@ mod tests {
         let seconds = [0, 1, 59, 60, 61, 119, 300];
         let due = seconds.map(|s| connectors.is_warning_due(now + Duration::from_secs(s)));
         assert_eq!(due, [true, false, false, true, false, false, true]);
+    }
+
+    /// A server that sends `bytes` and resets the connection before the client has sent any.
+    fn reset_behind(bytes: &[u8]) -> (Socket, u16) {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("an address");
+        let ours = std::net::TcpStream::connect(address).expect("it listens");
+        let (mut theirs, _) = listener.accept().expect("it has been dialed");
+        theirs.write_all(bytes).expect("it is open");
+        // It resets, for there is data that it has not read.
+        (&ours).write_all(b"unread").expect("it is open");
+        theirs.peek(&mut [0; 1]).expect("it has come");
+        drop(theirs);
+        let ours = Socket::from(ours);
+        // The kernel tells of the reset by an error beside the data.
+        let mut watched = [rustix::event::PollFd::new(&ours, rustix::event::PollFlags::HUP)];
+        rustix::event::poll(&mut watched, None).expect("it waits");
+        ours.set_nonblocking(true).expect("it is a socket");
+        (ours, address.port())
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn an_alert_that_lies_unread_when_a_send_fails_is_the_reason() {
+        // Fatal, handshake_failure (RFC 8446 section 6.2).
+        for (sent, kind, words) in [
+            (&b"\x15\x03\x03\x00\x02\x02\x28"[..], ErrorKind::Tls, "handshake failure"),
+            (b"\x15\x03", ErrorKind::Io, "TLS handshake with"),
+        ] {
+            let (socket, port) = reset_behind(sent);
+            let target = Endpoint::from(format!("wss://localhost:{port}/")).target();
+            let target = target.expect("it is a URL");
+            let connector = TlsOptions::default().connector().expect("OpenSSL is there");
+            let pair = WakePair::new().expect("descriptors are there");
+            let threads = Threads::new(ThreadOptions::default());
+            let shutdown = threads.shutdown_signal();
+            let deadline = Deadline::new(Timeout::Connect, SOON, Instant::now());
+            let io = DialIo { pair: &pair, shutdown: &shutdown, deadline };
+            let error = shake_hands(&connector, &target, &socket, &io).map(drop);
+            let error = error.expect_err("the server has gone");
+            assert_eq!(error.kind(), kind, "{}", error.chain());
+            assert!(error.chain().contains(words), "{}", error.chain());
+        }
     }
 }
