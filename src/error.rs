@@ -357,7 +357,8 @@ impl Error {
     /// Permanent errors, for which this is `false`:
     /// - a setting or URL that cannot work
     /// - a status from 400 to 499 in answer to the opening handshake, except 408, 418, 425 and 429
-    /// - a certificate that was refused at two dials in a row
+    /// - a certificate that was refused at two dials in a row, unless it has expired or is not yet
+    ///   valid
     /// - a panic of the handler
     /// - a stop
     /// - an error for which this is `false`, if the endpoint closure returned it

@@ -86,9 +86,9 @@ impl Dialer {
         Dialer {
             tcp: settings.tcp,
             shutdown: threads.shutdown_signal(),
+            connectors: Connectors::new(settings.tls, Arc::clone(&threads)),
             lookups: Lookups::new(settings.resolver, hosts_max, threads),
             memory: AddressMemory::new(hosts_max),
-            connectors: Connectors::new(settings.tls),
         }
     }
 

@@ -1,8 +1,11 @@
 //! The TLS handshake, over a pipe in memory so that it never blocks.
 
+use std::convert::Infallible;
+use std::error::Error as _;
 use std::fmt;
-use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::io::Read;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use native_tls::{
     Certificate, HandshakeError, Identity, MidHandshakeTlsStream, Protocol, TlsConnector,
@@ -15,6 +18,14 @@ use crate::connection::tls_buffers::TlsBuffers;
 use crate::connection::tls_engine::{TlsEngine, clear_error_queue};
 use crate::dial::io::DialIo;
 use crate::error::{Error, ErrorKind};
+use crate::sync::channel::{Receiver, bounded};
+use crate::sync::threads::{JoinTimeout, Threads};
+use crate::sync::wait::{Woken, wait};
+use crate::sync::{self, panic};
+use crate::time::after;
+
+/// The size of the buffer for what the peer sends during the handshake.
+const CIPHER_SIZE: usize = 16 * 1024;
 
 /// What is trusted, and what is shown.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -169,46 +180,67 @@ fn is_pem(bytes: &[u8]) -> bool {
     bytes.windows(11).any(|window| window == b"-----BEGIN ")
 }
 
-/// A connector and what it was made of.
-struct Connector {
+/// A connector that is being made, or has been made. Making one reads all roots of the system.
+struct Load {
     options: TlsOptions,
-    connector: TlsConnector,
+    /// Set before `done` disconnects, unless the thread could not be started.
+    result: OnceLock<Result<TlsConnector, Error>>,
+    /// Nothing is ever sent on it. It disconnects when the load is over.
+    done: Receiver<Infallible>,
 }
 
-/// The connectors that clients of this process hold at the moment. Making one reads all of the
-/// system's roots, which takes some ten milliseconds and most of a mebibyte: a thousand connections
-/// share one. Nothing is kept alive by this list.
-static SHARED: Mutex<Vec<Weak<Connector>>> = Mutex::new(Vec::new());
+/// The connectors of this process, newest first.
+///
+/// Reading the roots of the system takes from ten milliseconds to seconds and most of a mebibyte,
+/// so clients with the same options share a connector. It lives as long as one of them. The newest
+/// [`KEPT`] without a client certificate stay for the clients that follow.
+static LOADS: Mutex<Vec<Arc<Load>>> = Mutex::new(Vec::new());
 
-/// How long a dial waits for the list before it looks whether it may go on.
-const PATIENCE: Duration = Duration::from_millis(10);
+/// The number of connectors that are kept while no client has them.
+const KEPT: usize = 4;
 
-/// The connector of a client, kept from dial to dial.
+/// How long a stop waits for a load, which nothing can interrupt.
+const LOAD_JOIN_TIMEOUT: Duration = Duration::from_millis(200);
+
+/// The time between two warnings of a certificate that has expired or is not yet valid.
+const WARN_EVERY: Duration = Duration::from_secs(60);
+
+/// Shakes hands for one client, and keeps its connector from dial to dial.
 pub(crate) struct Connectors {
     options: TlsOptions,
-    connector: Option<Arc<Connector>>,
-    /// This dial has failed verification, and its connector was thrown away.
+    threads: Arc<Threads>,
+    connector: Option<Arc<Load>>,
+    /// The server's certificate was refused at this dial, so the connector was thrown away.
     has_failed: bool,
-    /// The one before it has.
+    /// The same of the dial before.
     had_failed: bool,
+    warned_at: Option<Instant>,
 }
 
 impl Connectors {
-    pub(crate) fn new(options: TlsOptions) -> Self {
-        Connectors { options, connector: None, has_failed: false, had_failed: false }
+    pub(crate) fn new(options: TlsOptions, threads: Arc<Threads>) -> Self {
+        Connectors {
+            options,
+            threads,
+            connector: None,
+            has_failed: false,
+            had_failed: false,
+            warned_at: None,
+        }
     }
 
-    /// A dial begins, which may or may not come as far as TLS.
+    /// Begins a dial, which may fail before it comes to TLS.
     pub(crate) fn begin_dial(&mut self) {
         self.had_failed = std::mem::take(&mut self.has_failed);
     }
 
-    /// Shakes hands over a non-blocking socket.
+    /// Performs the TLS handshake over a non-blocking socket.
     ///
-    /// A certificate that fails verification throws the connector away. Only when the very next
-    /// dial, with a connector made afresh while there were descriptors to spare, fails too is the
-    /// error one that no retry mends: a connector made while the process had no descriptors has no
-    /// roots, and would fail for ever.
+    /// A certificate that is refused throws the connector away. Only if the very next dial fails
+    /// too, with a new connector that was made while there were descriptors to spare, is the error
+    /// permanent: a connector that was made while the process had no descriptors has no roots, and
+    /// would refuse every certificate. A certificate that has expired or is not yet valid mends
+    /// itself, by a renewal or by the clock, so its error is never permanent.
     pub(crate) fn handshake(
         &mut self,
         target: &Target,
@@ -216,61 +248,151 @@ impl Connectors {
         io: &DialIo<'_>,
     ) -> Result<TlsEngine, Error> {
         let had_spare = self.had_failed && has_spare_descriptor();
-        let connector = match self.connector.take() {
-            Some(connector) => connector,
-            None => self.find_or_make(io, &|| format!("TLS handshake with {target}"))?,
+        let load = match self.connector.take() {
+            Some(load) => load,
+            None => self.load(io)?,
         };
-        // Before and behind the reading of the roots: other threads take descriptors too.
+        let connector = load.connector()?;
+        // Looked at before and after the load, because other threads take descriptors too.
         let had_spare = had_spare && has_spare_descriptor();
-        match shake_hands(&connector.connector, target, socket, io) {
-            Ok(stream) => {
-                self.connector = Some(connector);
-                Ok(stream)
+        let result = shake_hands(connector, target, socket, io);
+        match result {
+            Err(error) if is_refused_for_its_dates(&error) => {
+                self.connector = Some(load);
+                if self.is_warning_due(sync::now()) {
+                    log::warn!(
+                        "{target}: the server's certificate has expired or is not yet valid, or \
+                         the clock of this machine is wrong: {}",
+                        error.chain()
+                    );
+                }
+                Err(error)
             }
             Err(error) if error.is_verification_failure() => {
                 self.has_failed = true;
                 Err(if had_spare { error.permanent() } else { error })
             }
-            Err(error) => {
-                self.connector = Some(connector);
-                Err(error)
+            result => {
+                self.connector = Some(load);
+                result
             }
         }
     }
 
-    /// A connector that another client has made of the same options, or a new one. After a failed
-    /// verification always a new one.
-    fn find_or_make(
-        &self,
-        io: &DialIo<'_>,
-        context: &dyn Fn() -> String,
-    ) -> Result<Arc<Connector>, Error> {
-        let mut shared = loop {
-            // Another client may be reading the roots.
-            match SHARED.try_lock_for(PATIENCE) {
-                Some(shared) => break shared,
-                None => io.check(context)?,
+    fn is_warning_due(&mut self, now: Instant) -> bool {
+        let is_due = self.warned_at.is_none_or(|at| now >= after(at, WARN_EVERY));
+        if is_due {
+            self.warned_at = Some(now);
+        }
+        is_due
+    }
+
+    /// Waits for a connector within the deadline of the dial.
+    fn load(&self, io: &DialIo<'_>) -> Result<Arc<Load>, Error> {
+        loop {
+            let load = self.find_or_start()?;
+            match wait(io.shutdown, &load.done, Some(io.deadline.at())) {
+                Woken::Shutdown => return Err(Error::stopped()),
+                Woken::TimedOut => {
+                    return Err(io.deadline.error("reading the root certificates of the system"));
+                }
+                Woken::Disconnected | Woken::Received(_) => {}
             }
-        };
-        shared.retain(|connector| connector.strong_count() > 0);
-        if !self.had_failed {
-            let known =
-                shared.iter().filter_map(Weak::upgrade).find(|known| known.options == self.options);
-            if let Some(known) = known {
-                return Ok(known);
+            match load.result.get() {
+                Some(Ok(_)) => return Ok(load),
+                Some(Err(error)) => return Err(error.clone()),
+                // The client that was to make it could not start a thread: this one tries itself.
+                None => {}
             }
         }
-        let connector =
-            Connector { options: self.options.clone(), connector: self.options.connector()? };
-        let connector = Arc::new(connector);
-        // In front: whoever looks finds the newest first.
-        shared.insert(0, Arc::downgrade(&connector));
-        Ok(connector)
     }
+
+    /// Returns a connector that another client has made of the same options, or is making, or a new
+    /// one. After a refused certificate it is always a new one.
+    fn find_or_start(&self) -> Result<Arc<Load>, Error> {
+        let (running, done) = bounded::<Infallible>(0);
+        let load = {
+            let mut loads = LOADS.lock();
+            forget_unused(&mut loads);
+            if !self.had_failed {
+                let mut same = loads.iter().filter(|load| load.options == self.options);
+                // One that is made goes before a newer one, the making of which may hang.
+                let known = same.clone().find(|load| load.is_made()).or_else(|| same.next());
+                if let Some(known) = known {
+                    return Ok(Arc::clone(known));
+                }
+            }
+            let load = Load { options: self.options.clone(), result: OnceLock::new(), done };
+            let load = Arc::new(load);
+            loads.insert(0, Arc::clone(&load));
+            load
+        };
+        let made = Arc::clone(&load);
+        let body = move || {
+            let result = panic::catch(|| made.options.connector()).unwrap_or_else(|_| {
+                Err(Error::new(ErrorKind::Tls, "preparing TLS: the platform's TLS panicked"))
+            });
+            let _ = made.result.set(result);
+            drop(made);
+            drop(running);
+        };
+        let join_timeout = JoinTimeout::AtMost(LOAD_JOIN_TIMEOUT);
+        if let Err(error) = self.threads.spawn("taut-roots", join_timeout, body) {
+            LOADS.lock().retain(|known| !Arc::ptr_eq(known, &load));
+            return Err(error);
+        }
+        Ok(load)
+    }
+}
+
+impl Load {
+    fn connector(&self) -> Result<&TlsConnector, Error> {
+        match self.result.get() {
+            Some(Ok(connector)) => Ok(connector),
+            Some(Err(error)) => Err(error.clone()),
+            None => Err(Error::new(ErrorKind::Tls, "preparing TLS")),
+        }
+    }
+
+    fn is_made(&self) -> bool {
+        matches!(self.result.get(), Some(Ok(_)))
+    }
+}
+
+/// Removes the loads that have failed, and all but the newest of those that nobody uses.
+fn forget_unused(loads: &mut Vec<Arc<Load>>) {
+    let mut kept = 0;
+    loads.retain(|load| match load.result.get() {
+        Some(Err(_)) => false,
+        // A client or the thread that makes it has it.
+        _ if Arc::strong_count(load) > 1 => true,
+        // A client's key is not kept longer than the client.
+        _ => {
+            kept += 1;
+            load.options.identity.is_none() && kept <= KEPT
+        }
+    });
 }
 
 fn has_spare_descriptor() -> bool {
     std::net::UdpSocket::bind(("127.0.0.1", 0)).is_ok()
+}
+
+/// Returns `true` if the server's certificate was refused because it has expired or is not yet
+/// valid. native-tls has no kind for this, so the text decides.
+fn is_refused_for_its_dates(error: &Error) -> bool {
+    const WORDINGS: [&str; 4] = [
+        // OpenSSL.
+        "certificate has expired",
+        "certificate is not yet valid",
+        // Security.framework.
+        "certificate was expired",
+        // SChannel.
+        "not within its validity period",
+    ];
+    // Not the error's own text, which names the host.
+    let cause = error.source().filter(|_| error.kind() == ErrorKind::Tls).map(ToString::to_string);
+    cause.is_some_and(|text| WORDINGS.iter().any(|wording| text.contains(wording)))
 }
 
 fn shake_hands(
@@ -280,7 +402,7 @@ fn shake_hands(
     io: &DialIo<'_>,
 ) -> Result<TlsEngine, Error> {
     let context = || format!("TLS handshake with {target}");
-    let mut cipher = vec![0; 16 * 1024];
+    let mut cipher = vec![0; CIPHER_SIZE];
     let mut output = Vec::new();
     clear_error_queue();
     let mut result = connector.connect(target.server_name(), TlsBuffers::default());
@@ -289,8 +411,11 @@ fn shake_hands(
         let mut waiting: MidHandshakeTlsStream<TlsBuffers> = match result {
             Ok(mut stream) => {
                 stream.get_mut().take_output(&mut output);
-                io.send(socket, &output, &context)?;
-                return Ok(TlsEngine::new(stream));
+                let mut engine = TlsEngine::new(stream);
+                return match io.send(socket, &output, &context) {
+                    Ok(()) => Ok(engine),
+                    Err(error) => Err(unread_alert(&mut engine, socket, error, &context)),
+                };
             }
             Err(HandshakeError::Failure(error)) => {
                 return Err(Error::caused(ErrorKind::Tls, context(), error));
@@ -298,7 +423,9 @@ fn shake_hands(
             Err(HandshakeError::WouldBlock(waiting)) => waiting,
         };
         waiting.get_mut().take_output(&mut output);
-        io.send(socket, &output, &context)?;
+        if let Err(error) = io.send(socket, &output, &context) {
+            return Err(unread_alert_in_handshake(waiting, socket, error, &context));
+        }
         let filled = io.recv(socket, &mut cipher, &context)?;
         if filled == 0 {
             let ended = std::io::Error::from(std::io::ErrorKind::UnexpectedEof);
@@ -307,5 +434,174 @@ fn shake_hands(
         waiting.get_mut().feed(&mut cipher, filled);
         clear_error_queue();
         result = waiting.handshake();
+    }
+}
+
+/// The number of reads after a failed send. More than the rest of a handshake takes.
+const UNREAD_MAX: usize = 8;
+
+/// Returns the alert that the peer sent before a send failed with `error`, or else `error`. A peer
+/// that refuses a handshake sends an alert and closes, which may reset the connection before the
+/// alert is read.
+pub(crate) fn unread_alert(
+    engine: &mut TlsEngine,
+    socket: &Socket,
+    error: Error,
+    context: &dyn Fn() -> String,
+) -> Error {
+    for _ in 0..UNREAD_MAX {
+        let Some((mut cipher, filled)) = unread(socket, &error) else { break };
+        engine.get_mut().feed(&mut cipher, filled);
+        match engine.enter().read(&mut [0; 1]) {
+            Err(alert) if alert.kind() == std::io::ErrorKind::WouldBlock => {}
+            Err(alert) => return Error::caused(ErrorKind::Tls, context(), alert),
+            // No alert came first.
+            Ok(_) => break,
+        }
+    }
+    error
+}
+
+/// Does the same as [`unread_alert`] while the handshake is under way.
+fn unread_alert_in_handshake(
+    mut waiting: MidHandshakeTlsStream<TlsBuffers>,
+    socket: &Socket,
+    error: Error,
+    context: &dyn Fn() -> String,
+) -> Error {
+    for _ in 0..UNREAD_MAX {
+        let Some((mut cipher, filled)) = unread(socket, &error) else { break };
+        waiting.get_mut().feed(&mut cipher, filled);
+        clear_error_queue();
+        match waiting.handshake() {
+            Err(HandshakeError::WouldBlock(again)) => waiting = again,
+            Err(HandshakeError::Failure(alert)) => {
+                return Error::caused(ErrorKind::Tls, context(), alert);
+            }
+            Ok(stream) => return unread_alert(&mut TlsEngine::new(stream), socket, error, context),
+        }
+    }
+    error
+}
+
+/// Returns what lies unread on a socket on which a send failed with `error`.
+fn unread(socket: &Socket, error: &Error) -> Option<(Vec<u8>, usize)> {
+    if error.kind() != ErrorKind::Io {
+        return None;
+    }
+    let mut cipher = vec![0; CIPHER_SIZE];
+    let mut socket: &Socket = socket;
+    let filled = socket.read(&mut cipher).ok()?;
+    (filled > 0).then_some((cipher, filled))
+}
+
+// Other platforms tell of a reset, and keep what lies unread, in other ways.
+#[cfg(all(test, target_os = "linux", not(shuttle)))]
+mod tests {
+    use std::io::Write;
+    use std::net::{TcpListener, TcpStream};
+
+    use native_tls::TlsAcceptor;
+
+    use super::*;
+    use crate::config::endpoint::Endpoint;
+    use crate::error::Timeout;
+    use crate::sync::threads::ThreadOptions;
+    use crate::sync::wait::Shutdown;
+    use crate::sync::wake_pair::WakePair;
+    use crate::time::Deadline;
+
+    const SOON: Duration = Duration::from_secs(10);
+
+    #[test]
+    fn expired_certificates_are_warned_of_once_a_minute() {
+        let threads = Arc::new(Threads::new(ThreadOptions::default()));
+        let mut connectors = Connectors::new(TlsOptions::default(), threads);
+        let now = Instant::now();
+        let seconds = [0, 1, 59, 60, 61, 119, 300];
+        let due = seconds.map(|s| connectors.is_warning_due(now + Duration::from_secs(s)));
+        assert_eq!(due, [true, false, false, true, false, false, true]);
+    }
+
+    /// Waits until the peer has reset the connection. The kernel tells of it beside the data.
+    fn await_reset(socket: &Socket) {
+        let mut watched = [rustix::event::PollFd::new(socket, rustix::event::PollFlags::HUP)];
+        rustix::event::poll(&mut watched, None).expect("it waits");
+    }
+
+    /// Connects to a server that sends `bytes` and resets the connection.
+    fn reset_behind(bytes: &[u8]) -> Socket {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let ours = listener.local_addr().and_then(TcpStream::connect).expect("it listens");
+        let (mut theirs, _) = listener.accept().expect("it has been dialed");
+        theirs.write_all(bytes).expect("it is open");
+        // Closing resets, for there is data that has not been read.
+        (&ours).write_all(b"unread").expect("it is open");
+        theirs.peek(&mut [0; 1]).expect("it has come");
+        drop(theirs);
+        let ours = Socket::from(ours);
+        await_reset(&ours);
+        ours.set_nonblocking(true).expect("it is a socket");
+        ours
+    }
+
+    fn shake_hands_with(socket: &Socket, options: &TlsOptions) -> Result<TlsEngine, Error> {
+        let target = Endpoint::from("wss://localhost/").target().expect("it is a URL");
+        let connector = options.connector().expect("OpenSSL is there");
+        let pair = WakePair::new().expect("descriptors are there");
+        let (_trigger, shutdown) = Shutdown::new();
+        let deadline = Deadline::new(Timeout::Connect, SOON, Instant::now());
+        let io = DialIo { pair: &pair, shutdown: &shutdown, deadline };
+        shake_hands(&connector, &target, socket, &io)
+    }
+
+    #[test]
+    fn an_alert_that_lies_unread_when_a_send_fails_is_the_reason() {
+        // Fatal, handshake_failure (RFC 8446 section 6.2), and a part of a record.
+        for (sent, kind, words) in [
+            (&b"\x15\x03\x03\x00\x02\x02\x28"[..], ErrorKind::Tls, "handshake failure"),
+            (b"\x15\x03", ErrorKind::Io, "TLS handshake with localhost:443"),
+        ] {
+            let error = shake_hands_with(&reset_behind(sent), &TlsOptions::default()).map(drop);
+            let error = error.expect_err("the server has gone");
+            assert_eq!(error.kind(), kind, "{}", error.chain());
+            assert!(error.chain().contains(words), "{}", error.chain());
+        }
+    }
+
+    #[test]
+    fn what_lies_unread_when_a_later_send_fails_is_the_reason() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let ours = listener.local_addr().and_then(TcpStream::connect).expect("it listens");
+        let (go_on, held) = bounded::<()>(1);
+        let server = std::thread::spawn(move || {
+            let identity = Identity::from_pkcs8(
+                include_bytes!("../testing/certificates/localhost.pem"),
+                include_bytes!("../testing/certificates/localhost.key"),
+            );
+            let acceptor = TlsAcceptor::new(identity.expect("a pair")).expect("it is enough");
+            let (theirs, _) = listener.accept().expect("it has been dialed");
+            let mut stream = acceptor.accept(theirs).expect("both shake hands");
+            held.recv().expect("the client goes on");
+            // Data that does not decrypt. An alert would be encrypted too.
+            let mut record = b"\x17\x03\x03\x00\x20".to_vec();
+            record.extend([0x5a; 32]);
+            stream.get_mut().write_all(&record).expect("it is open");
+            stream.get_ref().peek(&mut [0; 1]).expect("it has come");
+        });
+        let socket = Socket::from(ours);
+        socket.set_nonblocking(true).expect("it is a socket");
+        let mut options = TlsOptions::default();
+        options.extra_roots.push(include_bytes!("../testing/certificates/root.pem").to_vec());
+        let mut engine = shake_hands_with(&socket, &options).expect("both shake hands");
+        (&socket).write_all(b"unread").expect("it is open");
+        go_on.send(()).expect("the server waits");
+        server.join().expect("it does not panic");
+        await_reset(&socket);
+        let refused = (&socket).write_all(b"too late").expect_err("it has been reset");
+        let context = || "sending".to_owned();
+        let error = Error::caused(ErrorKind::Io, context(), refused);
+        let error = unread_alert(&mut engine, &socket, error, &context);
+        assert_eq!(error.kind(), ErrorKind::Tls, "{}", error.chain());
     }
 }

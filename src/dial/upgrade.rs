@@ -13,6 +13,7 @@ use crate::config::endpoint::Target;
 use crate::connection::tls_engine::TlsEngine;
 use crate::dial::body::Body;
 use crate::dial::io::DialIo;
+use crate::dial::tls::unread_alert;
 use crate::error::{Error, ErrorKind, Timeout};
 use crate::sync;
 use crate::time::Deadline;
@@ -287,6 +288,7 @@ impl Stream<'_> {
         let mut cipher = Vec::new();
         tls.get_mut().take_output(&mut cipher);
         io.send(self.socket, &cipher, context)
+            .map_err(|error| unread_alert(tls, self.socket, error, context))
     }
 
     /// Appends what comes; 0 at the end of the connection.

@@ -1,19 +1,25 @@
 //! TLS: client certificates, server names, broken records and errors of others. Trust that depends
 //! on the environment of a process is tested in `faults`.
 
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use crossbeam_channel::unbounded;
 use tautline::testing::TestServer;
-use tautline::{Builder, Client, Connection, DialContext, Endpoint, ErrorKind, MessageRef};
+use tautline::{
+    Builder, Client, Connection, DialContext, Endpoint, ErrorKind, MessageRef, ThreadOutcome,
+    Timeout,
+};
 
 use crate::openssl::{Server, certificate};
-use crate::support::{MS, SOON, disconnected, echo, message, opened, skipped};
+use crate::support::{MS, SOON, dial_failed, disconnected, echo, message, opened, skipped};
 
 /// The settings of a client of `openssl s_server`, which answers no close frame.
 fn builder(port: u16) -> Builder {
@@ -219,4 +225,165 @@ fn errors_that_others_leave_in_the_queue_of_openssl_harm_no_connection() {
     }
     assert!(client.stop(SOON).is_clean());
     assert!(openssl::error::ErrorStack::get().errors().is_empty());
+}
+
+/// Returns a certificate for localhost that vouches for itself from `from` days ahead until `until`
+/// days ahead, and its key, each as PEM.
+#[cfg(not(any(target_os = "windows", target_vendor = "apple")))]
+fn certificate_of_days(from: i64, until: i64) -> (Vec<u8>, Vec<u8>) {
+    use openssl::asn1::Asn1Time;
+    use openssl::x509::extension::SubjectAlternativeName;
+
+    let build = || {
+        let group = openssl::ec::EcGroup::from_curve_name(openssl::nid::Nid::X9_62_PRIME256V1)?;
+        let key = openssl::pkey::PKey::from_ec_key(openssl::ec::EcKey::generate(&group)?)?;
+        let mut name = openssl::x509::X509Name::builder()?;
+        // One name for each: OpenSSL looks for a root by its name.
+        name.append_entry_by_text("CN", &format!("from {from} until {until}"))?;
+        let name = name.build();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("it is later").as_secs();
+        let day = |days: i64| Asn1Time::from_unix(now as i64 + days * 24 * 60 * 60);
+        let mut certificate = openssl::x509::X509::builder()?;
+        certificate.set_version(2)?;
+        certificate.set_subject_name(&name)?;
+        certificate.set_issuer_name(&name)?;
+        certificate.set_pubkey(&key)?;
+        certificate.set_not_before(&*day(from)?)?;
+        certificate.set_not_after(&*day(until)?)?;
+        let host = SubjectAlternativeName::new()
+            .dns("localhost")
+            .build(&certificate.x509v3_context(None, None))?;
+        certificate.append_extension(host)?;
+        certificate.sign(&key, openssl::hash::MessageDigest::sha256())?;
+        Ok((certificate.build().to_pem()?, key.private_key_to_pem_pkcs8()?))
+    };
+    let built: Result<_, openssl::error::ErrorStack> = build();
+    built.expect("OpenSSL makes certificates")
+}
+
+#[test]
+#[cfg(not(any(target_os = "windows", target_vendor = "apple")))]
+fn a_certificate_that_has_expired_or_is_not_yet_valid_is_retried_until_it_is_renewed() {
+    let expired = certificate_of_days(-20, -10);
+    let early = certificate_of_days(10, 20);
+    let renewed = certificate_of_days(-1, 20);
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    let builder = [&expired, &early, &renewed]
+        .iter()
+        .fold(builder(port), |builder, (certificate, _)| builder.tls_root(certificate.clone()));
+    thread::spawn(move || {
+        let mut sockets = Vec::new();
+        for (certificate, key) in [&expired, &expired, &expired, &early, &early, &renewed] {
+            let identity = native_tls::Identity::from_pkcs8(certificate, key).expect("a pair");
+            let acceptor = native_tls::TlsAcceptor::new(identity).expect("an identity is enough");
+            let (socket, _) = listener.accept().expect("it dials");
+            if let Ok(stream) = acceptor.accept(socket) {
+                sockets.push(tungstenite::accept(stream).expect("it upgrades"));
+            }
+        }
+        // Until the test ends.
+        thread::park();
+    });
+    let client = builder.retry_delay_min(MS).retry_delay_max(5 * MS).start().expect("it starts");
+    let mut events = client.events();
+    for words in [["expired"; 3].as_slice(), &["not yet valid"; 2]].concat() {
+        let failure = dial_failed(&mut events);
+        assert!(failure.error.is_verification_failure(), "{}", failure.error.chain());
+        assert!(failure.error.chain().contains(words), "{}", failure.error.chain());
+        assert!(failure.error.is_retryable() && failure.retry_in.is_some());
+    }
+    opened(&mut events);
+}
+
+/// Runs a test in a process of its own, in which `SSL_CERT_FILE` names this file, and which runs no
+/// other test: what it trusts and what it has read belong to the whole process.
+#[cfg(unix)]
+fn in_a_process_of_its_own(test: &str, roots: &Path, body: impl FnOnce(&Path)) {
+    const ROLE: &str = "TAUTLINE_SUITE_ROOTS";
+    if let Some(roots) = std::env::var_os(ROLE) {
+        return body(Path::new(&roots));
+    }
+    let mut command = Command::new(std::env::current_exe().expect("this program has a path"));
+    command.args(["--exact", &format!("trust::{test}"), "--nocapture"]);
+    let output = command.env("SSL_CERT_FILE", roots).env(ROLE, roots).output();
+    let output = output.expect("this program can be run");
+    let printed = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && printed.contains("1 passed"), "{output:?}");
+}
+
+/// Counts the threads that read roots.
+fn counting_loads(builder: Builder, loads: &Arc<AtomicUsize>) -> Builder {
+    let loads = Arc::clone(loads);
+    builder.on_thread_start(move |name| {
+        loads.fetch_add(usize::from(name == "taut-roots"), Ordering::SeqCst);
+    })
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn the_roots_of_the_system_are_read_once_for_clients_that_come_one_after_the_other() {
+    let name = "the_roots_of_the_system_are_read_once_for_clients_that_come_one_after_the_other";
+    in_a_process_of_its_own(name, Path::new(&certificate("root.pem")), |_| {
+        let server = echo(TestServer::builder().tls());
+        let loads = Arc::default();
+        for _ in 0..3 {
+            let builder = counting_loads(Client::builder(server.url()), &loads);
+            let client = builder.connect().expect("the server's root is one of the system's");
+            assert!(client.stop(SOON).is_clean());
+        }
+        let clients: Vec<_> =
+            (0..3).map(|_| counting_loads(Client::builder(server.url()), &loads).start()).collect();
+        for client in clients {
+            client.expect("it starts").wait_open(SOON).expect("it opens");
+        }
+        assert_eq!(loads.load(Ordering::SeqCst), 1);
+    });
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_roots_file_that_hangs_is_a_timeout_that_blocks_neither_other_clients_nor_a_stop() {
+    let name = "a_roots_file_that_hangs_is_a_timeout_that_blocks_neither_other_clients_nor_a_stop";
+    let fifo = std::env::temp_dir().join(format!("tautline-roots-{}", std::process::id()));
+    if std::env::var_os("TAUTLINE_SUITE_ROOTS").is_none() {
+        assert!(Command::new("mkfifo").arg(&fifo).status().is_ok_and(|status| status.success()));
+    }
+    in_a_process_of_its_own(name, &fifo, |fifo| {
+        let server = echo(TestServer::builder().tls());
+        let plain = echo(TestServer::builder());
+        let loads = Arc::default();
+        let builder = counting_loads(Client::builder(server.url()), &loads);
+        let builder = builder.retry_delay_min(MS).retry_delay_max(5 * MS);
+        let late = builder.clone().connect_timeout(100 * MS).start().expect("it starts");
+        let mut events = late.events();
+        for _ in 0..2 {
+            let error = dial_failed(&mut events).error;
+            assert_eq!(error.timeout(), Some(Timeout::Connect));
+            let words = "(connect_timeout): reading the root certificates of the system";
+            assert!(error.to_string().ends_with(words), "{error}");
+        }
+        Client::builder(plain.url()).connect().expect("it needs no roots");
+        let report = late.stop(SOON);
+        let timed_out: Vec<_> = report
+            .threads()
+            .iter()
+            .filter(|thread| thread.outcome == ThreadOutcome::TimedOut)
+            .map(|thread| thread.name)
+            .collect();
+        assert_eq!(timed_out, ["taut-roots"], "{report}");
+        // The next client waits for the load that the first has left behind.
+        let patient = builder.connect_timeout(SOON).start().expect("it starts");
+        // The first reading goes on, and whatever is read later is a file.
+        let mut first = File::options().write(true).open(fifo).expect("it is being read");
+        std::fs::remove_file(fifo).expect("it is there");
+        std::fs::write(fifo, TestServer::root_pem()).expect("there is room");
+        first.write_all(TestServer::root_pem()).expect("it is being read");
+        drop(first);
+        patient.wait_open(SOON).expect("it opens");
+        assert_eq!(loads.load(Ordering::SeqCst), 1);
+    });
+    if std::env::var_os("TAUTLINE_SUITE_ROOTS").is_none() {
+        std::fs::remove_file(&fifo).expect("it has been made");
+    }
 }
