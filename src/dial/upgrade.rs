@@ -57,23 +57,21 @@ pub(crate) fn upgrade(
     let mut interim = 0;
     loop {
         let head = read_head(stream, &mut bytes, target, io, &context)?;
-        match head.status.as_u16() {
-            101 => {
-                let leftover = bytes.split_off(head.len);
-                return accept(head, leftover, target, &key, offer.is_some());
-            }
+        let rest = head.len.map(|len| bytes.split_off(len));
+        match (head.status.as_u16(), rest) {
+            (101, Some(leftover)) => return accept(head, leftover, target, &key, offer.is_some()),
             // RFC 9110 section 15.2: other interim answers may come first.
-            100..=199 => {
-                interim += head.len;
+            (100..=199, Some(rest)) => {
+                interim += bytes.len();
                 if interim > HEAD_MAX {
                     return Err(broken(target, "with more than 64 KiB of interim answers"));
                 }
-                bytes.drain(..head.len);
+                bytes = rest;
             }
-            _ => {
-                let body = read_body(stream, bytes.split_off(head.len), &head, io, &context);
+            (_, rest) => {
+                let body = rest.map(|start| read_body(stream, start, &head, io, &context));
                 let retry_after = retry_after(&head.headers, SystemTime::now());
-                let mut response = http::Response::new(body);
+                let mut response = http::Response::new(body.unwrap_or_default());
                 *response.status_mut() = head.status;
                 *response.headers_mut() = head.headers;
                 return Err(Error::refused(&target.to_string(), response, retry_after));
@@ -112,14 +110,15 @@ fn request(target: &Target, key: &str, offer: Option<&str>) -> Vec<u8> {
     text
 }
 
-/// The head of a response.
+/// The status line and the headers of a response.
 struct ResponseHead {
-    /// HTTP/1.0, which knows no upgrade. A refusal in it is a refusal all the same.
+    /// HTTP/1.0 knows no upgrade. A refusal in it is a refusal all the same.
     is_http_1_0: bool,
     status: StatusCode,
     headers: HeaderMap,
-    /// In bytes, with the empty line.
-    len: usize,
+    /// The number of bytes up to the body. `None` for a refusal whose headers are too many, too
+    /// long or too broken for its body to be found.
+    len: Option<usize>,
 }
 
 fn broken(target: &Target, what: &str) -> Error {
@@ -133,45 +132,89 @@ fn read_head(
     io: &DialIo<'_>,
     context: &dyn Fn() -> String,
 ) -> Result<ResponseHead, Error> {
-    let broken = |what: &str| broken(target, what);
     loop {
-        if let Some(head) = parse_head(bytes).map_err(broken)? {
+        if let Some(head) = parse_head(bytes).map_err(|what| broken(target, what))? {
             return Ok(head);
         }
-        if bytes.len() >= HEAD_MAX {
-            return Err(broken("with a head of more than 64 KiB"));
-        }
         if stream.receive(bytes, io, context)? == 0 {
-            return Err(broken("by ending the connection"));
+            let what = match bytes.is_empty() {
+                true => "by ending the connection; expected an HTTP/1.1 response",
+                false => "by ending the connection inside the response's head",
+            };
+            return Err(broken(target, what));
         }
     }
 }
 
+const NOT_HTTP: &str = "with something that is not an HTTP/1.1 response";
+
+/// Parses the head at the front of `bytes`; `None` when more bytes are needed.
 fn parse_head(bytes: &[u8]) -> Result<Option<ResponseHead>, &'static str> {
+    // First frames may follow the head.
+    let window = &bytes[..bytes.len().min(HEAD_MAX)];
     let mut fields = [httparse::EMPTY_HEADER; HEADERS_MAX];
     let mut response = httparse::Response::new(&mut fields);
-    // Only the head counts: first frames may be glued to it.
-    let window = &bytes[..bytes.len().min(HEAD_MAX)];
-    let mut policy = httparse::ParserConfig::default();
-    policy.allow_obsolete_multiline_headers_in_responses(true);
-    let len = match policy.parse_response(&mut response, window) {
-        Ok(httparse::Status::Complete(len)) => len,
-        Ok(httparse::Status::Partial) => return Ok(None),
-        Err(httparse::Error::TooManyHeaders) => return Err("with more than 128 headers"),
-        Err(_) => return Err("with something that is not HTTP/1.1"),
+    let what = match parser().parse_response(&mut response, window) {
+        Ok(httparse::Status::Complete(len)) => match ResponseHead::new(&response, Some(len)) {
+            Some(head) => return Ok(Some(head)),
+            None => NOT_HTTP,
+        },
+        Ok(httparse::Status::Partial) if window.len() < HEAD_MAX => return Ok(None),
+        Ok(httparse::Status::Partial) => "with a head of more than 64 KiB",
+        Err(httparse::Error::TooManyHeaders) => "with more than 128 headers",
+        Err(
+            httparse::Error::HeaderName | httparse::Error::HeaderValue | httparse::Error::NewLine,
+        ) => "with a header that is not legal",
+        Err(_) => NOT_HTTP,
     };
-    let is_http_1_0 = response.version != Some(1);
-    let status =
-        response.code.and_then(|code| StatusCode::from_u16(code).ok()).ok_or("without a status")?;
-    let mut headers = HeaderMap::with_capacity(response.headers.len());
-    for field in response.headers {
-        let name = HeaderName::from_bytes(field.name.as_bytes())
-            .map_err(|_| "with a header that is not legal")?;
-        let value = HeaderValue::from_bytes(&unfolded(field.value))
-            .map_err(|_| "with a header that is not legal")?;
-        headers.append(name, value);
+    parse_refusal(window, what)
+}
+
+fn parser() -> httparse::ParserConfig {
+    let mut parser = httparse::ParserConfig::default();
+    parser.allow_obsolete_multiline_headers_in_responses(true);
+    parser
+}
+
+/// Parses the head of a refusal that the strict parser does not take, because of `what`. The status
+/// and the headers that can be read decide what happens next, so the others do no harm.
+fn parse_refusal(window: &[u8], what: &'static str) -> Result<Option<ResponseHead>, &'static str> {
+    let mut fields = [httparse::EMPTY_HEADER; HEADERS_MAX];
+    let mut response = httparse::Response::new(&mut fields);
+    let parsed = parser()
+        .allow_spaces_after_header_name_in_responses(true)
+        .allow_space_before_first_header_name(true)
+        .ignore_invalid_headers_in_responses(true)
+        .parse_response(&mut response, window);
+    // A 101 has to be right in every respect, and an answer before it says nothing.
+    if response.code.is_none_or(|code| code < 200) || parsed == Err(httparse::Error::Status) {
+        return Err(what);
     }
-    Ok(Some(ResponseHead { is_http_1_0, status, headers, len }))
+    let len = match parsed {
+        Ok(httparse::Status::Complete(len)) => Some(len),
+        Ok(httparse::Status::Partial) if window.len() < HEAD_MAX => return Ok(None),
+        Ok(httparse::Status::Partial) | Err(_) => None,
+    };
+    ResponseHead::new(&response, len).map(Some).ok_or(what)
+}
+
+impl ResponseHead {
+    /// `None` for a status that is none, and for a 101 with a header that is not legal.
+    fn new(response: &httparse::Response<'_, '_>, len: Option<usize>) -> Option<Self> {
+        let status = StatusCode::from_u16(response.code?).ok()?;
+        let mut headers = HeaderMap::with_capacity(response.headers.len());
+        // Where the parser has given up, fields without a name are left.
+        for field in response.headers.iter().filter(|field| !field.name.is_empty()) {
+            let name = HeaderName::from_bytes(field.name.as_bytes());
+            let value = HeaderValue::from_bytes(&unfolded(field.value));
+            match (name, value) {
+                (Ok(name), Ok(value)) => drop(headers.append(name, value)),
+                _ if status == StatusCode::SWITCHING_PROTOCOLS => return None,
+                _ => {}
+            }
+        }
+        Some(ResponseHead { is_http_1_0: response.version != Some(1), status, headers, len })
+    }
 }
 
 /// A header's value in one line: a line break and the blanks behind it count as a blank (RFC 9112
@@ -196,35 +239,57 @@ fn accept(
     let headers = &head.headers;
     let broken = |what: &str| broken(target, what);
     if head.is_http_1_0 {
-        return Err(broken("in HTTP/1.0"));
+        return Err(broken("in HTTP/1.0; expected HTTP/1.1"));
     }
     // One value, and no list: that is what the RFC says of this header, and of this header alone.
-    let upgrades = values(headers, "upgrade");
-    if !matches!(upgrades.as_slice(), [one] if one.eq_ignore_ascii_case("websocket")) {
-        return Err(broken("without the header Upgrade: websocket"));
+    match values(headers, "upgrade").as_slice() {
+        [one] if one.eq_ignore_ascii_case("websocket") => {}
+        [_] => return Err(broken("with another Upgrade header than \"Upgrade: websocket\"")),
+        other => {
+            let what = format!("with {}; expected one: websocket", count(other.len(), "Upgrade"));
+            return Err(broken(&what));
+        }
     }
     if !has_token(headers, "connection", "upgrade") {
-        return Err(broken("without the header Connection: Upgrade"));
+        let what = count(headers.get_all("connection").iter().count(), "Connection");
+        return Err(broken(&format!("with {what}; expected one that lists \"upgrade\"")));
     }
     let expected = derive_accept_key(key.as_bytes());
-    let mut accepts = headers.get_all("sec-websocket-accept").iter();
-    match (accepts.next(), accepts.next()) {
-        (Some(value), None) if value.as_bytes().trim_ascii() == expected.as_bytes() => {}
-        (None, _) => return Err(broken("without the header Sec-WebSocket-Accept")),
-        _ => return Err(broken("with the wrong Sec-WebSocket-Accept")),
+    match values(headers, "sec-websocket-accept").as_slice() {
+        [one] if *one == expected => {}
+        [_] => return Err(broken("with a Sec-WebSocket-Accept that does not match the key sent")),
+        other => {
+            let what = count(other.len(), "Sec-WebSocket-Accept");
+            return Err(broken(&format!("with {what}; expected one that matches the key sent")));
+        }
     }
     let extensions = values(headers, "sec-websocket-extensions");
-    if !has_offered && extensions.iter().any(|value| !value.trim().is_empty()) {
-        return Err(broken("with an extension, and none was offered"));
+    if !has_offered && extensions.iter().any(|value| !value.is_empty()) {
+        return Err(broken("with an extension; expected none, as none was offered"));
     }
-    let chosen = values(headers, "sec-websocket-protocol");
-    let subprotocol = match chosen.as_slice() {
+    let subprotocol = match values(headers, "sec-websocket-protocol").as_slice() {
         [] => None,
         [one] if target.subprotocols.contains(one) => Some(one.clone()),
-        [_] => return Err(broken("with a subprotocol that was not offered")),
-        _ => return Err(broken("with more than one subprotocol")),
+        [_] => {
+            let offered = target.subprotocols.len();
+            let what = format!("with a subprotocol that is none of the {offered} offered");
+            return Err(broken(&what));
+        }
+        other => {
+            let what = count(other.len(), "Sec-WebSocket-Protocol");
+            return Err(broken(&format!("with {what}; expected one at most")));
+        }
     };
     Ok(UpgradeResponse { subprotocol, extensions, leftover, headers: head.headers })
+}
+
+/// Names a number of headers.
+fn count(count: usize, name: &str) -> String {
+    match count {
+        0 => format!("no header {name}"),
+        1 => format!("one header {name}"),
+        _ => format!("{count} headers {name}"),
+    }
 }
 
 /// Whether one of the headers called `name` lists `token`, in any case.
@@ -331,9 +396,10 @@ pub(crate) fn fuzz_head(bytes: &[u8]) {
         return;
     };
     let Ok(Some(head)) = parse_head(bytes) else { return };
-    assert!(head.len <= bytes.len().min(HEAD_MAX));
+    let Some(len) = head.len else { return };
+    assert!(len <= bytes.len().min(HEAD_MAX));
     let _ = retry_after(&head.headers, SystemTime::UNIX_EPOCH);
-    let leftover = bytes[head.len..].to_vec();
+    let leftover = bytes[len..].to_vec();
     if let Ok(answer) = accept(head, leftover, &target, "dGhlIHNhbXBsZSBub25jZQ==", true) {
         let _ = crate::protocol::deflate::Deflate::new().accept(&answer.extensions);
     }
@@ -442,7 +508,7 @@ mod tests {
         assert!(parse_head(b"SSH-2.0-OpenSSH\r\n").is_err());
         assert!(parse_head(b"\x16\x03\x01").is_err());
         assert!(parse_head(b"HTTP/1.1 101 Swit").expect("so far so good").is_none());
-        let many = format!("HTTP/1.1 200 OK\r\n{}\r\n", "a: b\r\n".repeat(129));
+        let many = format!("HTTP/1.1 101 Switching Protocols\r\n{}\r\n", "a: b\r\n".repeat(129));
         assert_eq!(parse_head(many.as_bytes()).err(), Some("with more than 128 headers"));
     }
 
@@ -459,6 +525,59 @@ mod tests {
         assert_eq!(read("99999999999999999999999"), Some(Duration::from_secs(u64::MAX)));
         for neither in ["soon", "+5", ""] {
             assert_eq!(read(neither), None);
+        }
+    }
+
+    #[test]
+    fn a_refusal_is_understood_whose_headers_are_slightly_wrong() {
+        let many = format!("{}Retry-After: 9\r\n", "a: b\r\n".repeat(129));
+        let long = format!("Retry-After: 7\r\nX: {}", "x".repeat(HEAD_MAX));
+        for (headers, retry_after) in [
+            ("X-Y : v\r\nRetry-After: 7\r\n\r\n", Some("7")),
+            ("X Y: v\r\nRetry-After: 7\r\n\r\n", Some("7")),
+            ("Retry-After : 7\r\n\r\n", Some("7")),
+            ("Retry-After: 7\r\nno colon\r\n\r\n", Some("7")),
+            (" X: v\r\nRetry-After: 7\r\n\r\n", Some("7")),
+            ("Retry-After: 7\r\nX: \u{1}\r\n\r\n", Some("7")),
+            ("Retry-After: 7\r\nX: \0\r\n\r\n", Some("7")),
+            ("Retry-After: 7\r\nX: a\rb\r\n\r\n", Some("7")),
+            (&many, None),
+            (&long, Some("7")),
+        ] {
+            let text = format!("HTTP/1.1 429 Too Many Requests\r\n{headers}");
+            let head = parse_head(text.as_bytes()).expect("it is a refusal").expect("it is whole");
+            assert_eq!(head.status, 429);
+            let told = head.headers.get("retry-after").and_then(|value| value.to_str().ok());
+            assert_eq!(told, retry_after, "{headers:.60}");
+            let accepted = text.replacen("429 Too Many Requests", "101 Switching Protocols", 1);
+            assert!(parse_head(accepted.as_bytes()).is_err(), "{headers:.60}");
+        }
+        let started = b"HTTP/1.1 429 Too Many Requests\r\nX Y: v\r\nRetry-Af";
+        assert!(parse_head(started).is_ok_and(|head| head.is_none()));
+        assert!(parse_head(b"HTTP/1.1 4290 Too Many Requests\r\n\r\n").is_err());
+    }
+
+    #[test]
+    fn what_is_wrong_with_an_upgrade_names_what_was_seen_and_what_was_expected() {
+        for (lines, expected) in [
+            (format!("{GOOD}\r\nUpgrade: websocket"), "2 headers Upgrade; expected one: websocket"),
+            (GOOD.replace("Upgrade: w", "X: w"), "no header Upgrade; expected one: websocket"),
+            (
+                GOOD.replace("websocket", "h2c"),
+                "another Upgrade header than \"Upgrade: websocket\"",
+            ),
+            (
+                GOOD.replace(": Upgrade", ": close"),
+                "one header Connection; expected one that lists \"upgrade\"",
+            ),
+            (
+                format!("{GOOD}\r\nSec-WebSocket-Protocol: three"),
+                "a subprotocol that is none of the 2 offered",
+            ),
+        ] {
+            let error = check(&lines, false).err().expect("it is wrong");
+            assert!(error.to_string().ends_with(expected), "{error}");
+            assert!(error.to_string().starts_with("a.example:8080 answered the upgrade with "));
         }
     }
 }

@@ -583,3 +583,26 @@ fn the_first_dial_decides_for_a_client_with_a_handler_too() {
     assert!(client.stop(SOON).is_clean());
     assert_eq!(told.try_iter().collect::<Vec<_>>(), ["opened", "stopped"]);
 }
+
+#[test]
+fn a_refusal_with_a_header_that_is_slightly_wrong_keeps_its_status_and_retry_after() {
+    let server = TestServer::start(|peer| {
+        peer.read_request()?;
+        peer.write(
+            b"HTTP/1.1 429 Too Many Requests\r\nX-Y : v\r\nX Z: v\r\nRetry-After: 60\r\n\
+              Content-Length: 4\r\n\r\nbusy",
+        )?;
+        peer.drain()
+    });
+    let error = refused(&server);
+    assert_eq!(error.status().map(|status| status.as_u16()), Some(429));
+    assert_eq!(error.retry_after(), Some(Duration::from_secs(60)));
+    assert_eq!(error.response().map(|response| &response.body()[..]), Some(&b"busy"[..]));
+    let unauthorized = TestServer::start(|peer| {
+        peer.read_request()?;
+        peer.write(b"HTTP/1.1 401 Unauthorized\r\nWWW-Authenticate : Basic\r\n\r\n")
+    });
+    let error = refused(&unauthorized);
+    assert_eq!(error.status().map(|status| status.as_u16()), Some(401));
+    assert!(!error.is_retryable());
+}
