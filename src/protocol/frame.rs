@@ -165,17 +165,20 @@ pub(crate) struct Frame<'a> {
 
 impl<'a> Frame<'a> {
     /// A whole uncompressed message, or a control frame.
+    #[inline]
     pub(crate) fn whole(opcode: OpCode, payload: &'a [u8]) -> Self {
         Frame { opcode, is_final: true, is_compressed: false, payload }
     }
 
     /// Appends the frame to `out`, masked with `key`.
+    #[inline]
     pub(crate) fn put(&self, out: &mut Vec<u8>, key: [u8; 4]) {
         self.put_header(out, key);
         put_masked(out, self.payload, key);
     }
 
     /// Appends the header alone to `out`, `key` included.
+    #[inline]
     pub(crate) fn put_header(&self, out: &mut Vec<u8>, key: [u8; 4]) {
         let fin = if self.is_final { FIN } else { 0 };
         let rsv1 = if self.is_compressed { RSV1 } else { 0 };

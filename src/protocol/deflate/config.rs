@@ -13,6 +13,7 @@ pub struct Deflate {
     pub(super) client_no_context_takeover: bool,
     pub(super) server_no_context_takeover: bool,
     pub(super) client_max_window_bits: u8,
+    pub(super) offers_client_max_window_bits: bool,
     pub(super) server_max_window_bits: Option<u8>,
     pub(super) threshold: usize,
     pub(super) level: u32,
@@ -24,6 +25,7 @@ impl Default for Deflate {
             client_no_context_takeover: false,
             server_no_context_takeover: false,
             client_max_window_bits: 15,
+            offers_client_max_window_bits: true,
             server_max_window_bits: None,
             threshold: 128,
             level: 6,
@@ -44,7 +46,9 @@ impl Deflate {
         self
     }
 
-    /// Asks the server to start each of its messages with an empty window. Defaults to off.
+    /// Asks the server to start each of its messages with an empty window, with a second offer for
+    /// servers that refuse to, as [`server_max_window_bits`](Deflate::server_max_window_bits) does.
+    /// Defaults to off.
     pub fn server_no_context_takeover(mut self) -> Self {
         self.server_no_context_takeover = true;
         self
@@ -61,8 +65,19 @@ impl Deflate {
         self
     }
 
+    /// Leaves `client_max_window_bits` out of the offer, for servers that refuse an offer with it. The
+    /// server may then not ask for a smaller window of ours (RFC 7692 section 7.1.2.2). Defaults to
+    /// offering it.
+    pub fn omit_client_max_window_bits(mut self) -> Self {
+        self.offers_client_max_window_bits = false;
+        self
+    }
+
     /// Asks the server for a window of at most so many bits, 8 to 15. Defaults to not asking, which
     /// means 15.
+    ///
+    /// A server may refuse an offer with this parameter, so a second offer without any parameter
+    /// follows it (RFC 7692 section 7.1.2.1): such a server compresses with a window of 15 bits.
     ///
     /// # Panics
     /// If `bits` is outside 8 to 15.

@@ -1,4 +1,4 @@
-//! What is offered and what the server's answer makes of it (RFC 7692 section 7.1).
+//! The negotiation of permessage-deflate (RFC 7692 section 7.1).
 
 use std::fmt::Write as _;
 
@@ -6,7 +6,7 @@ use super::codec::{Deflater, Inflater};
 use super::config::Deflate;
 
 impl Deflate {
-    /// The value of `Sec-WebSocket-Extensions` in the request.
+    /// Returns the value of `Sec-WebSocket-Extensions` for the request.
     pub(crate) fn offer(&self) -> String {
         let mut offer = "permessage-deflate".to_owned();
         if self.client_no_context_takeover {
@@ -22,10 +22,19 @@ impl Deflate {
         // Without this the server may not ask for a smaller window of ours (RFC 7692 section
         // 7.1.2.2).
         match self.client_max_window_bits {
+            _ if !self.offers_client_max_window_bits => {}
             15 => offer.push_str("; client_max_window_bits"),
             bits => drop(write!(offer, "; client_max_window_bits={bits}")),
         }
+        if self.has_fallback() {
+            offer.push_str(", permessage-deflate");
+        }
         offer
+    }
+
+    /// A server may refuse what it is asked for, so a bare offer follows (RFC 7692 section 7.1.2.1).
+    fn has_fallback(&self) -> bool {
+        self.server_no_context_takeover || self.server_max_window_bits.is_some()
     }
 
     /// Judges the server's answer (RFC 7692 section 7.1). `Ok(None)`: it declined.
@@ -35,7 +44,7 @@ impl Deflate {
             split_outside_quotes(&joined, ',').filter(|extension| !extension.is_empty());
         let Some(extension) = extensions.next() else { return Ok(None) };
         if extensions.next().is_some() {
-            return Err("more than one extension, and one was offered".to_owned());
+            return Err("more than one extension; expected one at most".to_owned());
         }
         let mut parts = split_outside_quotes(extension, ';');
         let name = parts.next().unwrap_or_default();
@@ -50,24 +59,11 @@ impl Deflate {
     }
 
     fn agree(&self, answer: &DeflateResponse) -> Result<DeflateParams, String> {
-        // Section 7.1.1.1: a server that accepts the offer has to accept this part of it.
-        if self.server_no_context_takeover && !answer.server_no_context_takeover {
-            return Err("server_no_context_takeover was asked for and is missing".to_owned());
+        if answer.client_max_window_bits.is_some() && !self.offers_client_max_window_bits {
+            return Err("client_max_window_bits, which was not offered".to_owned());
         }
-        let server_max_window_bits =
-            match (self.server_max_window_bits, answer.server_max_window_bits) {
-                (Some(asked), None) => {
-                    return Err(format!(
-                        "server_max_window_bits={asked} was asked for and is missing"
-                    ));
-                }
-                (Some(asked), Some(given)) if given > asked => {
-                    return Err(format!(
-                        "server_max_window_bits={given}, and at most {asked} was asked for"
-                    ));
-                }
-                (_, given) => given.unwrap_or(15),
-            };
+        // Whatever the server says of its own side is legal: an answer that lacks what was asked for
+        // accepts the bare offer, to which a server may add parameters (RFC 7692 section 7.1).
         let client_max_window_bits = match answer.client_max_window_bits {
             Some(given) => given.min(self.client_max_window_bits),
             None => self.client_max_window_bits,
@@ -77,7 +73,7 @@ impl Deflate {
                 || self.client_no_context_takeover),
             server_context_takeover: !answer.server_no_context_takeover,
             client_max_window_bits,
-            server_max_window_bits,
+            server_max_window_bits: answer.server_max_window_bits.unwrap_or(15),
             threshold: self.threshold,
             level: self.level,
         })
@@ -182,8 +178,14 @@ mod tests {
             .client_max_window_bits(12);
         assert_eq!(
             all.offer(),
-            "permessage-deflate; client_no_context_takeover; server_no_context_takeover; server_max_window_bits=10; \
-             client_max_window_bits=12"
+            "permessage-deflate; client_no_context_takeover; server_no_context_takeover; \
+             server_max_window_bits=10; client_max_window_bits=12, permessage-deflate"
+        );
+        let bare = Deflate::new().omit_client_max_window_bits();
+        assert_eq!(bare.offer(), "permessage-deflate");
+        assert_eq!(
+            bare.server_max_window_bits(9).offer(),
+            "permessage-deflate; server_max_window_bits=9, permessage-deflate"
         );
     }
 
@@ -202,8 +204,8 @@ mod tests {
         );
         let full = accept(
             &deflate,
-            "permessage-deflate; server_no_context_takeover; client_no_context_takeover ; client_max_window_bits=\"9\"; \
-             server_max_window_bits = 8",
+            "permessage-deflate; server_no_context_takeover; client_no_context_takeover ; \
+             client_max_window_bits=\"9\"; server_max_window_bits = 8",
         )
         .expect("legal")
         .expect("accepted");
@@ -212,25 +214,44 @@ mod tests {
     }
 
     #[test]
+    fn a_server_may_accept_the_second_offer_and_add_what_it_likes() {
+        let deflate = Deflate::new().server_max_window_bits(10).server_no_context_takeover();
+        for (answer, takeover, bits) in [
+            (
+                "permessage-deflate; server_no_context_takeover; server_max_window_bits=10",
+                false,
+                10,
+            ),
+            ("permessage-deflate; server_no_context_takeover", false, 15),
+            ("permessage-deflate; server_max_window_bits=10", true, 10),
+            ("permessage-deflate; server_max_window_bits=11", true, 11),
+            ("permessage-deflate", true, 15),
+        ] {
+            let params = accept(&deflate, answer).expect("legal").expect("accepted");
+            let seen = (params.server_context_takeover, params.server_max_window_bits);
+            assert_eq!(seen, (takeover, bits), "{answer}");
+        }
+    }
+
+    #[test]
     fn answers_beyond_the_offer_are_refused() {
         let deflate = Deflate::new().server_max_window_bits(10).server_no_context_takeover();
-        let good = "permessage-deflate; server_no_context_takeover; server_max_window_bits=10";
-        assert!(accept(&deflate, good).is_ok_and(|agreed| agreed.is_some()));
         for bad in [
-            "permessage-deflate; server_no_context_takeover",
-            "permessage-deflate; server_max_window_bits=10",
-            "permessage-deflate; server_no_context_takeover; server_max_window_bits=11",
-            "permessage-deflate; server_no_context_takeover; server_max_window_bits=7",
-            "permessage-deflate; server_no_context_takeover; server_max_window_bits=010",
-            "permessage-deflate; server_no_context_takeover; server_max_window_bits",
-            "permessage-deflate; server_no_context_takeover; server_max_window_bits=10; server_max_window_bits=10",
-            "permessage-deflate; server_no_context_takeover=1; server_max_window_bits=10",
-            "permessage-deflate; server_no_context_takeover; server_max_window_bits=10; client_max_window_bits",
-            "permessage-deflate; server_no_context_takeover; server_max_window_bits=10; x",
+            "permessage-deflate; server_max_window_bits=7",
+            "permessage-deflate; server_max_window_bits=010",
+            "permessage-deflate; server_max_window_bits",
+            "permessage-deflate; server_max_window_bits=10; server_max_window_bits=10",
+            "permessage-deflate; server_no_context_takeover; server_no_context_takeover",
+            "permessage-deflate; server_no_context_takeover=1",
+            "permessage-deflate; client_max_window_bits",
+            "permessage-deflate; x",
             "x-webkit-deflate-frame",
-            "permessage-deflate; server_no_context_takeover; server_max_window_bits=10, permessage-deflate",
+            "permessage-deflate; server_max_window_bits=10, permessage-deflate",
         ] {
             assert!(accept(&deflate, bad).is_err(), "{bad}");
         }
+        let bare = Deflate::new().omit_client_max_window_bits();
+        assert!(accept(&bare, "permessage-deflate; client_max_window_bits=10").is_err());
+        assert!(accept(&bare, "permessage-deflate").is_ok());
     }
 }
