@@ -1,4 +1,4 @@
-//! Where to dial: what a user writes, and what is left of it once it has been checked.
+//! Endpoints as the program gives them, and as they are dialed once they have been checked.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
@@ -8,9 +8,9 @@ use http::uri::Uri;
 
 use crate::error::{Error, ErrorKind};
 
-/// Where to dial: a URL, with headers and subprotocols of its own.
+/// A URL to dial, with its own headers and subprotocols.
 ///
-/// Nothing is checked before the client is built, or before the dial where a closure makes it.
+/// It is checked when the client is built, or before the dial if the endpoint closure returned it.
 #[derive(Clone)]
 pub struct Endpoint {
     url: String,
@@ -19,36 +19,45 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// The endpoint at `url`: `ws://` or `wss://`, with a host name, an IPv4 address or a bracketed
-    /// IPv6 address.
+    /// Creates the endpoint at `url`, which starts with `ws://` or `wss://` and has a host name, an
+    /// IPv4 address or an IPv6 address in brackets.
+    ///
+    /// The port defaults to 80 or 443. A host name may end with the dot of the DNS root, which
+    /// keeps the resolver from trying search domains; the certificate is verified without it.
     pub fn new(url: impl Into<String>) -> Self {
         Endpoint { url: url.into(), headers: Vec::new(), subprotocols: Vec::new() }
     }
 
-    /// Adds a header to the opening handshake. Headers of the handshake itself are refused.
+    /// Adds a header to the opening handshake, spelled as it is here. Headers that belong to the
+    /// handshake itself, such as `Host`, are refused.
     pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.headers.push((name.into(), value.into()));
         self
     }
 
-    /// Offers a subprotocol (RFC 6455 section 1.9); the first is preferred.
+    /// Offers a subprotocol (RFC 6455 section 1.9). The first one is preferred.
     pub fn subprotocol(mut self, name: impl Into<String>) -> Self {
         self.subprotocols.push(name.into());
         self
     }
 
-    /// Checks all of it.
+    /// Checks the endpoint.
+    ///
+    /// # Errors
+    /// `Config`, with a text that holds no part of a path, query, header value or subprotocol.
     pub(crate) fn target(&self) -> Result<Target, Error> {
-        // Uri drops a fragment silently.
+        // `Uri` drops a fragment silently.
         if self.url.contains('#') {
             return Err(Error::config(
-                "the URL has a fragment (#): RFC 6455 section 3 forbids it, write %23 for a literal #",
+                "the URL has a fragment (#): RFC 6455 section 3 forbids it, write %23 for a \
+                 literal #",
             ));
         }
-        // A URI is ASCII (RFC 3986 section 2), and the parser lets more through.
+        // A URI is ASCII (RFC 3986 section 2), and the parser accepts more.
         if !self.url.is_ascii() {
             return Err(Error::config(
-                "the URL has characters beyond ASCII: percent-encode them, or write the host in punycode",
+                "the URL has characters beyond ASCII: percent-encode them, or write the host in \
+                 punycode",
             ));
         }
         let is_tls = match self
@@ -97,8 +106,8 @@ impl Endpoint {
     }
 }
 
-/// The host as it is written and without its brackets, and the port, of `host`, `host:port` or
-/// `[v6]:port`.
+/// Splits an authority into the host as written, the host without brackets, and the port if there
+/// is one.
 fn host_and_port(authority: &str) -> Result<(&str, &str, Option<u16>), Error> {
     let (written, host, rest) = match authority.split_once(']') {
         Some((bracketed, rest)) => {
@@ -136,7 +145,7 @@ fn host_and_port(authority: &str) -> Result<(&str, &str, Option<u16>), Error> {
 fn check_header(
     (index, (name, value)): (usize, &(String, String)),
 ) -> Result<(String, HeaderValue), Error> {
-    // What is no name may be a whole header, with a secret in it: it is told by its place.
+    // A bad name may be a whole header with a secret in it, so the error gives its position only.
     let parsed = HeaderName::from_bytes(name.as_bytes()).map_err(|_| {
         Error::config(format!("header {} has a name that is not a token", index + 1))
     })?;
@@ -148,7 +157,7 @@ fn check_header(
     if is_ours {
         return Err(refused("belongs to the handshake itself: leave it out"));
     }
-    // The value is not shown: it may be a secret.
+    // The value may be a secret, so the error leaves it out.
     let value = HeaderValue::from_str(value).map_err(|_| {
         refused("has a value with a line break or another byte that is not allowed")
     })?;
@@ -157,9 +166,9 @@ fn check_header(
 
 fn check_subprotocols(names: &[String]) -> Result<Vec<String>, Error> {
     for (index, name) in names.iter().enumerate() {
-        // Told by its place: there are venues that take a token this way.
+        // Some venues take an access token this way, so the error gives the position only.
         let refused = |what: &str| Error::config(format!("subprotocol {} {what}", index + 1));
-        // A subprotocol is a token, as a header's name is (RFC 6455 section 4.1).
+        // A subprotocol is a token like the name of a header (RFC 6455 section 4.1).
         if HeaderName::from_bytes(name.as_bytes()).is_err() {
             return Err(refused("is not a token"));
         }
@@ -172,7 +181,7 @@ fn check_subprotocols(names: &[String]) -> Result<Vec<String>, Error> {
 
 impl fmt::Debug for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Paths and queries may hold keys.
+        // Paths and queries may hold keys, so only the host is shown.
         match self.target() {
             Ok(target) => {
                 write!(f, "Endpoint({}{target})", if target.is_tls { "wss://" } else { "ws://" })
@@ -200,7 +209,7 @@ impl From<&String> for Endpoint {
     }
 }
 
-/// An endpoint that has been checked. Shows itself as `host:port`.
+/// An endpoint that has been checked. Displayed as `host:port`.
 #[derive(Clone)]
 pub(crate) struct Target {
     /// Without brackets.
@@ -208,7 +217,7 @@ pub(crate) struct Target {
     pub(crate) port: u16,
     pub(crate) is_tls: bool,
     pub(crate) path_and_query: String,
-    /// As the Host header wants it: brackets, and no port where it is the default.
+    /// The value of the Host header: with brackets, and without the port if it is the default.
     pub(crate) host_header: String,
     /// Names are in the spelling of the program.
     pub(crate) headers: Vec<(String, HeaderValue)>,

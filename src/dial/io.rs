@@ -1,4 +1,4 @@
-//! Waiting for sockets during a dial: under one deadline, and cancellable at any time.
+//! Waits for the sockets of a dial. One deadline holds for all waits, and a stop ends each.
 
 use std::io;
 use std::time::Instant;
@@ -12,21 +12,21 @@ use crate::sync::wait::Shutdown;
 use crate::sync::wake_pair::WakePair;
 use crate::time::Deadline;
 
-/// Without it a peer that is gone kills a program that has not asked to ignore SIGPIPE. Apple has a
-/// socket option for it, which socket2 sets.
+/// Without this flag, a send to a peer that is gone kills a program that does not ignore SIGPIPE.
+/// Apple has a socket option instead, which socket2 sets.
 #[cfg(all(unix, not(target_vendor = "apple")))]
-const QUIETLY: i32 = rustix::net::SendFlags::NOSIGNAL.bits() as i32;
+const NO_SIGNAL: i32 = rustix::net::SendFlags::NOSIGNAL.bits() as i32;
 #[cfg(not(all(unix, not(target_vendor = "apple"))))]
-const QUIETLY: i32 = 0;
+const NO_SIGNAL: i32 = 0;
 
-/// What every step of a dial needs to wait.
+/// The waker, stop signal and deadline that every wait of a dial obeys.
 pub(crate) struct DialIo<'a> {
     pub(crate) pair: &'a WakePair,
     pub(crate) shutdown: &'a Shutdown,
     pub(crate) deadline: Deadline,
 }
 
-/// What a socket is waited for.
+/// The readiness that a wait is for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Interest {
     Reading,
@@ -34,8 +34,8 @@ pub(crate) enum Interest {
 }
 
 impl DialIo<'_> {
-    /// Waits until one of the sockets is ready, `until` at most; which of them are. `context` names
-    /// the step, for the error.
+    /// Waits until one of the sockets is ready, or until `until`. Returns for each of them whether
+    /// it is ready. `context` names the step in the error.
     ///
     /// # Errors
     /// `Stopped`, or `Timeout` when the deadline of the whole dial passes.
@@ -71,7 +71,7 @@ impl DialIo<'_> {
                     if ready.contains(&true) {
                         return Ok(ready);
                     }
-                    // Only the waker: the loop looks at the signal.
+                    // The dial was woken: the loop looks at the stop signal.
                 }
                 Err(rustix::io::Errno::INTR) => {}
                 Err(error) => {
@@ -85,8 +85,8 @@ impl DialIo<'_> {
         }
     }
 
-    /// Whether to go on. Asked before each system call: a peer that always has something to say
-    /// keeps no dial alive.
+    /// Checks that the dial may go on. Called before each system call, because a peer that never
+    /// stops sending would keep the dial from ever waiting.
     ///
     /// # Errors
     /// As [`wait`](DialIo::wait).
@@ -100,7 +100,7 @@ impl DialIo<'_> {
         Ok(())
     }
 
-    /// Receives what there is, waiting for it.
+    /// Receives at least one byte, unless the connection ends, in which case it returns 0.
     ///
     /// # Errors
     /// As [`wait`](DialIo::wait), and `Io`.
@@ -124,8 +124,10 @@ impl DialIo<'_> {
         }
     }
 
-    /// Sends all of `bytes`, waiting for room. No signal tells of a peer that is gone: the error
-    /// does.
+    /// Sends all of `bytes`, waiting for room. Raises no signal if the peer is gone.
+    ///
+    /// # Errors
+    /// As [`wait`](DialIo::wait), and `Io`.
     pub(crate) fn send(
         &self,
         socket: &Socket,
@@ -134,7 +136,7 @@ impl DialIo<'_> {
     ) -> Result<(), Error> {
         while !bytes.is_empty() {
             self.check(context)?;
-            match socket.send_with_flags(bytes, QUIETLY) {
+            match socket.send_with_flags(bytes, NO_SIGNAL) {
                 Ok(count) => bytes = &bytes[count..],
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     self.wait(&[socket], Interest::Writing, None, context)?;

@@ -1,4 +1,5 @@
-//! From a URL to an open connection, under one deadline, cancellable at every step.
+//! Opens connections: resolves, connects, and makes the TLS and opening handshakes. One deadline
+//! holds for all of it, and every step can be canceled.
 
 mod addresses;
 mod body;
@@ -34,7 +35,7 @@ pub(crate) use tls::TlsOptions;
 #[cfg(not(shuttle))]
 use upgrade::UpgradeResponse;
 
-/// What a dial depends on besides its target.
+/// The settings of a client's dials.
 #[derive(Clone)]
 pub(crate) struct DialSettings {
     pub(crate) resolver: Option<Arc<dyn Resolver>>,
@@ -45,14 +46,14 @@ pub(crate) struct DialSettings {
 }
 
 impl DialSettings {
-    /// The number of hosts whose addresses are remembered, and that are looked up at a time. The
-    /// endpoint closure counts as one endpoint, and may name another host for each dial.
+    /// Returns the number of hosts whose failed addresses are remembered, and whose lookups may
+    /// hang at the same time. An endpoint closure counts as one endpoint, but may name more hosts.
     pub(crate) fn hosts_max(&self) -> usize {
         self.endpoints.max(8)
     }
 }
 
-/// Dials, one target after the other. Owned by the reader thread.
+/// Dials one target after another. Owned by the reader thread.
 #[cfg(not(shuttle))]
 pub(crate) struct Dialer {
     tcp: TcpOptions,
@@ -66,12 +67,12 @@ pub(crate) struct Dialer {
 pub(crate) struct Dialed {
     pub(crate) socket: StreamSocket,
     pub(crate) tls: Option<TlsEngine>,
-    /// What came glued to the answer: the first frames.
+    /// The bytes that followed the response: the first frames, if any.
     pub(crate) leftover: Vec<u8>,
     pub(crate) opening: Opening,
 }
 
-/// What is worth telling of an opening handshake.
+/// The parts of an opening handshake that the client reports or needs.
 pub(crate) struct Opening {
     pub(crate) peer: SocketAddr,
     pub(crate) subprotocol: Option<String>,
@@ -92,8 +93,12 @@ impl Dialer {
         }
     }
 
-    /// Resolves, connects, shakes hands below and above. `offer` is the value of
+    /// Opens a connection to `target`: resolve, TCP, TLS, upgrade. `offer` is the value of
     /// `Sec-WebSocket-Extensions`.
+    ///
+    /// # Errors
+    /// `Stopped`; `Timeout` at the deadline; `Resolve`, `Connect`, `Tls`, `Upgrade`, `Http` or `Io`
+    /// when that step fails.
     pub(crate) fn dial(
         &mut self,
         target: &Target,
@@ -113,7 +118,7 @@ impl Dialer {
         let (tls, answer) = match shake_hands(connectors, target, offer, &socket, &io) {
             Ok(done) => done,
             Err(error) => {
-                self.answered_wrongly(target, peer);
+                self.remember_failure(target, peer);
                 return Err(error);
             }
         };
@@ -121,7 +126,7 @@ impl Dialer {
         socket
             .set_nonblocking(false)
             .map_err(|error| Error::caused(ErrorKind::Io, "setting up the socket", error))?;
-        // There `shutdown` does not wake a blocked `recv`: it has to look by itself.
+        // On Windows, `shutdown` does not wake a blocked `recv`, which therefore has to time out.
         #[cfg(windows)]
         socket
             .set_read_timeout(Some(std::time::Duration::from_millis(100)))
@@ -140,9 +145,9 @@ impl Dialer {
         })
     }
 
-    /// The server at `address` failed the dial after TCP had connected. Its other addresses are
-    /// tried first from now on.
-    pub(crate) fn answered_wrongly(&mut self, target: &Target, address: SocketAddr) {
+    /// Remembers that the dial of `address` has failed after TCP had connected, so that the other
+    /// addresses of the target come first.
+    pub(crate) fn remember_failure(&mut self, target: &Target, address: SocketAddr) {
         self.memory.failed(&target.host, target.port, address);
     }
 }
@@ -167,13 +172,13 @@ fn shake_hands(
     Ok((tls, answer))
 }
 
-/// For the fuzz target of the response head.
+/// Runs the fuzz target of the response head.
 #[cfg(all(feature = "internals", unix))]
 pub(crate) fn fuzz_head(bytes: &[u8]) {
     upgrade::fuzz_head(bytes);
 }
 
-/// For the fuzz target of the address memory.
+/// Runs the fuzz target of the address memory.
 #[cfg(all(feature = "internals", unix))]
 pub(crate) fn fuzz_addresses(bytes: &[u8]) {
     addresses::fuzz_addresses(bytes);

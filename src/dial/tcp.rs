@@ -1,4 +1,4 @@
-//! A TCP connection to the first address that answers (RFC 8305).
+//! Connects TCP to the first address that answers (RFC 8305).
 
 use std::collections::VecDeque;
 use std::io;
@@ -14,24 +14,26 @@ use crate::error::{Error, ErrorKind};
 use crate::sync;
 use crate::time::after;
 
-/// How long an attempt has for itself before the next address is tried beside it (RFC 8305 section
-/// 5).
+/// The next address is tried beside an attempt that has taken this long (RFC 8305 section 5).
 const STAGGER: Duration = Duration::from_millis(250);
 
-/// Options of the socket.
+/// The options of a client's sockets.
 #[derive(Clone, Default)]
 pub(crate) struct TcpOptions {
     pub(crate) keepalive: Option<Duration>,
     pub(crate) receive_buffer: Option<usize>,
     pub(crate) send_buffer: Option<usize>,
     pub(crate) bind: Option<IpAddr>,
-    /// Of the open connection, not of the dial.
+    /// Used by the open connection, not by the dial.
     pub(crate) receiving: Receiving,
 }
 
-/// Connects to the first of the addresses that accepts. The socket is left non-blocking.
+/// Connects to the first of the addresses that accepts. The socket is non-blocking.
 ///
 /// Calls `reset` with each address that accepted and then reset the connection at once.
+///
+/// # Errors
+/// `Stopped`; `Timeout` at the deadline; `Connect` when no address accepts.
 pub(crate) fn connect(
     target: &Target,
     mut waiting: VecDeque<SocketAddr>,
@@ -62,7 +64,7 @@ pub(crate) fn connect(
                 let context = format!("connecting to {target} ({tried} {addresses} tried)");
                 return Err(Error::caused(ErrorKind::Connect, context, failure));
             }
-            // Refused at once: the next address starts at once.
+            // It was refused at once, so the next address is tried at once.
             continue;
         }
         let sockets: Vec<&Socket> = under_way.iter().map(|(socket, _)| socket).collect();
@@ -89,7 +91,7 @@ pub(crate) fn connect(
     }
 }
 
-/// Starts an attempt.
+/// Starts to connect.
 fn begin(address: SocketAddr, options: &TcpOptions) -> io::Result<Socket> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
@@ -97,7 +99,7 @@ fn begin(address: SocketAddr, options: &TcpOptions) -> io::Result<Socket> {
     if let Some(idle) = options.keepalive {
         socket.set_tcp_keepalive(&TcpKeepalive::new().with_time(idle))?;
     }
-    // Before connecting: the window is announced in the handshake.
+    // Before connecting, because the window is announced in the handshake.
     if let Some(bytes) = options.receive_buffer {
         socket.set_recv_buffer_size(bytes)?;
     }
@@ -124,21 +126,21 @@ fn is_under_way(error: &io::Error) -> bool {
         || (code.is_some() && error.raw_os_error() == code)
 }
 
-/// What became of an attempt whose socket has become writable.
+/// Returns the result of an attempt whose socket has become writable.
 fn outcome(socket: &Socket) -> io::Result<()> {
     if let Some(error) = socket.take_error()? {
         return Err(error);
     }
     let peer = socket.peer_addr()?.as_socket();
-    // A loopback port with no listener may be handed out as our own end, and then connects to
-    // itself.
+    // A loopback port without a listener may become the port of our own socket, which then connects
+    // to itself.
     if peer.is_some() && peer == socket.local_addr()?.as_socket() {
         return Err(io::ErrorKind::ConnectionRefused.into());
     }
     Ok(())
 }
 
-/// Returns `true` for the error of a connection that was there. One that was refused never was.
+/// Returns `true` if the connection was made before it failed.
 fn is_reset(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::ConnectionReset | io::ErrorKind::NotConnected)
 }
@@ -165,7 +167,7 @@ mod tests {
         #[cfg(target_os = "linux")]
         assert_eq!(socket.tcp_keepalive_time().expect("an option"), idle);
 
-        // Linux doubles what it is given, to have room for its own records.
+        // Linux doubles the size, to have room for its own records.
         let bytes = 30_000;
         let is_as_asked =
             |size: io::Result<usize>| [bytes, 2 * bytes].contains(&size.expect("an option"));

@@ -190,7 +190,7 @@ impl<D: EventSink> ReaderThread<D> {
         let dialed = self.dialer.dial(&target, offer.as_deref(), &pair, deadline)?;
         let agreed = match &settings.deflate {
             Some(deflate) => deflate.accept(&dialed.opening.extensions).map_err(|what| {
-                self.dialer.answered_wrongly(&target, dialed.opening.peer);
+                self.dialer.remember_failure(&target, dialed.opening.peer);
                 let context = format!("{target} answered the extension offer wrongly: {what}");
                 Error::new(ErrorKind::Upgrade, context)
             })?,
