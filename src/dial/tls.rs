@@ -335,6 +335,8 @@ impl Connectors {
             let _ = made.result.set(result);
             drop(made);
             drop(running);
+            // The client may have gone in the meantime.
+            forget_unused(&mut LOADS.lock());
         };
         let join_timeout = JoinTimeout::AtMost(LOAD_JOIN_TIMEOUT);
         if let Err(error) = self.threads.spawn("taut-roots", join_timeout, body) {
@@ -342,6 +344,13 @@ impl Connectors {
             return Err(error);
         }
         Ok(load)
+    }
+}
+
+impl Drop for Connectors {
+    fn drop(&mut self) {
+        self.connector = None;
+        forget_unused(&mut LOADS.lock());
     }
 }
 
@@ -366,7 +375,7 @@ fn forget_unused(loads: &mut Vec<Arc<Load>>) {
         Some(Err(_)) => false,
         // A client or the thread that makes it has it.
         _ if Arc::strong_count(load) > 1 => true,
-        // A client's key is not kept longer than the client.
+        // A key is not kept longer than its client.
         _ => {
             kept += 1;
             load.options.identity.is_none() && kept <= KEPT
@@ -523,6 +532,33 @@ mod tests {
         assert_eq!(due, [true, false, false, true, false, false, true]);
     }
 
+    #[test]
+    fn a_connector_without_a_key_stays_for_the_clients_that_follow() {
+        let pem: [&[u8]; 2] = [
+            include_bytes!("../testing/certificates/localhost.pem"),
+            include_bytes!("../testing/certificates/localhost.key"),
+        ];
+        let without = TlsOptions { extra_roots: vec![pem[0].to_vec()], ..TlsOptions::default() };
+        let mut with = without.clone();
+        with.set_identity_pem(pem[0].to_vec(), pem[1].to_vec());
+        let is_there = |options: &TlsOptions| {
+            LOADS.lock().iter().any(|load| load.options == *options && load.is_made())
+        };
+        for (options, stays) in [(without, true), (with, false)] {
+            let threads = Arc::new(Threads::new(ThreadOptions::default()));
+            let connectors = Connectors::new(options.clone(), Arc::clone(&threads));
+            with_io(|io| connectors.load(io).map(drop)).expect("OpenSSL is there");
+            assert!(is_there(&options));
+            drop(connectors);
+            threads.shutdown();
+            let by = Instant::now() + SOON;
+            while !threads.join_until(by).is_clean() {
+                assert!(Instant::now() < by, "the load is over");
+            }
+            assert_eq!(is_there(&options), stays);
+        }
+    }
+
     /// Waits until the peer has reset the connection. The kernel tells of it beside the data.
     fn await_reset(socket: &Socket) {
         let mut watched = [rustix::event::PollFd::new(socket, rustix::event::PollFlags::HUP)];
@@ -548,11 +584,14 @@ mod tests {
     fn shake_hands_with(socket: &Socket, options: &TlsOptions) -> Result<TlsEngine, Error> {
         let target = Endpoint::from("wss://localhost/").target().expect("it is a URL");
         let connector = options.connector().expect("OpenSSL is there");
+        with_io(|io| shake_hands(&connector, &target, socket, io))
+    }
+
+    fn with_io<T>(act: impl FnOnce(&DialIo<'_>) -> T) -> T {
         let pair = WakePair::new().expect("descriptors are there");
         let (_trigger, shutdown) = Shutdown::new();
         let deadline = Deadline::new(Timeout::Connect, SOON, Instant::now());
-        let io = DialIo { pair: &pair, shutdown: &shutdown, deadline };
-        shake_hands(&connector, &target, socket, &io)
+        act(&DialIo { pair: &pair, shutdown: &shutdown, deadline })
     }
 
     #[test]
