@@ -83,7 +83,9 @@ impl<J: Job> Bench<J> {
         match next {
             Next::Nothing => {}
             Next::Send => {
-                drop(connection.send_text(self.0.payload()).map_err(|error| panic!("{error}")))
+                if let Err(error) = connection.send_text(self.0.payload()) {
+                    panic!("{error}");
+                }
             }
             Next::Stop => connection.stop(),
         }
