@@ -57,18 +57,18 @@ fn usage() -> ExitCode {
     ExitCode::from(2)
 }
 
-/// What is measured.
+/// The measurements.
 trait Job: Send + 'static {
     fn opened(&mut self) -> Next;
     fn message(&mut self, bytes: &[u8]) -> Next;
 
-    /// What is sent.
+    /// The payload that is sent.
     fn payload(&self) -> &str {
         ""
     }
 }
 
-/// What a job wants next.
+/// The next step of a job.
 enum Next {
     Nothing,
     Send,

@@ -1,4 +1,4 @@
-//! Why a call failed, and what to do about it.
+//! Errors: the reason of a failure, and what can be done about it.
 
 use std::borrow::Cow;
 use std::error::Error as StdError;
@@ -28,7 +28,7 @@ struct Repr {
     cause: Option<Cause>,
 }
 
-/// What some kinds of error know besides.
+/// The details of some kinds of error.
 #[derive(Clone)]
 enum Detail {
     Timeout(Timeout),

@@ -13,7 +13,7 @@ use crate::sync::wait::{Shutdown, Woken, wait};
 use crate::sync::{self, Condvar, Mutex};
 use crate::time::after;
 
-/// What happens to a message that finds the events queue full.
+/// The rule for a message that finds the events queue full.
 ///
 /// ReconnectPolicy touch messages only: openings, ends and failed dials have room of their own, for
 /// 1,024 of them, and the oldest make room then; a [`Lagged`] says so.
@@ -34,7 +34,7 @@ pub enum WhenFull {
     Block,
 }
 
-/// How much the events queue holds.
+/// The bounds of the events queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Bounds {
     pub(crate) messages: usize,
@@ -46,13 +46,15 @@ pub(crate) struct Bounds {
 /// nothing through a thousand reconnects loses the oldest of them, and `Lagged` says so.
 const NOTICES: usize = 1024;
 
-/// How many events a consumer takes out under one hold of the lock.
+/// The number of events that a consumer takes out under one hold of the lock.
 const TAKE: usize = 64;
 
-/// How many payload bytes a consumer takes out under one hold of the lock, at least one event.
+/// The number of payload bytes that a consumer takes out under one hold of the lock, at least one
+/// event.
 const TAKE_BYTES: usize = 256 * 1024;
 
-/// How many payload bytes the reader gathers before it hands them over, at least one event.
+/// The number of payload bytes that the reader gathers before it hands them over, at least one
+/// event.
 const GATHER_BYTES: usize = 64 * 1024;
 
 /// The queue itself, shared by the reader thread and whoever pulls.
@@ -61,8 +63,8 @@ pub(crate) struct Queue {
     inner: Mutex<Inner>,
     /// Signalled when events come in and when the queue ends. Waits under `inner`.
     readable: Condvar,
-    /// Received when room appears while the reader is blocked. One ring is remembered, so none is
-    /// lost.
+    /// Signalled when room appears while the reader is blocked. One signal is remembered, so none
+    /// is lost.
     room: (WakeTx<()>, Receiver<()>),
     /// A receiver has been lent, which has to be ready for what consumers have taken out and not
     /// handed on, too.
@@ -76,15 +78,15 @@ struct Inner {
     /// Openings, ends and the like: everything but messages and lags.
     notices: usize,
     bytes: usize,
-    /// How many threads wait for `readable`.
+    /// The number of threads that wait for `readable`.
     waiting: usize,
-    /// Whether the reader waits for room.
+    /// The reader waits for room.
     is_blocked: bool,
     /// No event comes after those that are here.
     is_ended: bool,
     lost: u64,
     lost_notices: u64,
-    /// Lent to `select!`; holds a ring whenever the queue is not empty. Dropped when somebody has
+    /// Lent to `select!`; holds a signal whenever the queue is not empty. Dropped when somebody has
     /// been told that it has ended.
     wakeup: Option<WakeTx<()>>,
     lent: Option<Receiver<()>>,
@@ -101,7 +103,7 @@ impl Queue {
         }
     }
 
-    /// How many events wait.
+    /// Returns the number of events that wait.
     pub(crate) fn depth(&self) -> usize {
         self.inner.lock().events.len()
     }
@@ -180,7 +182,7 @@ impl Queue {
 
     /// Waits for room; `false` when the client has to end instead.
     fn await_room(&self, shutdown: &Shutdown) -> bool {
-        // The ring is remembered, so the period is a second connection of defence only.
+        // The signal is remembered: the period is a safety net only.
         let woken =
             wait(shutdown, &self.room.1, Some(after(sync::now(), Duration::from_millis(100))));
         self.inner.lock().is_blocked = false;
@@ -234,7 +236,7 @@ impl Queue {
         self.tell(&mut inner);
         inner.wake_if_over();
         if inner.is_blocked {
-            // Full means that the ring of an earlier moment is still there.
+            // A full channel means that an earlier signal is still there.
             let _ = self.room.0.try_send(());
         }
         Taken::Some
@@ -282,7 +284,7 @@ impl Queue {
     }
 }
 
-/// Why a batch did not go in whole.
+/// The reason why a batch did not go in whole.
 enum Stuck {
     NoRoom,
     Lagged,
@@ -361,7 +363,7 @@ impl Inner {
 
     fn wake(&mut self) {
         if let Some(wakeup) = &self.wakeup {
-            // Full means that it rings already.
+            // A full channel means that it is signalled already.
             let _ = wakeup.try_send(());
         }
     }
@@ -391,8 +393,8 @@ fn payload_bytes(event: &Event) -> usize {
     }
 }
 
-/// What has happened to a client, pulled: a blocking iterator that ends when the client has stopped
-/// and everything has been read.
+/// The events of a client: a blocking iterator that ends when the client has stopped and everything
+/// has been read.
 ///
 /// Borrowed from a [`Client`](crate::Client). Several may exist, in several threads; each event
 /// goes to one of them.
@@ -402,7 +404,7 @@ pub struct Events<'a> {
     taken: VecDeque<Event>,
 }
 
-/// Why [`Events::try_next`] or [`Events::next_timeout`] has no event.
+/// The reason why [`Events::try_next`] or [`Events::next_timeout`] has no event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum TryNextError {

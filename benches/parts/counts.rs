@@ -1,4 +1,4 @@
-//! How many instructions the parts take for a thousand messages, counted by callgrind. The limits
+//! The instructions that the parts take for a thousand messages, counted by callgrind. The limits
 //! are 5% above what was counted when they were last set: who raises one says why in the commit.
 //!
 //! `cargo bench --manifest-path benches/parts/Cargo.toml --bench counts`; needs valgrind and
@@ -6,7 +6,9 @@
 
 use std::hint::black_box;
 
-use gungraun::{Callgrind, EventKind, LibraryBenchmarkConfig, library_benchmark, library_benchmark_group, main};
+use gungraun::{
+    Callgrind, EventKind, LibraryBenchmarkConfig, library_benchmark, library_benchmark_group, main,
+};
 use tautline_parts::Work;
 
 /// The work is handed back, so that dropping it is not counted.

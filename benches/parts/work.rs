@@ -4,7 +4,7 @@ use std::hint::black_box;
 
 use tautline::internals::parts::{Reading, Writing, heads, is_text, stream, text};
 
-/// How many messages a piece of work goes over: a thousand, or as many as fit in a few MiB.
+/// The number of messages in a piece of work: a thousand, or as many as fit in a few MiB.
 pub fn count(size: usize) -> usize {
     (4 << 20).min(1000 * size) / size
 }

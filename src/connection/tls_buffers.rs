@@ -2,8 +2,8 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 
-/// Ciphertext in both directions. Reading from an empty inbox returns `WouldBlock`, never the end of
-/// the stream, and the outbox accepts everything: the engine never blocks.
+/// Ciphertext in both directions. Reading from an empty inbox returns `WouldBlock`, never the end
+/// of the stream, and the outbox accepts everything: the engine never blocks.
 #[derive(Default)]
 pub(crate) struct TlsBuffers {
     /// Ciphertext from the peer. The engine has not read `inbox[start..end]` yet.

@@ -15,7 +15,7 @@ pub(super) struct Body {
     bytes: Vec<u8>,
 }
 
-/// What tells the end of a body.
+/// The mark of the end of a body.
 enum Framing {
     /// `Content-Length`, or a status that has no body.
     Length(u64),
@@ -84,7 +84,7 @@ fn length(value: &HeaderValue) -> Option<u64> {
     value.to_str().ok()?.trim().parse().ok()
 }
 
-/// Where the decoder of a chunked body is (RFC 9112 section 7.1).
+/// The position of the decoder in a chunked body (RFC 9112 section 7.1).
 enum Chunked {
     /// In the line with the size of a chunk, of which these bytes have come.
     Size(Vec<u8>),

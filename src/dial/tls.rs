@@ -497,7 +497,8 @@ fn unread_alert_in_handshake(
     error
 }
 
-/// Returns a buffer with what lies unread on the socket, and its length, if `error` is the socket's.
+/// Returns a buffer with what lies unread on the socket, and its length, if `error` is the
+/// socket's.
 fn unread(socket: &Socket, error: &Error) -> Option<(Vec<u8>, usize)> {
     if error.kind() != ErrorKind::Io {
         return None;
@@ -616,7 +617,7 @@ mod tests {
     fn what_lies_unread_when_a_later_send_fails_is_the_reason() {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let ours = listener.local_addr().and_then(TcpStream::connect).expect("it listens");
-        let (go_on, held) = bounded::<()>(1);
+        let (released, held) = bounded::<()>(1);
         let server = std::thread::spawn(move || {
             let identity = Identity::from_pkcs8(
                 include_bytes!("../testing/certificates/localhost.pem"),
@@ -638,7 +639,7 @@ mod tests {
         options.extra_roots.push(include_bytes!("../testing/certificates/root.pem").to_vec());
         let mut engine = shake_hands_with(&socket, &options).expect("both shake hands");
         (&socket).write_all(b"unread").expect("it is open");
-        go_on.send(()).expect("the server waits");
+        released.send(()).expect("the server waits");
         server.join().expect("it does not panic");
         await_reset(&socket);
         let refused = (&socket).write_all(b"too late").expect_err("it has been reset");

@@ -33,13 +33,13 @@ pub(crate) struct Stream<'a> {
     pub(crate) tls: Option<&'a mut TlsEngine>,
 }
 
-/// What the server answered.
+/// The server's response, accepted.
 pub(crate) struct UpgradeResponse {
     pub(crate) subprotocol: Option<String>,
     pub(crate) headers: HeaderMap,
     /// The values of `Sec-WebSocket-Extensions`. Empty where nothing was offered.
     pub(crate) extensions: Vec<String>,
-    /// What came glued to the answer: the first frames.
+    /// The bytes behind the response: the first frames.
     pub(crate) leftover: Vec<u8>,
 }
 
@@ -82,7 +82,8 @@ pub(crate) fn upgrade(
 
 fn request(target: &Target, key: &str, offer: Option<&str>) -> Vec<u8> {
     let mut text = format!(
-        "GET {} HTTP/1.1\r\nHost: {}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Key: {key}\r\n\
+        "GET {} HTTP/1.1\r\nHost: {}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+         Sec-WebSocket-Key: {key}\r\n\
          Sec-WebSocket-Version: 13\r\n",
         target.path_and_query, target.host_header
     )
@@ -100,7 +101,7 @@ fn request(target: &Target, key: &str, offer: Option<&str>) -> Vec<u8> {
         put("Sec-WebSocket-Extensions", offer.as_bytes());
     }
     if !target.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("user-agent")) {
-        // Several venues refuse requests without one.
+        // Several servers refuse requests without one.
         put("User-Agent", concat!("tautline/", env!("CARGO_PKG_VERSION")).as_bytes());
     }
     for (name, value) in &target.headers {
@@ -292,7 +293,7 @@ fn count(count: usize, name: &str) -> String {
     }
 }
 
-/// Whether one of the headers called `name` lists `token`, in any case.
+/// Returns `true` if one of the headers called `name` lists `token`, in any case.
 fn has_token(headers: &HeaderMap, name: &str, token: &str) -> bool {
     headers
         .get_all(name)
@@ -425,7 +426,8 @@ mod tests {
         accept(head, Vec::new(), &target(), "dGhlIHNhbXBsZSBub25jZQ==", has_offered)
     }
 
-    const GOOD: &str = "Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
+    const GOOD: &str = "Upgrade: websocket\r\nConnection: Upgrade\r\n\
+                        Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
 
     #[test]
     fn the_request_has_what_the_rfc_asks_for() {
@@ -447,8 +449,10 @@ mod tests {
     #[test]
     fn good_answers_are_accepted_whatever_their_case_and_lists() {
         assert!(check(GOOD, false).is_ok());
-        let lists = "upgrade: WebSocket\r\nCONNECTION: keep-alive\r\nConnection: close , uPGRADE\r\n\
-                     Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\nSec-WebSocket-Protocol: two";
+        let lists = "upgrade: WebSocket\r\nCONNECTION: keep-alive\r\n\
+                     Connection: close , uPGRADE\r\n\
+                     Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\
+                     Sec-WebSocket-Protocol: two";
         assert_eq!(
             check(lists, false).ok().and_then(|answer| answer.subprotocol).as_deref(),
             Some("two")

@@ -23,10 +23,10 @@ use crate::sender::Sender;
 use crate::stats::Counters;
 use crate::sync::threads::{ThreadOptions, Threads};
 
-/// What a fuzzed connection takes.
+/// The longest message that a fuzzed connection takes.
 const MAX_MESSAGE: usize = 64 * 1024;
 
-/// What the assembler may hold beyond `max_message_size`, in its buffers.
+/// The number of bytes that the assembler may hold beyond `max_message_size`, in its buffers.
 const SLACK: usize = 64 * 1024;
 
 /// Parses frame heads wherever they are found.

@@ -9,7 +9,7 @@ use crate::protocol::frame::{Frame, FrameHeader};
 use crate::protocol::mask::{MaskingKeys, mask};
 use crate::protocol::read_buffer::ReadBuffer;
 
-/// What a market feed sends: text of `size` bytes, hardly the same twice.
+/// Returns what a market feed sends: text of `size` bytes, hardly the same twice.
 pub fn text(size: usize, number: usize) -> String {
     let mut text = format!(
         "{{\"e\":\"bookTicker\",\"u\":{number},\"s\":\"BTCUSDT\",\"b\":\"64123.{:02}\",\"x\":\"",
@@ -23,7 +23,7 @@ pub fn text(size: usize, number: usize) -> String {
     text
 }
 
-/// What a server sends: `count` text messages of `size` bytes.
+/// Returns what a server sends: `count` text messages of `size` bytes.
 pub fn stream(size: usize, count: usize, is_compressed: bool) -> Vec<u8> {
     let mut deflater = is_compressed.then(|| engines().1);
     let mut bytes = Vec::new();
@@ -133,7 +133,7 @@ pub fn masked(bytes: &mut [u8]) {
     mask(bytes, [1, 2, 3, 4]);
 }
 
-/// Whether it is UTF-8, by the check that text goes through.
+/// Returns `true` if it is UTF-8, by the check that text goes through.
 pub fn is_text(bytes: &[u8]) -> bool {
     simdutf8::basic::from_utf8(bytes).is_ok()
 }

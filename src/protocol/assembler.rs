@@ -8,7 +8,7 @@ use crate::protocol::deflate::{InflateError, Inflater};
 use crate::protocol::frame::{FrameHeader, SimpleFrame};
 use crate::protocol::read_buffer::Unread;
 
-/// What the assembler keeps of its buffer after a large message.
+/// The capacity that the assembler keeps after a large message.
 const KEEP: usize = 64 * 1024;
 
 /// A whole message or control frame, borrowed from wherever it lies.
@@ -22,7 +22,7 @@ pub(crate) enum Incoming<'a> {
     Close(Option<(u16, &'a str)>),
 }
 
-/// How much is taken.
+/// The limits of what is received.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
     /// Payload bytes of one message, after inflating.
@@ -38,11 +38,11 @@ pub(crate) struct Assembler {
     gathered: Vec<u8>,
     /// `gathered[..valid_to]` is UTF-8.
     valid_to: usize,
-    /// How much of the payload of a text frame that is still coming has been found to be UTF-8.
+    /// The number of bytes of an incomplete text frame that were found to be UTF-8.
     checked: usize,
 }
 
-/// Where the assembler is between two calls.
+/// The state of the assembler between two calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Gathering {
     /// Between two messages.
@@ -199,7 +199,7 @@ impl Assembler {
         }
     }
 
-    /// What a data frame belongs to, checked against what went before it, and its length before
+    /// Finds the message that a data frame belongs to, and checks the frame and its length before
     /// memory is taken.
     fn kind_of(&self, data: Data, head: FrameHeader) -> Result<Kind, ProtocolError> {
         let kind = match (self.gathering, data) {
@@ -287,8 +287,8 @@ fn violation_of(error: InflateError) -> ProtocolError {
     }
 }
 
-/// How many of `bytes` are UTF-8 for certain: all, but for a code point at their end that is not
-/// complete yet.
+/// Returns how many of `bytes` are UTF-8 for certain: all, but for a code point at their end that
+/// is not complete yet.
 fn valid_prefix(bytes: &[u8]) -> Result<usize, ProtocolError> {
     match simdutf8::compat::from_utf8(bytes) {
         Ok(_) => Ok(bytes.len()),
@@ -562,7 +562,11 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+        #![proptest_config(ProptestConfig {
+            cases: 64,
+            failure_persistence: None,
+            ..ProptestConfig::default()
+        })]
 
         #[test]
         fn whatever_is_sent_arrives_however_it_is_cut_fragmented_and_compressed(
@@ -570,19 +574,32 @@ mod tests {
             steps in prop::collection::vec(1usize..40_000, 1..20),
             takes_over in any::<bool>(),
         ) {
-            let answer = if takes_over { "permessage-deflate" } else { "permessage-deflate; server_no_context_takeover; client_no_context_takeover" };
-            let agreed = Deflate::new().threshold(0).accept(&[answer.to_owned()]).expect("legal").expect("accepted");
+            let answer = match takes_over {
+                true => "permessage-deflate",
+                false => {
+                    "permessage-deflate; server_no_context_takeover; client_no_context_takeover"
+                }
+            };
+            let agreed = Deflate::new().threshold(0).accept(&[answer.to_owned()]);
+            let agreed = agreed.expect("legal").expect("accepted");
             let (inflater, mut deflater) = agreed.engines();
             let mut bytes = Vec::new();
             for message in &messages {
                 match message {
-                    Sent::Text { text, cuts, is_compressed } => bytes.extend(fragments(1, text.as_bytes(), cuts, is_compressed.then_some(&mut deflater))),
-                    Sent::Binary { bytes: body, cuts, is_compressed } => bytes.extend(fragments(2, body, cuts, is_compressed.then_some(&mut deflater))),
+                    Sent::Text { text, cuts, is_compressed } => {
+                        let deflater = is_compressed.then_some(&mut deflater);
+                        bytes.extend(fragments(1, text.as_bytes(), cuts, deflater));
+                    }
+                    Sent::Binary { bytes: body, cuts, is_compressed } => {
+                        let deflater = is_compressed.then_some(&mut deflater);
+                        bytes.extend(fragments(2, body, cuts, deflater));
+                    }
                     Sent::Ping(payload) => bytes.extend(frame(0x89, payload)),
                     Sent::Pong(payload) => bytes.extend(frame(0x8a, payload)),
                 }
             }
-            let mut assembler = Assembler::new(Limits { max_message_size: 100_000 }, Some(inflater));
+            let limits = Limits { max_message_size: 100_000 };
+            let mut assembler = Assembler::new(limits, Some(inflater));
             let mut buffer = ReadBuffer::with_leftover(&[]);
             let mut expected = messages.iter();
             let mut rest = &bytes[..];
@@ -594,13 +611,19 @@ mod tests {
                 buffer.filled(count);
                 rest = &rest[count..];
                 let mut unread = buffer.unread();
-                while let Some(incoming) = next(&mut assembler, &mut unread).expect("nothing is wrong with it") {
+                while let Some(incoming) =
+                    next(&mut assembler, &mut unread).expect("nothing is wrong with it")
+                {
                     if incoming == Incoming::Ping(b"between") {
                         continue;
                     }
                     match (incoming, expected.next().expect("no more than was sent")) {
-                        (Incoming::Text(got), Sent::Text { text, .. }) => prop_assert_eq!(got, text),
-                        (Incoming::Binary(got), Sent::Binary { bytes, .. }) => prop_assert!(got == bytes),
+                        (Incoming::Text(got), Sent::Text { text, .. }) => {
+                            prop_assert_eq!(got, text);
+                        }
+                        (Incoming::Binary(got), Sent::Binary { bytes, .. }) => {
+                            prop_assert!(got == bytes);
+                        }
                         (Incoming::Ping(got), Sent::Ping(payload)) => prop_assert_eq!(got, payload),
                         (Incoming::Pong(got), Sent::Pong(payload)) => prop_assert_eq!(got, payload),
                         (got, sent) => prop_assert!(false, "{:?} for {:?}", got, sent),
@@ -612,11 +635,20 @@ mod tests {
 
         #[test]
         fn any_bytes_at_all_neither_panic_nor_take_more_than_the_limits(
-            bytes in prop::collection::vec(prop_oneof![3 => any::<u8>(), 1 => prop::sample::select(vec![0x81, 0x82, 0xc1, 0x01, 0x00, 0x80, 0x88, 0x7e])], 0..2000),
+            bytes in prop::collection::vec(
+                prop_oneof![
+                    3 => any::<u8>(),
+                    1 => prop::sample::select(
+                        vec![0x81, 0x82, 0xc1, 0x01, 0x00, 0x80, 0x88, 0x7e],
+                    ),
+                ],
+                0..2000,
+            ),
             step in 1usize..500,
             compresses in any::<bool>(),
         ) {
-            let agreed = Deflate::new().accept(&["permessage-deflate".to_owned()]).expect("legal").expect("accepted");
+            let agreed = Deflate::new().accept(&["permessage-deflate".to_owned()]);
+            let agreed = agreed.expect("legal").expect("accepted");
             let inflater = compresses.then(|| agreed.engines().0);
             let mut assembler = Assembler::new(Limits { max_message_size: 1000 }, inflater);
             let mut buffer = ReadBuffer::with_leftover(&[]);

@@ -18,12 +18,12 @@ pub(crate) struct FrameHeader {
 }
 
 /// A data message that is whole in one uncompressed frame of less than 64 KiB: nearly everything
-/// that venues send.
+/// that servers send.
 #[derive(Clone, Copy)]
 pub(crate) struct SimpleFrame<'a> {
     pub(crate) is_text: bool,
     pub(crate) payload: &'a [u8],
-    /// What follows the frame.
+    /// The bytes behind the frame.
     pub(crate) rest: &'a [u8],
 }
 
@@ -56,8 +56,8 @@ const RSV2_RSV3: u8 = 0x30;
 const MASKED: u8 = 0x80;
 
 impl FrameHeader {
-    /// Parses the head of a frame; `None` when more bytes are needed. What is wrong is told as
-    /// early as its byte is there.
+    /// Parses the head of a frame; `None` when more bytes are needed. An error is
+    /// returned as soon as its byte is there.
     #[inline]
     pub(crate) fn parse(bytes: &[u8]) -> Result<Option<FrameHeader>, ProtocolError> {
         let &[first, second, ref rest @ ..] = bytes else {
@@ -122,7 +122,7 @@ fn check_long(opcode: OpCode) -> Result<(), ProtocolError> {
     }
 }
 
-/// What frames with a short payload cannot get wrong, and control frames may not.
+/// Checks what frames with a short payload cannot get wrong, and control frames may not.
 #[cold]
 fn check_rare(
     opcode: OpCode,

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 /// The read buffer of a quiet connection.
 const SIZE_MIN: usize = 16 * 1024;
 
-/// How far bursts make it grow. Only a frame that is longer, and whose bytes really come, makes it
-/// grow further.
+/// The size to which bursts make it grow. Only a frame that is longer, and whose bytes really come,
+/// makes it grow further.
 const SIZE_BURST: usize = 256 * 1024;
 
 /// After this long without a burst or a long frame the buffer shrinks.
@@ -20,9 +20,9 @@ pub(crate) struct ReadBuffer {
     bytes: Vec<u8>,
     start: usize,
     end: usize,
-    /// How long the frame at the front says it is, as far as that is known.
+    /// The length of the frame at the front, as far as it is known.
     announced: usize,
-    /// When the size was last needed.
+    /// The time at which the size was last needed.
     needed_at: Option<Instant>,
     was_needed: bool,
 }
@@ -42,7 +42,7 @@ impl ReadBuffer {
         }
     }
 
-    /// Where the next bytes go. Never empty.
+    /// Returns the room for the next bytes. Never empty.
     pub(crate) fn room(&mut self) -> &mut [u8] {
         if self.end == self.bytes.len() {
             self.make_room();
@@ -85,7 +85,7 @@ impl ReadBuffer {
         }
     }
 
-    /// What has not been understood yet, to be taken off the front.
+    /// Returns the unparsed bytes, to be taken off the front.
     #[inline]
     pub(crate) fn unread(&mut self) -> Unread<'_> {
         Unread {
@@ -135,8 +135,8 @@ impl ReadBuffer {
     }
 }
 
-/// The unread bytes of a [`ReadBuffer`]. What was taken off them is gone from the buffer when this
-/// is dropped, in a panic too.
+/// The unread bytes of a [`ReadBuffer`]. Dropping this removes from the buffer what was
+/// taken off them, in a panic too.
 pub(crate) struct Unread<'a> {
     rest: &'a [u8],
     start: &'a mut usize,

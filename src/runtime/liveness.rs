@@ -146,7 +146,10 @@ mod tests {
                             };
                             let woke = woke.unwrap_or(0);
                             let status = liveness.status(10 * MS, idle, at(now));
-                            let overdue = matches!((ping, recv), (Some(p), Some(r)) if now >= p.max(r).max(woke) + 10);
+                            let overdue = match (ping, recv) {
+                                (Some(ping), Some(recv)) => now >= ping.max(recv).max(woke) + 10,
+                                _ => false,
+                            };
                             let quiet =
                                 idle.is_some() && recv.is_some() && now >= data.max(woke) + 12;
                             match status {

@@ -612,9 +612,8 @@ mod tests {
         for (ceiling, expected) in [(7 * MS, 7 * MS), (7000 * MS, 100 * MS)] {
             let failed = Input::Failed(failure(RetryDecision::RetryWithin(ceiling)));
             let (_, action) = ReconnectState::new().on(failed, now, &POLICY);
-            assert!(
-                matches!(action, Action::TellFailed { retry_in: Some(wait), .. } if wait == expected)
-            );
+            let Action::TellFailed { retry_in, .. } = action else { panic!("{action:?}") };
+            assert_eq!(retry_in, Some(expected));
         }
     }
 }

@@ -13,7 +13,7 @@ pub(crate) struct Panic {
 /// Calls the program's code.
 ///
 /// # Errors
-/// The panic, if it panicked. What the closure has captured by value is dropped inside the call.
+/// The panic, if it panicked. Values that the closure has captured are dropped inside the call.
 pub(crate) fn catch<T>(call: impl FnOnce() -> T) -> Result<T, Panic> {
     catch_unwind(AssertUnwindSafe(call)).map_err(Panic::new)
 }

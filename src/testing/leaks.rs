@@ -98,8 +98,8 @@ fn entries(folder: &str) -> Vec<String> {
 /// Runs `work` and checks that it leaves no thread and no descriptor behind. Linux only.
 ///
 /// The check covers the whole process, so nothing else may run at the same time: put the test into
-/// a binary of its own, or use `--test-threads=1`. What a library sets up once and keeps (TLS
-/// roots, a logger) has to be set up before. A connection that was open before and reconnects
+/// a binary of its own, or use `--test-threads=1`. Things that a library sets up once and keeps
+/// (TLS roots, a logger) have to be set up before. A connection that was open before and reconnects
 /// during the work has a new socket, which counts as left behind.
 ///
 /// # Panics

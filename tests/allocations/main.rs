@@ -17,7 +17,7 @@ static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 const WARM_UP: u64 = 20_000;
 const COUNTED: u64 = 200_000;
 
-/// What pings, timers and the test itself may cost in that time, all messages together.
+/// The allocations that pings, timers and the test itself may cost in that time.
 const SLACK: usize = 200;
 
 const SOON: Duration = Duration::from_secs(60);
@@ -42,7 +42,7 @@ fn client(server: &TestServer) -> Builder {
         .close_timeout(Duration::from_millis(50))
 }
 
-/// How often memory was asked for while `COUNTED` messages came.
+/// Counts how often memory was asked for while `COUNTED` messages came.
 fn count(server: &TestServer) -> usize {
     let (tell, told) = bounded(1);
     let client = client(server)

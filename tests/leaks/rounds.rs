@@ -88,8 +88,8 @@ fn a_leak_is_found_even_if_something_else_has_gone_meanwhile() {
     drop(leaked);
 }
 
-/// Runs this program again with a C library that returns free memory to the system. What it caches
-/// otherwise (arenas, stacks of ended threads) varies by megabytes from round to round, and could
+/// Runs this program again with a C library that returns free memory to the system. Its caches
+/// otherwise (arenas, stacks of ended threads) vary by megabytes from round to round, and could
 /// hide a leak or look like one.
 fn run_tuned() -> i32 {
     let tunables = [
@@ -228,8 +228,8 @@ fn live_heap() -> isize {
 /// Returns the resident memory of the process in bytes.
 fn resident() -> usize {
     let status = std::fs::read_to_string("/proc/self/status").expect("/proc is mounted");
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("Linux tells it");
+    let row = status.lines().find(|row| row.starts_with("VmRSS:")).expect("Linux tells it");
     let kib: usize =
-        line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("a number");
+        row.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("a number");
     kib * 1024
 }

@@ -373,14 +373,14 @@ fn a_roots_file_that_hangs_is_a_timeout_that_blocks_neither_other_clients_nor_a_
             .collect();
         assert_eq!(timed_out, ["taut-roots"], "{report}");
         // The next client waits for the load that the first has left behind.
-        let patient = builder.connect_timeout(SOON).start().expect("it starts");
+        let waiting = builder.connect_timeout(SOON).start().expect("it starts");
         // The first reading goes on, and whatever is read later is a file.
         let mut first = File::options().write(true).open(fifo).expect("it is being read");
         std::fs::remove_file(fifo).expect("it is there");
         std::fs::write(fifo, TestServer::root_pem()).expect("there is room");
         first.write_all(TestServer::root_pem()).expect("it is being read");
         drop(first);
-        patient.wait_open(SOON).expect("it opens");
+        waiting.wait_open(SOON).expect("it opens");
         assert_eq!(loads.load(Ordering::SeqCst), 1);
     });
     if std::env::var_os("TAUTLINE_SUITE_ROOTS").is_none() {

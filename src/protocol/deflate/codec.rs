@@ -26,7 +26,7 @@ pub(crate) struct Inflater {
     output: Box<[u8; INFLATE_STEP]>,
 }
 
-/// Why a message could not be inflated.
+/// The reason why a message could not be inflated.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum InflateError {
     TooLong,

@@ -65,9 +65,9 @@ impl Deflate {
         self
     }
 
-    /// Leaves `client_max_window_bits` out of the offer, for servers that refuse an offer with it. The
-    /// server may then not ask for a smaller window of ours (RFC 7692 section 7.1.2.2). Defaults to
-    /// offering it.
+    /// Leaves `client_max_window_bits` out of the offer, for servers that refuse an offer with it.
+    /// The server may then not ask for a smaller window of ours (RFC 7692 section 7.1.2.2).
+    /// Defaults to offering it.
     pub fn omit_client_max_window_bits(mut self) -> Self {
         self.offers_client_max_window_bits = false;
         self
@@ -93,7 +93,7 @@ impl Deflate {
         self
     }
 
-    /// How hard to compress: 0 (not at all) and 1 (fast) to 9. Defaults to 6.
+    /// Sets the effort of compression: 0 (not at all) and 1 (fast) to 9. Defaults to 6.
     ///
     /// # Panics
     /// If `level` is above 9.

@@ -32,7 +32,8 @@ impl Deflate {
         offer
     }
 
-    /// A server may refuse what it is asked for, so a bare offer follows (RFC 7692 section 7.1.2.1).
+    /// A server may refuse what it is asked for, so a bare offer follows (RFC 7692 section
+    /// 7.1.2.1).
     fn has_fallback(&self) -> bool {
         self.server_no_context_takeover || self.server_max_window_bits.is_some()
     }
@@ -62,8 +63,8 @@ impl Deflate {
         if answer.client_max_window_bits.is_some() && !self.offers_client_max_window_bits {
             return Err("client_max_window_bits, which was not offered".to_owned());
         }
-        // Whatever the server says of its own side is legal: an answer that lacks what was asked for
-        // accepts the bare offer, to which a server may add parameters (RFC 7692 section 7.1).
+        // Whatever the server says of its own side is legal: an answer that lacks what was asked
+        // for accepts the bare offer, to which a server may add parameters (RFC 7692 section 7.1).
         let client_max_window_bits = match answer.client_max_window_bits {
             Some(given) => given.min(self.client_max_window_bits),
             None => self.client_max_window_bits,
@@ -142,7 +143,7 @@ fn split_outside_quotes(text: &str, separator: char) -> impl Iterator<Item = &st
     .map(str::trim)
 }
 
-/// What client and server agreed on.
+/// The parameters that client and server agreed on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct DeflateParams {
     pub(super) client_context_takeover: bool,
