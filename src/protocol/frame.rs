@@ -182,19 +182,21 @@ impl<'a> Frame<'a> {
     pub(crate) fn put_header(&self, out: &mut Vec<u8>, key: [u8; 4]) {
         let fin = if self.is_final { FIN } else { 0 };
         let rsv1 = if self.is_compressed { RSV1 } else { 0 };
-        out.push(fin | rsv1 | u8::from(self.opcode));
+        let first = fin | rsv1 | u8::from(self.opcode);
+        let [k0, k1, k2, k3] = key;
+        // Each length by one copy of a size that the compiler knows.
         match self.payload.len() {
-            len @ 0..=125 => out.push(MASKED | len as u8),
+            len @ 0..=125 => out.extend_from_slice(&[first, MASKED | len as u8, k0, k1, k2, k3]),
             len @ 126..=0xffff => {
-                out.push(MASKED | 126);
-                out.extend_from_slice(&(len as u16).to_be_bytes());
+                let [high, low] = (len as u16).to_be_bytes();
+                out.extend_from_slice(&[first, MASKED | 126, high, low, k0, k1, k2, k3]);
             }
             len => {
-                out.push(MASKED | 127);
+                out.extend_from_slice(&[first, MASKED | 127]);
                 out.extend_from_slice(&(len as u64).to_be_bytes());
+                out.extend_from_slice(&key);
             }
         }
-        out.extend_from_slice(&key);
     }
 }
 

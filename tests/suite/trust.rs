@@ -1,6 +1,9 @@
 //! TLS: client certificates, server names, broken records and errors of others. Trust that depends
 //! on the environment of a process is tested in `faults`.
 
+// Most of these tests need what Linux alone has.
+#![cfg_attr(not(target_os = "linux"), allow(dead_code, unused_imports))]
+
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::{TcpListener, TcpStream};
