@@ -151,6 +151,43 @@ impl Chunked {
     }
 }
 
+/// Decodes chunked bodies in pieces of any size, whose content is known and is not.
+#[cfg(all(feature = "internals", unix))]
+pub(crate) fn fuzz_body(bytes: &[u8]) {
+    let Some((&[shape, step], content)) = bytes.split_first_chunk::<2>() else { return };
+    let mut headers = HeaderMap::new();
+    headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("Chunked"));
+    let decode = |stream: &[u8], step: usize| {
+        let mut body = Body::new(StatusCode::FORBIDDEN, &headers);
+        for piece in stream.chunks(step.max(1)) {
+            body.push(piece);
+            if body.is_complete() {
+                break;
+            }
+        }
+        (body.is_complete(), body.into_bytes())
+    };
+    let step = usize::from(step) + 1;
+    // Whatever the bytes are, the pieces in which they come make no difference.
+    assert_eq!(decode(content, content.len()), decode(content, step));
+
+    let mut stream = Vec::new();
+    for chunk in content.chunks(usize::from(shape) + 1) {
+        let size = chunk.len();
+        let head = match shape % 3 {
+            0 => format!("{size:x}\r\n"),
+            1 => format!("{size:X};name=value\r\n"),
+            _ => format!("00{size:x} ; name=\"value\"\r\n"),
+        };
+        stream.extend_from_slice(head.as_bytes());
+        stream.extend_from_slice(chunk);
+        stream.extend_from_slice(b"\r\n");
+    }
+    stream.extend_from_slice(b"0\r\nTrailer: value\r\n\r\n");
+    let expected = &content[..content.len().min(BODY_MAX)];
+    assert_eq!(decode(&stream, step), (true, expected.to_vec()));
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

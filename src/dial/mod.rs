@@ -178,6 +178,12 @@ pub(crate) fn fuzz_head(bytes: &[u8]) {
     upgrade::fuzz_head(bytes);
 }
 
+/// Runs the fuzz target of refusals.
+#[cfg(all(feature = "internals", unix))]
+pub(crate) fn fuzz_body(bytes: &[u8]) {
+    body::fuzz_body(bytes);
+}
+
 /// Runs the fuzz target of the address memory.
 #[cfg(all(feature = "internals", unix))]
 pub(crate) fn fuzz_addresses(bytes: &[u8]) {

@@ -106,6 +106,63 @@ pub fn addresses(bytes: &[u8]) {
     crate::dial::fuzz_addresses(bytes);
 }
 
+/// Decodes the chunked body of a refusal.
+pub fn refusals(bytes: &[u8]) {
+    crate::dial::fuzz_body(bytes);
+}
+
+/// Inflates messages beside a reference: whole streams by another interface of the engine.
+pub fn inflate(bytes: &[u8]) {
+    let Some((&[shape, step], content)) = bytes.split_first_chunk::<2>() else { return };
+    let Some((mut whole, mut deflater)) = engines(shape | 1) else { return };
+    let Some((mut pieces, _)) = engines(shape | 1) else { return };
+    let run = |inflater: &mut Inflater, message: &[u8], step: usize| {
+        let mut out = Vec::new();
+        for piece in message.chunks(step.max(1)) {
+            inflater.inflate(piece, &mut out, MAX_MESSAGE).ok()?;
+        }
+        inflater.finish().ok()?;
+        Some(out)
+    };
+    let step = usize::from(step) + 1;
+
+    // What the compressor made comes back, in pieces of any size, message after message.
+    for text in content.chunks(1000).take(8) {
+        let mut message = Vec::new();
+        if deflater.compress(text, &mut message) {
+            assert_eq!(run(&mut whole, &message, message.len()).as_deref(), Some(text));
+            assert_eq!(run(&mut pieces, &message, step).as_deref(), Some(text));
+        }
+    }
+
+    // Of any bytes, what is taken for a message is what the reference makes of them.
+    let Some((mut whole, _)) = engines(shape | 1) else { return };
+    let Some((mut pieces, _)) = engines(shape | 1) else { return };
+    let told = run(&mut whole, content, content.len());
+    assert_eq!(told, run(&mut pieces, content, step));
+    if let Some(told) = told {
+        assert_eq!(Some(told), reference(content));
+    }
+}
+
+/// Inflates a message of one or several DEFLATE streams at once.
+fn reference(content: &[u8]) -> Option<Vec<u8>> {
+    let mut out = Vec::with_capacity(MAX_MESSAGE + 1);
+    let stream = [content, &[0x00, 0x00, 0xff, 0xff]].concat();
+    let mut rest = &stream[..];
+    // The tail alone, behind a final block or an empty payload, has no output.
+    while rest.len() > 4 {
+        let mut engine = flate2::Decompress::new(false);
+        let sync = flate2::FlushDecompress::Sync;
+        let status = engine.decompress_vec(rest, &mut out, sync).ok()?;
+        rest = &rest[engine.total_in() as usize..];
+        if status != flate2::Status::StreamEnd {
+            return rest.is_empty().then_some(out);
+        }
+    }
+    Some(out)
+}
+
 /// Parses the head of an answer to the opening handshake.
 pub fn head(bytes: &[u8]) {
     crate::dial::fuzz_head(bytes);

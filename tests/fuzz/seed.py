@@ -73,3 +73,10 @@ for name, content in HEADS.items():
     write("head", name, content)
 for name, content in ADDRESSES.items():
     write("addresses", name, content)
+for name, content in {"empty": b"", "json": b'{"code":-2015}', "long": b"x" * 5000}.items():
+    for shape in (b"\x00\x00", b"\x07\x03", b"\xff\xff"):
+        write("refusals", name + "-" + shape.hex(), shape + content)
+        write("inflate", name + "-" + shape.hex(), shape + content)
+# Messages that end in a final block, and one that is cut.
+for name, content in {"final": "0b4fcd49cecf4d0500", "cut": "f248cdc9", "whole": "f248cdc9c90700"}.items():
+    write("inflate", name, b"\x01\x00" + bytes.fromhex(content))
