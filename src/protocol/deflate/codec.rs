@@ -3,7 +3,7 @@
 use flate2::{Compress, Compression, FlushCompress};
 use zlib_rs::{Inflate, InflateFlush, Status};
 
-use super::negotiate::DeflateParams;
+use super::config::DeflateParams;
 
 /// The end of every compressed message, which is left out on the wire (RFC 7692 section 7.2.1).
 const TAIL: [u8; 4] = [0x00, 0x00, 0xff, 0xff];

@@ -103,3 +103,14 @@ impl Deflate {
         self
     }
 }
+
+/// The parameters that client and server agreed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct DeflateParams {
+    pub(super) client_context_takeover: bool,
+    pub(super) server_context_takeover: bool,
+    pub(super) client_max_window_bits: u8,
+    pub(super) server_max_window_bits: u8,
+    pub(super) threshold: usize,
+    pub(super) level: u32,
+}

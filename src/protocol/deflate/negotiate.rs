@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::codec::{Deflater, Inflater};
-use super::config::Deflate;
+use super::config::{Deflate, DeflateParams};
 
 impl Deflate {
     /// Returns the value of `Sec-WebSocket-Extensions` for the request.
@@ -141,17 +141,6 @@ fn split_outside_quotes(text: &str, separator: char) -> impl Iterator<Item = &st
         letter == separator && !is_quoted
     })
     .map(str::trim)
-}
-
-/// The parameters that client and server agreed on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct DeflateParams {
-    pub(super) client_context_takeover: bool,
-    pub(super) server_context_takeover: bool,
-    pub(super) client_max_window_bits: u8,
-    pub(super) server_max_window_bits: u8,
-    pub(super) threshold: usize,
-    pub(super) level: u32,
 }
 
 impl DeflateParams {
