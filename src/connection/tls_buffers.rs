@@ -1,23 +1,24 @@
-//! A socket in memory: what the TLS engine reads from and writes to instead of the real one.
+//! The buffers in memory that the TLS engine reads from and writes to, in place of a socket.
 
 use std::io::{self, ErrorKind, Read, Write};
 
-/// Two byte buffers. An empty inbox answers `WouldBlock` and never the end, so that the engine
-/// never waits; the outbox takes everything.
+/// Ciphertext in both directions. Reading from an empty inbox returns `WouldBlock`, never the end
+/// of the stream, and the outbox accepts everything: the engine never blocks.
 #[derive(Default)]
 pub(crate) struct TlsBuffers {
-    /// Ciphertext from the peer: `inbox[start..end]` has not been read by the engine.
+    /// Ciphertext from the peer. The engine has not read `inbox[start..end]` yet.
     inbox: Vec<u8>,
     start: usize,
     end: usize,
-    /// Ciphertext for the peer. Whoever makes the engine produce it takes it, or rings the heart.
+    /// Ciphertext for the peer. Its size is limited by whoever calls the engine.
     outbox: Vec<u8>,
 }
 
 impl TlsBuffers {
-    /// Gives the engine the first `filled` bytes of `cipher`. Swaps buffers where it can: then
-    /// nothing is copied, and the caller's buffer comes back as another one, perhaps of another
-    /// length but never empty.
+    /// Gives the engine the first `filled` bytes of `cipher`.
+    ///
+    /// If the inbox is empty, the two buffers are swapped and nothing is copied. The caller gets
+    /// back a buffer whose length may differ, but which is never empty.
     pub(crate) fn feed(&mut self, cipher: &mut Vec<u8>, filled: usize) {
         if self.start == self.end {
             std::mem::swap(&mut self.inbox, cipher);
@@ -26,7 +27,7 @@ impl TlsBuffers {
             }
             (self.start, self.end) = (0, filled);
         } else {
-            // The engine stopped in the middle of what it had: rare, so a copy will do.
+            // The engine rarely stops before it has read everything, so a copy is fine.
             self.inbox.truncate(self.end);
             self.inbox.drain(..self.start);
             self.inbox.extend_from_slice(&cipher[..filled]);
@@ -34,7 +35,7 @@ impl TlsBuffers {
         }
     }
 
-    /// Gives back what a burst has made of an inbox that is empty now.
+    /// Reduces an empty inbox that a burst has grown to `size` bytes.
     pub(crate) fn shrink(&mut self, size: usize) {
         if self.start == self.end && self.inbox.len() > size {
             self.inbox = vec![0; size];
@@ -42,12 +43,12 @@ impl TlsBuffers {
         }
     }
 
-    /// How much output waits to be taken.
+    /// Returns the number of bytes in the outbox.
     pub(crate) fn output_len(&self) -> usize {
         self.outbox.len()
     }
 
-    /// Moves all output behind what `into` holds.
+    /// Appends the whole outbox to `into`.
     pub(crate) fn take_output(&mut self, into: &mut Vec<u8>) {
         if into.is_empty() {
             std::mem::swap(&mut self.outbox, into);
@@ -84,48 +85,48 @@ impl Write for TlsBuffers {
 mod tests {
     use super::*;
 
-    fn read(pipe: &mut TlsBuffers, count: usize) -> Vec<u8> {
+    fn read(buffers: &mut TlsBuffers, count: usize) -> Vec<u8> {
         let mut bytes = vec![0; count];
-        let count = pipe.read(&mut bytes).expect("there is something");
+        let count = buffers.read(&mut bytes).expect("there is something");
         bytes.truncate(count);
         bytes
     }
 
     #[test]
-    fn what_is_fed_is_read_in_order_and_emptiness_would_block() {
-        let mut pipe = TlsBuffers::default();
+    fn bytes_are_read_in_order_and_an_empty_inbox_would_block() {
+        let mut buffers = TlsBuffers::default();
         let mut buffer = b"abcdef".to_vec();
-        pipe.feed(&mut buffer, 4);
+        buffers.feed(&mut buffer, 4);
         assert!(!buffer.is_empty());
-        assert_eq!(read(&mut pipe, 3), b"abc");
+        assert_eq!(read(&mut buffers, 3), b"abc");
         buffer[..2].copy_from_slice(b"xy");
-        pipe.feed(&mut buffer, 2);
-        assert_eq!(read(&mut pipe, 9), b"dxy");
-        let end = pipe.read(&mut [0; 1]).expect_err("nothing is left");
+        buffers.feed(&mut buffer, 2);
+        assert_eq!(read(&mut buffers, 9), b"dxy");
+        let end = buffers.read(&mut [0; 1]).expect_err("nothing is left");
         assert_eq!(end.kind(), ErrorKind::WouldBlock);
     }
 
     #[test]
     fn a_burst_leaves_nothing_behind() {
-        let mut pipe = TlsBuffers::default();
-        pipe.feed(&mut vec![7; 1000], 100);
-        pipe.shrink(10);
-        assert_eq!(read(&mut pipe, 100), [7; 100]);
-        pipe.shrink(10);
-        assert_eq!(pipe.inbox.len(), 10);
+        let mut buffers = TlsBuffers::default();
+        buffers.feed(&mut vec![7; 1000], 100);
+        buffers.shrink(10);
+        assert_eq!(read(&mut buffers, 100), [7; 100]);
+        buffers.shrink(10);
+        assert_eq!(buffers.inbox.len(), 10);
         assert_eq!(
-            pipe.read(&mut [0; 1]).expect_err("nothing is left").kind(),
+            buffers.read(&mut [0; 1]).expect_err("nothing is left").kind(),
             ErrorKind::WouldBlock
         );
     }
 
     #[test]
     fn output_is_taken_whole_and_in_order() {
-        let mut pipe = TlsBuffers::default();
-        pipe.write_all(b"one").expect("it takes everything");
+        let mut buffers = TlsBuffers::default();
+        buffers.write_all(b"one").expect("it takes everything");
         let mut taken = b"zero".to_vec();
-        pipe.take_output(&mut taken);
+        buffers.take_output(&mut taken);
         assert_eq!(taken, b"zeroone");
-        assert_eq!(pipe.output_len(), 0);
+        assert_eq!(buffers.output_len(), 0);
     }
 }

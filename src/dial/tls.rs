@@ -1,4 +1,4 @@
-//! The TLS handshake, over a pipe in memory so that it never blocks.
+//! The TLS handshake, over buffers in memory so that it never blocks, and the connectors for it.
 
 use std::convert::Infallible;
 use std::error::Error as _;
@@ -27,7 +27,7 @@ use crate::time::after;
 /// The size of the buffer for what the peer sends during the handshake.
 const CIPHER_SIZE: usize = 16 * 1024;
 
-/// What is trusted, and what is shown.
+/// The TLS settings of a client: the roots that it trusts and the certificate that it presents.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub(crate) struct TlsOptions {
     pub(crate) extra_roots: Vec<Vec<u8>>,
@@ -38,6 +38,7 @@ pub(crate) struct TlsOptions {
     pub(crate) danger_accept_invalid_hostnames: bool,
 }
 
+/// A client certificate and its key, as the program gave them.
 #[derive(Clone, PartialEq, Eq)]
 enum IdentitySource {
     Pem { certificate: Vec<u8>, key: Vec<u8> },
@@ -61,12 +62,11 @@ impl TlsOptions {
         self.identity = Some(IdentitySource::Pkcs12 { archive, password });
     }
 
-    /// Whether a connector can be made of this.
+    /// Checks the certificates and the key. It reads none of the system's roots.
+    ///
+    /// # Errors
+    /// `Config`.
     pub(crate) fn validate(&self) -> Result<(), Error> {
-        // Nothing to get wrong, and making a connector reads all of the system's roots.
-        if self.extra_roots.is_empty() && self.identity.is_none() {
-            return Ok(());
-        }
         self.roots()?;
         self.identity()?;
         Ok(())
@@ -131,8 +131,8 @@ impl TlsOptions {
 const BAD_IDENTITY: &str =
     "the client certificate: it has to be PEM with a PKCS#8 key, or PKCS#12 with its password";
 
-/// Returns the PEM text from its PKCS#8 key on. native-tls wants the key at the very start, but
-/// `openssl pkcs12 -nodes` writes "Bag Attributes" before it, and text outside of the blocks has no
+/// Returns the text from its first PKCS#8 key on. native-tls accepts nothing before the key, but
+/// `openssl pkcs12 -nodes` writes "Bag Attributes" there, and text outside of the PEM blocks has no
 /// meaning (RFC 7468 section 2).
 fn without_preamble(key: &[u8]) -> &[u8] {
     const BEGIN: &[u8] = b"-----BEGIN PRIVATE KEY-----";
@@ -140,19 +140,20 @@ fn without_preamble(key: &[u8]) -> &[u8] {
     &key[start.unwrap_or_default()..]
 }
 
-/// Checks that the first certificate is that of the key.
+/// Checks that the key belongs to the first certificate.
 ///
-/// OpenSSL itself refuses another key of the same algorithm only when a connector is made, and
-/// shows no certificate at all where the algorithms differ.
+/// OpenSSL itself refuses a wrong key of the same algorithm only when a connector is made. If the
+/// algorithms differ, it presents no certificate and reports no error.
 #[cfg(not(any(target_os = "windows", target_vendor = "apple")))]
 fn check_pair(certificate: &[u8], key: &[u8]) -> Result<(), Error> {
+    use openssl::error::ErrorStack;
     use openssl::pkey::PKey;
     use openssl::x509::X509;
 
-    let is_pair = || {
+    let is_pair = || -> Result<bool, ErrorStack> {
         let key = PKey::private_key_from_pem(key)?;
         let Some(first) = X509::stack_from_pem(certificate)?.into_iter().next() else {
-            // native-tls has an error for this.
+            // native-tls reports that there is no certificate.
             return Ok(true);
         };
         Ok(first.public_key()?.public_eq(&key))
@@ -163,14 +164,11 @@ fn check_pair(certificate: &[u8], key: &[u8]) -> Result<(), Error> {
             "the client certificate and its key do not belong together: \
              the first certificate has to be that of the key",
         )),
-        Err(error) => {
-            let error: openssl::error::ErrorStack = error;
-            Err(Error::caused(ErrorKind::Config, BAD_IDENTITY, error))
-        }
+        Err(error) => Err(Error::caused(ErrorKind::Config, BAD_IDENTITY, error)),
     }
 }
 
-/// The other platforms' own import pairs a certificate with its key.
+/// The other platforms have no call that compares the two.
 #[cfg(any(target_os = "windows", target_vendor = "apple"))]
 fn check_pair(_certificate: &[u8], _key: &[u8]) -> Result<(), Error> {
     Ok(())
@@ -180,7 +178,8 @@ fn is_pem(bytes: &[u8]) -> bool {
     bytes.windows(11).any(|window| window == b"-----BEGIN ")
 }
 
-/// A connector that is being made, or has been made. Making one reads all roots of the system.
+/// A connector that is being made, or has been made. Making one reads all roots of the system; with
+/// OpenSSL it does so even if only the given roots are trusted.
 struct Load {
     options: TlsOptions,
     /// Set before `done` disconnects, unless the thread could not be started.
@@ -191,15 +190,15 @@ struct Load {
 
 /// The connectors of this process, newest first.
 ///
-/// Reading the roots of the system takes from ten milliseconds to seconds and most of a mebibyte,
-/// so clients with the same options share a connector. It lives as long as one of them. The newest
-/// [`KEPT`] without a client certificate stay for the clients that follow.
+/// Reading the roots of the system takes from ten milliseconds to seconds, and a connector most of
+/// a mebibyte, so clients with the same options share one. It lives as long as one of them does.
+/// The newest [`KEPT`] without a client certificate stay for the clients that follow.
 static LOADS: Mutex<Vec<Arc<Load>>> = Mutex::new(Vec::new());
 
-/// The number of connectors that are kept while no client has them.
+/// The number of connectors that are kept while no client uses them.
 const KEPT: usize = 4;
 
-/// How long a stop waits for a load, which nothing can interrupt.
+/// The time that a stop waits for a load, which nothing can interrupt.
 const LOAD_JOIN_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// The time between two warnings of a certificate that has expired or is not yet valid.
@@ -210,10 +209,11 @@ pub(crate) struct Connectors {
     options: TlsOptions,
     threads: Arc<Threads>,
     connector: Option<Arc<Load>>,
-    /// The server's certificate was refused at this dial, so the connector was thrown away.
+    /// The server's certificate was refused at this dial, so the connector was discarded.
     has_failed: bool,
-    /// The same of the dial before.
+    /// The same of the previous dial.
     had_failed: bool,
+    /// The time of the last warning of a certificate's dates.
     warned_at: Option<Instant>,
 }
 
@@ -236,11 +236,11 @@ impl Connectors {
 
     /// Performs the TLS handshake over a non-blocking socket.
     ///
-    /// A certificate that is refused throws the connector away. Only if the very next dial fails
-    /// too, with a new connector that was made while there were descriptors to spare, is the error
-    /// permanent: a connector that was made while the process had no descriptors has no roots, and
-    /// would refuse every certificate. A certificate that has expired or is not yet valid mends
-    /// itself, by a renewal or by the clock, so its error is never permanent.
+    /// When a certificate is refused, the connector is discarded. The error is permanent only if
+    /// the next dial fails in the same way, with a new connector that was made while descriptors
+    /// were left: a connector that was made without any has no roots, and refuses every
+    /// certificate. A certificate that has expired or is not yet valid is never a permanent error,
+    /// because it may be renewed, or the clock corrected.
     pub(crate) fn handshake(
         &mut self,
         target: &Target,
@@ -253,7 +253,7 @@ impl Connectors {
             None => self.load(io)?,
         };
         let connector = load.connector()?;
-        // Looked at before and after the load, because other threads take descriptors too.
+        // Checked before and after the load, because other threads take descriptors too.
         let had_spare = had_spare && has_spare_descriptor();
         let result = shake_hands(connector, target, socket, io);
         match result {
@@ -287,7 +287,7 @@ impl Connectors {
         is_due
     }
 
-    /// Waits for a connector within the deadline of the dial.
+    /// Returns a connector, for which it waits within the deadline of the dial.
     fn load(&self, io: &DialIo<'_>) -> Result<Arc<Load>, Error> {
         loop {
             let load = self.find_or_start()?;
@@ -301,14 +301,14 @@ impl Connectors {
             match load.result.get() {
                 Some(Ok(_)) => return Ok(load),
                 Some(Err(error)) => return Err(error.clone()),
-                // The client that was to make it could not start a thread: this one tries itself.
+                // The client that was to make it could not start a thread. This one tries itself.
                 None => {}
             }
         }
     }
 
-    /// Returns a connector that another client has made of the same options, or is making, or a new
-    /// one. After a refused certificate it is always a new one.
+    /// Returns a load with the same options that another client has started, or starts one. After a
+    /// certificate was refused it always starts one.
     fn find_or_start(&self) -> Result<Arc<Load>, Error> {
         let (running, done) = bounded::<Infallible>(0);
         let load = {
@@ -316,7 +316,7 @@ impl Connectors {
             forget_unused(&mut loads);
             if !self.had_failed {
                 let mut same = loads.iter().filter(|load| load.options == self.options);
-                // One that is made goes before a newer one, the making of which may hang.
+                // A finished one comes before a newer one, which may hang.
                 let known = same.clone().find(|load| load.is_made()).or_else(|| same.next());
                 if let Some(known) = known {
                     return Ok(Arc::clone(known));
@@ -368,12 +368,12 @@ impl Load {
     }
 }
 
-/// Removes the loads that have failed, and all but the newest of those that nobody uses.
+/// Removes the loads that have failed, and those that nobody uses except the newest.
 fn forget_unused(loads: &mut Vec<Arc<Load>>) {
     let mut kept = 0;
     loads.retain(|load| match load.result.get() {
         Some(Err(_)) => false,
-        // A client or the thread that makes it has it.
+        // A client uses it, or its thread is still making it.
         _ if Arc::strong_count(load) > 1 => true,
         // A key is not kept longer than its client.
         _ => {
@@ -383,6 +383,7 @@ fn forget_unused(loads: &mut Vec<Arc<Load>>) {
     });
 }
 
+/// Returns `true` if the process can open another descriptor.
 fn has_spare_descriptor() -> bool {
     std::net::UdpSocket::bind(("127.0.0.1", 0)).is_ok()
 }
@@ -399,11 +400,12 @@ fn is_refused_for_its_dates(error: &Error) -> bool {
         // SChannel.
         "not within its validity period",
     ];
-    // Not the error's own text, which names the host.
+    // The error's own text names the host, which may contain anything.
     let cause = error.source().filter(|_| error.kind() == ErrorKind::Tls).map(ToString::to_string);
     cause.is_some_and(|text| WORDINGS.iter().any(|wording| text.contains(wording)))
 }
 
+/// Performs the handshake. The server's certificate is checked for the host of the target.
 fn shake_hands(
     connector: &TlsConnector,
     target: &Target,
@@ -446,12 +448,14 @@ fn shake_hands(
     }
 }
 
-/// The number of reads after a failed send. More than the rest of a handshake takes.
+/// The number of reads after a failed send, which is more than the rest of a handshake takes.
 const UNREAD_MAX: usize = 8;
 
-/// Returns the alert that the peer sent before a send failed with `error`, or else `error`. A peer
-/// that refuses a handshake sends an alert and closes, which may reset the connection before the
-/// alert is read.
+/// Returns the alert that the peer sent before a send failed with `error`, or `error` if there is
+/// none.
+///
+/// A peer that refuses a handshake sends an alert and closes, which may reset the connection before
+/// the alert is read.
 pub(crate) fn unread_alert(
     engine: &mut TlsEngine,
     socket: &Socket,
@@ -464,7 +468,7 @@ pub(crate) fn unread_alert(
         match engine.enter().read(&mut [0; 1]) {
             Err(alert) if alert.kind() == std::io::ErrorKind::WouldBlock => {}
             Err(alert) => return Error::caused(ErrorKind::Tls, context(), alert),
-            // No alert came first.
+            // Data or the end of TLS: no alert.
             Ok(_) => break,
         }
     }
@@ -493,7 +497,8 @@ fn unread_alert_in_handshake(
     error
 }
 
-/// Returns what lies unread on a socket on which a send failed with `error`.
+/// Returns a buffer with what lies unread on the socket, and its length, if `error` is the
+/// socket's.
 fn unread(socket: &Socket, error: &Error) -> Option<(Vec<u8>, usize)> {
     if error.kind() != ErrorKind::Io {
         return None;
@@ -612,7 +617,7 @@ mod tests {
     fn what_lies_unread_when_a_later_send_fails_is_the_reason() {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let ours = listener.local_addr().and_then(TcpStream::connect).expect("it listens");
-        let (go_on, held) = bounded::<()>(1);
+        let (released, held) = bounded::<()>(1);
         let server = std::thread::spawn(move || {
             let identity = Identity::from_pkcs8(
                 include_bytes!("../testing/certificates/localhost.pem"),
@@ -634,7 +639,7 @@ mod tests {
         options.extra_roots.push(include_bytes!("../testing/certificates/root.pem").to_vec());
         let mut engine = shake_hands_with(&socket, &options).expect("both shake hands");
         (&socket).write_all(b"unread").expect("it is open");
-        go_on.send(()).expect("the server waits");
+        released.send(()).expect("the server waits");
         server.join().expect("it does not panic");
         await_reset(&socket);
         let refused = (&socket).write_all(b"too late").expect_err("it has been reset");
