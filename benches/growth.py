@@ -44,8 +44,10 @@ def median(figure, by, at, values):
 def sizes():
     """Measures the client's CPU per message by the size of messages, in ns."""
     driver = bench("driver")
+    # On the CPUs that the runner of peers.py gives them, so that the figures can be compared.
     server = subprocess.Popen([
-        PEERS + "/server/target/release/server", "--port", str(PORT), "--tls-port", str(PORT + 1),
+        "taskset", "-c", "0", PEERS + "/server/target/release/server",
+        "--port", str(PORT), "--tls-port", str(PORT + 1),
         "--cert", PEERS + "/certs/server.pem", "--key", PEERS + "/certs/server.key",
     ])
     try:
@@ -53,12 +55,15 @@ def sizes():
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", PORT)) == 0:
                     break
+            if server.poll() is not None:
+                raise SystemExit("the load server does not start")
             time.sleep(0.05)
         points = []
         for size in SIZES:
             count = max(200, min(1_000_000, 400_000_000 // (size + 400)))
             url = f"ws://127.0.0.1:{PORT}/firehose?n={count}&size={size}"
-            rows = [json.loads(run([driver, "firehose", url])) for _ in range(ROUNDS)]
+            command = ["taskset", "-c", "1", driver, "firehose", url]
+            rows = [json.loads(run(command)) for _ in range(ROUNDS)]
             costs = [row["cpu_s"] / row["msgs"] * 1e9 for row in rows]
             points.append(median("cpu_ns", "bytes", size, costs))
         return points
