@@ -46,7 +46,8 @@ def sizes():
     driver = bench("driver")
     # On the CPUs that the runner of peers.py gives them, so that the figures can be compared.
     server = subprocess.Popen([
-        "taskset", "-c", "0", PEERS + "/server/target/release/server", "--port", str(PORT), "--tls-port", str(PORT + 1),
+        "taskset", "-c", "0", PEERS + "/server/target/release/server",
+        "--port", str(PORT), "--tls-port", str(PORT + 1),
         "--cert", PEERS + "/certs/server.pem", "--key", PEERS + "/certs/server.key",
     ])
     try:
@@ -54,6 +55,8 @@ def sizes():
             with socket.socket() as probe:
                 if probe.connect_ex(("127.0.0.1", PORT)) == 0:
                     break
+            if server.poll() is not None:
+                raise SystemExit("the load server does not start")
             time.sleep(0.05)
         points = []
         for size in SIZES:

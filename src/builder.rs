@@ -431,8 +431,8 @@ impl Builder {
     /// Sets a hook that each thread of the client calls with its name before it does anything else:
     /// to pin it to a core, raise its priority or register it somewhere.
     ///
-    /// The names are `taut-reader`, `taut-heartbeat` and `taut-resolver`. A panic in the hook is
-    /// logged, and the thread continues. Defaults to none.
+    /// The names are `taut-reader`, `taut-heartbeat`, `taut-resolver` and `taut-roots`. A panic in
+    /// the hook is logged, and the thread continues. Defaults to none.
     pub fn on_thread_start(mut self, hook: impl Fn(&str) + Send + Sync + 'static) -> Self {
         self.settings.threads.on_start = Some(Arc::new(hook));
         self

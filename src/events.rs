@@ -15,7 +15,7 @@ use crate::time::after;
 
 /// The rule for a message that finds the events queue full.
 ///
-/// ReconnectPolicy touch messages only: openings, ends and failed dials have room of their own, for
+/// The rules apply to messages only: openings, ends and failed dials have room of their own, for
 /// 1,024 of them, and the oldest make room then; a [`Lagged`] says so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[non_exhaustive]

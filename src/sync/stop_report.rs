@@ -15,7 +15,7 @@ pub struct StopReport {
 /// The outcome of a stop for one thread.
 #[derive(Clone, Debug)]
 pub struct ThreadReport {
-    /// The name of the thread: `taut-reader`, `taut-heartbeat` or `taut-resolver`.
+    /// The name of the thread: `taut-reader`, `taut-heartbeat`, `taut-resolver` or `taut-roots`.
     pub name: &'static str,
     /// Says whether the thread ended.
     pub outcome: ThreadOutcome,
