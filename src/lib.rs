@@ -104,7 +104,7 @@
 //! | `taut-reader` | dials, reads, delivers, backs off | handler, endpoint closure, retry policy |
 //! | `taut-heartbeat` | writes pings, pongs, close frames; checks liveness | [`AppPing::made_by`] |
 //! | `taut-resolver` | looks up one host name, then ends | [`Resolver`] |
-//! | `taut-roots` | reads the roots that the system trusts, then ends | the first TLS dial of a process |
+//! | `taut-roots` | reads the system's TLS roots once per process, then ends | nothing |
 //!
 //! The first two live as long as the client, however often it reconnects. A closure that blocks
 //! delays what its thread does, so give the calls that it makes a timeout.
