@@ -57,6 +57,10 @@ const TAKE_BYTES: usize = 256 * 1024;
 /// event.
 const GATHER_BYTES: usize = 64 * 1024;
 
+/// The number of events that the reader gathers before it hands them over: empty messages have no
+/// payload, and a `recv` brings a hundred thousand of them.
+const GATHER_EVENTS: usize = 1024;
+
 /// The queue itself, shared by the reader thread and whoever pulls.
 pub(crate) struct Queue {
     bounds: Bounds,
@@ -77,6 +81,8 @@ struct Inner {
     messages: usize,
     /// Openings, ends and the like: everything but messages and lags.
     notices: usize,
+    /// The bytes of the refusals that the notices hold.
+    notice_bytes: usize,
     bytes: usize,
     /// The number of threads that wait for `readable`.
     waiting: usize,
@@ -115,9 +121,14 @@ impl Queue {
     }
 
     fn push_notice(&self, event: Event) {
-        let mut inner = self.inner.lock();
-        inner.push_notice(event);
-        self.tell(&mut inner);
+        let mut lost = Vec::new();
+        {
+            let mut inner = self.inner.lock();
+            inner.push_notice(event, self.bounds.bytes, &mut lost);
+            self.tell(&mut inner);
+        }
+        // Without the lock: an error may hold a value of the program's, whose `Drop` may call back.
+        drop(lost);
     }
 
     /// Nothing comes after this.
@@ -251,6 +262,7 @@ impl Queue {
         while let Some(event) = taken.pop_back() {
             inner.messages += usize::from(is_message(&event));
             inner.notices += usize::from(is_notice(&event));
+            inner.notice_bytes += notice_bytes(&event);
             inner.bytes += payload_bytes(&event);
             inner.events.push_front(event);
         }
@@ -310,16 +322,22 @@ impl Inner {
         self.events.push_back(event);
     }
 
-    fn push_notice(&mut self, event: Event) {
-        if self.notices >= NOTICES {
-            if let Some(oldest) = self.events.iter().position(is_notice) {
-                self.events.remove(oldest);
-                self.notices -= 1;
-                self.lost_notices += 1;
-                self.note_loss(oldest, 0, 1);
-            }
+    /// Makes room for a notice by number and by the bytes of refusals: the oldest go into `lost`.
+    fn push_notice(&mut self, event: Event, bytes_max: usize, lost: &mut Vec<Event>) {
+        let bytes = notice_bytes(&event);
+        while self.notices >= NOTICES
+            || self.notices > 0 && self.notice_bytes.saturating_add(bytes) > bytes_max
+        {
+            let Some(oldest) = self.events.iter().position(is_notice) else { break };
+            let Some(event) = self.events.remove(oldest) else { break };
+            self.notices -= 1;
+            self.notice_bytes -= notice_bytes(&event);
+            self.lost_notices += 1;
+            self.note_loss(oldest, 0, 1);
+            lost.push(event);
         }
         self.notices += 1;
+        self.notice_bytes += bytes;
         self.events.push_back(event);
     }
 
@@ -357,6 +375,7 @@ impl Inner {
         let event = self.events.pop_front()?;
         self.messages -= usize::from(is_message(&event));
         self.notices -= usize::from(is_notice(&event));
+        self.notice_bytes -= notice_bytes(&event);
         self.bytes -= payload_bytes(&event);
         Some(event)
     }
@@ -391,6 +410,21 @@ fn payload_bytes(event: &Event) -> usize {
         Event::Message(message) => message.bytes().len(),
         _ => 0,
     }
+}
+
+/// The bytes of the refusal that a notice holds: headers and body.
+fn notice_bytes(event: &Event) -> usize {
+    let error = match event {
+        Event::DialFailed(failure) => &failure.error,
+        Event::Disconnected(disconnect) => &disconnect.error,
+        Event::Stopped(stopped) => &stopped.reason,
+        _ => return 0,
+    };
+    error.response().map_or(0, |response| {
+        let headers = response.headers().iter();
+        let headers = headers.map(|(name, value)| name.as_str().len() + value.len());
+        response.body().len() + headers.sum::<usize>()
+    })
 }
 
 /// The events of a client: a blocking iterator that ends when the client has stopped and everything
@@ -525,6 +559,14 @@ impl QueueSink {
         QueueSink { queue, shutdown, batch: VecDeque::new(), bytes: 0, is_full: false }
     }
 
+    fn gather(&mut self, message: MessageRef<'_>) {
+        self.bytes += message.bytes().len();
+        self.batch.push_back(Event::Message(message.to_owned()));
+        if self.bytes >= GATHER_BYTES || self.batch.len() >= GATHER_EVENTS {
+            self.hand_over();
+        }
+    }
+
     fn hand_over(&mut self) {
         self.bytes = 0;
         if self.queue.push_batch(&mut self.batch, &self.shutdown).is_err() {
@@ -542,11 +584,7 @@ impl EventSink for QueueSink {
 
     #[inline]
     fn message(&mut self, _connection: &mut Connection<'_>, message: MessageRef<'_>) {
-        self.bytes += message.bytes().len();
-        self.batch.push_back(Event::Message(message.to_owned()));
-        if self.bytes >= GATHER_BYTES {
-            self.hand_over();
-        }
+        self.gather(message);
     }
 
     fn end_batch(&mut self) -> Result<(), Full> {
@@ -667,6 +705,39 @@ mod tests {
         let events = drain(&queue);
         assert!(events.len() <= NOTICES + 1, "{}", events.len());
         assert_eq!(events[0], "0/10");
+    }
+
+    #[test]
+    fn refusals_are_bounded_by_the_bytes_that_they_hold() {
+        // The queue takes 1,000 bytes.
+        let queue = queue(2, WhenFull::Disconnect);
+        for _ in 0..20 {
+            let response = http::Response::new(vec![0; 600]);
+            let error = Error::refused("a:1", response, None);
+            let failure = DialFailure { attempt: 1, error, retry_in: None };
+            queue.push_notice(Event::DialFailed(failure));
+        }
+        assert_eq!(queue.depth(), 2, "a loss and the last refusal");
+        assert_eq!(queue.lag().lost_notices, 19);
+        let (mut taken, mut back) = (VecDeque::new(), VecDeque::new());
+        queue.take(&mut taken, None);
+        assert_eq!(queue.inner.lock().notice_bytes, 0);
+        std::mem::swap(&mut taken, &mut back);
+        queue.put_back(&mut back);
+        assert_eq!(queue.inner.lock().notice_bytes, 600);
+    }
+
+    #[test]
+    fn a_flood_of_empty_messages_leaves_a_small_batch() {
+        let threads = Threads::new(ThreadOptions::default());
+        let queue = Arc::new(queue(10, WhenFull::DropNewest));
+        let mut sink = QueueSink::new(Arc::clone(&queue), threads.shutdown_signal());
+        let arrival = Arrival { at: Instant::now(), kernel: None };
+        for _ in 0..100_000 {
+            sink.gather(MessageRef::new(Payload::Text(""), 1, arrival));
+        }
+        assert!(sink.batch.capacity() <= 2 * GATHER_EVENTS, "{}", sink.batch.capacity());
+        assert!(queue.depth() <= 11);
     }
 
     #[test]
