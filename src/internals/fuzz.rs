@@ -114,8 +114,10 @@ pub fn refusals(bytes: &[u8]) {
 /// Inflates messages beside a reference: whole streams by another interface of the engine.
 pub fn inflate(bytes: &[u8]) {
     let Some((&[shape, step], content)) = bytes.split_first_chunk::<2>() else { return };
-    let Some((mut whole, mut deflater)) = engines(shape | 1) else { return };
-    let Some((mut pieces, _)) = engines(shape | 1) else { return };
+    // Both directions with context takeover, or neither: what one engine makes the other reads.
+    let shape = if shape & 2 != 0 { 7 } else { 1 };
+    let Some((mut whole, mut deflater)) = engines(shape) else { return };
+    let Some((mut pieces, _)) = engines(shape) else { return };
     let run = |inflater: &mut Inflater, message: &[u8], step: usize| {
         let mut out = Vec::new();
         for piece in message.chunks(step.max(1)) {
@@ -136,8 +138,8 @@ pub fn inflate(bytes: &[u8]) {
     }
 
     // Of any bytes, what is taken for a message is what the reference makes of them.
-    let Some((mut whole, _)) = engines(shape | 1) else { return };
-    let Some((mut pieces, _)) = engines(shape | 1) else { return };
+    let Some((mut whole, _)) = engines(shape) else { return };
+    let Some((mut pieces, _)) = engines(shape) else { return };
     let told = run(&mut whole, content, content.len());
     assert_eq!(told, run(&mut pieces, content, step));
     if let Some(told) = told {
