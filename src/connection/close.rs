@@ -556,4 +556,59 @@ mod tests {
         assert!(CloseFrame::from_program(&CloseReason::new(1000, longest + "x")).is_err());
         assert!(CloseFrame::new(None).payload().is_empty());
     }
+
+    #[test]
+    fn the_queued_frame_is_the_first_until_it_is_written() {
+        let deadline = Instant::now();
+        let mut close = Close::new();
+        assert_eq!(close.queued(), None);
+        close.on(CloseInput::Close { frame: CloseFrame::new(4001), deadline });
+        assert_eq!(close.queued(), Some(&CloseFrame::new(4001)));
+        close.on(CloseInput::Close { frame: CloseFrame::new(4002), deadline });
+        assert_eq!(close.queued(), Some(&CloseFrame::new(4001)));
+        close.on(CloseInput::Written);
+        assert_eq!(close.queued(), None);
+    }
+
+    #[test]
+    fn the_answer_repeats_the_code_of_the_peer_and_is_empty_where_there_was_none() {
+        for (received, answer) in [(4001, Some(4001)), (1000, Some(1000)), (1005, None)] {
+            let deadline = Instant::now();
+            let mut close = Close::new();
+            let received = CloseReason::new(received, "");
+            close.on(CloseInput::Received { close: received, deadline });
+            assert_eq!(close.queued(), Some(&CloseFrame::new(answer)));
+        }
+    }
+
+    #[test]
+    fn the_first_reset_is_kept_for_the_reader() {
+        let mut close = Close::new();
+        assert!(close.reset().is_none());
+        for context in ["first", "second"] {
+            let error = error(context);
+            close.on(CloseInput::WriteFailed { fault: WriteFault::PeerEnded, error });
+        }
+        assert_eq!(close.reset().map(ToString::to_string).as_deref(), Some("first"));
+    }
+
+    #[test]
+    fn resets_are_told_from_other_failures_of_the_socket() {
+        use io::ErrorKind::{
+            BrokenPipe, ConnectionAborted, ConnectionReset, Other, TimedOut, WouldBlock,
+        };
+        for kind in [BrokenPipe, ConnectionAborted, ConnectionReset] {
+            assert_eq!(WriteFault::of(&kind.into()), WriteFault::PeerEnded);
+        }
+        for kind in [TimedOut, WouldBlock, Other] {
+            assert_eq!(WriteFault::of(&kind.into()), WriteFault::Broken);
+        }
+    }
+
+    #[test]
+    fn debug_output_of_a_frame_holds_its_code_and_not_its_reason() {
+        let frame = CloseFrame::from_program(&CloseReason::new(4001, "secret")).expect("allowed");
+        let text = format!("{frame:?}");
+        assert!(text.contains("4001") && !text.contains("secret"), "{text}");
+    }
 }

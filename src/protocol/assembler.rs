@@ -668,4 +668,68 @@ mod tests {
             }
         }
     }
+
+    fn assembler(max_message_size: usize) -> Assembler {
+        Assembler::new(Limits { max_message_size }, None)
+    }
+
+    #[test]
+    fn a_simple_message_is_lent_up_to_the_limit_and_not_while_another_is_gathered() {
+        let mut assembler = assembler(5);
+        assert_eq!(assembler.max_message_size(), 5);
+        for (payload, is_lent) in [(&b"1234"[..], true), (b"12345", true), (b"123456", false)] {
+            let mut buffer = ReadBuffer::with_leftover(&frame(0x82, payload));
+            let lent = assembler.next_simple(&mut buffer.unread());
+            assert_eq!(lent, is_lent.then_some(Payload::Binary(payload)));
+        }
+        let mut buffer = ReadBuffer::with_leftover(&frame(0x01, b"a"));
+        assert_eq!(assembler.next(&mut buffer.unread()).expect("it is legal"), None);
+        let mut buffer = ReadBuffer::with_leftover(&frame(0x81, b"ab"));
+        assert_eq!(assembler.next_simple(&mut buffer.unread()), None);
+    }
+
+    #[test]
+    fn a_message_in_one_long_frame_may_have_the_largest_size() {
+        at_every_step(&frame(0x82, &[0; 100_000]), &["b:100000"]);
+    }
+
+    #[test]
+    fn no_byte_of_a_text_that_is_still_coming_is_checked_twice() {
+        let mut assembler = assembler(1000);
+        let bytes = frame(0x81, &[b'a'; 200]);
+        for (len, checked) in [(10, 6), (50, 46), (150, 146)] {
+            let mut buffer = ReadBuffer::with_leftover(&bytes[..len]);
+            assert_eq!(assembler.next(&mut buffer.unread()).expect("it is legal"), None);
+            assert_eq!(assembler.checked, checked);
+        }
+        let mut buffer = ReadBuffer::with_leftover(&bytes);
+        let whole = assembler.next(&mut buffer.unread()).expect("it is legal");
+        assert_eq!(whole, Some(Incoming::Text(&"a".repeat(200))));
+        assert_eq!(assembler.checked, 0);
+    }
+
+    #[test]
+    fn after_a_large_message_64_kib_are_kept() {
+        let mut assembler = assembler(200_000);
+        let fragments = [frame(0x02, &[0; 90_000]), frame(0x80, &[0; 90_000])].concat();
+        let mut buffer = ReadBuffer::with_leftover(&fragments);
+        let message = assembler.next(&mut buffer.unread()).expect("it is legal");
+        assert!(matches!(message, Some(Incoming::Binary(bytes)) if bytes.len() == 180_000));
+        assert!(assembler.held() >= 180_000);
+        assert_eq!(assembler.next(&mut buffer.unread()).expect("it is legal"), None);
+        assert_eq!(assembler.held(), 65_536);
+    }
+
+    #[test]
+    fn a_compressed_continuation_is_told_apart_from_a_new_message() {
+        for (second, expected) in [
+            (0xc0, "a reserved bit is set on a continuation frame"),
+            (0x81, "a new message before the end of a fragmented one"),
+        ] {
+            let bytes = [frame(0x01, b"a"), frame(second, b"b")].concat();
+            let mut buffer = ReadBuffer::with_leftover(&bytes);
+            let error = assembler(1000).next(&mut buffer.unread()).expect_err("it is wrong");
+            assert_eq!(error.to_string(), expected);
+        }
+    }
 }

@@ -173,4 +173,25 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn a_ping_is_due_at_its_time_and_a_rhythm_that_ends_there_starts_anew() {
+        let start = Instant::now();
+        let mut schedule = PingSchedule::new(Some(10 * MS), start);
+        assert!(schedule.take_due(start + 10 * MS));
+        assert_eq!(schedule.next(), Some(start + 20 * MS));
+        // The time after the one that is due has come too: it is skipped.
+        assert!(schedule.take_due(start + 30 * MS));
+        assert_eq!(schedule.next(), Some(start + 40 * MS));
+    }
+
+    #[test]
+    fn a_schedule_that_is_restarted_is_due_one_interval_later() {
+        let start = Instant::now();
+        let mut schedule = PingSchedule::new(Some(10 * MS), start);
+        schedule.restart(start + 7 * MS);
+        assert_eq!(schedule.next(), Some(start + 17 * MS));
+        assert!(!schedule.take_due(start + 16 * MS));
+        assert!(schedule.take_due(start + 17 * MS));
+    }
 }

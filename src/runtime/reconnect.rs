@@ -616,4 +616,21 @@ mod tests {
             assert_eq!(retry_in, Some(expected));
         }
     }
+
+    #[test]
+    fn a_stop_changes_every_state_but_those_that_end_the_client_already() {
+        let now = Instant::now();
+        let closed = || AfterClose::Closed { reason: Error::stopped() };
+        let retry = AfterClose::Retry { attempt: 2, at: now };
+        for (state, heeds_stop) in [
+            (ReconnectState::new(), true),
+            (ReconnectState::Open { epoch: 1, since: now, attempt: 1 }, true),
+            (ReconnectState::Backoff { attempt: 2, until: now }, true),
+            (ReconnectState::Closing { then: retry }, true),
+            (ReconnectState::Closing { then: closed() }, false),
+            (ReconnectState::Closed { reason: Error::stopped() }, false),
+        ] {
+            assert_eq!(state.heeds_stop(), heeds_stop, "{state:?}");
+        }
+    }
 }

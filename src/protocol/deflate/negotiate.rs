@@ -244,4 +244,25 @@ mod tests {
         assert!(accept(&bare, "permessage-deflate; client_max_window_bits=10").is_err());
         assert!(accept(&bare, "permessage-deflate").is_ok());
     }
+
+    #[test]
+    fn what_was_set_reaches_the_engines() {
+        let deflate = Deflate::new().client_max_window_bits(11).threshold(7).level(3);
+        let params = accept(&deflate, "permessage-deflate").expect("legal").expect("accepted");
+        assert_eq!((params.client_max_window_bits, params.threshold, params.level), (11, 7, 3));
+    }
+
+    #[test]
+    fn a_separator_in_quotes_separates_nothing() {
+        let refused = |answer| accept(&Deflate::default(), answer).expect_err("it is refused");
+        assert_eq!(refused("permessage-deflate; x=\"a,b\""), "a parameter that does not exist");
+        assert_eq!(
+            refused("permessage-deflate; server_no_context_takeover=\";\""),
+            "server_no_context_takeover with a value"
+        );
+        assert_eq!(
+            refused("permessage-deflate; server_max_window_bits=\"9\", x"),
+            "more than one extension; expected one at most"
+        );
+    }
 }
