@@ -299,4 +299,60 @@ mod tests {
             assert_eq!(out[header_len..header_len + 4], [9; 4]);
         }
     }
+
+    #[test]
+    fn the_opcodes_of_the_rfc_are_parsed_and_all_others_are_refused() {
+        for opcode in 0..16u8 {
+            let expected = match opcode {
+                0 => Ok(OpCode::Data(Data::Continue)),
+                1 => Ok(OpCode::Data(Data::Text)),
+                2 => Ok(OpCode::Data(Data::Binary)),
+                8 => Ok(OpCode::Control(Control::Close)),
+                9 => Ok(OpCode::Control(Control::Ping)),
+                10 => Ok(OpCode::Control(Control::Pong)),
+                _ => Err(1002),
+            };
+            let parsed = head(&[FIN | opcode, 125]).map(|head| head.expect("it is whole").opcode);
+            assert_eq!(parsed, expected, "{opcode}");
+        }
+    }
+
+    #[test]
+    fn lengths_are_parsed_from_the_shortest_to_the_longest_of_each_form() {
+        let len = |bytes: &[u8]| head(bytes).map(|head| head.expect("it is whole").payload_len);
+        assert_eq!(len(&[0x82, 126, 0, 126]), Ok(126));
+        assert_eq!(len(&[0x82, 126, 0xff, 0xff]), Ok(65_535));
+        assert_eq!(len(&[0x82, 127, 0, 0, 0, 0, 0, 1, 0, 1]), Ok(65_537));
+        let longest = [0x82, 127, 0x7f, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff];
+        assert_eq!(len(&longest), Ok(u64::MAX >> 1));
+        // A control frame has the shortest form alone.
+        assert_eq!(len(&[0x89, 126, 0, 126]), Err(1002));
+        assert_eq!(len(&[0x89, 127, 0, 0, 0, 0, 0, 1, 0, 0]), Err(1002));
+    }
+
+    #[test]
+    fn frames_that_are_written_are_parsed_as_they_were_meant() {
+        let key = [1, 2, 3, 4];
+        for opcode in [OpCode::Data(Data::Continue), OpCode::Data(Data::Text)] {
+            for (is_final, is_compressed) in
+                [(true, true), (true, false), (false, true), (false, false)]
+            {
+                for len in [0, 125, 126, 65_535, 65_536] {
+                    let payload = vec![7; len];
+                    let frame = Frame { opcode, is_final, is_compressed, payload: &payload };
+                    let mut out = Vec::new();
+                    frame.put(&mut out, key);
+                    out[1] &= !MASKED;
+                    let head = head(&out).expect("it breaks no rule").expect("it is whole");
+                    assert_eq!(
+                        (head.opcode, head.is_final, head.is_compressed, head.payload_len),
+                        (opcode, is_final, is_compressed, len as u64)
+                    );
+                    let (sent_key, masked) = out[head.header_len..].split_at(4);
+                    assert_eq!(sent_key, key);
+                    assert!(masked.iter().zip(key.iter().cycle()).all(|(m, k)| m ^ k == 7));
+                }
+            }
+        }
+    }
 }

@@ -256,4 +256,64 @@ mod tests {
         }
         assert!(read > 1000);
     }
+
+    #[test]
+    fn a_full_buffer_grows_only_if_more_than_half_of_it_is_unread() {
+        for (taken, size) in [(0, 32_768), (8191, 32_768), (8192, 16_384), (16_384, 16_384)] {
+            let mut buffer = ReadBuffer::with_leftover(&[7; 16_384]);
+            buffer.unread().take(taken);
+            let room = buffer.room().len();
+            assert_eq!((room, buffer.size()), (size - (16_384 - taken), size), "{taken}");
+            assert_eq!(buffer.unread().bytes(), vec![7; 16_384 - taken]);
+        }
+    }
+
+    #[test]
+    fn a_buffer_that_holds_exactly_a_burst_still_has_room() {
+        let mut buffer = ReadBuffer::with_leftover(&[0; SIZE_BURST]);
+        assert_eq!(buffer.room().len(), SIZE_BURST);
+        assert_eq!(buffer.size(), 2 * SIZE_BURST);
+    }
+
+    #[test]
+    fn a_read_that_fills_the_room_doubles_the_buffer_and_no_other_does() {
+        let mut buffer = ReadBuffer::with_leftover(&[0; 100]);
+        buffer.filled(16_283);
+        assert_eq!(buffer.size(), 16_384);
+        buffer.filled(1);
+        assert_eq!(buffer.size(), 32_768);
+        let mut full = ReadBuffer::with_leftover(&[0; 16_384]);
+        full.filled(0);
+        assert_eq!(full.size(), 16_384);
+    }
+
+    #[test]
+    fn a_buffer_shrinks_with_its_content_if_that_fills_no_more_than_half_of_it() {
+        let content: Vec<u8> = (0..20_000u32).map(|number| number as u8).collect();
+        for (unread, shrinks) in [(8193, false), (8192, true), (1, true)] {
+            let mut buffer = ReadBuffer::with_leftover(&content);
+            buffer.unread().take(content.len() - unread);
+            assert_eq!(buffer.settle(Instant::now()), shrinks, "{unread}");
+            assert_eq!(buffer.size(), if shrinks { SIZE_MIN } else { content.len() });
+            assert_eq!(buffer.unread().bytes(), &content[content.len() - unread..]);
+        }
+    }
+
+    #[test]
+    fn what_is_taken_is_gone_and_what_is_cleared_too() {
+        let mut buffer = ReadBuffer::with_leftover(b"abcdef");
+        assert_eq!(buffer.unread().take(2), b"ab");
+        let mut unread = buffer.unread();
+        let rest = &unread.bytes()[3..];
+        unread.take_up_to(rest);
+        drop(unread);
+        assert_eq!(buffer.unread().bytes(), b"f");
+        // Once everything is taken, the next bytes go to the front.
+        buffer.unread().take(1);
+        assert_eq!(buffer.room().len(), SIZE_MIN);
+        buffer.filled(10);
+        buffer.clear();
+        assert!(buffer.unread().bytes().is_empty());
+        assert_eq!(buffer.room().len(), SIZE_MIN);
+    }
 }
