@@ -732,4 +732,24 @@ mod tests {
             assert_eq!(error.to_string(), expected);
         }
     }
+
+    #[test]
+    fn no_byte_of_a_fragmented_text_is_checked_twice() {
+        let mut assembler = assembler(1000);
+        for (first, payload, valid_to) in [(0x01, &b"ab"[..], 2), (0x00, b"c\xe2", 3)] {
+            let mut buffer = ReadBuffer::with_leftover(&frame(first, payload));
+            assert_eq!(assembler.next(&mut buffer.unread()).expect("it is legal"), None);
+            assert_eq!(assembler.valid_to, valid_to);
+        }
+    }
+
+    #[test]
+    fn the_memory_of_a_message_doubles_up_to_the_limit() {
+        let mut gathered = Vec::new();
+        for (count, capacity) in [(10, 10), (1, 20), (9, 20), (11, 40), (20, 80), (30, 100)] {
+            grow(&mut gathered, count, 100);
+            assert_eq!(gathered.capacity(), capacity);
+            gathered.resize(gathered.len() + count, 0);
+        }
+    }
 }

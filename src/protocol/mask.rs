@@ -65,4 +65,11 @@ mod tests {
         let distinct: std::collections::HashSet<_> = (0..1000).map(|_| keys.next()).collect();
         assert!(distinct.len() > 990);
     }
+
+    #[test]
+    fn what_is_put_masked_follows_what_is_there() {
+        let mut out = vec![9, 9];
+        put_masked(&mut out, &[1, 1, 1, 1, 1], [1, 2, 3, 4]);
+        assert_eq!(out, [9, 9, 0, 3, 2, 5, 0]);
+    }
 }

@@ -399,4 +399,24 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn the_memory_of_an_inflated_message_doubles_up_to_one_byte_more_than_the_limit() {
+        let mut out = Vec::new();
+        for (count, capacity) in [(10, 10), (1, 20), (9, 20), (11, 40), (20, 80), (30, 101)] {
+            append(&mut out, &vec![7; count], 100);
+            assert_eq!(out.capacity(), capacity);
+        }
+        assert_eq!(out, [7; 81]);
+    }
+
+    #[test]
+    fn a_message_refers_to_others_only_with_takeover_and_an_engine() {
+        for (bits, takes_over, expected) in
+            [(15, true, true), (15, false, false), (8, true, false), (9, true, true)]
+        {
+            let (_, deflater) = params(bits, 15, takes_over).engines();
+            assert_eq!(deflater.takes_over(), expected, "{bits} bits, {takes_over}");
+        }
+    }
 }
