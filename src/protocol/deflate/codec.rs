@@ -419,4 +419,15 @@ mod tests {
             assert_eq!(deflater.takes_over(), expected, "{bits} bits, {takes_over}");
         }
     }
+
+    #[test]
+    fn the_memory_of_a_compressed_message_grows_by_half_its_length_and_16_kib_at_most() {
+        for (len, before, after) in [(1000, 0, 564), (1000, 64, 64), (100_000, 0, 16_384)] {
+            let (_, mut deflater) = params(15, 15, true).engines();
+            let mut out = Vec::with_capacity(before);
+            assert!(deflater.compress(&vec![7; len], &mut out));
+            assert!(out.len() < 200);
+            assert_eq!(out.capacity(), after, "{len} bytes into {before}");
+        }
+    }
 }
