@@ -54,14 +54,10 @@ struct Settled {
     action: Option<CloseAction>,
 }
 
-/// A fragment that failed.
-enum FragmentError {
-    /// No byte of the message has left.
-    NotSent(Error),
-    /// A part of it has; the connection goes to its end by itself.
-    Unknown(Error),
-    /// A part of it has, or the connection can take nothing further.
-    Fault { error: SendError, fault: WriteFault },
+/// A message that failed, and the fault of the connection if it can take nothing further.
+struct SendFailure {
+    error: SendError,
+    fault: Option<WriteFault>,
 }
 
 /// A fragmented message under way. However it ends, whoever waits for it goes on.
@@ -173,16 +169,8 @@ impl OpenConnection {
                 self.counters.sent(1, bytes);
                 Ok(receipt)
             }
-            Err(FragmentError::NotSent(reason)) => {
-                fragmenting.broken_off = None;
-                Err(SendError::NotSent(reason))
-            }
-            Err(FragmentError::Unknown(reason)) => {
-                fragmenting.broken_off = None;
-                Err(SendError::Unknown(reason))
-            }
-            Err(FragmentError::Fault { error, fault }) => {
-                fragmenting.broken_off = Some((fault, error.reason().clone()));
+            Err(SendFailure { error, fault }) => {
+                fragmenting.broken_off = fault.map(|fault| (fault, error.reason().clone()));
                 Err(error)
             }
         };
@@ -197,14 +185,15 @@ impl OpenConnection {
         first: Cow<'a, [u8]>,
         next: &mut NextFragment<'_, 'a>,
         deadline: Deadline,
-    ) -> Result<(Receipt, usize), FragmentError> {
+    ) -> Result<(Receipt, usize), SendFailure> {
+        let not_sent = |reason| SendFailure { error: SendError::NotSent(reason), fault: None };
         let (mut current, mut sequence, mut bytes) = (first, None, 0);
         loop {
-            let in_place = |error: Error| match sequence {
-                None => FragmentError::NotSent(error),
-                Some(_) => FragmentError::Fault {
-                    error: SendError::Unknown(error),
-                    fault: WriteFault::Broken,
+            let in_place = |reason| match sequence {
+                None => not_sent(reason),
+                Some(_) => SendFailure {
+                    error: SendError::Unknown(reason),
+                    fault: Some(WriteFault::Broken),
                 },
             };
             // Fetched without the lock: it may take its time, and nobody may have to wait for it.
@@ -219,11 +208,11 @@ impl OpenConnection {
                     let is_over = self.close.lock().is_writing_over();
                     if is_over {
                         let reason = Error::new(ErrorKind::Closed, "the connection is closing");
-                        return Err(FragmentError::Unknown(reason));
+                        return Err(SendFailure { error: SendError::Unknown(reason), fault: None });
                     }
                     sequence
                 }
-                None => self.sequence.begin(1).map_err(FragmentError::NotSent)?,
+                None => self.sequence.begin(1).map_err(not_sent)?,
             };
             let opcode = OpCode::Data(if sequence.is_none() { kind } else { Data::Continue });
             let is_final = following.is_none();
@@ -236,30 +225,13 @@ impl OpenConnection {
             });
             match sent {
                 Ok(count) => bytes += count,
-                Err(failure) => return Err(self.broken(failure, sequence.is_none(), deadline)),
+                Err(failure) => return Err(self.send_failure(failure, deadline)),
             }
             sequence = Some(number);
             match following {
                 Some(fragment) => current = fragment,
                 None => return Ok((self.receipt(number), bytes)),
             }
-        }
-    }
-
-    /// Says what a fragment that failed means for its message.
-    fn broken(&self, failure: WriteFailure, is_first: bool, deadline: Deadline) -> FragmentError {
-        let is_partial = !is_first || failure.is_partial;
-        if !is_partial {
-            self.sequence.take_back(1);
-        }
-        let fault = failure.fault().or((!is_first).then_some(WriteFault::Broken));
-        let error = failure.into_error(deadline);
-        match (fault, is_partial) {
-            (Some(fault), true) => FragmentError::Fault { error: SendError::Unknown(error), fault },
-            (Some(fault), false) => {
-                FragmentError::Fault { error: SendError::NotSent(error), fault }
-            }
-            (None, _) => FragmentError::NotSent(error),
         }
     }
 
@@ -282,18 +254,28 @@ impl OpenConnection {
         }
     }
 
-    /// Takes a message back of which nothing has left, and feeds the close machine if the
-    /// connection can take nothing further: under the writer, so that nobody writes behind a frame
-    /// that broke off.
-    fn settle(&self, failure: WriteFailure, deadline: Deadline) -> Settled {
+    /// Says what a failed write means for its message, and takes the message back if nothing of it
+    /// has left.
+    fn send_failure(&self, failure: WriteFailure, deadline: Deadline) -> SendFailure {
         let (is_partial, fault) = (failure.is_partial, failure.fault());
-        if !is_partial {
+        let reason = failure.into_error(deadline);
+        let error = if is_partial {
+            SendError::Unknown(reason)
+        } else {
             self.sequence.take_back(1);
-        }
-        let error = failure.into_error(deadline);
-        let action = fault
-            .map(|fault| self.feed_close(CloseInput::WriteFailed { fault, error: error.clone() }));
-        let error = if is_partial { SendError::Unknown(error) } else { SendError::NotSent(error) };
+            SendError::NotSent(reason)
+        };
+        SendFailure { error, fault }
+    }
+
+    /// Feeds the close machine if the connection can take nothing further: under the writer, so
+    /// that nobody writes behind a frame that broke off.
+    fn settle(&self, failure: WriteFailure, deadline: Deadline) -> Settled {
+        let SendFailure { error, fault } = self.send_failure(failure, deadline);
+        let action = fault.map(|fault| {
+            let error = error.reason().clone();
+            self.feed_close(CloseInput::WriteFailed { fault, error })
+        });
         Settled { error, action }
     }
 

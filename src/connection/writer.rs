@@ -129,7 +129,8 @@ impl FrameWriter {
         match result {
             Ok(()) => Ok(taken),
             Err(error) => {
-                let is_partial = error.is_partial || taken + error.taken > 0;
+                // The fragments before it are a part of the message too.
+                let is_partial = self.is_mid_message || error.is_partial || taken + error.taken > 0;
                 Err(WriteFailure::new(error, is_partial))
             }
         }
