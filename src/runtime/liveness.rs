@@ -1,4 +1,4 @@
-//! When a ping is due, and when a connection counts as dead: pure, `now` is an argument.
+//! Schedules of pings and the liveness of a connection: pure, `now` is an argument.
 
 use std::time::{Duration, Instant};
 
@@ -41,8 +41,7 @@ impl PingSchedule {
     }
 }
 
-/// When a connection must be given up, from what is known of pings and bytes. All times are points
-/// in time; see [`Liveness::status`].
+/// The times of pings and bytes by which a connection is given up; see [`Liveness::status`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Liveness {
     /// The time at which the oldest unanswered ping was written.
