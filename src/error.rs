@@ -222,8 +222,7 @@ impl Error {
     /// An error of which the program is the cause: `cause` is what one of its closures or readers
     /// returned.
     ///
-    /// Only `source` shows `cause`; `Display`, `Debug`, `chain` and so the logs do not. Nor does
-    /// [`io_kind`](Error::io_kind) take it for an error of the socket.
+    /// Only `source` shows `cause`; `Display`, `Debug`, `chain` and so the logs do not.
     pub(crate) fn caused_by_closure(
         kind: ErrorKind,
         context: impl Into<Cow<'static, str>>,
