@@ -168,7 +168,7 @@ impl Queue {
         while let Some(event) = batch.pop_front() {
             let bytes = payload_bytes(&event);
             if inner.has_room(bytes, &self.bounds) {
-                inner.push_message(event, bytes);
+                inner.push_message(event);
                 continue;
             }
             match self.bounds.when_full {
@@ -179,7 +179,7 @@ impl Queue {
                 WhenFull::DropNewest => inner.lose_newest(1),
                 WhenFull::DropOldest => {
                     while !inner.has_room(bytes, &self.bounds) && inner.lose_oldest() {}
-                    inner.push_message(event, bytes);
+                    inner.push_message(event);
                 }
                 WhenFull::Disconnect => {
                     inner.lose_newest(1 + batch.len() as u64);
@@ -260,10 +260,7 @@ impl Queue {
         }
         let mut inner = self.inner.lock();
         while let Some(event) = taken.pop_back() {
-            inner.messages += usize::from(is_message(&event));
-            inner.notices += usize::from(is_notice(&event));
-            inner.notice_bytes += notice_bytes(&event);
-            inner.bytes += payload_bytes(&event);
+            inner.count_in(&event);
             inner.events.push_front(event);
         }
         self.tell(&mut inner);
@@ -316,9 +313,38 @@ impl Inner {
             || (self.messages < bounds.messages && self.bytes.saturating_add(bytes) <= bounds.bytes)
     }
 
-    fn push_message(&mut self, event: Event, bytes: usize) {
-        self.messages += 1;
-        self.bytes += bytes;
+    /// Counts an event that comes in.
+    fn count_in(&mut self, event: &Event) {
+        match event {
+            Event::Message(message) => {
+                self.messages += 1;
+                self.bytes += message.bytes().len();
+            }
+            Event::Lagged(_) => {}
+            notice => {
+                self.notices += 1;
+                self.notice_bytes += notice_bytes(notice);
+            }
+        }
+    }
+
+    /// Takes an event that leaves off the counts.
+    fn count_out(&mut self, event: &Event) {
+        match event {
+            Event::Message(message) => {
+                self.messages -= 1;
+                self.bytes -= message.bytes().len();
+            }
+            Event::Lagged(_) => {}
+            notice => {
+                self.notices -= 1;
+                self.notice_bytes -= notice_bytes(notice);
+            }
+        }
+    }
+
+    fn push_message(&mut self, event: Event) {
+        self.count_in(&event);
         self.events.push_back(event);
     }
 
@@ -330,14 +356,12 @@ impl Inner {
         {
             let Some(oldest) = self.events.iter().position(is_notice) else { break };
             let Some(event) = self.events.remove(oldest) else { break };
-            self.notices -= 1;
-            self.notice_bytes -= notice_bytes(&event);
+            self.count_out(&event);
             self.lost_notices += 1;
             self.note_loss(oldest, 0, 1);
             lost.push(event);
         }
-        self.notices += 1;
-        self.notice_bytes += bytes;
+        self.count_in(&event);
         self.events.push_back(event);
     }
 
@@ -352,8 +376,7 @@ impl Inner {
             return false;
         };
         let Some(event) = self.events.remove(oldest) else { return false };
-        self.messages -= 1;
-        self.bytes -= payload_bytes(&event);
+        self.count_out(&event);
         self.lost += 1;
         self.note_loss(oldest, 1, 0);
         true
@@ -373,10 +396,7 @@ impl Inner {
 
     fn pop(&mut self) -> Option<Event> {
         let event = self.events.pop_front()?;
-        self.messages -= usize::from(is_message(&event));
-        self.notices -= usize::from(is_notice(&event));
-        self.notice_bytes -= notice_bytes(&event);
-        self.bytes -= payload_bytes(&event);
+        self.count_out(&event);
         Some(event)
     }
 
