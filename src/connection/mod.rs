@@ -174,11 +174,9 @@ impl OpenConnection {
     }
 
     /// Aborts a connection whose closing handshake is not over in time.
-    pub(crate) fn abort_if_due(&self, now: Instant) {
-        if self.close_deadline().is_some_and(|deadline| now >= deadline) {
-            let context = "waiting for the peer to end the connection";
-            self.abort(Error::timed_out(Timeout::Close, self.timeouts.close, context));
-        }
+    pub(crate) fn abort_overdue_close(&self) {
+        let context = "waiting for the peer to end the connection";
+        self.abort(Error::timed_out(Timeout::Close, self.timeouts.close, context));
     }
 
     /// Feeds the close machine and carries out what it answers.

@@ -176,11 +176,13 @@ impl Heartbeat {
             }
         };
         // After the flush, so that a close frame is written before its time is up. A stop has its
-        // own way of ending the connection, and may be writing just now.
-        if !self.shared.shutdown.is_requested() {
-            connection.abort_if_due(now);
-        }
+        // own way of ending the connection, and may be writing just now: whoever sees the deadline
+        // that a stop has set sees the shutdown signal afterwards.
         let close_deadline = connection.close_deadline();
+        let is_due = close_deadline.is_some_and(|deadline| now >= deadline);
+        if is_due && !self.shared.shutdown.is_requested() {
+            connection.abort_overdue_close();
+        }
         if close_deadline.is_some() || connection.is_aborted() {
             return earliest([close_deadline, next]);
         }
