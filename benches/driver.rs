@@ -1,8 +1,8 @@
 //! This client as a driver for the load server: `driver echo URL N SIZE | firehose URL | paced URL`
 //! prints one connection of JSON.
 //!
-//! Messages are taken by a handler on the reader thread; with `PULL=1` through `events()`, sends
-//! then come from another thread than the reader's; with `SPIN=1` the reader spins (`busy_poll`),
+//! Messages are taken by a handler on the reader thread; with `PULL=1` through `events()`, with
+//! `BATCH=1` through its batches: sends then come from another thread than the reader's; with `SPIN=1` the reader spins (`busy_poll`),
 //! with `STAMP=1` the kernel notes when it gets what comes (`kernel_timestamps`). `CA` names the
 //! root certificate. Times are CLOCK_MONOTONIC, CPU is that of the whole process.
 
@@ -10,7 +10,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
-use tautline::{Builder, Client, Connection, Error, ErrorKind, Event, Handler, MessageRef};
+use tautline::{
+    Builder, Client, Connection, Error, ErrorKind, Event, EventRef, Handler, MessageRef,
+};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> =
@@ -49,7 +51,11 @@ fn run(url: &str, job: impl Job) -> Result<(), Error> {
     if std::env::var_os("STAMP").is_some() {
         builder = builder.kernel_timestamps();
     }
-    if std::env::var_os("PULL").is_some() { pull(builder, job) } else { push(builder, job) }
+    match Way::chosen() {
+        Way::Push => push(builder, job),
+        Way::Pull => pull(builder, job),
+        Way::Batch => pull_batches(builder, job),
+    }
 }
 
 fn usage() -> ExitCode {
@@ -112,8 +118,12 @@ fn push(builder: Builder, job: impl Job) -> Result<(), Error> {
     if end.kind() == ErrorKind::Stopped { Ok(()) } else { Err(end) }
 }
 
+fn queued(builder: Builder) -> Result<Client, Error> {
+    builder.queue_messages(1 << 20).when_full(tautline::WhenFull::Block).connect()
+}
+
 fn pull(builder: Builder, mut job: impl Job) -> Result<(), Error> {
-    let client = builder.queue_messages(1 << 20).when_full(tautline::WhenFull::Block).connect()?;
+    let client = queued(builder)?;
     for event in client.events() {
         let next = match event {
             Event::Opened(_) => job.opened(),
@@ -121,17 +131,75 @@ fn pull(builder: Builder, mut job: impl Job) -> Result<(), Error> {
             Event::Disconnected(end) => return Err(end.error),
             _ => Next::Nothing,
         };
-        match next {
-            Next::Nothing => {}
-            Next::Send => drop(client.send_text(job.payload()).map_err(|error| panic!("{error}"))),
-            Next::Stop => break,
+        if matches!(act(next, &client, &job), Flow::End) {
+            break;
         }
     }
     Ok(())
 }
 
+fn pull_batches(builder: Builder, mut job: impl Job) -> Result<(), Error> {
+    let client = queued(builder)?;
+    let mut events = client.events();
+    while let Some(batch) = events.next_batch() {
+        for event in batch {
+            let next = match event {
+                EventRef::Opened(_) => job.opened(),
+                EventRef::Message(message) => job.message(message.bytes()),
+                EventRef::Disconnected(end) => return Err(end.error.clone()),
+                _ => Next::Nothing,
+            };
+            if matches!(act(next, &client, &job), Flow::End) {
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
+}
+
+enum Flow {
+    Continue,
+    End,
+}
+
+#[inline]
+fn act(next: Next, client: &Client, job: &impl Job) -> Flow {
+    match next {
+        Next::Nothing => {}
+        Next::Send => {
+            if let Err(error) = client.send_text(job.payload()) {
+                panic!("{error}");
+            }
+        }
+        Next::Stop => return Flow::End,
+    }
+    Flow::Continue
+}
+
+/// The way in which messages are taken.
+enum Way {
+    Push,
+    Pull,
+    Batch,
+}
+
+impl Way {
+    fn chosen() -> Self {
+        let is_set = |name| std::env::var_os(name).is_some();
+        match (is_set("BATCH"), is_set("PULL")) {
+            (true, _) => Way::Batch,
+            (false, true) => Way::Pull,
+            (false, false) => Way::Push,
+        }
+    }
+}
+
 fn name() -> &'static str {
-    if std::env::var_os("PULL").is_some() { "tautline-events" } else { "tautline" }
+    match Way::chosen() {
+        Way::Push => "tautline",
+        Way::Pull => "tautline-events",
+        Way::Batch => "tautline-batches",
+    }
 }
 
 /// Nanoseconds of a clock.

@@ -7,11 +7,12 @@ use std::time::Duration;
 
 use crate::config::app_ping::AppPing;
 use crate::config::endpoint::Endpoint;
+use crate::config::queue_bounds::WhenFull;
 use crate::config::settings::Settings;
 use crate::config::targets::{Config, EndpointFn, Source, Targets, with_common};
 use crate::dial::Resolver;
 use crate::error::Error;
-use crate::events::WhenFull;
+use crate::event::MessageRef;
 use crate::protocol::deflate::Deflate;
 use crate::runtime::reconnect::RetryDecision;
 
@@ -289,7 +290,8 @@ impl Builder {
         self
     }
 
-    /// Sets the number of payload bytes that the event queue holds.
+    /// Sets the number of payload bytes that the event queue holds. Openings, ends and failed dials
+    /// have as many of their own; see [`WhenFull`].
     ///
     /// Defaults to 64 MiB. Without effect on [`start_with`](Builder::start_with), which has no
     /// queue.
@@ -303,6 +305,36 @@ impl Builder {
     /// Defaults to [`WhenFull::Disconnect`].
     pub fn when_full(mut self, rule: WhenFull) -> Self {
         self.settings.queue.when_full = rule;
+        self
+    }
+
+    /// Keeps the latest value alone of messages with the same key: a message takes the place of an
+    /// unread one with its key. Never across an opening or an end.
+    ///
+    /// This is for messages that make earlier ones obsolete, such as quotes. It loses information
+    /// where a message is a change to be applied to what came before, as most order book updates
+    /// are. [`Stats::messages_conflated`](crate::Stats::messages_conflated) counts the messages
+    /// that were replaced; [`Lagged`](crate::Lagged) does not tell of them. A message without a key
+    /// is queued like any other.
+    ///
+    /// `key` is called on the reader thread, once for each message. A panic in it ends the client
+    /// with the kind `HandlerPanicked`. The bytes of the keys count against
+    /// [`queue_bytes`](Builder::queue_bytes).
+    ///
+    /// Defaults to off. Without effect on [`start_with`](Builder::start_with), which has no queue.
+    ///
+    /// # Examples
+    /// ```
+    /// # use tautline::Client;
+    /// // Each message begins with six letters that name the instrument.
+    /// let builder = Client::builder("wss://stream.example.com/ws")
+    ///     .conflate(|message| message.bytes().get(..6));
+    /// ```
+    pub fn conflate(
+        mut self,
+        key: impl for<'a> Fn(MessageRef<'a>) -> Option<&'a [u8]> + Send + Sync + 'static,
+    ) -> Self {
+        self.settings.conflate = Some(Arc::new(key));
         self
     }
 

@@ -16,11 +16,12 @@ use crate::dial::DialSettings;
 use crate::dial::Dialer;
 use crate::error::{BatchError, CloseReason, Error, SendError, Timeout};
 use crate::event::{Event, Payload, Receipt};
-use crate::events::{Events, Queue, QueueSink};
+use crate::events::Events;
 use crate::handler::{EventSink, Handler, HandlerSink};
 #[cfg(shuttle)]
 use crate::model::dialer::Dialer;
 use crate::runtime::heartbeat::Heartbeat;
+use crate::runtime::queue::{Queue, QueueSink};
 use crate::runtime::reader_thread::ReaderThread;
 use crate::runtime::reconnect::State;
 use crate::runtime::shared::{Active, Shared};
@@ -142,8 +143,9 @@ impl Builder {
     }
 
     fn pulled(self, first_decides: bool) -> Result<Client<Pull>, Error> {
+        let conflate = self.settings.conflate.clone();
         self.launch(first_decides, |queue, shared| {
-            QueueSink::new(Arc::clone(queue), shared.shutdown.clone())
+            QueueSink::new(Arc::clone(queue), shared.shutdown.clone(), conflate)
         })
     }
 
@@ -211,8 +213,10 @@ impl<D> Client<D> {
 impl Client<Pull> {
     /// Returns the client's events: an iterator that blocks, and ends when the client has stopped
     /// and everything has been read.
-    pub fn events(&self) -> Events<'_> {
-        Events::new(&self.queue)
+    ///
+    /// Several may exist, in several threads; each event goes to one of them.
+    pub fn events(&self) -> Events {
+        Events::new(Arc::clone(&self.queue))
     }
 }
 
@@ -322,8 +326,10 @@ impl<D> Client<D> {
             stats.last_byte_age =
                 Some(sync::now().saturating_duration_since(connection.activity.last_byte()));
         }
-        stats.queue_depth = self.queue.depth();
-        stats.messages_lost = self.queue.lag().lost;
+        let queue = self.queue.counts();
+        stats.queue_depth = queue.depth;
+        stats.messages_lost = queue.lost.lost;
+        stats.messages_conflated = queue.conflated;
         stats
     }
 
@@ -393,11 +399,11 @@ impl<D> fmt::Debug for Client<D> {
     }
 }
 
-impl<'a> IntoIterator for &'a Client<Pull> {
+impl IntoIterator for &Client<Pull> {
     type Item = Event;
-    type IntoIter = Events<'a>;
+    type IntoIter = Events;
 
-    fn into_iter(self) -> Events<'a> {
+    fn into_iter(self) -> Events {
         self.events()
     }
 }

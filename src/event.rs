@@ -93,6 +93,11 @@ impl<'a> MessageRef<'a> {
         MessageRef { payload, epoch, arrival }
     }
 
+    #[inline]
+    pub(crate) fn arrival(&self) -> Arrival {
+        self.arrival
+    }
+
     /// Returns the payload.
     #[inline]
     pub fn payload(&self) -> Payload<'a> {

@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use crate::connection::OpenConnection;
 use crate::connection::close::CloseFrame;
-use crate::error::{BatchError, CloseReason, SendError};
+use crate::error::{BatchError, CloseReason, Error, ErrorKind, SendError};
 use crate::event::{DialFailure, Disconnect, MessageRef, Opened, Payload, Receipt, Stopped};
 use crate::sender::{Sender, Stopper};
+use crate::sync::panic::Panic;
 
 /// The receiver of a client's events.
 ///
@@ -83,6 +84,12 @@ impl<'a> Connection<'a> {
         sender: &'a Sender,
     ) -> Self {
         Connection { connection, opened, sender, stays: PhantomData }
+    }
+
+    /// Keeps the panic of a closure of the program's, and ends the connection for it.
+    pub(crate) fn abort_for_panic(&self, panic: Panic, context: &'static str) {
+        self.sender.keep_panic(panic);
+        self.connection.abort(Error::new(ErrorKind::HandlerPanicked, context));
     }
 
     /// Returns how this connection was opened.

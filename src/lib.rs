@@ -224,13 +224,14 @@ pub use builder::Builder;
 pub use client::{Client, Pull, Push};
 pub use config::app_ping::AppPing;
 pub use config::endpoint::Endpoint;
+pub use config::queue_bounds::WhenFull;
 pub use config::targets::DialContext;
 pub use dial::Resolver;
 pub use error::{BatchError, CloseReason, Error, ErrorKind, SendError, Timeout};
 pub use event::{
     DialFailure, Disconnect, Event, Lagged, Message, MessageRef, Opened, Payload, Receipt, Stopped,
 };
-pub use events::{Events, TryNextError, WhenFull};
+pub use events::{Batch, BatchEvents, EventRef, Events, TryNextError};
 pub use handler::{Connection, Handler};
 pub use protocol::deflate::Deflate;
 pub use runtime::reconnect::{RetryDecision, State};

@@ -35,6 +35,8 @@ pub struct Stats {
     pub queue_depth: usize,
     /// The number of messages lost to a full queue.
     pub messages_lost: u64,
+    /// The number of unread messages that [`conflate`](crate::Builder::conflate) replaced.
+    pub messages_conflated: u64,
 }
 
 /// Round-trip times of ping frames, each from the write of a ping to the `recv` that brought its

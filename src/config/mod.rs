@@ -2,5 +2,6 @@
 
 pub(crate) mod app_ping;
 pub(crate) mod endpoint;
+pub(crate) mod queue_bounds;
 pub(crate) mod settings;
 pub(crate) mod targets;

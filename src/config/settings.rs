@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::app_ping::AppPing;
+use crate::config::queue_bounds::{Bounds, WhenFull};
 use crate::connection::Timeouts;
 use crate::dial::{Resolver, TcpOptions, TlsOptions};
 use crate::error::{Error, ErrorKind};
-use crate::events::{Bounds, WhenFull};
+use crate::event::MessageRef;
 use crate::protocol::deflate::Deflate;
 use crate::runtime::backoff::Backoff;
 use crate::runtime::reconnect::{ReconnectPolicy, RetryDecision};
@@ -37,6 +38,7 @@ pub(crate) struct Settings {
     pub(crate) max_message_size: usize,
     pub(crate) max_outgoing_frame_size: Option<usize>,
     pub(crate) queue: Bounds,
+    pub(crate) conflate: Option<Conflate>,
     pub(crate) threads: ThreadOptions,
 }
 
@@ -64,6 +66,7 @@ impl Default for Settings {
             max_message_size: 16 << 20,
             max_outgoing_frame_size: None,
             queue: Bounds { messages: 65_536, bytes: 64 << 20, when_full: WhenFull::default() },
+            conflate: None,
             threads: ThreadOptions::default(),
         }
     }
@@ -71,6 +74,9 @@ impl Default for Settings {
 
 /// Decides what follows a failure, given the error and what the client would do by itself.
 pub(crate) type RetryPolicy = Arc<dyn Fn(&Error, RetryDecision) -> RetryDecision + Send + Sync>;
+
+/// Returns the key of a message whose latest value alone matters.
+pub(crate) type Conflate = Arc<dyn for<'a> Fn(MessageRef<'a>) -> Option<&'a [u8]> + Send + Sync>;
 
 impl Settings {
     pub(crate) fn timeouts(&self) -> Timeouts {

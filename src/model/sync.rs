@@ -50,6 +50,10 @@ impl<T> Mutex<T> {
         self.enter(None).expect("without a deadline it waits until the lock is free")
     }
 
+    pub(crate) fn get_mut(&mut self) -> &mut T {
+        self.value.get_mut().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(crate) fn try_lock(&self) -> Option<MutexGuard<'_, T>> {
         self.enter(Some(origin()))
     }
@@ -191,7 +195,9 @@ impl Condvar {
 
 /// In the place of crossbeam's, with the operations that the crate uses.
 pub(crate) mod channel {
-    pub(crate) use crossbeam_channel::{RecvError, RecvTimeoutError, SendError, TrySendError};
+    pub(crate) use crossbeam_channel::{
+        RecvError, RecvTimeoutError, SendError, TryRecvError, TrySendError,
+    };
 
     use shuttle::rand::Rng;
 
@@ -297,6 +303,14 @@ pub(crate) mod channel {
         /// Waits for an item.
         pub fn recv(&self) -> Result<T, RecvError> {
             block(None, |_| self.poll()).unwrap_or(Err(RecvError))
+        }
+
+        /// Receives an item that is there.
+        pub fn try_recv(&self) -> Result<T, TryRecvError> {
+            match change(|| self.poll()) {
+                Some(received) => received.map_err(|RecvError| TryRecvError::Disconnected),
+                None => Err(TryRecvError::Empty),
+            }
         }
 
         pub(crate) fn recv_timeout(&self, timeout: Duration) -> Result<T, RecvTimeoutError> {

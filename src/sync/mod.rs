@@ -6,6 +6,8 @@
 #[cfg(not(shuttle))]
 mod circular_wait;
 pub(crate) mod panic;
+#[cfg(all(unix, not(shuttle)))]
+pub(crate) mod ready_fd;
 pub(crate) mod stop_report;
 pub(crate) mod threads;
 pub(crate) mod wait;

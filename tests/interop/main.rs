@@ -124,7 +124,7 @@ fn converse(builder: Builder) {
     assert!(report.is_clean(), "{report}");
 }
 
-fn message(events: &mut Events<'_>) -> Vec<u8> {
+fn message(events: &mut Events) -> Vec<u8> {
     match events.next_timeout(SOON) {
         Ok(Event::Message(message)) => message.into_bytes(),
         other => panic!("expected a message, got {other:?}"),

@@ -43,7 +43,7 @@ fn resolving_to(url: &str, addresses: Vec<SocketAddr>) -> tautline::Builder {
 }
 
 /// Skips events until a connection opens, which has to be one of the next few dials.
-fn until_opened(events: &mut Events<'_>) -> Opened {
+fn until_opened(events: &mut Events) -> Opened {
     for _ in 0..10 {
         match next(events) {
             Event::Opened(opened) => return opened,

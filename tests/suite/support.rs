@@ -75,12 +75,12 @@ pub(crate) fn skipped(why: &str) {
 }
 
 /// Returns the next event.
-pub(crate) fn next(events: &mut Events<'_>) -> Event {
+pub(crate) fn next(events: &mut Events) -> Event {
     events.next_timeout(SOON).expect("an event comes")
 }
 
 /// Returns the next event, which has to be an opening.
-pub(crate) fn opened(events: &mut Events<'_>) -> Opened {
+pub(crate) fn opened(events: &mut Events) -> Opened {
     match next(events) {
         Event::Opened(opened) => opened,
         other => panic!("expected an opening, got {other:?}"),
@@ -88,7 +88,7 @@ pub(crate) fn opened(events: &mut Events<'_>) -> Opened {
 }
 
 /// Returns the next event, which has to be a message.
-pub(crate) fn message(events: &mut Events<'_>) -> Message {
+pub(crate) fn message(events: &mut Events) -> Message {
     match next(events) {
         Event::Message(message) => message,
         other => panic!("expected a message, got {other:?}"),
@@ -96,7 +96,7 @@ pub(crate) fn message(events: &mut Events<'_>) -> Message {
 }
 
 /// Returns the next event that is no message, which has to be the end of a connection.
-pub(crate) fn disconnected(events: &mut Events<'_>) -> Disconnect {
+pub(crate) fn disconnected(events: &mut Events) -> Disconnect {
     loop {
         match next(events) {
             Event::Disconnected(disconnect) => return disconnect,
@@ -107,7 +107,7 @@ pub(crate) fn disconnected(events: &mut Events<'_>) -> Disconnect {
 }
 
 /// Returns the next event, which has to be a failed dial.
-pub(crate) fn dial_failed(events: &mut Events<'_>) -> DialFailure {
+pub(crate) fn dial_failed(events: &mut Events) -> DialFailure {
     match next(events) {
         Event::DialFailed(failure) => failure,
         other => panic!("expected a failed dial, got {other:?}"),
@@ -115,7 +115,7 @@ pub(crate) fn dial_failed(events: &mut Events<'_>) -> DialFailure {
 }
 
 /// Returns the next event, which has to be the end of the client.
-pub(crate) fn stopped(events: &mut Events<'_>) -> Stopped {
+pub(crate) fn stopped(events: &mut Events) -> Stopped {
     match next(events) {
         Event::Stopped(stopped) => stopped,
         other => panic!("expected the end of the client, got {other:?}"),
