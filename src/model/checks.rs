@@ -547,3 +547,72 @@ fn a_stop_without_a_budget_writes_its_close_frame() {
         stop(client, AT_ONCE);
     });
 }
+
+#[test]
+fn two_consumers_lose_no_event_and_both_hear_of_the_end() {
+    for rule in [WhenFull::Block, WhenFull::DropOldest, WhenFull::DropNewest] {
+        explore(move || {
+            server(|_| {
+                opens(|peer| {
+                    for text in [b"1", b"2", b"3"] {
+                        peer.send(TEXT, text);
+                    }
+                })
+            });
+            let client = builder("ws").queue_messages(1).when_full(rule).max_attempts(1);
+            let client = client.start().expect("it starts");
+            let mut batches = client.events();
+            let other = spawn(move || {
+                let mut told = 0;
+                while let Some(batch) = batches.next_batch() {
+                    told += batch.iter().map(|event| told_by(&event.to_owned())).sum::<u64>();
+                }
+                told
+            });
+            let mine: u64 = client.events().map(|event| told_by(&event)).sum();
+            let theirs = other.join().expect("it does not panic");
+            assert_eq!(mine + theirs, 3);
+            stop(client, AT_ONCE);
+        });
+    }
+}
+
+/// Returns the number of messages that an event brings or tells the loss of.
+fn told_by(event: &Event) -> u64 {
+    match event {
+        Event::Message(_) => 1,
+        Event::Lagged(lag) => lag.lost,
+        _ => 0,
+    }
+}
+
+#[test]
+fn a_consumer_that_goes_with_the_wake_up_leaves_it_to_the_next() {
+    explore(|| {
+        server(|_| opens(|peer| peer.send(TEXT, b"1")));
+        let client = builder("ws").max_attempts(1).start().expect("it starts");
+        let leaver = client.events();
+        let leaving = spawn(move || {
+            // Receives a wake-up, or hears that there will be none, and takes nothing.
+            let _ = leaver.ready().recv();
+            drop(leaver);
+        });
+        let told: u64 = client.events().map(|event| told_by(&event)).sum();
+        assert_eq!(told, 1);
+        leaving.join().expect("it does not panic");
+        stop(client, AT_ONCE);
+    });
+}
+
+#[test]
+fn events_end_when_their_client_is_dropped_while_they_wait() {
+    explore(|| {
+        server(|_| echoes());
+        let client = builder("ws").queue_messages(1).when_full(WhenFull::Block);
+        let client = client.start().expect("it starts");
+        let mut events = client.events();
+        let waiting = spawn(move || while events.next_timeout(3600 * SECOND).is_ok() {});
+        drop_client(client, AT_ONCE);
+        waiting.join().expect("it does not panic");
+    });
+}

@@ -132,7 +132,7 @@ impl Backlog {
         &mut self,
         event: Box<Event>,
         bytes: usize,
-        dropped: &mut Vec<Box<Event>>,
+        dropped: &mut Vec<Event>,
     ) {
         // What comes after a notice replaces nothing before it.
         self.places.clear();
@@ -146,7 +146,7 @@ impl Backlog {
             if let Content::Event { event, bytes } = oldest.content {
                 self.notice_count -= 1;
                 self.notice_bytes -= bytes;
-                dropped.push(event);
+                dropped.push(*event);
             }
             self.lost.lost_notices += 1;
             self.note_loss(index, oldest.at, Lagged { lost: 0, lost_notices: 1 });

@@ -1,4 +1,4 @@
-//! A message on its way to a handler costs no allocation, plain and over TLS.
+//! A message on its way to a handler or into a batch costs no allocation, plain and over TLS.
 //!
 //! A program of its own, because it counts the allocations of the whole process.
 
@@ -8,7 +8,7 @@ use std::time::Duration;
 use crossbeam_channel::{Sender, bounded};
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 use tautline::testing::TestServer;
-use tautline::{Builder, Client, Connection, Handler, MessageRef};
+use tautline::{Builder, Client, Connection, EventRef, Handler, MessageRef, WhenFull};
 
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
@@ -32,6 +32,9 @@ fn main() {
         let allocations = count(&server);
         println!("{name}: {allocations} allocations in {COUNTED} messages to a handler");
         assert!(allocations <= SLACK);
+        let allocations = count_in_batches(&server);
+        println!("{name}: {allocations} allocations in {COUNTED} messages in batches");
+        assert!(allocations <= SLACK);
     }
 }
 
@@ -51,6 +54,24 @@ fn count(server: &TestServer) -> usize {
     let allocations = told.recv_timeout(SOON).expect("the flood comes");
     assert!(client.stop(SOON).is_clean());
     allocations
+}
+
+/// Returns the number of allocations while `COUNTED` messages came in batches.
+fn count_in_batches(server: &TestServer) -> usize {
+    let client = client(server).when_full(WhenFull::Block).start().expect("the settings are good");
+    let mut events = client.events();
+    let (mut messages, mut before) = (0, None);
+    while messages < WARM_UP + COUNTED {
+        let batch = events.next_batch_timeout(SOON).expect("the flood comes");
+        messages +=
+            batch.iter().filter(|event| matches!(event, EventRef::Message(_))).count() as u64;
+        if messages >= WARM_UP {
+            before.get_or_insert_with(allocations);
+        }
+    }
+    let counted = allocations() - before.expect("it has warmed up");
+    assert!(client.stop(SOON).is_clean());
+    counted
 }
 
 struct Count {

@@ -390,3 +390,155 @@ fn the_kernel_tells_when_it_got_what_a_busy_handler_let_lie() {
         }
     });
 }
+
+#[test]
+fn events_live_beside_their_client_and_outlive_it() {
+    struct Bot {
+        client: tautline::Client,
+        events: tautline::Events,
+    }
+
+    for is_client_first in [true, false] {
+        let server = echo(TestServer::builder());
+        let client = builder(&server).connect().expect("it opens");
+        let events = client.events();
+        let mut bot = Bot { client, events };
+        opened(&mut bot.events);
+        let mut bot = thread::spawn(move || {
+            bot.client.send_text("a").expect("the connection is open");
+            assert_eq!(message(&mut bot.events).text(), Some("a"));
+            bot
+        })
+        .join()
+        .expect("it does not panic");
+        if is_client_first {
+            drop(bot.client);
+            disconnected(&mut bot.events);
+            crate::support::stopped(&mut bot.events);
+            assert!(bot.events.next().is_none());
+        } else {
+            drop(bot.events);
+            assert!(bot.client.stop(SOON).is_clean());
+            // What nobody has read is still there.
+            disconnected(&mut bot.client.events());
+        }
+    }
+}
+
+#[test]
+fn batches_hold_every_event_in_its_place() {
+    let (go, finish) = bounded::<()>(1);
+    let server = burst(50_000, finish);
+    let client =
+        builder(&server).queue_messages(10).when_full(WhenFull::Block).connect().expect("it opens");
+    let mut events = client.events();
+    let mut next = 0;
+    while next < 50_000 {
+        for event in events.next_batch_timeout(SOON).expect("a batch comes") {
+            match event {
+                tautline::EventRef::Opened(opened) => assert_eq!((opened.epoch, next), (1, 0)),
+                tautline::EventRef::Message(message) => {
+                    assert_eq!(message.text(), Some(next.to_string().as_str()));
+                    next += 1;
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+    client.stop(SOON);
+    let mut last = None;
+    while let Some(batch) = events.next_batch() {
+        last = batch.iter().last().map(|event| event.to_owned());
+    }
+    assert!(matches!(last, Some(Event::Stopped(_))), "{last:?}");
+    drop(go);
+}
+
+#[test]
+#[cfg(unix)]
+fn a_program_can_poll_a_descriptor_for_events() {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+    let server = echo(TestServer::builder());
+    let client = builder(&server).connect().expect("it opens");
+    let mut events = client.events();
+    let wait = |events: &tautline::Events| {
+        let fd = events.as_fd().expect("there are descriptors");
+        let soon = Timespec { tv_sec: 10, tv_nsec: 0 };
+        poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&soon)).expect("it polls")
+    };
+    assert_eq!(wait(&events), 1);
+    opened(&mut events);
+    for number in 0..100 {
+        client.send_text(&number.to_string()).expect("the connection is open");
+        assert_eq!(wait(&events), 1);
+        let event = events.try_next().expect("it is there");
+        let Event::Message(message) = event else { panic!("{event:?}") };
+        assert_eq!(message.text(), Some(number.to_string().as_str()));
+    }
+    drop(client);
+    while events.try_next().is_ok() {}
+    assert_eq!(wait(&events), 1, "the end shows");
+}
+
+#[test]
+fn conflation_keeps_the_latest_of_each_key_and_nothing_crosses_an_opening() {
+    let (go, finish) = bounded::<()>(1);
+    let server = TestServer::start(move |peer| {
+        peer.upgrade()?;
+        for round in 0..100 {
+            for key in ["a", "b", "c"] {
+                peer.send_text(&format!("{key}{round}"))?;
+            }
+        }
+        peer.send_text("last")?;
+        // An end of this connection, which the program asks for.
+        if finish.recv().is_ok() {
+            return Ok(());
+        }
+        peer.drain()
+    });
+    let client = builder(&server)
+        .conflate(|message| message.bytes().get(..1).filter(|key| *key != b"l"))
+        .connect()
+        .expect("it opens");
+    let is_read = |times: u64| {
+        until("the messages are queued", || client.stats().messages_conflated == times * 297);
+        until("the last is queued", || client.stats().queue_depth as u64 >= times * 5);
+    };
+    is_read(1);
+    go.send(()).expect("the server waits");
+    is_read(2);
+    let mut events = client.events();
+    for epoch in [1, 2] {
+        assert_eq!(opened(&mut events).epoch, epoch);
+        for text in ["a99", "b99", "c99", "last"] {
+            assert_eq!(message(&mut events).text(), Some(text));
+        }
+        if epoch == 1 {
+            disconnected(&mut events);
+        }
+    }
+    assert_eq!(client.stats().messages_lost, 0);
+    drop(go);
+}
+
+#[test]
+fn a_panic_in_the_key_of_conflation_ends_the_client_and_is_told() {
+    let server = TestServer::start(|peer| {
+        peer.upgrade()?;
+        peer.send_text("a")?;
+        peer.drain()
+    });
+    let client = builder(&server)
+        .conflate(|_| std::panic::resume_unwind(Box::new("on purpose")))
+        .start()
+        .expect("it starts");
+    let mut events = client.events();
+    opened(&mut events);
+    let end = disconnected(&mut events);
+    assert_eq!(end.error.kind(), tautline::ErrorKind::HandlerPanicked);
+    let reason = crate::support::stopped(&mut events).reason;
+    assert_eq!(reason.kind(), tautline::ErrorKind::HandlerPanicked);
+    assert!(client.take_panic().is_some());
+}
