@@ -15,8 +15,12 @@ use crate::runtime::chunk::Chunk;
 /// The number of notices (openings, ends, failed dials) that are kept beside the messages.
 const NOTICES: usize = 1024;
 
-/// The number of empty chunks that are kept for the next messages.
+/// The number of empty chunks that are kept for the next messages, at least. A queue that has room
+/// for more keeps more, until a quiet while has passed.
 const SPARES: usize = 4;
+
+/// The number of payload bytes, and of messages, for which a spare chunk may be kept.
+const PER_SPARE: (usize, usize) = (64 * 1024, 256);
 
 /// Chunks of messages, and the notices that stand between messages.
 ///
@@ -341,7 +345,9 @@ impl Backlog {
     }
 
     fn recycle(&mut self, mut chunk: Chunk) {
-        if self.spares.len() < SPARES {
+        let (bytes, messages) = PER_SPARE;
+        let most = (self.bounds.bytes / bytes).min(self.bounds.messages / messages).max(SPARES);
+        if self.chunks.len() + self.spares.len() < most {
             chunk.clear();
             self.spares.push(chunk);
         }

@@ -58,7 +58,9 @@ fn count(server: &TestServer) -> usize {
 
 /// Returns the number of allocations while `COUNTED` messages came in batches.
 fn count_in_batches(server: &TestServer) -> usize {
-    let client = client(server).when_full(WhenFull::Block).start().expect("the settings are good");
+    // So short a queue fills while it warms up.
+    let client = client(server).queue_messages(4096).when_full(WhenFull::Block).start();
+    let client = client.expect("the settings are good");
     let mut events = client.events();
     let (mut messages, mut before) = (0, None);
     while messages < WARM_UP + COUNTED {
