@@ -1,10 +1,11 @@
 //! This client as a driver for the load server: `driver echo URL N SIZE | firehose URL | paced URL`
 //! prints one connection of JSON.
 //!
-//! Messages are taken by a handler on the reader thread; with `PULL=1` through `events()`, with
-//! `BATCH=1` through its batches: sends then come from another thread than the reader's; with `SPIN=1` the reader spins (`busy_poll`),
-//! with `STAMP=1` the kernel notes when it gets what comes (`kernel_timestamps`). `CA` names the
-//! root certificate. Times are CLOCK_MONOTONIC, CPU is that of the whole process.
+//! Messages are taken by a handler on the reader thread. With `PULL=1` they are taken through
+//! `events()`, with `BATCH=1` in its batches: sends then come from another thread than the
+//! reader's. With `SPIN=1` the reader spins (`busy_poll`), with `STAMP=1` the kernel notes when it
+//! gets what comes (`kernel_timestamps`). `CA` names the root certificate. Times are
+//! CLOCK_MONOTONIC, CPU is that of the whole process.
 
 use std::process::ExitCode;
 use std::time::Duration;

@@ -20,8 +20,8 @@ use crate::events::Events;
 use crate::handler::{EventSink, Handler, HandlerSink};
 #[cfg(shuttle)]
 use crate::model::dialer::Dialer;
+use crate::queue::{Queue, QueueSink};
 use crate::runtime::heartbeat::Heartbeat;
-use crate::runtime::queue::{Queue, QueueSink};
 use crate::runtime::reader_thread::ReaderThread;
 use crate::runtime::reconnect::State;
 use crate::runtime::shared::{Active, Shared};

@@ -9,8 +9,8 @@ use std::time::Duration;
 #[cfg(all(unix, not(shuttle)))]
 use crate::error::{Error, ErrorKind};
 use crate::event::{DialFailure, Disconnect, Event, Lagged, MessageRef, Opened, Stopped};
-use crate::runtime::backlog::{Item, Items, Share, Taken};
-use crate::runtime::queue::{Patience, Queue, Taking};
+use crate::queue::backlog::{Item, Items, Share, Taken};
+use crate::queue::{Queue, TakeResult};
 use crate::sync::Mutex;
 use crate::sync::channel::Receiver;
 
@@ -52,7 +52,7 @@ impl Events {
     /// [`TryNextError::Empty`] if none came in time, [`TryNextError::Disconnected`] if none will
     /// come any more.
     pub fn next_timeout(&mut self, timeout: Duration) -> Result<Event, TryNextError> {
-        self.next_event(Patience::For(timeout))
+        self.next_event(Some(timeout))
     }
 
     /// Returns the next event if it is there already.
@@ -89,7 +89,7 @@ impl Events {
     /// # Ok(()) }
     /// ```
     pub fn next_batch(&mut self) -> Option<Batch<'_>> {
-        self.batch(Patience::Forever).ok()
+        self.batch(None).ok()
     }
 
     /// Returns the next events like [`next_batch`](Events::next_batch), waiting for the first of
@@ -98,14 +98,14 @@ impl Events {
     /// # Errors
     /// As [`next_timeout`](Events::next_timeout).
     pub fn next_batch_timeout(&mut self, timeout: Duration) -> Result<Batch<'_>, TryNextError> {
-        self.batch(Patience::For(timeout))
+        self.batch(Some(timeout))
     }
 
-    fn batch(&mut self, patience: Patience) -> Result<Batch<'_>, TryNextError> {
+    fn batch(&mut self, timeout: Option<Duration>) -> Result<Batch<'_>, TryNextError> {
         self.batch.clear();
         let taken = self.taken.get_mut();
         if taken.is_empty() {
-            answer(self.queue.take(&mut self.batch, Share::Chunk, patience))?;
+            answer(self.queue.take(&mut self.batch, Share::Chunk, timeout))?;
         } else {
             std::mem::swap(taken, &mut self.batch);
         }
@@ -164,21 +164,21 @@ impl Events {
     }
 
     #[inline]
-    fn next_event(&mut self, patience: Patience) -> Result<Event, TryNextError> {
+    fn next_event(&mut self, timeout: Option<Duration>) -> Result<Event, TryNextError> {
         let taken = self.taken.get_mut();
         if let Some(event) = taken.pop() {
             return Ok(event);
         }
-        answer(self.queue.take(taken, Share::One, patience))?;
+        answer(self.queue.take(taken, Share::One, timeout))?;
         taken.pop().ok_or(TryNextError::Empty)
     }
 }
 
-fn answer(taking: Taking) -> Result<(), TryNextError> {
-    match taking {
-        Taking::Some => Ok(()),
-        Taking::Nothing => Err(TryNextError::Empty),
-        Taking::Ended => Err(TryNextError::Disconnected),
+fn answer(result: TakeResult) -> Result<(), TryNextError> {
+    match result {
+        TakeResult::Some => Ok(()),
+        TakeResult::Empty => Err(TryNextError::Empty),
+        TakeResult::Ended => Err(TryNextError::Disconnected),
     }
 }
 
@@ -186,7 +186,7 @@ impl Iterator for Events {
     type Item = Event;
 
     fn next(&mut self) -> Option<Event> {
-        self.next_event(Patience::Forever).ok()
+        self.next_event(None).ok()
     }
 }
 

@@ -204,6 +204,7 @@ pub mod internals;
 #[cfg(shuttle)]
 mod model;
 mod protocol;
+mod queue;
 mod runtime;
 mod sender;
 mod stats;

@@ -8,7 +8,7 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum WhenFull {
-    /// The connection ends with the kind `Lagged`, and the client dials again. What is in the queue
+    /// The connection ends with the kind `Lagged`, and the client dials again. The queue's content
     /// can still be read. This is the default, because a gap that nobody notices costs more than a
     /// new connection and a new snapshot.
     #[default]

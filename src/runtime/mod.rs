@@ -1,12 +1,9 @@
 //! The threads of a client, what they share, and what decides about reconnecting.
 
-pub(crate) mod backlog;
 pub(crate) mod backoff;
-pub(crate) mod chunk;
 pub(crate) mod endpoint_pool;
 pub(crate) mod heartbeat;
 pub(crate) mod liveness;
-pub(crate) mod queue;
 pub(crate) mod read_loop;
 pub(crate) mod reader_thread;
 pub(crate) mod reconnect;

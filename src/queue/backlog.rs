@@ -10,7 +10,7 @@ use http::HeaderMap;
 use crate::config::queue_bounds::{Bounds, WhenFull};
 use crate::error::Error;
 use crate::event::{Event, Lagged, MessageRef};
-use crate::runtime::chunk::Chunk;
+use crate::queue::chunk::Chunk;
 
 /// The number of notices (openings, ends, failed dials) that are kept beside the messages.
 const NOTICES: usize = 1024;

@@ -1,5 +1,8 @@
 //! The event queue, between the reader thread and the consumers that pull.
 
+pub(crate) mod backlog;
+mod chunk;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -7,8 +10,8 @@ use crate::config::queue_bounds::Bounds;
 use crate::config::settings::Conflate;
 use crate::event::{DialFailure, Disconnect, Event, Lagged, MessageRef, Stopped};
 use crate::handler::{Connection, EventSink, Full};
-use crate::runtime::backlog::{Backlog, Share, Stuck, Taken, notice_bytes};
-use crate::runtime::chunk::Chunk;
+use crate::queue::backlog::{Backlog, Share, Stuck, Taken, notice_bytes};
+use crate::queue::chunk::Chunk;
 use crate::sync::channel::{Receiver, Sender as WakeTx, bounded};
 use crate::sync::panic;
 #[cfg(all(unix, not(shuttle)))]
@@ -65,20 +68,13 @@ struct Inner {
 
 /// The result of an attempt to take events.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Taking {
+pub(crate) enum TakeResult {
     Some,
-    Nothing,
+    Empty,
     Ended,
 }
 
-/// The time for which a consumer waits for an event.
-#[derive(Clone, Copy)]
-pub(crate) enum Patience {
-    Forever,
-    For(Duration),
-}
-
-/// What the queue has counted.
+/// The queue's counts.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct QueueCounts {
     pub(crate) depth: usize,
@@ -128,18 +124,20 @@ impl Queue {
         self.show(&mut inner);
     }
 
-    /// Moves some events to a consumer that has none left, waiting for the first.
-    pub(crate) fn take(&self, taken: &mut Taken, share: Share, patience: Patience) -> Taking {
-        let mut taking = self.try_take(taken, share);
-        if taking != Taking::Nothing {
-            return taking;
+    /// Moves some events to a consumer that has none left. Waits for the first of them, for
+    /// `timeout` at most.
+    pub(crate) fn take(
+        &self,
+        taken: &mut Taken,
+        share: Share,
+        timeout: Option<Duration>,
+    ) -> TakeResult {
+        let mut result = self.try_take(taken, share);
+        if result != TakeResult::Empty || timeout == Some(Duration::ZERO) {
+            return result;
         }
-        let until = match patience {
-            Patience::Forever => None,
-            Patience::For(Duration::ZERO) => return Taking::Nothing,
-            Patience::For(timeout) => Some(after(sync::now(), timeout)),
-        };
-        while taking == Taking::Nothing {
+        let until = timeout.map(|timeout| after(sync::now(), timeout));
+        while result == TakeResult::Empty {
             // A channel that has disconnected tells of the end, like a wake-up.
             let is_late = match until {
                 None => {
@@ -150,22 +148,22 @@ impl Queue {
                     self.ready.recv_deadline(until).is_err_and(|error| error.is_timeout())
                 }
             };
-            taking = self.try_take(taken, share);
+            result = self.try_take(taken, share);
             if is_late {
                 break;
             }
         }
-        taking
+        result
     }
 
-    fn try_take(&self, taken: &mut Taken, share: Share) -> Taking {
+    fn try_take(&self, taken: &mut Taken, share: Share) -> TakeResult {
         let mut inner = self.inner.lock();
         if inner.backlog.is_empty() {
             if !inner.is_ended {
-                return Taking::Nothing;
+                return TakeResult::Empty;
             }
             inner.wake = None;
-            return Taking::Ended;
+            return TakeResult::Ended;
         }
         // The others cannot be told of what one has taken, nor can whoever watches.
         let is_alone = inner.consumers <= 1 && !inner.is_watched;
@@ -175,7 +173,7 @@ impl Queue {
             // Full means that an earlier one has not been received yet.
             let _ = inner.room.try_send(());
         }
-        Taking::Some
+        TakeResult::Some
     }
 
     /// Returns the receiver for `select!`, after putting back what the consumer has left.
@@ -554,6 +552,51 @@ mod tests {
         }
         let told = drain(&mut events);
         assert_eq!((told.len(), told[0].as_str()), (1025, "0/10"));
+    }
+
+    #[test]
+    fn refusals_are_bounded_by_the_bytes_that_they_hold() {
+        let bounds = Bounds { messages: 2, bytes: 10_000, when_full: WhenFull::Disconnect };
+        let queue = Arc::new(Queue::new(bounds));
+        let shutdown = Threads::new(ThreadOptions::default()).shutdown_signal();
+        let mut sink = QueueSink::new(Arc::clone(&queue), shutdown, None);
+        for _ in 0..20 {
+            let error = Error::refused("a:1", http::Response::new(vec![0; 6000]), None);
+            sink.dial_failed(&DialFailure { attempt: 1, error, retry_in: None });
+        }
+        assert_eq!(queue.counts().depth, 2, "a loss and the last refusal");
+        assert_eq!(drain(&mut Events::new(queue)), ["0/19", "*"]);
+    }
+
+    #[test]
+    fn a_flood_of_empty_messages_leaves_small_buffers() {
+        let (mut sink, mut events) = queue(10, WhenFull::DropNewest);
+        let now = Instant::now();
+        (0..100_000).for_each(|_| push_one(&mut sink, "", now));
+        sink.end_batch().expect("the rule is to drop");
+        let in_sink: usize = sink.chunks.iter().map(Chunk::capacity).sum();
+        let held = in_sink + sink.queue.inner.lock().backlog.capacity();
+        assert!(held < 1 << 20, "{held} bytes");
+        assert_eq!(drain(&mut events).len(), 11);
+    }
+
+    #[test]
+    fn ends_have_room_however_many_lags_there_are() {
+        let bounds = Bounds { messages: 4096, bytes: 1 << 30, when_full: WhenFull::DropNewest };
+        let queue = Arc::new(Queue::new(bounds));
+        let shutdown = Threads::new(ThreadOptions::default()).shutdown_signal();
+        let mut sink = QueueSink::new(Arc::clone(&queue), shutdown, None);
+        assert!(push(&mut sink, &vec!["x"; 4097]).is_ok());
+        for _ in 0..1100 {
+            // A program that is a little too slow: it takes one, and two come.
+            let mut events = Events::new(Arc::clone(&queue));
+            while !matches!(events.try_next().expect("there are many"), Event::Message(_)) {}
+            drop(events);
+            assert!(push(&mut sink, &["x", "x"]).is_ok());
+        }
+        sink.push_notice(notice());
+        sink.push_notice(notice());
+        assert_eq!(queue.counts().lost.lost_notices, 0);
     }
 
     #[test]

@@ -21,6 +21,8 @@ pub(crate) struct Chunk {
     text: String,
     binary: Vec<u8>,
     records: Vec<Record>,
+    /// Each `recv` that brought messages, referred to by records: their common part.
+    recvs: Vec<Recv>,
     /// The keys of messages, one for each record. Empty where nothing is conflated.
     keys: Vec<Option<Range<usize>>>,
     key_bytes: Vec<u8>,
@@ -28,7 +30,7 @@ pub(crate) struct Chunk {
     read: usize,
     /// The payload and key bytes of the messages that have not been read.
     bytes: usize,
-    /// The bytes in the buffers that no record refers to.
+    /// About how many bytes in the buffers no record refers to.
     unused: usize,
 }
 
@@ -37,15 +39,30 @@ pub(crate) struct Chunk {
 struct Record {
     start: usize,
     len: usize,
+    /// The index of its `recv`.
+    recv: u32,
+    kind: Kind,
+}
+
+/// A `recv` that brought messages.
+#[derive(Clone, Copy)]
+struct Recv {
     epoch: u64,
     arrival: Arrival,
-    kind: Kind,
 }
 
 #[derive(Clone, Copy)]
 enum Kind {
     Text,
     Binary,
+}
+
+impl Recv {
+    #[inline]
+    fn is_same(&self, other: &Recv) -> bool {
+        (self.epoch, self.arrival.at, self.arrival.kernel)
+            == (other.epoch, other.arrival.at, other.arrival.kernel)
+    }
 }
 
 impl Chunk {
@@ -114,7 +131,18 @@ impl Chunk {
                 (start, bytes.len(), Kind::Binary)
             }
         };
-        Record { start, len, epoch: message.epoch(), arrival: message.arrival(), kind }
+        Record { start, len, recv: self.recv_of(message), kind }
+    }
+
+    /// Returns the index of the `recv` that brought a message.
+    #[inline]
+    fn recv_of(&mut self, message: MessageRef<'_>) -> u32 {
+        let recv = Recv { epoch: message.epoch(), arrival: message.arrival() };
+        if !self.recvs.last().is_some_and(|last| last.is_same(&recv)) {
+            self.recvs.push(recv);
+        }
+        // Every one has a message here, or counts as unused: there are not so many.
+        (self.recvs.len() - 1) as u32
     }
 
     /// Copies the unread messages of `other` to the end. Keys stay behind.
@@ -144,7 +172,8 @@ impl Chunk {
             Kind::Text => Payload::Text(self.text.get(range).unwrap_or_default()),
             Kind::Binary => Payload::Binary(self.binary.get(range).unwrap_or_default()),
         };
-        MessageRef::new(payload, record.epoch, record.arrival)
+        let Recv { epoch, arrival } = self.recvs[record.recv as usize];
+        MessageRef::new(payload, epoch, arrival)
     }
 
     /// Returns the unread messages.
@@ -198,7 +227,7 @@ impl Chunk {
         let Some(before) = self.records.get_mut(index) else { return };
         let before = std::mem::replace(before, record);
         self.bytes = self.bytes - before.len + record.len;
-        self.unused += before.len;
+        self.unused += before.len + std::mem::size_of::<Recv>();
         // The buffers hold at most about as much again as the messages take.
         if self.unused > CHUNK_BYTES && self.unused > self.bytes {
             self.compact();
@@ -208,18 +237,18 @@ impl Chunk {
     fn compact(&mut self) {
         let mut compacted = Chunk::default();
         for index in 0..self.records.len() {
-            match self.get(index) {
-                Some(message) if index >= self.read => {
-                    let record = compacted.store(message);
-                    compacted.records.push(record);
-                }
+            let unread = if index < self.read { None } else { self.get(index) };
+            let record = match unread {
+                Some(message) => compacted.store(message),
                 // A message that has been read keeps its index.
-                _ => compacted.records.push(Record { start: 0, len: 0, ..self.records[index] }),
-            }
+                None => Record { start: 0, len: 0, recv: 0, kind: Kind::Text },
+            };
+            compacted.records.push(record);
         }
         self.text = compacted.text;
         self.binary = compacted.binary;
         self.records = compacted.records;
+        self.recvs = compacted.recvs;
         self.unused = 0;
     }
 
@@ -228,6 +257,7 @@ impl Chunk {
         self.text.clear();
         self.binary.clear();
         self.records.clear();
+        self.recvs.clear();
         self.keys.clear();
         self.key_bytes.clear();
         (self.read, self.bytes, self.unused) = (0, 0, 0);
@@ -243,6 +273,7 @@ impl Chunk {
             + self.binary.capacity()
             + self.key_bytes.capacity()
             + self.records.capacity() * std::mem::size_of::<Record>()
+            + self.recvs.capacity() * std::mem::size_of::<Recv>()
             + self.keys.capacity() * std::mem::size_of::<Option<Range<usize>>>()
     }
 }
