@@ -70,6 +70,8 @@ impl Body {
             Framing::Chunked(_) | Framing::Connection => BODY_MAX,
         };
         self.bytes.truncate(end);
+        // The events queue may hold it for long, and counts its length.
+        self.bytes.shrink_to_fit();
         self.bytes
     }
 }

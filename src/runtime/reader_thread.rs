@@ -8,13 +8,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::StatusCode;
 use rand::rngs::StdRng;
 use rand::{RngExt, make_rng};
 
+use crate::config::endpoint::Target;
 use crate::config::targets::{Config, DialContext};
 use crate::connection::OpenConnection;
 use crate::connection::close::CloseFrame;
 use crate::connection::writer::FrameWriter;
+use crate::dial::Dialed;
 #[cfg(not(shuttle))]
 use crate::dial::Dialer;
 use crate::error::{Error, ErrorKind, Timeout};
@@ -44,6 +47,9 @@ pub(crate) struct ReaderThread<D> {
     rng: StdRng,
     epoch: u64,
     endpoint_pool: EndpointPool,
+    /// The server that opened to the bare offer after a 400, for each endpoint: a closure may name
+    /// another one at any time.
+    bare_offer_servers: Vec<Option<String>>,
     /// The open connection, while there is one.
     reader: Option<Reader>,
     /// The first dial is not retried: for `connect`, whose caller waits for it.
@@ -60,7 +66,7 @@ impl<D: EventSink> ReaderThread<D> {
         sink: D,
         is_first_dial_final: bool,
     ) -> Self {
-        let endpoint_pool = EndpointPool::new(config.source.count());
+        let endpoints = config.source.count();
         ReaderThread {
             sender: Sender::new(Arc::clone(&shared)),
             shared,
@@ -69,7 +75,8 @@ impl<D: EventSink> ReaderThread<D> {
             sink,
             rng: make_rng(),
             epoch: 0,
-            endpoint_pool,
+            endpoint_pool: EndpointPool::new(endpoints),
+            bare_offer_servers: vec![None; endpoints],
             reader: None,
             is_first_dial_final,
             has_panicked: false,
@@ -174,8 +181,8 @@ impl<D: EventSink> ReaderThread<D> {
 
     fn open(&mut self, attempt: u32) -> Result<Reader, Error> {
         let began = sync::now();
-        let settings = &self.config.settings;
-        let deadline = Deadline::new(Timeout::Connect, settings.connect_timeout, began);
+        let timeout = self.config.settings.connect_timeout;
+        let deadline = Deadline::new(Timeout::Connect, timeout, began);
         let turn = self.endpoint_pool.begin();
         let pair = WakePair::new()?;
         self.shared.set_active(Active::Dialing(pair.waker()));
@@ -186,8 +193,8 @@ impl<D: EventSink> ReaderThread<D> {
         let target = panic::catch(|| self.config.source.target(turn, &context))
             .unwrap_or_else(|panic| Err(panicked(&self.shared, panic, "the endpoint closure")))?;
 
-        let offer = settings.deflate.as_ref().map(|deflate| deflate.offer());
-        let dialed = self.dialer.dial(&target, offer.as_deref(), &pair, deadline)?;
+        let dialed = self.dial_with_offer(turn, &target, &pair, deadline)?;
+        let settings = &self.config.settings;
         let agreed = match &settings.deflate {
             Some(deflate) => deflate.accept(&dialed.opening.extensions).map_err(|what| {
                 self.dialer.remember_failure(&target, dialed.opening.peer);
@@ -217,6 +224,35 @@ impl<D: EventSink> ReaderThread<D> {
         );
         log::info!("{target}: open, epoch {}, after {:.1?}", opened.epoch, opened.took);
         Ok(Reader::new(Arc::new(connection), opened, dialed.leftover, settings, inflater))
+    }
+
+    /// Dials `target`, the endpoint number `turn`, with the offer of compression if there is one.
+    ///
+    /// A server that answers 400 to an offer with a window is dialed a second time with the bare
+    /// offer. Once that has opened, the dials of this server begin with it.
+    fn dial_with_offer(
+        &mut self,
+        turn: usize,
+        target: &Target,
+        pair: &WakePair,
+        deadline: Deadline,
+    ) -> Result<Dialed, Error> {
+        let deflate = self.config.settings.deflate.as_ref();
+        let bare = deflate.and_then(|deflate| deflate.bare_offer());
+        let server = target.to_string();
+        if bare.is_some() && self.bare_offer_servers[turn].as_ref() == Some(&server) {
+            return self.dialer.dial(target, bare, pair, deadline);
+        }
+        let offer = deflate.map(|deflate| deflate.offer());
+        match self.dialer.dial(target, offer.as_deref(), pair, deadline) {
+            Err(error) if bare.is_some() && error.status() == Some(StatusCode::BAD_REQUEST) => {
+                log::debug!("{target}: refused with status 400; dialing with a bare offer");
+                let dialed = self.dialer.dial(target, bare, pair, deadline)?;
+                self.bare_offer_servers[turn] = Some(server);
+                Ok(dialed)
+            }
+            dialed => dialed,
+        }
     }
 
     /// Reads and delivers until the connection ends.

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
-use tautline::testing::TestServer;
+use tautline::testing::{Peer, Request, TestServer};
 use tautline::{Builder, Client, Deflate, Error, ErrorKind, Event, Timeout};
 
 use crate::support::{
@@ -605,4 +605,106 @@ fn a_refusal_with_a_header_that_is_slightly_wrong_keeps_its_status_and_retry_aft
     let error = refused(&unauthorized);
     assert_eq!(error.status().map(|status| status.as_u16()), Some(401));
     assert!(!error.is_retryable());
+}
+
+const BAD_REQUEST: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n";
+
+/// Answers 400 to an offer with a window, as some servers do whatever follows it. Returns the offer
+/// and a request without one, which is still to be answered.
+fn bare_request(peer: &mut Peer) -> io::Result<(String, Option<Request>)> {
+    let request = peer.read_request()?;
+    let offer = request.header("sec-websocket-extensions").unwrap_or_default().to_owned();
+    if offer.contains("server_max_window_bits") {
+        peer.write(BAD_REQUEST)?;
+        return Ok((offer, None));
+    }
+    Ok((offer, Some(request)))
+}
+
+#[test]
+fn a_server_that_refuses_a_window_is_dialed_again_without_it_from_then_on() {
+    let (tell, told) = bounded(10);
+    let server = TestServer::start(move |peer| {
+        let (offer, request) = bare_request(peer)?;
+        tell.send(offer).map_err(io::Error::other)?;
+        let Some(request) = request else { return Ok(()) };
+        let extension = "Sec-WebSocket-Extensions: permessage-deflate\r\n";
+        peer.write(request.acceptance(extension).as_bytes())?;
+        peer.close(1001, "")?;
+        peer.drain()
+    });
+    let deflate = Deflate::new().server_max_window_bits(10);
+    // The first dial decides here, and is not retried.
+    let client = builder(&server).compress(deflate).connect().expect("it opens");
+    let mut events = client.events();
+    assert!(opened(&mut events).is_compressed);
+    disconnected(&mut events);
+    assert!(opened(&mut events).is_compressed);
+    let bare = "permessage-deflate";
+    let full = "permessage-deflate; server_max_window_bits=10; client_max_window_bits, \
+                permessage-deflate";
+    assert_eq!(told.try_iter().take(3).collect::<Vec<_>>(), [full, bare, bare]);
+    assert_eq!(client.stats().failed_dials, 0);
+}
+
+#[test]
+fn a_status_of_400_is_final_where_no_window_was_asked_for_or_the_bare_offer_meets_it_too() {
+    let server = TestServer::start(|peer| {
+        peer.read_request()?;
+        peer.write(BAD_REQUEST)
+    });
+    let asks_for_less = Deflate::new().server_no_context_takeover();
+    let window = Deflate::new().server_max_window_bits(10);
+    for (deflate, dials) in [(None, 1), (Some(asks_for_less), 1), (Some(window), 2)] {
+        let before = server.connections();
+        let mut builder = builder(&server);
+        if let Some(deflate) = deflate {
+            builder = builder.compress(deflate);
+        }
+        let client = builder.start().expect("it starts");
+        let failure = dial_failed(&mut client.events());
+        assert_eq!(failure.error.status().map(|status| status.as_u16()), Some(400));
+        assert_eq!((failure.attempt, failure.retry_in), (1, None));
+        assert_eq!(client.stats().failed_dials, 1);
+        assert_eq!(server.connections() - before, dials);
+    }
+}
+
+#[test]
+fn the_dial_with_the_bare_offer_ends_at_the_deadline_of_its_attempt() {
+    const TIMEOUT: Duration = Duration::from_secs(1);
+    let server = TestServer::start(move |peer| {
+        peer.wait(TIMEOUT * 3 / 4)?;
+        bare_request(peer)?;
+        peer.stall()
+    });
+    let deflate = Deflate::new().server_max_window_bits(10);
+    let began = Instant::now();
+    let client = builder(&server).compress(deflate).connect_timeout(TIMEOUT).start();
+    let client = client.expect("it starts");
+    let failure = dial_failed(&mut client.events());
+    let took = began.elapsed();
+    assert_eq!((failure.attempt, failure.error.timeout()), (1, Some(Timeout::Connect)));
+    assert!(took < TIMEOUT * 3 / 2, "it took {took:?}");
+    assert!(client.stop(SOON).is_clean());
+}
+
+#[test]
+fn the_dial_with_the_bare_offer_ends_with_a_stop() {
+    let (tell, told) = bounded(1);
+    let server = TestServer::start(move |peer| {
+        if bare_request(peer)?.1.is_some() {
+            tell.send(()).map_err(io::Error::other)?;
+            peer.stall()?;
+        }
+        Ok(())
+    });
+    let deflate = Deflate::new().server_max_window_bits(10);
+    let client = builder(&server).compress(deflate).connect_timeout(SOON).start();
+    let client = client.expect("it starts");
+    told.recv_timeout(SOON).expect("the bare offer comes");
+    let began = Instant::now();
+    assert!(client.stop(SOON).is_clean());
+    assert!(began.elapsed() < SOON / 5, "it took {:?}", began.elapsed());
+    assert_eq!(client.stats().failed_dials, 0);
 }

@@ -46,9 +46,8 @@ impl Deflate {
         self
     }
 
-    /// Asks the server to start each of its messages with an empty window, with a second offer for
-    /// servers that refuse to, as [`server_max_window_bits`](Deflate::server_max_window_bits) does.
-    /// Defaults to off.
+    /// Asks the server to start each of its messages with an empty window. A second offer without
+    /// any parameter follows, for servers that decline this one. Defaults to off.
     pub fn server_no_context_takeover(mut self) -> Self {
         self.server_no_context_takeover = true;
         self
@@ -76,8 +75,11 @@ impl Deflate {
     /// Asks the server for a window of at most so many bits, 8 to 15. Defaults to not asking, which
     /// means 15.
     ///
-    /// A server may refuse an offer with this parameter, so a second offer without any parameter
+    /// A server may decline an offer with this parameter, so a second offer without any parameter
     /// follows it (RFC 7692 section 7.1.2.1): such a server compresses with a window of 15 bits.
+    /// Some servers answer 400 to the whole request instead. They are dialed once more with the
+    /// second offer alone, as part of the same attempt and within its `connect_timeout`. Once a
+    /// server has accepted that, the client's later dials of it begin with the second offer.
     ///
     /// # Panics
     /// If `bits` is outside 8 to 15.

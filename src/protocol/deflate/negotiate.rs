@@ -5,6 +5,9 @@ use std::fmt::Write as _;
 use super::codec::{Deflater, Inflater};
 use super::config::{Deflate, DeflateParams};
 
+/// Every server that knows permessage-deflate understands this offer.
+const BARE_OFFER: &str = "permessage-deflate";
+
 impl Deflate {
     /// Returns the value of `Sec-WebSocket-Extensions` for the request.
     pub(crate) fn offer(&self) -> String {
@@ -26,16 +29,18 @@ impl Deflate {
             15 => offer.push_str("; client_max_window_bits"),
             bits => drop(write!(offer, "; client_max_window_bits={bits}")),
         }
-        if self.has_fallback() {
-            offer.push_str(", permessage-deflate");
+        // A server may refuse what it is asked for, so a bare offer follows (RFC 7692 section
+        // 7.1.2.1).
+        if self.server_no_context_takeover || self.server_max_window_bits.is_some() {
+            offer = format!("{offer}, {BARE_OFFER}");
         }
         offer
     }
 
-    /// A server may refuse what it is asked for, so a bare offer follows (RFC 7692 section
-    /// 7.1.2.1).
-    fn has_fallback(&self) -> bool {
-        self.server_no_context_takeover || self.server_max_window_bits.is_some()
+    /// Returns the offer for a server that has answered 400 to [`offer`](Deflate::offer): some
+    /// refuse a request that asks for a window, whatever offer follows.
+    pub(crate) fn bare_offer(&self) -> Option<&'static str> {
+        self.server_max_window_bits.map(|_| BARE_OFFER)
     }
 
     /// Judges the server's answer (RFC 7692 section 7.1). `Ok(None)`: it declined.
@@ -177,6 +182,14 @@ mod tests {
             bare.server_max_window_bits(9).offer(),
             "permessage-deflate; server_max_window_bits=9, permessage-deflate"
         );
+    }
+
+    #[test]
+    fn the_bare_offer_is_for_servers_that_refuse_a_window() {
+        assert_eq!(Deflate::new().bare_offer(), None);
+        assert_eq!(Deflate::new().server_no_context_takeover().bare_offer(), None);
+        let window = Deflate::new().server_max_window_bits(10);
+        assert_eq!(window.bare_offer(), Some("permessage-deflate"));
     }
 
     #[test]
