@@ -573,8 +573,11 @@ pub(crate) fn notice_bytes(event: &Event) -> usize {
         }
 }
 
+/// About the number of bytes that a header takes in a map beside its name and its value.
+const HEADER_BYTES: usize = 224;
+
 fn header_bytes(headers: &HeaderMap) -> usize {
-    headers.iter().map(|(name, value)| 32 + name.as_str().len() + value.len()).sum()
+    headers.iter().map(|(name, value)| HEADER_BYTES + name.as_str().len() + value.len()).sum()
 }
 
 fn error_bytes(error: &Error) -> usize {

@@ -6,6 +6,7 @@
 mod queue;
 
 use std::alloc::System;
+use std::thread;
 use std::time::Duration;
 
 use crossbeam_channel::{Sender, bounded};
@@ -19,6 +20,9 @@ static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 /// Buffers have grown by then.
 const WARM_UP: u64 = 20_000;
 const COUNTED: u64 = 200_000;
+
+/// The messages that fill the queue.
+const QUEUE: usize = 4096;
 
 /// The allocations that pings, timers and the test itself may cost in that time.
 const SLACK: usize = 200;
@@ -62,12 +66,15 @@ fn count(server: &TestServer) -> usize {
 
 /// Returns the number of allocations while `COUNTED` messages came in batches.
 fn count_in_batches(server: &TestServer) -> usize {
-    // So short a queue fills while it warms up.
-    let client = client(server).queue_messages(4096).when_full(WhenFull::Block).start();
+    let client = client(server).queue_messages(QUEUE).when_full(WhenFull::Block).start();
     let client = client.expect("the settings are good");
     let mut events = client.events();
     let (mut messages, mut before) = (0, None);
     while messages < WARM_UP + COUNTED {
+        // While it warms up the queue is full each time, so that it has all its buffers.
+        while messages < WARM_UP && client.stats().queue_depth < QUEUE {
+            thread::yield_now();
+        }
         let batch = events.next_batch_timeout(SOON).expect("the flood comes");
         messages +=
             batch.iter().filter(|event| matches!(event, EventRef::Message(_))).count() as u64;

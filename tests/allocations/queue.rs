@@ -1,6 +1,6 @@
 //! The memory of events that nobody pulls stays within the bounds of the queue, as live heap bytes
-//! of the whole process: after a flood of empty frames, and through refusals with long headers or
-//! bodies.
+//! of the whole process: after a flood of empty frames, and through refusals with long headers,
+//! long bodies and many headers.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicIsize, Ordering};
@@ -40,6 +40,8 @@ pub(crate) fn run() {
     let long = "x".repeat(LONG);
     refusals_stay_within_the_bytes_of_the_queue("headers", &format!("X-Long: {long}\r\n"), "");
     refusals_stay_within_the_bytes_of_the_queue("bodies", "", &long);
+    let many: String = (0..50).map(|number| format!("X-{number}: x\r\n")).collect();
+    refusals_stay_within_the_bytes_of_the_queue("lists of headers", &many, "");
 }
 
 fn a_flood_of_empty_frames_leaves_little_behind() {
