@@ -613,6 +613,37 @@ mod tests {
     }
 
     #[test]
+    fn a_send_that_failed_says_its_fate_and_its_reason() {
+        let reason = || Error::new(ErrorKind::Io, "writing to a:1");
+        let (not_sent, unknown) = (SendError::NotSent(reason()), SendError::Unknown(reason()));
+        assert_eq!(not_sent.to_string(), "the message was not sent");
+        assert_eq!(unknown.to_string(), "part of the message was sent, so its fate is unknown");
+        assert_eq!((not_sent.is_not_sent(), unknown.is_not_sent()), (true, false));
+        for error in [&not_sent, &unknown] {
+            assert_eq!(error.reason().kind(), ErrorKind::Io);
+            let source = error.source().expect("the reason");
+            assert_eq!(source.to_string(), "writing to a:1");
+        }
+        let batch = BatchError { sent: 1, next: not_sent };
+        assert!(batch.to_string().starts_with("1 message was "), "{batch}");
+        assert_eq!(
+            batch.source().map(ToString::to_string).as_deref(),
+            Some("the message was not sent")
+        );
+    }
+
+    #[test]
+    fn debug_shows_kind_context_and_the_cause_of_the_system() {
+        let error =
+            Error::caused(ErrorKind::Connect, "connecting to a:1", io::Error::other("boom"));
+        let shown = format!("{error:?}");
+        assert_eq!(
+            shown,
+            r#"Error { kind: Connect, context: "connecting to a:1", source: "boom" }"#
+        );
+    }
+
+    #[test]
     fn the_cause_is_in_source_and_not_in_display() {
         let error =
             Error::caused(ErrorKind::Connect, "connecting to a:1", io::Error::other("boom"));

@@ -417,6 +417,61 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_message_says_the_same_borrowed_and_owned() {
+        let at = Instant::now().checked_sub(Duration::from_secs(60)).expect("the clock has run");
+        let kernel = Some(SystemTime::UNIX_EPOCH + Duration::from_secs(5));
+        let arrival = Arrival { at, kernel };
+        let payloads: [(Payload<'_>, Option<&str>, &[u8], &str); 2] = [
+            (Payload::Text("né"), Some("né"), "né".as_bytes(), "text message of 3 bytes, epoch 7"),
+            (Payload::Binary(&[0, 255]), None, &[0, 255], "binary message of 2 bytes, epoch 7"),
+        ];
+        for (payload, text, bytes, shown) in payloads {
+            let borrowed = MessageRef::new(payload, 7, arrival);
+            let owned = borrowed.to_owned();
+            assert!(borrowed.payload() == payload && owned.payload() == payload);
+            assert_eq!((borrowed.text(), owned.text()), (text, text));
+            assert_eq!((borrowed.bytes(), owned.bytes()), (bytes, bytes));
+            assert_eq!((borrowed.epoch(), owned.epoch()), (7, 7));
+            assert_eq!((borrowed.received_at(), owned.received_at()), (at, at));
+            assert_eq!((borrowed.kernel_received(), owned.kernel_received()), (kernel, kernel));
+            for wall in [borrowed.received_wall(), owned.received_wall()] {
+                let ago = SystemTime::now().duration_since(wall).expect("it is past");
+                assert!(ago.abs_diff(Duration::from_secs(60)) < Duration::from_secs(30), "{ago:?}");
+            }
+            assert_eq!(
+                (format!("{borrowed:?}"), format!("{owned:?}")),
+                (shown.into(), shown.into())
+            );
+            assert_eq!(owned.clone().into_bytes(), bytes);
+            assert_eq!(owned.clone().into_text().ok().as_deref(), text);
+            let theirs = tungstenite::Message::from(owned);
+            assert_eq!((theirs.is_text(), theirs.into_data().as_ref()), (text.is_some(), bytes));
+        }
+        assert_eq!(format!("{:?}", Payload::from("né")), "Text(3 bytes)");
+        assert_eq!(format!("{:?}", Payload::from(&[0u8; 4][..])), "Binary(4 bytes)");
+    }
+
+    #[test]
+    fn only_a_close_frame_of_the_server_is_a_clean_end() {
+        let closed = || Error::closed(CloseReason::new(1000, ""), "a:1 closed");
+        let ends = [(closed(), true), (closed(), false), (Error::stopped(), true)];
+        let is_clean = ends.map(|(error, has_peer_closed)| {
+            Disconnect {
+                epoch: 1,
+                error,
+                close: CloseReason::new(1000, ""),
+                lasted: Duration::ZERO,
+                sent: 0,
+                confirmed: 0,
+                retry_in: None,
+                has_peer_closed,
+            }
+            .is_clean()
+        });
+        assert_eq!(is_clean, [true, false, false]);
+    }
+
+    #[test]
     fn an_end_in_words_says_the_epoch_and_when_the_next_dial_is() {
         let mut disconnect = Disconnect {
             epoch: 3,
