@@ -75,3 +75,17 @@ impl fmt::Debug for AppPing {
             .finish()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn debug_shows_the_settings_and_not_the_text() {
+        let ping = AppPing::text("secret", Duration::from_secs(25)).only_when_quiet();
+        let shown = "AppPing { every: 25s, only_when_quiet: true, has_reply: false }";
+        assert_eq!(format!("{ping:?}"), shown);
+        let shown = "AppPing { every: 25s, only_when_quiet: true, has_reply: true }";
+        assert_eq!(format!("{:?}", ping.answered_by(|_| true)), shown);
+    }
+}

@@ -273,8 +273,8 @@ mod tests {
     #[test]
     fn bad_urls_are_refused_and_told_apart() {
         for (url, word) in [
-            ("http://a/", "ws://"),
-            ("https://a/", "wss://"),
+            ("http://a/", "starts with http://: write ws://"),
+            ("https://a/", "starts with https://: write wss://"),
             ("ftp://a/", "ws://"),
             ("a.example/ws", "ws://"),
             ("", "ws://"),

@@ -379,6 +379,8 @@ fn a_fragmented_message_that_cannot_be_finished_aborts_the_connection() {
         .send_fragmented([Payload::Text("a"), Payload::Binary(b"b")])
         .expect_err("they are mixed");
     assert!(early.is_not_sent(), "the mistake is found before the first fragment is sent");
+    let text_second = sender.send_fragmented([Payload::Binary(b"a"), Payload::Text("b")]);
+    assert_eq!(text_second.expect_err("they are mixed").reason().kind(), ErrorKind::Config);
     assert!(sender.send_text("the connection is still open").is_ok());
     message(&mut events);
     let late =
