@@ -5,6 +5,8 @@
 //! options it takes ten seconds. The seed decides what the server does to each connection. The
 //! timing varies from run to run.
 
+mod delivery;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::process::ExitCode;
@@ -21,9 +23,11 @@ use rand::{RngExt, SeedableRng};
 use tautline::testing::ResourceSnapshot;
 use tautline::testing::{Peer, Received, TestServer};
 use tautline::{
-    Client, Connection, Disconnect, Handler, MessageRef, Opened, Push, SendError, Sender,
+    Client, Connection, Disconnect, EventRef, Handler, MessageRef, Opened, SendError, Sender,
     StopReport, Stopped,
 };
+
+use delivery::Running;
 
 /// Runs many connections against a server that misbehaves at random, and checks that no message is
 /// lost, repeated or misreported. The exit status is 0 if every check passed, and 1 otherwise.
@@ -78,6 +82,8 @@ struct Record {
     /// The number of messages of each epoch that pongs have confirmed.
     confirmed: Mutex<BTreeMap<u64, u64>>,
     messages: AtomicU64,
+    /// The number of messages that a full queue lost, as told.
+    lost: AtomicU64,
     openings: AtomicU64,
     ends: Mutex<BTreeMap<&'static str, u64>>,
     faults: Mutex<Vec<String>>,
@@ -185,8 +191,9 @@ impl Record {
     }
 }
 
-/// The handler of a client. Checks that messages come in order, that epochs rise by one, and that
-/// each opening has one end.
+/// The receiver of a client's events. Checks that messages come in order, that the loss of each
+/// that does not come is told in its place, that epochs rise by one, and that each opening has one
+/// end.
 struct Check {
     record: Arc<Record>,
     epoch: u64,
@@ -197,9 +204,25 @@ struct Check {
     next: u64,
 }
 
-impl Handler for Check {
-    fn opened(&mut self, connection: &mut Connection<'_>) {
-        let opened: &Opened = connection.opening();
+impl Check {
+    fn event(&mut self, event: EventRef<'_>) {
+        match event {
+            EventRef::Opened(opened) => self.note_opened(opened),
+            EventRef::Message(message) => self.note_message(message),
+            EventRef::Disconnected(disconnect) => self.note_disconnected(disconnect),
+            EventRef::Lagged(lag) => {
+                self.next += lag.lost;
+                self.record.lost.fetch_add(lag.lost, Ordering::Relaxed);
+                if lag.lost_notices > 0 {
+                    self.record.fault(format!("{} notices were lost", lag.lost_notices));
+                }
+            }
+            EventRef::Stopped(_) => self.note_stopped(),
+            _ => {}
+        }
+    }
+
+    fn note_opened(&mut self, opened: &Opened) {
         if self.is_open || opened.epoch != self.epoch + 1 {
             self.record.fault(format!(
                 "epoch {} opened after {} (open: {})",
@@ -211,7 +234,7 @@ impl Handler for Check {
         self.record.openings.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn message(&mut self, connection: &mut Connection<'_>, message: MessageRef<'_>) {
+    fn note_message(&mut self, message: MessageRef<'_>) {
         let mut words = message.text().unwrap_or_default().split(' ');
         let mut number = || words.next().and_then(|word| word.parse::<u64>().ok());
         let (Some(server_connection), Some(number)) = (number(), number()) else {
@@ -220,7 +243,7 @@ impl Handler for Check {
         };
         let known = *self.server_connection.get_or_insert(server_connection);
         if !self.is_open
-            || connection.epoch() != self.epoch
+            || message.epoch() != self.epoch
             || known != server_connection
             || number != self.next
         {
@@ -234,7 +257,7 @@ impl Handler for Check {
         self.record.messages.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn disconnected(&mut self, disconnect: &Disconnect) {
+    fn note_disconnected(&mut self, disconnect: &Disconnect) {
         if !self.is_open || disconnect.epoch != self.epoch {
             self.record.fault(format!(
                 "epoch {} ended after {} (open: {})",
@@ -256,10 +279,28 @@ impl Handler for Check {
         *self.record.ends.lock().entry(disconnect.error.kind().as_str()).or_default() += 1;
     }
 
-    fn stopped(&mut self, _: &Stopped) {
+    fn note_stopped(&mut self) {
         if self.is_open || self.record.has_stopped.swap(true, Ordering::Relaxed) {
             self.record.fault("stopped twice, or with a connection open".to_owned());
         }
+    }
+}
+
+impl Handler for Check {
+    fn opened(&mut self, connection: &mut Connection<'_>) {
+        self.note_opened(connection.opening());
+    }
+
+    fn message(&mut self, _: &mut Connection<'_>, message: MessageRef<'_>) {
+        self.note_message(message);
+    }
+
+    fn disconnected(&mut self, disconnect: &Disconnect) {
+        self.note_disconnected(disconnect);
+    }
+
+    fn stopped(&mut self, _: &Stopped) {
+        self.note_stopped();
     }
 }
 
@@ -269,7 +310,7 @@ fn run(options: &Options) -> Report {
     let (seed, kept) = (options.seed, Arc::clone(&records));
     let server =
         TestServer::builder().discard_messages().start(move |peer| misbehave(peer, seed, &kept));
-    let clients: Vec<Client<Push>> = records
+    let mut clients: Vec<Running> = records
         .iter()
         .enumerate()
         .map(|(index, record)| {
@@ -280,7 +321,7 @@ fn run(options: &Options) -> Report {
                 server_connection: None,
                 next: 0,
             };
-            Client::builder(format!("{}{index}", server.url()))
+            let builder = Client::builder(format!("{}{index}", server.url()))
                 .retry_delay_min(Duration::from_millis(5))
                 .retry_delay_max(Duration::from_millis(100))
                 .ping_interval(Duration::from_millis(100))
@@ -288,9 +329,8 @@ fn run(options: &Options) -> Report {
                 .send_timeout(Duration::from_millis(100))
                 .close_timeout(Duration::from_millis(100))
                 .tcp_send_buffer(16 * 1024)
-                .thread_stack_size(256 * 1024)
-                .start_with(check)
-                .expect("the settings are good")
+                .thread_stack_size(256 * 1024);
+            Running::start(builder, check, seed.wrapping_add(index as u64))
         })
         .collect();
 
@@ -313,7 +353,7 @@ fn run(options: &Options) -> Report {
         is_over.store(true, Ordering::Relaxed);
     });
     let stops: Vec<StopReport> =
-        clients.iter().map(|client| client.stop(Duration::from_secs(10))).collect();
+        clients.iter_mut().map(|client| client.stop(Duration::from_secs(10))).collect();
     let connections = server.connections();
     drop(clients);
     // Messages in flight arrive, or are lost with their connection.
@@ -326,8 +366,8 @@ fn run(options: &Options) -> Report {
 const PAUSE: Duration = Duration::from_millis(10);
 
 /// Sends numbered messages on every connection in turn, and records the outcome of each.
-fn send(clients: &[Client<Push>], records: &[Arc<Record>], is_over: &AtomicBool) {
-    let senders: Vec<Sender> = clients.iter().map(Client::sender).collect();
+fn send(clients: &[Running], records: &[Arc<Record>], is_over: &AtomicBool) {
+    let senders: Vec<Sender> = clients.iter().map(Running::sender).collect();
     while !is_over.load(Ordering::Relaxed) {
         for (sender, record) in senders.iter().zip(records) {
             let id = record.sends.lock().begin();
@@ -438,7 +478,7 @@ struct Sample {
 }
 
 impl Sample {
-    fn take(clients: &[Client<Push>]) -> Self {
+    fn take(clients: &[Running]) -> Self {
         let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
         let field = |name: &str| {
             let line = status.lines().find(|line| line.starts_with(name));
@@ -465,6 +505,7 @@ struct Report {
     connections: usize,
     openings: u64,
     messages: u64,
+    lost: u64,
     ends: BTreeMap<&'static str, u64>,
     sends: BTreeMap<&'static str, u64>,
     slowest_stop: Duration,
@@ -485,6 +526,7 @@ impl Report {
             connections,
             openings: 0,
             messages: 0,
+            lost: 0,
             ends: BTreeMap::new(),
             sends: BTreeMap::new(),
             slowest_stop: stops.iter().map(StopReport::took).max().unwrap_or_default(),
@@ -503,6 +545,7 @@ impl Report {
 
     fn add(&mut self, index: usize, record: &Record) {
         self.messages += record.messages.load(Ordering::Relaxed);
+        self.lost += record.lost.load(Ordering::Relaxed);
         let openings = record.openings.load(Ordering::Relaxed);
         self.openings += openings;
         let ends = record.ends.lock();
@@ -556,8 +599,8 @@ impl Report {
             options.connections, options.senders, options.seed, self.took
         );
         println!(
-            "{} TCP connections, {} openings, {} messages in order",
-            self.connections, self.openings, self.messages
+            "{} TCP connections, {} openings, {} messages in order, {} lost to full queues",
+            self.connections, self.openings, self.messages, self.lost
         );
         println!("ends by kind: {:?}", self.ends);
         for (kind, count) in &self.sends {
