@@ -287,6 +287,18 @@ fn a_reader_that_spins_delivers_sends_and_stops_like_any_other() {
         let client =
             builder(&silent).busy_poll().close_timeout(10 * MS).connect().expect("it opens");
         assert!(client.stop(SOON).is_clean());
+        // The kernel tells of a reset once.
+        let resetting = server_builder().start(|peer| {
+            peer.upgrade()?;
+            peer.receive_message()?;
+            peer.reset()
+        });
+        let client = builder(&resetting).busy_poll().connect().expect("it opens");
+        let mut events = client.events();
+        opened(&mut events);
+        client.send_text("x").expect("the connection is open");
+        let end = disconnected(&mut events);
+        assert_eq!(end.error.kind(), tautline::ErrorKind::Io, "{end}");
     });
 }
 

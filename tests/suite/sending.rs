@@ -7,7 +7,7 @@ use crossbeam_channel::bounded;
 use tautline::testing::{Received, TestServer};
 use tautline::{
     Client, Connection, Disconnect, ErrorKind, Event, Handler, MessageRef, Payload, Receipt,
-    SendError, Sender,
+    SendError, Sender, Timeout,
 };
 
 use crate::support::{
@@ -364,6 +364,35 @@ fn other_messages_wait_for_the_end_of_a_fragmented_one() {
     });
     assert_eq!(message(&mut events).text(), Some("x".repeat(100).as_str()));
     assert_eq!(message(&mut events).text(), Some("whole"));
+}
+
+#[test]
+fn a_message_that_waits_for_a_fragmented_one_gives_up_at_its_deadline() {
+    let server = draining(TestServer::builder());
+    let client = builder(&server).send_timeout(100 * MS).connect().expect("it opens");
+    let (begun, beginning) = bounded(0);
+    let (finish, finished) = bounded::<()>(0);
+    let sender = client.sender();
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            let mut pieces = 0;
+            let fragments = std::iter::from_fn(|| {
+                pieces += 1;
+                if pieces == 3 {
+                    begun.send(()).expect("the test waits");
+                    finished.recv_timeout(SOON).expect("the test goes on");
+                }
+                (pieces < 4).then_some(Payload::Text("x"))
+            });
+            // It is late itself by then.
+            let _ = sender.send_fragmented(fragments);
+        });
+        beginning.recv_timeout(SOON).expect("it begins");
+        let error = client.send_text("whole").expect_err("the other message is not over");
+        assert!(error.is_not_sent(), "{error}");
+        assert_eq!(error.reason().timeout(), Some(Timeout::Send), "{error:?}");
+        finish.send(()).expect("the sender waits");
+    });
 }
 
 #[test]
