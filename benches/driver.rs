@@ -4,15 +4,15 @@
 //! Messages are taken by a handler on the reader thread. With `PULL=1` they are taken through
 //! `events()`, with `BATCH=1` in its batches: sends then come from another thread than the
 //! reader's. With `SPIN=1` the reader spins (`busy_poll`), with `STAMP=1` the kernel notes when it
-//! gets what comes (`kernel_timestamps`). `CA` names the root certificate. Times are
-//! CLOCK_MONOTONIC, CPU is that of the whole process.
+//! gets what comes (`kernel_timestamps`), with `COMPRESS=1` the client offers compression. `CA`
+//! names the root certificate. Times are CLOCK_MONOTONIC, CPU is that of the whole process.
 
 use std::process::ExitCode;
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 use tautline::{
-    Builder, Client, Connection, Error, ErrorKind, Event, EventRef, Handler, MessageRef,
+    Builder, Client, Connection, Deflate, Error, ErrorKind, Event, EventRef, Handler, MessageRef,
 };
 
 fn main() -> ExitCode {
@@ -47,6 +47,9 @@ fn run(url: &str, job: impl Job) -> Result<(), Error> {
     }
     if std::env::var_os("SPIN").is_some() {
         builder = builder.busy_poll();
+    }
+    if std::env::var_os("COMPRESS").is_some() {
+        builder = builder.compress(Deflate::default());
     }
     #[cfg(target_os = "linux")]
     if std::env::var_os("STAMP").is_some() {

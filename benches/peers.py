@@ -3,11 +3,15 @@
 
   benches/peers.py                  measures, prints the table, draws benches/peers.svg
   benches/peers.py --rounds 3       7 rounds by default, which take a quarter of an hour
-  benches/peers.py --save FILE      also saves the medians as JSON lines (benches/figures.jsonl)
+  benches/peers.py --only WORK...   measures some of it, prints their rows, draws nothing
+  benches/peers.py --save FILE      also saves the medians as JSON lines (benches/figures.jsonl);
+                                    those of what was not measured stay
   benches/peers.py --from FILE...   measures nothing: draws saved medians or a runner's own rows
 
 Needs the load server and the drivers of the other clients, built as their README says, in the
-folder that PEERS names (../shared/peers by default).
+folder that PEERS names (../shared/peers by default). The load server does not compress: the work
+`compressed250` has a server of its own (compressed.rs), needs none of that folder, and needs g++
+and Boost (Debian's libboost1.81-dev) for Beast's driver (beast.cpp).
 """
 import argparse, json, os, statistics, subprocess, sys, tempfile
 
@@ -30,8 +34,8 @@ FIGURES = {
     "p50_ns": lambda row: row["p50_ns"],
     "p99_ns": lambda row: row["p99_ns"],
 }
-# Work, figure, divisor, title with unit, and "more" or "less": which is better. Each is measured
-# plain and over TLS.
+# Work, figure, divisor, title with unit, and "more" or "less": which is better. Each but
+# `compressed250` is measured plain and over TLS.
 TABLE = [
     ("fire200", "msgs_per_s", 1e6, "200-byte messages, millions per second", "more"),
     ("fire200", "cpu_ns", 1, "CPU per 200-byte message, ns", "less"),
@@ -41,8 +45,12 @@ TABLE = [
     ("echo128", "p99_ns", 1e3, "128-byte round trip, 99th percentile, µs", "less"),
     ("paced200", "p50_ns", 1e3, "20,000 per second, wire to handler, median, µs", "less"),
     ("paced200", "cpu_ns", 1e3, "CPU per message at 20,000 per second, µs", "less"),
+    ("compressed250", "msgs_per_s", 1e6, "compressed 250-byte messages, millions per second",
+     "more"),
+    ("compressed250", "cpu_ns", 1, "CPU per compressed 250-byte message, ns", "less"),
 ]
 DRAWN = [TABLE[0], TABLE[1], TABLE[4]]
+WORKS = list(dict.fromkeys(work for work, *_ in TABLE))
 
 NAMES = {
     "tautline-events": "tautline, events()", "tautline-spin": "tautline, busy_poll",
@@ -55,40 +63,112 @@ BARE = {
 }
 
 
-def measure(rounds):
-    """Runs everything; returns the path of the runner's rows."""
-    peers = os.environ.get("PEERS", os.path.join(HERE, "../../shared/peers"))
+COMPRESSED = "compressed250"
+COMPRESSED_COUNT, COMPRESSED_SIZE = 1_000_000, 250
+
+
+def measure(rounds, only):
+    """Runs everything, or what `only` names; returns the path of the rows."""
     built = subprocess.run(
-        ["cargo", "bench", "--no-run", "--bench", "driver", "--message-format=json"],
+        ["cargo", "bench", "--no-run", "--bench", "driver", "--bench", "compressed",
+         "--message-format=json"],
         cwd=os.path.dirname(HERE), check=True, stdout=subprocess.PIPE, text=True,
     ).stdout
     artifacts = [json.loads(line) for line in built.splitlines() if '"compiler-artifact"' in line]
-    driver = next(
-        one["executable"] for one in artifacts
-        if one["target"]["name"] == "driver" and one["executable"]
-    )
+    programs = {one["target"]["name"]: one["executable"] for one in artifacts if one["executable"]}
     out = tempfile.mkstemp(suffix=".jsonl")[1]
-    command = [sys.executable, "run.py", "--rounds", str(rounds), "--both", "--out", out]
-    command += ["--peers", ",".join(OTHERS)]
-    for name, settings in OURS.items():
-        command += ["--add", f"{name}={settings}{driver}"]
-    subprocess.run(command, cwd=peers, check=True)
+    works = [work for work in only or WORKS if work != COMPRESSED]
+    if works:
+        run_peers(rounds, works, programs["driver"], out)
+    if COMPRESSED in (only or WORKS):
+        run_compressed(rounds, programs, out)
     return out
 
 
+def run_peers(rounds, works, driver, out):
+    """Runs all clients against the load server; writes their rows."""
+    peers = os.environ.get("PEERS", os.path.join(HERE, "../../shared/peers"))
+    command = [sys.executable, "run.py", "--rounds", str(rounds), "--both", "--out", out]
+    command += ["--peers", ",".join(OTHERS), "--workloads", ",".join(works)]
+    for name, settings in OURS.items():
+        command += ["--add", f"{name}={settings}{driver}"]
+    subprocess.run(command, cwd=peers, check=True)
+
+
+def run_compressed(rounds, programs, out):
+    """Runs zlib-rs alone, this client and Beast in turn, on a CPU that the server does not use;
+    appends their rows."""
+    beast = build_beast(os.path.dirname(programs["compressed"]))
+    if not beast:
+        return
+    count = str(COMPRESSED_COUNT)
+    on = lambda cpu, words: ["taskset", "-c", str(cpu), *words]
+    server = subprocess.Popen(
+        on(0, [programs["compressed"], "serve", count]), stdout=subprocess.PIPE, text=True,
+    )
+    try:
+        url = f"ws://{server.stdout.readline().strip()}/"
+        commands = {
+            "raw-zlib": [programs["compressed"], "floor", count],
+            "tautline": [programs["driver"], "firehose", url],
+            "beast": [beast, url],
+        }
+        with open(out, "a") as file:
+            for turn in range(rounds):
+                for peer, words in commands.items():
+                    row = {"peer": peer, "work": COMPRESSED, "tls": False, "round": turn}
+                    file.write(json.dumps({**run_firehose(on(1, words)), **row}) + "\n")
+    finally:
+        server.kill()
+        server.wait()
+
+
+def run_firehose(words):
+    """Runs a client of the compressed feed; returns its row, or one that says what went wrong."""
+    try:
+        printed = subprocess.run(
+            words, env={**os.environ, "COMPRESS": "1"}, check=True, stdout=subprocess.PIPE,
+            text=True, timeout=90,
+        ).stdout
+    except subprocess.SubprocessError as error:
+        print(error, file=sys.stderr)
+        return {"error": str(error)}
+    row = json.loads(printed)
+    if (row["msgs"], row["bytes"]) != (COMPRESSED_COUNT, COMPRESSED_COUNT * COMPRESSED_SIZE):
+        row["error"] = f"{row['msgs']} messages with {row['bytes']} bytes"
+        print(f"{words}: {row['error']}", file=sys.stderr)
+    return row
+
+
+def build_beast(folder):
+    """Returns the path of Beast's driver, or `None` if it cannot be built here."""
+    source, program = os.path.join(HERE, "beast.cpp"), os.path.join(folder, "beast")
+    if os.path.exists(program) and os.path.getmtime(program) > os.path.getmtime(source):
+        return program
+    options = ["-std=c++17", "-O3", "-DNDEBUG", "-pthread"]
+    try:
+        subprocess.run(["g++", *options, source, "-o", program], check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        print(f"{COMPRESSED} is left out: it needs g++ and Boost ({error})", file=sys.stderr)
+        return None
+    return program
+
+
 def medians(rows):
-    """Returns the median of each peer over its rounds, one dictionary per peer and figure."""
-    saved = [row for row in rows if "median" in row]
+    """Returns the median of each peer over its rounds, one dictionary per peer and figure. A row
+    that is a median already stays, unless the others have a newer one."""
+    keys = ("work", "tls", "figure", "peer")
+    result = {tuple(row[key] for key in keys): row["median"] for row in rows if "median" in row}
     found = {}
     for work, figure in dict.fromkeys((work, figure) for work, figure, *_ in TABLE):
         for row in rows:
             if row.get("work") == work and "median" not in row and "error" not in row:
                 key = (work, row["tls"], figure, row["peer"])
                 found.setdefault(key, []).append(FIGURES[figure](row))
-    keys = ("work", "tls", "figure", "peer")
-    return saved + [
-        {**dict(zip(keys, key)), "median": float(f"{statistics.median(values):.4g}")}
-        for key, values in found.items()
+    for key, values in found.items():
+        result[key] = float(f"{statistics.median(values):.4g}")
+    return [
+        {"of": "peers", **dict(zip(keys, key)), "median": median} for key, median in result.items()
     ]
 
 
@@ -100,16 +180,17 @@ def by_peer(figures, work, tls, figure, divisor):
 
 
 def table(figures):
-    """Returns one row per figure: this client, the bare socket, and the best peer that checks
-    UTF-8 (beside `events()`, the best that crosses a thread)."""
+    """Returns one row per figure: this client, the bare socket (zlib-rs in memory for compressed
+    messages), and the best peer that checks UTF-8 (beside `events()`, the best that crosses a
+    thread)."""
     lines = [
         "| | tautline | bare socket | ratio | best peer | ratio |",
         "|---|---:|---:|---:|---:|---:|",
     ]
 
-    def add(title, ours, bare, best, peer):
+    def add(title, ours, bare, best, peer, floor=""):
         lines.append(
-            f"| {title} | {shown(ours)} | {shown(bare)} | {ours / bare:.2f} "
+            f"| {title} | {shown(ours)} | {floor}{shown(bare)} | {ours / bare:.2f} "
             f"| {best} {shown(peer)} | {ours / peer:.2f} |"
         )
 
@@ -117,14 +198,15 @@ def table(figures):
         for work, figure, divisor, title, better in TABLE:
             title = f"TLS: {title}" if tls else title
             found = by_peer(figures, work, tls, figure, divisor)
-            if not {"tautline", "raw-tcp"} <= found.keys():
+            bare, floor = ("raw-zlib", "zlib-rs ") if work == COMPRESSED else ("raw-tcp", "")
+            if not {"tautline", bare} <= found.keys():
                 continue
             peers = {
                 name: value for name, value in found.items()
                 if not name.startswith(("raw", "tautline")) and name not in UNCHECKED
             }
             best = (max if better == "more" else min)(peers, key=peers.get)
-            add(title, found["tautline"], found["raw-tcp"], best, peers[best])
+            add(title, found["tautline"], found[bare], best, peers[best], floor)
             crossing = {"tautline-events", "tungstenite-mutex"} <= found.keys()
             if (work, figure) == ("fire200", "msgs_per_s") and crossing:
                 ours, peer = found["tautline-events"], found["tungstenite-mutex"]
@@ -208,17 +290,20 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--only", metavar="WORK", nargs="+", choices=WORKS)
     parser.add_argument("--save", metavar="FILE")
     parser.add_argument("--from", dest="files", nargs="+", metavar="FILE")
     options = parser.parse_args()
-    files = options.files or [measure(options.rounds)]
+    files = options.files or [measure(options.rounds, options.only)]
     figures = medians(load(files, "peers"))
-    if options.save:
-        save(options.save, "peers", figures)
     print(table(figures))
-    draw(figures)
+    if options.save:
+        kept = load([options.save], "peers") if os.path.exists(options.save) else []
+        save(options.save, "peers", medians(kept + figures))
+    if not options.only:
+        draw(figures)
     if not options.files:
-        print(f"the runner's rows: {files[0]}")
+        print(f"the rows: {files[0]}")
 
 
 main()
