@@ -160,7 +160,8 @@ impl Assembler {
             if let Gathering::Frame { kind, remaining, is_final } = self.gathering {
                 let available =
                     unread.bytes().len().min(usize::try_from(remaining).unwrap_or(usize::MAX));
-                self.gather(unread.take(available), kind)?;
+                let is_last = is_final && available as u64 == remaining;
+                self.gather(unread.take(available), kind, is_last)?;
                 let remaining = remaining - available as u64;
                 if remaining > 0 {
                     self.gathering = Gathering::Frame { kind, remaining, is_final };
@@ -232,7 +233,7 @@ impl Assembler {
     }
 
     /// Takes a piece of a message.
-    fn gather(&mut self, piece: &[u8], kind: Kind) -> Result<(), ProtocolError> {
+    fn gather(&mut self, piece: &[u8], kind: Kind, is_last: bool) -> Result<(), ProtocolError> {
         match &mut self.inflater {
             Some(inflater) if kind.is_compressed => {
                 inflater
@@ -244,7 +245,8 @@ impl Assembler {
                 self.gathered.extend_from_slice(piece);
             }
         }
-        if kind.is_text {
+        // `finish` checks all of it.
+        if kind.is_text && !is_last {
             self.valid_to += valid_prefix(&self.gathered[self.valid_to..])?;
         }
         Ok(())
