@@ -55,6 +55,8 @@ struct Inner {
     backlog: Backlog,
     /// The number of consumers.
     consumers: usize,
+    /// Messages take the place of unread ones with their key.
+    is_conflated: bool,
     /// Somebody waits for readiness by other means than a call of a consumer.
     is_watched: bool,
     /// The reader waits for room.
@@ -90,6 +92,7 @@ impl Queue {
             inner: Mutex::new(Inner {
                 backlog: Backlog::new(bounds),
                 consumers: 0,
+                is_conflated: false,
                 is_watched: false,
                 is_blocked: false,
                 wake: Some(wake),
@@ -165,8 +168,9 @@ impl Queue {
             inner.wake = None;
             return TakeResult::Ended;
         }
-        // The others cannot be told of what one has taken, nor can whoever watches.
-        let is_alone = inner.consumers <= 1 && !inner.is_watched;
+        // The others cannot be told of what one has taken, nor can whoever watches, and no message
+        // takes the place of one that has been taken.
+        let is_alone = inner.consumers <= 1 && !inner.is_watched && !inner.is_conflated;
         inner.backlog.take(taken, if is_alone { Share::Chunk } else { share });
         self.show(&mut inner);
         if inner.is_blocked {
@@ -253,7 +257,11 @@ pub(crate) struct QueueSink {
 
 impl QueueSink {
     pub(crate) fn new(queue: Arc<Queue>, shutdown: Shutdown, conflate: Option<Conflate>) -> Self {
-        let wake = queue.inner.lock().wake.clone();
+        let wake = {
+            let mut inner = queue.inner.lock();
+            inner.is_conflated = conflate.is_some();
+            inner.wake.clone()
+        };
         QueueSink {
             queue,
             shutdown,
@@ -638,6 +646,28 @@ mod tests {
         let mut events = Events::new(queue);
         assert!(push(&mut sink, &["e"]).is_ok());
         assert_eq!(in_batches(&mut events), ["b", "c", "*", "d", "e"]);
+    }
+
+    #[test]
+    fn a_message_that_a_lone_consumer_has_not_read_can_be_replaced() {
+        let bounds = Bounds { messages: 9, bytes: 1000, when_full: WhenFull::Disconnect };
+        let queue = Arc::new(Queue::new(bounds));
+        let shutdown = Threads::new(ThreadOptions::default()).shutdown_signal();
+        let conflate: Conflate = Arc::new(|message| message.bytes().get(..1));
+        let mut sink = QueueSink::new(Arc::clone(&queue), shutdown, Some(conflate.clone()));
+        let mut push = |texts: &[&'static str]| {
+            for text in texts {
+                let arrival = Arrival { at: Instant::now(), kernel: None };
+                let message = MessageRef::new(Payload::Text(text), 1, arrival);
+                sink.push(message, Some(conflate(message)));
+            }
+            sink.end_batch().expect("there is room");
+        };
+        let mut events = Events::new(queue);
+        push(&["a0", "b0", "c0"]);
+        assert_eq!(events.next().map(short).as_deref(), Some("a0"));
+        push(&["b1"]);
+        assert_eq!(drain(&mut events), ["b1", "c0"]);
     }
 
     #[test]
