@@ -447,6 +447,25 @@ fn an_unlimited_close_timeout_ends_with_the_closing_handshake() {
 }
 
 #[test]
+fn the_client_ends_its_side_of_tcp_after_both_close_frames() {
+    plain_and_tls(|server_builder| {
+        let (tell, told) = bounded(1);
+        let server = server_builder().start(move |peer| {
+            peer.upgrade()?;
+            peer.close(1000, "")?;
+            let answers = [peer.receive_timeout(SOON)?, peer.receive_timeout(SOON)?];
+            tell.send(answers).map_err(io::Error::other)
+        });
+        let client =
+            builder(&server).close_timeout(60 * SOON).max_attempts(1).start().expect("it starts");
+        let answers = told.recv_timeout(2 * SOON).expect("the client ends it");
+        let close = Received::Close(Some(1000), String::new());
+        assert_eq!(answers, [Some(close), Some(Received::End)]);
+        drop(client);
+    });
+}
+
+#[test]
 fn nothing_is_delivered_after_the_program_has_asked_to_reconnect() {
     let server = TestServer::start(|peer| {
         peer.upgrade()?;
