@@ -203,6 +203,7 @@ mod handler;
 pub mod internals;
 #[cfg(shuttle)]
 mod model;
+mod name;
 mod protocol;
 mod queue;
 mod runtime;
