@@ -506,8 +506,9 @@ impl Builder {
     /// to pin it to a core, raise its priority or register it somewhere.
     ///
     /// The names are `taut-reader`, `taut-heartbeat`, `taut-resolver` and `taut-roots`, whatever
-    /// the [`name`](Builder::name) of the client. A panic in the hook is logged, and the thread
-    /// continues. Defaults to none.
+    /// the [`name`](Builder::name) of the client: a hook knows its threads by them. The system's
+    /// name, which may say the client, is that of [`std::thread::current`]. A panic in the hook is
+    /// logged, and the thread continues. Defaults to none.
     pub fn on_thread_start(mut self, hook: impl Fn(&str) + Send + Sync + 'static) -> Self {
         self.settings.threads.on_start = Some(Arc::new(hook));
         self
