@@ -249,7 +249,8 @@ impl<D: EventSink> ReaderThread<D> {
         let offer = deflate.map(|deflate| deflate.offer());
         match self.dialer.dial(target, offer.as_deref(), pair, deadline) {
             Err(error) if bare.is_some() && error.status() == Some(StatusCode::BAD_REQUEST) => {
-                log::debug!("{target}: refused with status 400; dialing with a bare offer");
+                let label = self.shared.name().label(target);
+                log::debug!("{label}: refused with status 400; dialing with a bare offer");
                 let dialed = self.dialer.dial(target, bare, pair, deadline)?;
                 self.bare_offer_servers[turn] = Some(server);
                 Ok(dialed)
