@@ -486,7 +486,7 @@ impl Printer {
             self.write(format!("{}\n", stopped.json).as_bytes(), true);
         } else {
             *self.is_done.lock() = true;
-            self.complain(format_args!("tail: stopped, {}\n", stopped.text));
+            self.complain(format_args!("tail: stopped {}\n", stopped.text));
         }
     }
 

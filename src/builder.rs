@@ -13,6 +13,7 @@ use crate::config::targets::{Config, EndpointFn, Source, Targets, with_common};
 use crate::dial::Resolver;
 use crate::error::Error;
 use crate::event::MessageRef;
+use crate::name::ClientName;
 use crate::protocol::deflate::Deflate;
 use crate::runtime::reconnect::RetryDecision;
 
@@ -50,6 +51,47 @@ impl Builder {
             subprotocols: Vec::new(),
             settings: Settings::default(),
         }
+    }
+
+    /// Names the client, to tell it from others in everything that is printed.
+    ///
+    /// The name stands in front of every log record of the client and in front of `Display` of its
+    /// [`Error`]s, [`Disconnect`](crate::Disconnect)s, [`DialFailure`](crate::DialFailure)s and
+    /// [`StopReport`](crate::StopReport)s. `Debug` of these and of the handles shows it too. The
+    /// system's names of its threads begin with it, as far as 15 bytes hold it and a suffix:
+    /// `okx-public-rd` reads, `okx-public-hb` is the heartbeat, `okx-public-dns` resolves, and
+    /// `okx-public-tls` reads the roots of the system.
+    ///
+    /// `Config` at the start if it is empty, longer than 64 bytes or has a control character. Two
+    /// clients may have the same name. It may be printed anywhere, so keep secrets out of it.
+    ///
+    /// Defaults to the host of the first endpoint, and to `client` for a builder of
+    /// [`builder_from_fn`](crate::Client::builder_from_fn), whose host is not known at the start.
+    /// By default log records about a dial or connection begin with its host and port, errors
+    /// begin with no name, and the threads have the names of
+    /// [`on_thread_start`](Builder::on_thread_start).
+    ///
+    /// # Examples
+    /// ```no_run
+    /// use std::time::Duration;
+    /// use tautline::Client;
+    ///
+    /// # fn main() -> Result<(), tautline::Error> {
+    /// let url = "wss://ws.okx.com:8443/ws/v5/public";
+    /// let trades = Client::builder(url).name("okx-trades").start()?;
+    /// let books = Client::builder(url).name("okx-books").start()?;
+    /// // The log: okx-trades (ws.okx.com:8443): open, epoch 1, after 81.5ms
+    /// // Prints: okx-books: timed out after 1ms (wait_open): waiting for the connection to open
+    /// if let Err(error) = books.wait_open(Duration::from_millis(1)) {
+    ///     println!("{error}");
+    /// }
+    /// // Prints: okx-trades: clean, 84.0ms; taut-heartbeat ended after 83.9ms; [...]
+    /// println!("{}", trades.stop(Duration::from_secs(5)));
+    /// # Ok(()) }
+    /// ```
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.settings.name = Some(ClientName::given(name));
+        self
     }
 
     /// Adds an endpoint. Several are dialed in turn: each dial goes to the next one, no matter if
@@ -463,8 +505,10 @@ impl Builder {
     /// Sets a hook that each thread of the client calls with its name before it does anything else:
     /// to pin it to a core, raise its priority or register it somewhere.
     ///
-    /// The names are `taut-reader`, `taut-heartbeat`, `taut-resolver` and `taut-roots`. A panic in
-    /// the hook is logged, and the thread continues. Defaults to none.
+    /// The names are `taut-reader`, `taut-heartbeat`, `taut-resolver` and `taut-roots`, whatever
+    /// the [`name`](Builder::name) of the client: a hook knows its threads by them. The system's
+    /// name, which may say the client, is that of [`std::thread::current`]. A panic in the hook is
+    /// logged, and the thread continues. Defaults to none.
     pub fn on_thread_start(mut self, hook: impl Fn(&str) + Send + Sync + 'static) -> Self {
         self.settings.threads.on_start = Some(Arc::new(hook));
         self
@@ -495,6 +539,14 @@ impl Builder {
     /// Validates the settings and the endpoints.
     pub(crate) fn check(self) -> Result<Config, Error> {
         self.settings.check()?;
+        let name = self.settings.name.clone();
+        self.check_endpoints().map_err(|error| match &name {
+            Some(name) => error.of_client(name),
+            None => error,
+        })
+    }
+
+    fn check_endpoints(self) -> Result<Config, Error> {
         let Builder { source, headers, subprotocols, settings } = self;
         let source = match source {
             Source::List(endpoints) => {
@@ -510,13 +562,17 @@ impl Builder {
                 Targets::FromFn { endpoint_fn, headers, subprotocols }
             }
         };
-        Ok(Config { source, settings })
+        let client = settings.name.clone().unwrap_or_else(|| source.default_name());
+        Ok(Config { source, settings, client })
     }
 }
 
 impl fmt::Debug for Builder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut shown = f.debug_struct("Builder");
+        if let Some(name) = &self.settings.name {
+            shown.field("name", name);
+        }
         match &self.source {
             Source::List(endpoints) => shown.field("endpoints", endpoints),
             Source::FromFn(_) => shown.field("endpoints", &"from a closure"),

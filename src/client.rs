@@ -30,7 +30,7 @@ use crate::stats::Stats;
 use crate::sync;
 use crate::sync::channel::bounded;
 use crate::sync::stop_report::{StopReport, ThreadOutcome};
-use crate::sync::threads::{JoinTimeout, Threads};
+use crate::sync::threads::{JoinTimeout, ThreadOptions, Threads};
 
 /// A client that keeps one connection to a server up, with two threads, until it is stopped or
 /// dropped.
@@ -38,6 +38,8 @@ use crate::sync::threads::{JoinTimeout, Threads};
 /// A `Client<Pull>`, from [`connect`](Builder::connect) or [`start`](Builder::start), queues its
 /// events for [`events`](Client::events). A `Client<Push>`, from
 /// [`start_with`](Builder::start_with), passes them to a [`Handler`].
+///
+/// `Display` shows its name, its state and the epoch, on one line.
 ///
 /// All methods may be called from any thread, the handler's included. Dropping a client stops it,
 /// and waits for its threads for [`drop_timeout`](Builder::drop_timeout) at most (5 s by default).
@@ -156,8 +158,8 @@ impl Builder {
     ) -> Result<Client<M>, Error> {
         let config = self.check()?;
         let settings = &config.settings;
-        let (shared, wakeup) =
-            Shared::new(Threads::new(settings.threads.clone()), settings.timeouts());
+        let threads = ThreadOptions { client: config.client.clone(), ..settings.threads.clone() };
+        let (shared, wakeup) = Shared::new(Threads::new(threads), settings.timeouts());
         let queue = Arc::new(Queue::new(settings.queue));
         let client = Client {
             sender: Sender::new(Arc::clone(&shared)),
@@ -206,7 +208,7 @@ impl<D> Client<D> {
         self.drop_timeout = Duration::ZERO;
         let late =
             || Error::timed_out(Timeout::Connect, connect_timeout, "calling the endpoint closure");
-        Err(if is_closure_late { late() } else { error })
+        Err(if is_closure_late { self.shared.named(late()) } else { error })
     }
 }
 
@@ -216,7 +218,7 @@ impl Client<Pull> {
     ///
     /// Several may exist, in several threads; each event goes to one of them.
     pub fn events(&self) -> Events {
-        Events::new(Arc::clone(&self.queue))
+        Events::new(Arc::clone(&self.queue)).of_client(self.shared.name())
     }
 }
 
@@ -279,6 +281,12 @@ impl<D> Client<D> {
     /// signals, for example.
     pub fn stopper(&self) -> Stopper {
         self.sender.stopper()
+    }
+
+    /// Returns the name of the client: the one that [`Builder::name`] gave it, otherwise the host
+    /// of its first endpoint, or `client` if a closure returns its endpoints.
+    pub fn name(&self) -> &str {
+        self.shared.name().as_str()
     }
 
     /// Returns the state of the client.
@@ -374,7 +382,8 @@ impl<D> Client<D> {
     /// # Ok(()) }
     /// ```
     pub fn stop_with(&self, close: &CloseReason, timeout: Duration) -> Result<StopReport, Error> {
-        Ok(self.shared.stop(CloseFrame::from_program(close)?, timeout))
+        let close = CloseFrame::from_program(close).map_err(|error| self.shared.named(error))?;
+        Ok(self.shared.stop(close, timeout))
     }
 }
 
@@ -385,7 +394,11 @@ impl<D> Drop for Client<D> {
             report.threads().iter().any(|thread| thread.outcome == ThreadOutcome::TimedOut);
         // Quiet during a panic: the panic is the news.
         if is_late && !std::thread::panicking() {
-            log::error!("a client was dropped and not all of its threads ended in time: {report}");
+            log::error!(
+                "{}: the client was dropped and not all of its threads ended in time: {}",
+                self.shared.name(),
+                report.without_name()
+            );
         }
     }
 }
@@ -393,9 +406,23 @@ impl<D> Drop for Client<D> {
 impl<D> fmt::Debug for Client<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Client")
+            .field("name", &self.name())
             .field("state", &self.state())
             .field("epoch", &self.epoch())
             .finish_non_exhaustive()
+    }
+}
+
+impl<D> fmt::Display for Client<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = self.name();
+        match self.state() {
+            State::Connecting { attempt } => write!(f, "{name}: dialing, attempt {attempt}"),
+            State::Open { epoch } => write!(f, "{name}: open, epoch {epoch}"),
+            State::Closing => write!(f, "{name}: closing, epoch {}", self.epoch()),
+            State::Backoff { attempt, .. } => write!(f, "{name}: waiting for dial {attempt}"),
+            State::Closed => write!(f, "{name}: closed after {} openings", self.epoch()),
+        }
     }
 }
 

@@ -8,15 +8,22 @@ use std::time::Duration;
 
 use http::{Response, StatusCode};
 
+use crate::name::ClientName;
+
 /// The reason why a dial, a connection or a call failed.
 ///
 /// An error says what was being done and keeps its cause in [`source`](StdError::source). It is
 /// cheap to clone. `Display` and `Debug` never show a path, a query string, a header value or a
 /// payload: hosts and ports are the most they say. An error that came from a closure or a reader of
 /// the program may contain any of these, so it is available from `source` and shown nowhere else.
+///
+/// `Display` begins with the [`name`](crate::Builder::name) of the client, if it was given one.
 #[derive(Clone)]
 pub struct Error {
     repr: Arc<Repr>,
+    /// The client that it is about. Set where the error leaves the client, because what comes
+    /// before that may be shared with others.
+    client: Option<ClientName>,
     /// Retrying has been shown not to help. It stands here because `repr` may be shared.
     is_permanent: bool,
 }
@@ -247,11 +254,19 @@ impl Error {
         Self::build(ErrorKind::Timeout, context.into(), Some(Detail::Timeout(timeout)), None)
     }
 
-    /// The same error with `cause` as its cause.
+    /// The same error, of the client of this name.
+    pub(crate) fn of_client(self, name: &ClientName) -> Self {
+        Error { client: Some(name.clone()), ..self }
+    }
+
+    /// The same error with `cause`, of the same client, as its cause.
     pub(crate) fn because(self, cause: Error) -> Self {
         let Repr { kind, context, detail, .. } = &*self.repr;
+        // Once is enough.
+        let cause = Error { client: None, ..cause };
         Error {
             is_permanent: self.is_permanent,
+            client: self.client,
             ..Self::build(*kind, context.clone(), detail.clone(), Some(Cause::System(cause.into())))
         }
     }
@@ -299,12 +314,23 @@ impl Error {
         detail: Option<Detail>,
         cause: Option<Cause>,
     ) -> Self {
-        Error { repr: Arc::new(Repr { kind, context, detail, cause }), is_permanent: false }
+        let repr = Arc::new(Repr { kind, context, detail, cause });
+        Error { repr, client: None, is_permanent: false }
     }
 
     /// Returns the kind of the error.
     pub fn kind(&self) -> ErrorKind {
         self.repr.kind
+    }
+
+    /// Returns the [`name`](crate::Client::name) of the client that the error is about. `None` for
+    /// an error that no client had, such as that of a URL from which none could be built.
+    pub fn client(&self) -> Option<&str> {
+        self.client.as_ref().map(ClientName::as_str)
+    }
+
+    fn given_name(&self) -> Option<&str> {
+        self.client.as_ref().and_then(ClientName::if_given)
     }
 
     /// Returns the status of a response that refused the opening handshake, for
@@ -386,7 +412,15 @@ impl Error {
     /// Returns the error and its causes on one line, for a log. An error that a closure or a reader
     /// of the program returned is left out.
     pub fn chain(&self) -> String {
-        let mut text = self.to_string();
+        match self.given_name() {
+            Some(name) => format!("{name}: {}", self.chain_without_name()),
+            None => self.chain_without_name(),
+        }
+    }
+
+    /// Returns the [`chain`](Error::chain) for a text that begins with the name of the client.
+    pub(crate) fn chain_without_name(&self) -> String {
+        let mut text = self.repr.context.clone().into_owned();
         let mut cause = self.system_cause();
         while let Some(error) = cause {
             let next = error.to_string();
@@ -440,6 +474,7 @@ fn says_verification_failed(source: &(dyn StdError + 'static)) -> bool {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_name(self, f)?;
         f.write_str(&self.repr.context)
     }
 }
@@ -447,11 +482,22 @@ impl fmt::Display for Error {
 impl fmt::Debug for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut shown = f.debug_struct("Error");
+        if let Some(client) = &self.client {
+            shown.field("client", client);
+        }
         shown.field("kind", &self.repr.kind).field("context", &self.repr.context);
         if let Some(source) = self.system_cause() {
             shown.field("source", &source.to_string());
         }
         shown.finish()
+    }
+}
+
+/// Writes what stands before a text about an error: the name of its client, if it was given one.
+fn write_name(error: &Error, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    match error.given_name() {
+        Some(name) => write!(f, "{name}: "),
+        None => Ok(()),
     }
 }
 
@@ -484,6 +530,15 @@ impl SendError {
         }
     }
 
+    /// The same error, of the client of this name.
+    #[cold]
+    pub(crate) fn of_client(self, name: &ClientName) -> Self {
+        match self {
+            SendError::NotSent(reason) => SendError::NotSent(reason.of_client(name)),
+            SendError::Unknown(reason) => SendError::Unknown(reason.of_client(name)),
+        }
+    }
+
     /// Returns `true` for [`NotSent`](SendError::NotSent): sending again cannot duplicate the
     /// message.
     pub fn is_not_sent(&self) -> bool {
@@ -493,6 +548,7 @@ impl SendError {
 
 impl fmt::Display for SendError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_name(self.reason(), f)?;
         f.write_str(match self {
             SendError::NotSent(_) => "the message was not sent",
             SendError::Unknown(_) => "part of the message was sent, so its fate is unknown",
@@ -515,8 +571,17 @@ pub struct BatchError {
     pub next: SendError,
 }
 
+impl BatchError {
+    /// The same error, of the client of this name.
+    #[cold]
+    pub(crate) fn of_client(self, name: &ClientName) -> Self {
+        BatchError { next: self.next.of_client(name), ..self }
+    }
+}
+
 impl fmt::Display for BatchError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write_name(self.next.reason(), f)?;
         let messages = if self.sent == 1 { "message was" } else { "messages were" };
         write!(
             f,
@@ -640,6 +705,39 @@ mod tests {
         assert_eq!(
             shown,
             r#"Error { kind: Connect, context: "connecting to a:1", source: "boom" }"#
+        );
+    }
+
+    #[test]
+    fn a_given_name_stands_once_in_front_and_a_default_one_does_not() {
+        let failure =
+            Error::caused(ErrorKind::Connect, "connecting to a:1", io::Error::other("boom"));
+        let named = |name: &ClientName| {
+            let late = Error::timed_out(Timeout::WaitOpen, Duration::from_secs(1), "waiting");
+            late.of_client(name).because(failure.clone().of_client(name))
+        };
+        let one = named(&ClientName::given("one"));
+        assert_eq!(one.to_string(), "one: timed out after 1s (wait_open): waiting");
+        assert_eq!(one.chain(), format!("{one}: connecting to a:1: boom"));
+        assert_eq!(one.client(), Some("one"));
+        assert!(format!("{one:?}").contains("\"one\""), "{one:?}");
+        let not_sent = SendError::NotSent(one.clone());
+        let batch = BatchError { sent: 1, next: not_sent.clone() };
+        assert!(
+            not_sent.to_string().starts_with("one: the message")
+                && batch.to_string().starts_with("one: 1 message")
+        );
+
+        let unnamed = named(&ClientName::by_default("a"));
+        assert!(unnamed.chain().starts_with("timed out"), "{}", unnamed.chain());
+        assert_eq!(unnamed.client(), Some("a"));
+
+        // An error of another client that an endpoint closure returned keeps its name.
+        let two = Error::stopped().of_client(&ClientName::given("two"));
+        let nested = Error::caused(ErrorKind::Endpoint, "calling the endpoint closure", two);
+        assert_eq!(
+            nested.of_client(&ClientName::given("one")).chain(),
+            "one: calling the endpoint closure: two: the client was told to stop"
         );
     }
 

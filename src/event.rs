@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 use http::HeaderMap;
 
 use crate::error::{CloseReason, Error, ErrorKind};
+use crate::name::ClientName;
 
 /// An event of a client. Events come in the order in which they happened.
 #[derive(Clone, Debug)]
@@ -41,12 +42,14 @@ pub struct Opened {
     pub headers: HeaderMap,
     /// `true` if permessage-deflate was negotiated (RFC 7692).
     pub is_compressed: bool,
+    pub(crate) client: ClientName,
 }
 
 impl fmt::Debug for Opened {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // Headers may hold cookies, and some venues take tokens as subprotocols.
         f.debug_struct("Opened")
+            .field("client", &self.client)
             .field("epoch", &self.epoch)
             .field("took", &self.took)
             .field("peer", &self.peer)
@@ -355,10 +358,11 @@ impl fmt::Display for Disconnect {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "the connection of epoch {} ended after {:.1?}: {}; {}",
+            "{}the connection of epoch {} ended after {:.1?}: {}; {}",
+            Prefix(&self.error),
             self.epoch,
             self.lasted,
-            self.error.chain(),
+            self.error.chain_without_name(),
             NextDial(self.retry_in)
         )
     }
@@ -379,7 +383,25 @@ pub struct DialFailure {
 impl fmt::Display for DialFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let DialFailure { attempt, error, retry_in } = self;
-        write!(f, "dial attempt {attempt} failed: {}; {}", error.chain(), NextDial(*retry_in))
+        write!(
+            f,
+            "{}dial attempt {attempt} failed: {}; {}",
+            Prefix(error),
+            error.chain_without_name(),
+            NextDial(*retry_in)
+        )
+    }
+}
+
+/// The name of the client that an event is about, its host by default.
+struct Prefix<'a>(&'a Error);
+
+impl fmt::Display for Prefix<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.client() {
+            Some(name) => write!(f, "{name}: "),
+            None => Ok(()),
+        }
     }
 }
 
@@ -410,6 +432,13 @@ pub struct Stopped {
     /// The reason: an error of kind [`Stopped`](ErrorKind::Stopped) if the client was told to stop,
     /// otherwise the error that ended it.
     pub reason: Error,
+}
+
+impl fmt::Display for Stopped {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let reason = &self.reason;
+        write!(f, "{}the client has ended: {}", Prefix(reason), reason.chain_without_name())
+    }
 }
 
 #[cfg(test)]
@@ -489,5 +518,21 @@ mod tests {
         );
         disconnect.retry_in = None;
         assert!(disconnect.to_string().ends_with("; not dialing again"), "{disconnect}");
+    }
+
+    #[test]
+    fn events_in_words_begin_with_the_name_of_their_client() {
+        for name in [ClientName::given("okx"), ClientName::by_default("a.example")] {
+            let error = Error::new(ErrorKind::Connect, "connecting to a:1").of_client(&name);
+            let failure = DialFailure { attempt: 2, error: error.clone(), retry_in: None };
+            assert_eq!(
+                failure.to_string(),
+                format!("{name}: dial attempt 2 failed: connecting to a:1; not dialing again")
+            );
+            assert_eq!(
+                Stopped { reason: error }.to_string(),
+                format!("{name}: the client has ended: connecting to a:1")
+            );
+        }
     }
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 #[cfg(all(unix, not(shuttle)))]
 use crate::error::{Error, ErrorKind};
 use crate::event::{DialFailure, Disconnect, Event, Lagged, MessageRef, Opened, Stopped};
+use crate::name::ClientName;
 use crate::queue::backlog::{Item, Items, Share, Taken};
 use crate::queue::{Queue, TakeResult};
 use crate::sync::Mutex;
@@ -28,6 +29,7 @@ pub struct Events {
     taken: Mutex<Taken>,
     /// The events of the last batch.
     batch: Taken,
+    client: ClientName,
 }
 
 /// The reason why there is no event.
@@ -43,7 +45,14 @@ pub enum TryNextError {
 impl Events {
     pub(crate) fn new(queue: Arc<Queue>) -> Self {
         queue.add_consumer();
-        Events { queue, taken: Mutex::default(), batch: Taken::default() }
+        let (taken, batch, client) = Default::default();
+        Events { queue, taken, batch, client }
+    }
+
+    /// The same events, of the client of this name.
+    pub(crate) fn of_client(mut self, name: &ClientName) -> Self {
+        self.client = name.clone();
+        self
     }
 
     /// Returns the next event, waiting for it for `timeout` at most.
@@ -158,7 +167,8 @@ impl Events {
     #[cfg(all(unix, not(shuttle)))]
     pub fn as_fd(&self) -> Result<BorrowedFd<'_>, Error> {
         let ready_fd = self.queue.ready_fd(&mut self.taken.lock()).map_err(|error| {
-            Error::caused(ErrorKind::Io, "opening a descriptor for the events", error)
+            let context = "opening a descriptor for the events";
+            Error::caused(ErrorKind::Io, context, error).of_client(&self.client)
         })?;
         Ok(ready_fd.as_fd())
     }
@@ -199,7 +209,10 @@ impl Drop for Events {
 impl fmt::Debug for Events {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let waiting = self.queue.counts().depth + self.taken.lock().len();
-        f.debug_struct("Events").field("waiting", &waiting).finish_non_exhaustive()
+        f.debug_struct("Events")
+            .field("client", &self.client)
+            .field("waiting", &waiting)
+            .finish_non_exhaustive()
     }
 }
 

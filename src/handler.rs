@@ -171,15 +171,17 @@ impl<'a> Connection<'a> {
     /// `NotSent` with a `Config`, if the code or the reason may not be sent; the connection goes
     /// on.
     pub fn reconnect_with(&mut self, close: &CloseReason) -> Result<(), SendError> {
-        self.connection
-            .close_for_reconnect(CloseFrame::from_program(close).map_err(SendError::NotSent)?);
+        self.connection.close_for_reconnect(self.sender.close_frame(close)?);
         Ok(())
     }
 }
 
 impl fmt::Debug for Connection<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Connection").field("epoch", &self.epoch()).finish_non_exhaustive()
+        f.debug_struct("Connection")
+            .field("client", self.sender.client())
+            .field("epoch", &self.epoch())
+            .finish_non_exhaustive()
     }
 }
 

@@ -107,7 +107,9 @@
 //! | `taut-roots` | reads the system's TLS roots once per process, then ends | nothing |
 //!
 //! The first two live as long as the client, however often it reconnects. A closure that blocks
-//! delays what its thread does, so give the calls that it makes a timeout.
+//! delays what its thread does, so give the calls that it makes a timeout. To the system the
+//! threads of a client that was given a [`name`](Builder::name) are `NAME-rd`, `NAME-hb`,
+//! `NAME-dns` and `NAME-tls`, with the name cut where it does not fit into 15 bytes.
 //!
 //! [`Client::stop`], and dropping the client, ends all threads and waits for them, in any state and
 //! from any thread. On an open connection that takes a round trip for the closing handshake, and
@@ -170,6 +172,12 @@
 //! - debug: the steps of a dial, changes of state
 //! - trace: the kinds and sizes of frames sent and received
 //!
+//! Each record of a client begins with its [`name`](Builder::name) if it was given one, and with
+//! the host and port that the record is about: `okx-public (ws.okx.com:8443): open, epoch 1, [...]`
+//! or `ws.okx.com:8443: open, epoch 1, [...]`. One that is about no host and port in particular
+//! begins with the name, which is the host by default: `okx-public: dial 3 failed: [...]`. Give two
+//! clients of one host a name each, and they can be told apart in logs, errors and stop reports.
+//!
 //! Host names, addresses and ports are the most that is shown: paths, query strings, header values
 //! and payloads appear in no log, `Debug` or `Display`. Neither does the text of an error that
 //! a closure of the program returned; only [`source`](std::error::Error::source) has it.
@@ -203,6 +211,7 @@ mod handler;
 pub mod internals;
 #[cfg(shuttle)]
 mod model;
+mod name;
 mod protocol;
 mod queue;
 mod runtime;

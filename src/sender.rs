@@ -12,6 +12,7 @@ use crate::connection::OpenConnection;
 use crate::connection::close::CloseFrame;
 use crate::error::{BatchError, CloseReason, Error, ErrorKind, SendError};
 use crate::event::{Payload, Receipt};
+use crate::name::ClientName;
 use crate::runtime::reconnect::State;
 use crate::runtime::shared::Shared;
 use crate::sync;
@@ -178,7 +179,7 @@ impl Sender {
     /// long ([`CloseReason::new`] says what is allowed), and the connection goes on; otherwise as
     /// for [`reconnect`](Sender::reconnect).
     pub fn reconnect_with(&self, close: &CloseReason) -> Result<(), SendError> {
-        let close = CloseFrame::from_program(close).map_err(SendError::NotSent)?;
+        let close = self.close_frame(close)?;
         self.connection()?.close_for_reconnect(close);
         Ok(())
     }
@@ -202,6 +203,17 @@ impl Sender {
         Stopper { shared: Arc::clone(&self.shared) }
     }
 
+    /// Returns the frame of a close code and reason of the program's, if it may be sent.
+    pub(crate) fn close_frame(&self, close: &CloseReason) -> Result<CloseFrame, SendError> {
+        let refused = |error| SendError::NotSent(self.shared.named(error));
+        CloseFrame::from_program(close).map_err(refused)
+    }
+
+    /// Returns the name of the client.
+    pub(crate) fn client(&self) -> &ClientName {
+        self.shared.name()
+    }
+
     fn connection(&self) -> Result<Arc<OpenConnection>, SendError> {
         let connection = self.shared.open_connection().map_err(SendError::NotSent)?;
         match self.epoch {
@@ -210,7 +222,8 @@ impl Sender {
                     "the connection of epoch {epoch} has ended, this is epoch {}",
                     connection.epoch
                 );
-                Err(SendError::NotSent(Error::new(ErrorKind::Closed, context)))
+                let ended = Error::new(ErrorKind::Closed, context);
+                Err(SendError::NotSent(self.shared.named(ended)))
             }
             _ => Ok(connection),
         }
@@ -219,7 +232,10 @@ impl Sender {
 
 impl fmt::Debug for Sender {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Sender").field("state", &self.state()).finish_non_exhaustive()
+        f.debug_struct("Sender")
+            .field("client", self.client())
+            .field("state", &self.state())
+            .finish_non_exhaustive()
     }
 }
 
@@ -242,7 +258,8 @@ impl Stopper {
     /// # Errors
     /// As [`Client::stop_with`](crate::Client::stop_with).
     pub fn stop_with(&self, close: &CloseReason, timeout: Duration) -> Result<StopReport, Error> {
-        Ok(self.shared.stop(CloseFrame::from_program(close)?, timeout))
+        let close = CloseFrame::from_program(close).map_err(|error| self.shared.named(error))?;
+        Ok(self.shared.stop(close, timeout))
     }
 
     /// Tells the client to stop and returns at once. Waiting is left to `stop` or to the drop of
@@ -259,7 +276,10 @@ impl Stopper {
 
 impl fmt::Debug for Stopper {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Stopper").field("is_stopping", &self.is_stopping()).finish()
+        f.debug_struct("Stopper")
+            .field("client", self.shared.name())
+            .field("is_stopping", &self.is_stopping())
+            .finish()
     }
 }
 

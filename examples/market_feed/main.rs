@@ -61,7 +61,7 @@ fn run(options: &Options) -> Result<bool, tautline::Error> {
     let (client, simulation) = match &options.url {
         Some(url) => {
             let bot = Bot::new(options.subscribe.clone(), f64::INFINITY, Arc::clone(&figures));
-            (Client::builder(url).start_with(bot)?, None)
+            (Client::builder(url).name("market_feed").start_with(bot)?, None)
         }
         None => {
             let streams = ["btcusdt", "ethusdt", "solusdt", "bnbusdt"]
@@ -70,6 +70,7 @@ fn run(options: &Options) -> Result<bool, tautline::Error> {
             let (venue, ledger) = exchange::open();
             // Short limits, so that fifteen seconds are enough to see everything.
             let client = Client::builder(venue.url())
+                .name("market_feed")
                 .ping_interval(Duration::from_millis(500))
                 .pong_timeout(Duration::from_millis(700))
                 .start_with(bot)?;
@@ -84,7 +85,7 @@ fn run(options: &Options) -> Result<bool, tautline::Error> {
     if let Some(reason) = &gave_up {
         eprintln!("market_feed: gave up: {}", reason.chain());
     }
-    println!("stop report: {report}");
+    println!("stopped {report}");
     let stats = client.stats();
     let trip = match stats.round_trip.count {
         0 => "not measured".to_owned(),

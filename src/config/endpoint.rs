@@ -7,6 +7,7 @@ use http::header::{HeaderName, HeaderValue};
 use http::uri::Uri;
 
 use crate::error::{Error, ErrorKind};
+use crate::name::Label;
 
 /// A URL to dial, with its own headers and subprotocols.
 ///
@@ -223,6 +224,9 @@ pub(crate) struct Target {
     pub(crate) headers: Vec<(String, HeaderValue)>,
     pub(crate) subprotocols: Vec<String>,
 }
+
+/// The target of a dial, with the client that makes it.
+pub(crate) type TargetLabel<'a> = Label<'a, &'a Target>;
 
 impl Target {
     /// Returns the name that TLS asks for and verifies: the host without the dot of the DNS root

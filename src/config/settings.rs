@@ -9,6 +9,7 @@ use crate::connection::Timeouts;
 use crate::dial::{Resolver, TcpOptions, TlsOptions};
 use crate::error::{Error, ErrorKind};
 use crate::event::MessageRef;
+use crate::name::ClientName;
 use crate::protocol::deflate::Deflate;
 use crate::runtime::backoff::Backoff;
 use crate::runtime::reconnect::{ReconnectPolicy, RetryDecision};
@@ -17,6 +18,7 @@ use crate::sync::threads::ThreadOptions;
 /// The settings of a client, except its endpoints.
 #[derive(Clone)]
 pub(crate) struct Settings {
+    pub(crate) name: Option<ClientName>,
     pub(crate) resolver: Option<Arc<dyn Resolver>>,
     pub(crate) tcp: TcpOptions,
     pub(crate) tls: TlsOptions,
@@ -45,6 +47,7 @@ pub(crate) struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Settings {
+            name: None,
             resolver: None,
             tcp: TcpOptions::default(),
             tls: TlsOptions::default(),
@@ -104,6 +107,31 @@ impl Settings {
 
     /// Refuses settings that cannot work.
     pub(crate) fn check(&self) -> Result<(), Error> {
+        self.check_name()?;
+        self.check_rest().map_err(|error| match &self.name {
+            Some(name) => error.of_client(name),
+            None => error,
+        })
+    }
+
+    fn check_name(&self) -> Result<(), Error> {
+        let Some(name) = self.name.as_ref().map(ClientName::as_str) else { return Ok(()) };
+        // The errors leave the name out, because they are printed too.
+        if name.is_empty() {
+            return Err(Error::config("the name of the client is empty: leave it out"));
+        }
+        let len = name.len();
+        if len > NAME_MAX {
+            let context = format!("the name of the client has {len} bytes, more than {NAME_MAX}");
+            return Err(Error::config(context));
+        }
+        if name.chars().any(char::is_control) {
+            return Err(Error::config("the name of the client has a control character"));
+        }
+        Ok(())
+    }
+
+    fn check_rest(&self) -> Result<(), Error> {
         let waits = [
             ("connect_timeout", Some(self.connect_timeout)),
             ("send_timeout", Some(self.send_timeout)),
@@ -151,6 +179,9 @@ impl Settings {
     }
 }
 
+/// The number of bytes that a name may have.
+const NAME_MAX: usize = 64;
+
 /// The smallest stack that is accepted, because an overflow aborts the process.
 ///
 /// The reader of a dev build was measured to need 66 KiB, plain or TLS, on 64-bit Linux. The rest
@@ -191,5 +222,24 @@ mod tests {
         assert_eq!(settings.queue, bounds);
         assert!(settings.deflate.is_none() && settings.app_ping.is_none());
         assert!(settings.check().is_ok());
+        assert!(settings.name.is_none());
+    }
+
+    #[test]
+    fn names_that_would_break_what_is_printed_are_refused_and_not_shown() {
+        let check = |name: &str| {
+            Settings { name: Some(ClientName::given(name)), ..Settings::default() }.check()
+        };
+        let longest = "x".repeat(NAME_MAX);
+        for name in ["okx-public", "OKX public #1", "\u{e9}", &longest] {
+            assert!(check(name).is_ok(), "{name:?}");
+        }
+        let long = "x".repeat(NAME_MAX + 1);
+        for name in ["", "secret\n", "secret\0", "\u{1b}[31msecret", "secret\u{85}", &long] {
+            let error = check(name).expect_err("it is refused");
+            assert_eq!((error.kind(), error.client()), (ErrorKind::Config, None));
+            let text = format!("{error} {error:?}");
+            assert!(!text.contains("secret") && !text.contains("xx"), "{text}");
+        }
     }
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use crate::config::endpoint::{Endpoint, Target};
 use crate::config::settings::Settings;
 use crate::error::{Error, ErrorKind};
+use crate::name::ClientName;
 use crate::sync;
 
 /// The validated settings of a client.
@@ -15,6 +16,7 @@ use crate::sync;
 pub(crate) struct Config {
     pub(crate) source: Targets,
     pub(crate) settings: Settings,
+    pub(crate) client: ClientName,
 }
 
 /// The validated endpoints, or the closure that returns them.
@@ -31,6 +33,16 @@ impl Targets {
             Targets::List(targets) => targets.len(),
             Targets::FromFn { .. } => 1,
         }
+    }
+
+    /// Returns the name of a client that was given none: the host of the first target, if it is
+    /// known.
+    pub(crate) fn default_name(&self) -> ClientName {
+        match self {
+            Targets::List(targets) => targets.first().map(|target| target.server_name()),
+            Targets::FromFn { .. } => None,
+        }
+        .map_or_else(ClientName::default, ClientName::by_default)
     }
 
     /// Returns the target number `turn`, which is less than [`count`](Targets::count).

@@ -13,7 +13,7 @@ use super::OpenConnection;
 use super::close::{CloseFrame, CloseInput, CloseState};
 use super::transport::Attempt;
 use super::writer::FrameWriter;
-use crate::error::SendError;
+use crate::error::{Error, SendError};
 use crate::event::Payload;
 use crate::sync;
 use crate::sync::atomic::Ordering;
@@ -46,9 +46,10 @@ impl Written {
         }
     }
 
-    pub(super) fn log(self, peer: &str) {
+    pub(super) fn log(self, connection: &OpenConnection) {
+        let label = connection.label();
         for (opcode, len) in self.0 {
-            log::trace!("{peer}: sent {opcode:?}({len} bytes)");
+            log::trace!("{label}: sent {opcode:?}({len} bytes)");
         }
     }
 }
@@ -57,7 +58,7 @@ impl OpenConnection {
     /// A ping came: a pong with its payload is to be sent (RFC 6455 section 5.5.2), one for all
     /// pings of the same payload that are pending.
     pub(crate) fn queue_pong(&self, payload: &[u8]) {
-        log::trace!("{}: received Ping({} bytes)", self.peer, payload.len());
+        log::trace!("{}: received Ping({} bytes)", self.label(), payload.len());
         let mut pending = self.pending.lock();
         if pending.pongs.iter().any(|queued| queued == payload) {
             return;
@@ -73,7 +74,7 @@ impl OpenConnection {
 
     /// A pong came.
     pub(crate) fn note_pong(&self, payload: &[u8], now: Instant) {
-        log::trace!("{}: received Pong({} bytes)", self.peer, payload.len());
+        log::trace!("{}: received Pong({} bytes)", self.label(), payload.len());
         if let Some(round_trip) = self.pings.lock().answered(payload, now) {
             self.counters.round_trip(round_trip);
         }
@@ -81,7 +82,8 @@ impl OpenConnection {
 
     /// Asks the heartbeat thread for a ping.
     pub(crate) fn request_ping(&self) -> Result<(), SendError> {
-        self.sequence.check().map_err(SendError::NotSent)?;
+        let ended = |reason: Error| SendError::NotSent(reason.of_client(&self.client));
+        self.sequence.check().map_err(ended)?;
         self.pending.lock().wants_ping = true;
         self.wake_heartbeat();
         Ok(())
@@ -99,7 +101,7 @@ impl OpenConnection {
         let mut written = Written::default();
         let result = self.flush_under(&mut writer, &mut written, now);
         drop(writer);
-        written.log(&self.peer);
+        written.log(self);
         result
     }
 
@@ -135,7 +137,7 @@ impl OpenConnection {
         let mut written = Written::default();
         let result = self.write_ping_under(&mut writer, &mut written, now);
         drop(writer);
-        written.log(&self.peer);
+        written.log(self);
         result
     }
 
@@ -184,7 +186,7 @@ impl OpenConnection {
             return Ok(false);
         }
         self.counters.sent(1, bytes);
-        log::trace!("{}: sent {:?}, an application ping", self.peer, Payload::Text(text));
+        log::trace!("{}: sent {:?}, an application ping", self.label(), Payload::Text(text));
         Ok(true)
     }
 

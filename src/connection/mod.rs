@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::error::{CloseReason, Error, Timeout};
+use crate::name::{ClientName, Label};
 use crate::stats::Counters;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::channel::Sender as WakeTx;
@@ -59,8 +60,9 @@ pub(crate) struct Timeouts {
 /// under any of them.
 pub(crate) struct OpenConnection {
     pub(crate) epoch: u64,
-    /// `host:port`, for errors and logs.
+    /// `host:port`, for errors.
     pub(crate) peer: String,
+    client: ClientName,
     pub(crate) transport: Transport,
     pub(crate) activity: Activity,
     pub(crate) counters: Arc<Counters>,
@@ -90,6 +92,7 @@ impl OpenConnection {
     pub(crate) fn new(
         epoch: u64,
         peer: String,
+        client: ClientName,
         socket: StreamSocket,
         tls: Option<TlsEngine>,
         writer: FrameWriter,
@@ -100,6 +103,7 @@ impl OpenConnection {
         OpenConnection {
             epoch,
             peer,
+            client,
             transport: Transport::new(socket, tls),
             activity: Activity::new(sync::now()),
             counters,
@@ -115,6 +119,11 @@ impl OpenConnection {
             is_marked_stable: AtomicBool::new(false),
             wakeup,
         }
+    }
+
+    /// Returns what log records about the connection begin with.
+    pub(crate) fn label(&self) -> Label<'_, &str> {
+        self.client.label(&self.peer)
     }
 
     /// Wakes the heartbeat thread: there is something to write or to look at.

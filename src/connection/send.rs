@@ -83,6 +83,10 @@ impl Drop for Fragmenting<'_> {
 impl OpenConnection {
     /// Sends one message within `send_timeout`.
     pub(crate) fn send(&self, payload: Payload<'_>) -> Result<Receipt, SendError> {
+        self.send_one(payload).map_err(|error| error.of_client(&self.client))
+    }
+
+    fn send_one(&self, payload: Payload<'_>) -> Result<Receipt, SendError> {
         let deadline = self.send_deadline();
         let mut writer = self.writer_until(deadline).map_err(SendError::NotSent)?;
         let pongs = self.flush_pongs(&mut writer);
@@ -94,15 +98,19 @@ impl OpenConnection {
             Err(reason) => Err(Settled { error: SendError::NotSent(reason), action: None }),
         };
         drop(writer);
-        pongs.log(&self.peer);
+        pongs.log(self);
         let (sequence, bytes) = result.map_err(|settled| self.tell(settled))?;
-        log::trace!("{}: sent {payload:?}", self.peer);
+        log::trace!("{}: sent {payload:?}", self.label());
         self.counters.sent(1, bytes);
         Ok(self.receipt(sequence))
     }
 
     /// Sends several messages within `send_timeout`, as many as fit in a chunk by one system call.
     pub(crate) fn send_batch(&self, payloads: &[Payload<'_>]) -> Result<Receipt, BatchError> {
+        self.send_several(payloads).map_err(|error| error.of_client(&self.client))
+    }
+
+    fn send_several(&self, payloads: &[Payload<'_>]) -> Result<Receipt, BatchError> {
         let failed = |sent, next| BatchError { sent, next };
         if payloads.is_empty() {
             let reason = Error::config("a batch of no messages: give it at least one");
@@ -136,16 +144,24 @@ impl OpenConnection {
             }
         }
         drop(writer);
-        pongs.log(&self.peer);
+        pongs.log(self);
         self.counters.sent(sent as u64, bytes);
         result.map_err(|settled| failed(sent, self.tell(settled)))?;
-        log::trace!("{}: sent {payloads:?}", self.peer);
+        log::trace!("{}: sent {payloads:?}", self.label());
         Ok(self.receipt(last))
     }
 
     /// Sends one message in fragments as `next` gives them, within `send_timeout`. Control frames
     /// may pass between them, and other messages may not.
     pub(crate) fn send_fragmented<'a>(
+        &self,
+        kind: Data,
+        next: &mut NextFragment<'_, 'a>,
+    ) -> Result<Receipt, SendError> {
+        self.send_in_fragments(kind, next).map_err(|error| error.of_client(&self.client))
+    }
+
+    fn send_in_fragments<'a>(
         &self,
         kind: Data,
         next: &mut NextFragment<'_, 'a>,
@@ -218,9 +234,9 @@ impl OpenConnection {
             let is_final = following.is_none();
             let sent = writer.send_fragment(&self.transport, opcode, &current, is_final, deadline);
             MutexGuard::unlocked(&mut writer, || {
-                pongs.log(&self.peer);
+                pongs.log(self);
                 if sent.is_ok() {
-                    log::trace!("{}: sent {opcode:?}({} bytes)", self.peer, current.len());
+                    log::trace!("{}: sent {opcode:?}({} bytes)", self.label(), current.len());
                 }
             });
             match sent {
@@ -308,6 +324,7 @@ mod tests {
     use crate::connection::close::CloseFrame;
     use crate::connection::socket::StreamSocket;
     use crate::connection::{Receiving, Timeouts};
+    use crate::name::ClientName;
     use crate::stats::Counters;
     use crate::sync::channel::bounded;
 
@@ -319,6 +336,7 @@ mod tests {
         let connection = OpenConnection::new(
             1,
             "peer:1".to_owned(),
+            ClientName::default(),
             StreamSocket::new(ours, Receiving::default()),
             None,
             FrameWriter::new(None, None),

@@ -19,15 +19,18 @@ impl StreamSocket {
     /// `socket` is blocking; on Windows it has a receive timeout, because there `shutdown` does not
     /// wake a blocked `recv`.
     pub(crate) fn new(socket: Socket, receiving: Receiving) -> Self {
-        #[cfg(target_os = "linux")]
-        if receiving.is_stamped {
-            use nix::sys::socket::{setsockopt, sockopt::ReceiveTimestampns};
-            // A kernel that cannot gives no time, and the connection is none the worse for it.
-            if let Err(error) = setsockopt(&socket, ReceiveTimestampns, &true) {
-                log::warn!("the kernel notes no time of what comes: {error}");
-            }
-        }
         StreamSocket { socket, receiving }
+    }
+
+    /// Asks the kernel to record the time of what comes, if the settings say so. A kernel that
+    /// cannot gives no time.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn record_times(&self) -> io::Result<()> {
+        use nix::sys::socket::{setsockopt, sockopt::ReceiveTimestampns};
+        if self.receiving.is_stamped {
+            setsockopt(&self.socket, ReceiveTimestampns, &true)?;
+        }
+        Ok(())
     }
 
     /// Blocks until bytes come, and returns their number, 0 at the end, and the time at which the

@@ -16,10 +16,11 @@ use http::HeaderMap;
 #[cfg(not(shuttle))]
 use socket2::Socket;
 
-use crate::config::endpoint::Target;
+use crate::config::endpoint::{Target, TargetLabel};
 use crate::connection::socket::StreamSocket;
 use crate::connection::transport::TlsEngine;
 use crate::error::{Error, ErrorKind};
+use crate::name::ClientName;
 use crate::sync::threads::Threads;
 use crate::sync::wait::Shutdown;
 use crate::sync::wake_pair::WakePair;
@@ -61,6 +62,7 @@ pub(crate) struct Dialer {
     memory: AddressMemory,
     connectors: Connectors,
     shutdown: Shutdown,
+    client: ClientName,
 }
 
 /// A connection on which the opening handshake is done.
@@ -87,6 +89,7 @@ impl Dialer {
         Dialer {
             tcp: settings.tcp,
             shutdown: threads.shutdown_signal(),
+            client: threads.client().clone(),
             connectors: Connectors::new(settings.tls, Arc::clone(&threads)),
             lookups: Lookups::new(settings.resolver, hosts_max, threads),
             memory: AddressMemory::new(hosts_max),
@@ -108,14 +111,15 @@ impl Dialer {
     ) -> Result<Dialed, Error> {
         let io = DialIo { pair, shutdown: &self.shutdown, deadline };
         self.connectors.begin_dial();
-        log::debug!("{target}: resolving");
+        let label = self.client.label(target);
+        log::debug!("{label}: resolving");
         let candidates = self.lookups.addresses(target, &self.shutdown, deadline)?;
         let addresses = self.memory.order(&target.host, target.port, candidates, self.tcp.bind);
         let memory = &mut self.memory;
         let mut reset = |address| memory.failed(&target.host, target.port, address);
-        let (socket, peer) = tcp::connect(target, addresses, &self.tcp, &io, &mut reset)?;
+        let (socket, peer) = tcp::connect(&label, addresses, &self.tcp, &io, &mut reset)?;
         let connectors = &mut self.connectors;
-        let (tls, answer) = match shake_hands(connectors, target, offer, &socket, &io) {
+        let (tls, answer) = match shake_hands(connectors, &label, offer, &socket, &io) {
             Ok(done) => done,
             Err(error) => {
                 self.remember_failure(target, peer);
@@ -137,12 +141,13 @@ impl Dialer {
             headers: answer.headers,
             extensions: answer.extensions,
         };
-        Ok(Dialed {
-            socket: StreamSocket::new(socket, self.tcp.receiving),
-            tls,
-            leftover: answer.leftover,
-            opening,
-        })
+        let socket = StreamSocket::new(socket, self.tcp.receiving);
+        #[cfg(target_os = "linux")]
+        if let Err(error) = socket.record_times() {
+            // The connection is none the worse for it.
+            log::warn!("{label}: the kernel notes no time of what comes: {error}");
+        }
+        Ok(Dialed { socket, tls, leftover: answer.leftover, opening })
     }
 
     /// Remembers that the dial of `address` has failed after TCP had connected, so that the other
@@ -156,17 +161,18 @@ impl Dialer {
 #[cfg(not(shuttle))]
 fn shake_hands(
     connectors: &mut Connectors,
-    target: &Target,
+    label: &TargetLabel<'_>,
     offer: Option<&str>,
     socket: &Socket,
     io: &DialIo<'_>,
 ) -> Result<(Option<TlsEngine>, UpgradeResponse), Error> {
+    let target = label.target;
     let mut tls = None;
     if target.is_tls {
-        log::debug!("{target}: TLS handshake");
-        tls = Some(connectors.handshake(target, socket, io)?);
+        log::debug!("{label}: TLS handshake");
+        tls = Some(connectors.handshake(label, socket, io)?);
     }
-    log::debug!("{target}: upgrade");
+    log::debug!("{label}: upgrade");
     let mut stream = upgrade::Stream { socket, tls: tls.as_mut() };
     let answer = upgrade::upgrade(&mut stream, target, offer, io)?;
     Ok((tls, answer))

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockAddr, Socket, TcpKeepalive, Type};
 
-use crate::config::endpoint::Target;
+use crate::config::endpoint::TargetLabel;
 use crate::connection::Receiving;
 use crate::dial::io::{DialIo, Interest};
 use crate::error::{Error, ErrorKind};
@@ -35,13 +35,13 @@ pub(crate) struct TcpOptions {
 /// # Errors
 /// `Stopped`; `Timeout` at the deadline; `Connect` when no address accepts.
 pub(crate) fn connect(
-    target: &Target,
+    label: &TargetLabel<'_>,
     mut waiting: VecDeque<SocketAddr>,
     options: &TcpOptions,
     io: &DialIo<'_>,
     reset: &mut dyn FnMut(SocketAddr),
 ) -> Result<(Socket, SocketAddr), Error> {
-    let tried = waiting.len();
+    let (tried, target) = (waiting.len(), label.target);
     let context = || format!("connecting to {target}");
     let mut under_way: Vec<(Socket, SocketAddr)> = Vec::new();
     let mut failure =
@@ -50,7 +50,7 @@ pub(crate) fn connect(
     loop {
         if sync::now() >= next_at || under_way.is_empty() {
             if let Some(address) = waiting.pop_front() {
-                log::debug!("{target}: connecting to {address}");
+                log::debug!("{label}: connecting to {address}");
                 match begin(address, options) {
                     Ok(socket) => under_way.push((socket, address)),
                     Err(error) => failure = error,

@@ -13,7 +13,7 @@ use native_tls::{
 use parking_lot::Mutex;
 use socket2::Socket;
 
-use crate::config::endpoint::Target;
+use crate::config::endpoint::{Target, TargetLabel};
 use crate::connection::tls_buffers::TlsBuffers;
 use crate::connection::tls_engine::{TlsEngine, clear_error_queue};
 use crate::dial::io::DialIo;
@@ -243,10 +243,11 @@ impl Connectors {
     /// because it may be renewed, or the clock corrected.
     pub(crate) fn handshake(
         &mut self,
-        target: &Target,
+        label: &TargetLabel<'_>,
         socket: &Socket,
         io: &DialIo<'_>,
     ) -> Result<TlsEngine, Error> {
+        let target = label.target;
         let had_spare = self.had_failed && has_spare_descriptor();
         let load = match self.connector.take() {
             Some(load) => load,
@@ -261,7 +262,7 @@ impl Connectors {
                 self.connector = Some(load);
                 if self.is_warning_due(sync::now()) {
                     log::warn!(
-                        "{target}: the server's certificate has expired or is not yet valid, or \
+                        "{label}: the server's certificate has expired or is not yet valid, or \
                          the clock of this machine is wrong: {}",
                         error.chain()
                     );

@@ -13,6 +13,7 @@ use crate::connection::socket::StreamSocket;
 use crate::connection::writer::FrameWriter;
 use crate::event::{DialFailure, Disconnect, MessageRef, Opened, Payload, Stopped};
 use crate::handler::{Connection, EventSink, Full};
+use crate::name::ClientName;
 use crate::protocol::assembler::{Assembler, Incoming, Limits};
 use crate::protocol::deflate::{Deflate, Deflater, Inflater};
 use crate::protocol::frame::FrameHeader;
@@ -188,6 +189,7 @@ pub fn connection(bytes: &[u8]) {
     let connection = Arc::new(OpenConnection::new(
         1,
         "fuzz:1".to_owned(),
+        ClientName::default(),
         StreamSocket::new(ours, Receiving::default()),
         None,
         writer,
@@ -202,6 +204,7 @@ pub fn connection(bytes: &[u8]) {
         subprotocol: None,
         headers: http::HeaderMap::new(),
         is_compressed: inflater.is_some(),
+        client: ClientName::default(),
     };
     let mut reader = Reader::new(Arc::clone(&connection), opened, Vec::new(), &settings, inflater);
     let sender = Sender::new(Arc::clone(&shared));

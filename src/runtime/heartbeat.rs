@@ -116,7 +116,8 @@ impl Heartbeat {
             };
             let overslept = |monitor: &&mut Monitor| self.has_overslept(due, monitor, now);
             if let Some(monitor) = monitor.as_mut().filter(overslept) {
-                log::info!("the process has been asleep: pinging");
+                let label = monitor.connection.label();
+                log::info!("{label}: the process has been asleep: pinging");
                 monitor.awake_since = Some(now);
                 monitor.is_ping_due = self.ping_interval.is_some();
             }
@@ -310,7 +311,7 @@ impl Heartbeat {
             log::warn!(
                 "{}: the handler has been busy for {busy:.1?}, longer than pong_timeout: nothing \
                  is read meanwhile",
-                monitor.connection.peer
+                monitor.connection.label()
             );
         }
     }

@@ -233,7 +233,7 @@ impl Reader {
             // The program asked for another connection; the close frame is on its way.
             BatchEnd::DeliveryOver => ReadEnd::Closing(self.end_error(None)),
             BatchEnd::Closed(close) => {
-                log::trace!("{}: received Close({})", connection.peer, close.code);
+                log::trace!("{}: received Close({})", connection.label(), close.code);
                 let context =
                     format!("{} closed the connection with code {}", connection.peer, close.code);
                 connection.receive_close(close.clone());
@@ -320,7 +320,7 @@ impl Reader {
 
 #[cold]
 fn trace_received(connection: &OpenConnection, payload: Payload<'_>) {
-    log::trace!("{}: received {payload:?}", connection.peer);
+    log::trace!("{}: received {payload:?}", connection.label());
 }
 
 /// Asks the program's matcher whether a message answers an application ping.

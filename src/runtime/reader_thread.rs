@@ -95,7 +95,7 @@ impl<D: EventSink> ReaderThread<D> {
             let input = self.await_input(&state);
             let action;
             (state, action) = state.on(input, sync::now(), &policy);
-            log::debug!("{state:?}");
+            log::debug!("{}: {state:?}", self.shared.name());
             self.shared.show(&state);
             self.act(action);
             if !matches!(state, ReconnectState::Open { .. } | ReconnectState::Closing { .. }) {
@@ -210,11 +210,13 @@ impl<D: EventSink> ReaderThread<D> {
             subprotocol: dialed.opening.subprotocol,
             headers: dialed.opening.headers,
             is_compressed: agreed.is_some(),
+            client: self.shared.name().clone(),
         };
         let (inflater, deflater) = agreed.map(|agreed| agreed.engines()).unzip();
         let connection = OpenConnection::new(
             opened.epoch,
             target.to_string(),
+            self.shared.name().clone(),
             dialed.socket,
             dialed.tls,
             FrameWriter::new(deflater, settings.max_outgoing_frame_size),
@@ -222,7 +224,8 @@ impl<D: EventSink> ReaderThread<D> {
             self.shared.wakeup.clone(),
             Arc::clone(&self.shared.counters),
         );
-        log::info!("{target}: open, epoch {}, after {:.1?}", opened.epoch, opened.took);
+        let label = connection.label();
+        log::info!("{label}: open, epoch {}, after {:.1?}", opened.epoch, opened.took);
         Ok(Reader::new(Arc::new(connection), opened, dialed.leftover, settings, inflater))
     }
 
@@ -246,7 +249,8 @@ impl<D: EventSink> ReaderThread<D> {
         let offer = deflate.map(|deflate| deflate.offer());
         match self.dialer.dial(target, offer.as_deref(), pair, deadline) {
             Err(error) if bare.is_some() && error.status() == Some(StatusCode::BAD_REQUEST) => {
-                log::debug!("{target}: refused with status 400; dialing with a bare offer");
+                let label = self.shared.name().label(target);
+                log::debug!("{label}: refused with status 400; dialing with a bare offer");
                 let dialed = self.dialer.dial(target, bare, pair, deadline)?;
                 self.bare_offer_servers[turn] = Some(server);
                 Ok(dialed)
@@ -288,13 +292,14 @@ impl<D: EventSink> ReaderThread<D> {
     }
 
     fn failure(&mut self, error: Error) -> Failure {
+        let error = self.shared.named(error);
         let settings = &self.config.settings;
         let default = self.endpoint_pool.decision(&error, settings.retry_after_max, sync::now());
         let decision = match panic::catch(|| settings.decision(&error, default)) {
             _ if self.is_first_dial_final && self.epoch == 0 => RetryDecision::GiveUp,
             Ok(decision) => decision,
             Err(panic) => {
-                let error = panicked(&self.shared, panic, "the retry policy");
+                let error = self.shared.named(panicked(&self.shared, panic, "the retry policy"));
                 return Failure { error, decision: RetryDecision::GiveUp, jitter: 0.0 };
             }
         };
@@ -307,7 +312,8 @@ impl<D: EventSink> ReaderThread<D> {
             Action::Nothing => {}
             Action::TellOpened => self.tell_opened(),
             Action::TellFailed { attempt, error, retry_in } => {
-                log::info!("dial {attempt} failed: {}; {}", error.chain(), NextDial(retry_in));
+                let (name, why) = (self.shared.name(), error.chain_without_name());
+                log::info!("{name}: dial {attempt} failed: {why}; {}", NextDial(retry_in));
                 let failure = DialFailure { attempt, error, retry_in };
                 self.deliver(|sink| sink.dial_failed(&failure));
             }
@@ -328,11 +334,13 @@ impl<D: EventSink> ReaderThread<D> {
     fn tell_ended(&mut self, error: Error, retry_in: Option<Duration>) {
         let Some(reader) = &self.reader else { return };
         let connection = Arc::clone(reader.connection());
-        let OpenConnection { epoch, peer, .. } = &*connection;
+        let (epoch, label) = (connection.epoch, connection.label());
+        let error = self.shared.named(error);
         // A panic in `opened` stops the client; what ended the connection is the panic.
         let kind = if self.has_panicked { ErrorKind::HandlerPanicked } else { error.kind() };
         self.shared.counters.dropped(kind);
-        log::info!("{peer}: epoch {epoch} ended: {}; {}", error.chain(), NextDial(retry_in));
+        let why = error.chain_without_name();
+        log::info!("{label}: epoch {epoch} ended: {why}; {}", NextDial(retry_in));
         let (sent, confirmed) = connection.final_sequences();
         let (close, has_peer_closed) = match error.kind() {
             // Told before the close frame of the stop is written: what that is to say.
@@ -340,7 +348,7 @@ impl<D: EventSink> ReaderThread<D> {
             _ => connection.close_reason(),
         };
         let disconnect = Disconnect {
-            epoch: *epoch,
+            epoch,
             error,
             close,
             lasted: sync::now().saturating_duration_since(connection.activity.opened_at()),
@@ -354,9 +362,9 @@ impl<D: EventSink> ReaderThread<D> {
 
     fn tell_stopped(&mut self, reason: Error) {
         if reason.kind() != ErrorKind::Stopped {
-            log::warn!("giving up: {}", reason.chain());
+            log::warn!("{}: giving up: {}", self.shared.name(), reason.chain_without_name());
         }
-        let stopped = Stopped { reason };
+        let stopped = Stopped { reason: self.shared.named(reason) };
         self.deliver(|sink| sink.stopped(&stopped));
     }
 

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use crate::connection::close::CloseFrame;
 use crate::connection::{OpenConnection, Timeouts};
 use crate::error::{Error, ErrorKind, Timeout};
+use crate::name::ClientName;
 use crate::runtime::reconnect::{ReconnectState, State};
 use crate::stats::Counters;
 use crate::sync::channel::{Receiver, Sender as WakeTx, bounded};
@@ -96,6 +97,15 @@ impl Shared {
         (Arc::new(shared), wakeup)
     }
 
+    pub(crate) fn name(&self) -> &ClientName {
+        self.threads.client()
+    }
+
+    /// Gives an error the name of the client, on its way to the program.
+    pub(crate) fn named(&self, error: Error) -> Error {
+        error.of_client(self.name())
+    }
+
     /// Shows the state of the reader thread.
     pub(crate) fn show(&self, state: &ReconnectState) {
         let mut inner = self.inner.lock();
@@ -179,7 +189,8 @@ impl Shared {
 
     /// Returns the reason for the end of the client, once it has ended.
     pub(crate) fn stop_reason(&self) -> Option<Error> {
-        self.inner.lock().stop_reason.clone()
+        let reason = self.inner.lock().stop_reason.clone();
+        reason.map(|reason| self.named(reason))
     }
 
     /// Waits until a connection is open, and returns its epoch.
@@ -202,6 +213,15 @@ impl Shared {
     ) -> Result<T, Error> {
         let deadline = Deadline::new(Timeout::WaitOpen, timeout, sync::now());
         let is_own_thread = self.threads.is_own_thread();
+        self.await_opening(deadline, is_own_thread, is_there).map_err(|error| self.named(error))
+    }
+
+    fn await_opening<T>(
+        &self,
+        deadline: Deadline,
+        is_own_thread: bool,
+        is_there: impl Fn(&Inner) -> Option<T>,
+    ) -> Result<T, Error> {
         let mut inner = self.inner.lock();
         loop {
             match (is_there(&inner), inner.state) {
@@ -243,7 +263,9 @@ impl Shared {
                 return None;
             }
         }
-        inner.stop_reason.clone()
+        let reason = inner.stop_reason.clone();
+        drop(inner);
+        reason.map(|reason| self.named(reason))
     }
 
     /// Returns the connection to send on.
@@ -251,13 +273,14 @@ impl Shared {
         let inner = self.inner.lock();
         match (&inner.active, inner.state) {
             (_, State::Closed) => {
-                Err(Error::new(ErrorKind::Stopped, "the client has ended: build a new one"))
+                let context = "the client has ended: build a new one";
+                Err(self.named(Error::new(ErrorKind::Stopped, context)))
             }
             (Active::Open(connection), _) => Ok(Arc::clone(connection)),
-            _ => Err(Error::new(
-                ErrorKind::Connect,
-                "no connection is open: wait for the next opening",
-            )),
+            _ => {
+                let context = "no connection is open: wait for the next opening";
+                Err(self.named(Error::new(ErrorKind::Connect, context)))
+            }
         }
     }
 

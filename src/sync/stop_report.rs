@@ -3,11 +3,14 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
+use crate::name::ClientName;
 use crate::sync;
 
-/// The outcome of a stop, thread by thread. Its `Display` is one line for a log.
+/// The outcome of a stop, thread by thread. Its `Display` is one line for a log, and begins with
+/// the name of the client.
 #[derive(Clone, Debug)]
 pub struct StopReport {
+    pub(super) client: ClientName,
     pub(super) threads: Vec<ThreadReport>,
     pub(super) took: Duration,
 }
@@ -15,7 +18,8 @@ pub struct StopReport {
 /// The outcome of a stop for one thread.
 #[derive(Clone, Debug)]
 pub struct ThreadReport {
-    /// The name of the thread: `taut-reader`, `taut-heartbeat`, `taut-resolver` or `taut-roots`.
+    /// The name of the thread: `taut-reader`, `taut-heartbeat`, `taut-resolver` or `taut-roots`,
+    /// whatever the [name](crate::Builder::name) of the client.
     pub name: &'static str,
     /// Says whether the thread ended.
     pub outcome: ThreadOutcome,
@@ -41,6 +45,11 @@ pub enum ThreadOutcome {
 }
 
 impl StopReport {
+    /// Returns the [`name`](crate::Client::name) of the client.
+    pub fn client(&self) -> &str {
+        self.client.as_str()
+    }
+
     /// Returns the outcome for every thread of the client.
     pub fn threads(&self) -> &[ThreadReport] {
         &self.threads
@@ -57,6 +66,11 @@ impl StopReport {
         self.took
     }
 
+    /// Returns the report in words, for a text that begins with the name of the client.
+    pub(crate) fn without_name(&self) -> impl fmt::Display {
+        WithoutName(self)
+    }
+
     /// Makes `took` count from `began`, which is before the join.
     pub(crate) fn measured_from(mut self, began: Instant) -> Self {
         self.took = sync::now().saturating_duration_since(began);
@@ -66,9 +80,18 @@ impl StopReport {
 
 impl fmt::Display for StopReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let summary = if self.is_clean() { "clean" } else { "not clean" };
-        write!(f, "{summary}, {:.1?}", self.took)?;
-        for thread in &self.threads {
+        write!(f, "{}: {}", self.client, self.without_name())
+    }
+}
+
+struct WithoutName<'a>(&'a StopReport);
+
+impl fmt::Display for WithoutName<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let StopReport { threads, took, .. } = self.0;
+        let summary = if self.0.is_clean() { "clean" } else { "not clean" };
+        write!(f, "{summary}, {took:.1?}")?;
+        for thread in threads {
             write!(f, "; {} {} after {:.1?}", thread.name, thread.outcome, thread.took)?;
         }
         Ok(())

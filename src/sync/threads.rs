@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::RecvTimeoutError;
 
 use crate::error::{Error, ErrorKind};
+use crate::name::ClientName;
 use crate::sync::channel::{Receiver, Sender, bounded};
 #[cfg(not(shuttle))]
 use crate::sync::circular_wait::{ClientId, Wait};
@@ -43,14 +44,18 @@ pub(crate) struct ThreadOptions {
     /// In bytes. `None`: Rust's default.
     pub(crate) stack_size: Option<usize>,
     pub(crate) on_start: Option<ThreadHook>,
+    /// The client that they are the threads of.
+    pub(crate) client: ClientName,
 }
 
-/// Called by each thread, with its name, before anything else.
+/// Called by each thread, with what [`Tracked::name`] says, before anything else.
 pub(crate) type ThreadHook = Arc<dyn Fn(&str) + Send + Sync>;
 
 /// A thread that has been spawned. It is removed once it has ended and another is spawned.
 struct Tracked {
+    /// Its name in the documentation. The system's may say the client too.
     name: &'static str,
+    client: ClientName,
     id: ThreadId,
     /// Disconnects when the thread has ended, by a panic too.
     done: Receiver<Infallible>,
@@ -82,6 +87,11 @@ impl Threads {
         }
     }
 
+    /// Returns the name of the client.
+    pub(crate) fn client(&self) -> &ClientName {
+        &self.options.client
+    }
+
     /// Returns the signal that a thread watches to learn that it has to end.
     pub(crate) fn shutdown_signal(&self) -> Shutdown {
         self.shutdown.clone()
@@ -104,7 +114,7 @@ impl Threads {
         let (started, ended) = {
             let mut threads = self.threads.lock();
             if self.shutdown.is_requested() {
-                return Err(Error::stopped());
+                return Err(Error::stopped().of_client(self.client()));
             }
             let (ended, running) = threads.drain(..).partition(|thread| thread.is_done());
             *threads = running;
@@ -125,11 +135,12 @@ impl Threads {
         body: Receiver<impl FnOnce() + Send + 'static>,
     ) -> Result<Tracked, Error> {
         let (running, done) = bounded::<Infallible>(0);
-        let mut builder = thread::Builder::new().name(name.to_owned());
+        let mut builder = thread::Builder::new().name(self.client().thread_name(name));
         if let Some(size) = self.options.stack_size {
             builder = builder.stack_size(size);
         }
         let on_start = self.options.on_start.clone();
+        let client_name = self.client().clone();
         #[cfg(not(shuttle))]
         let client = self.client;
         let handle = builder
@@ -139,7 +150,7 @@ impl Threads {
                 #[cfg(not(shuttle))]
                 client.adopt_current_thread();
                 if let Some(on_start) = on_start {
-                    call_hook(on_start, name);
+                    call_hook(on_start, name, &client_name);
                 }
                 if let Ok(body) = body.recv() {
                     body();
@@ -147,9 +158,11 @@ impl Threads {
             })
             .map_err(|error| {
                 Error::caused(ErrorKind::Io, format!("starting the thread {name}"), error)
+                    .of_client(self.client())
             })?;
         Ok(Tracked {
             name,
+            client: self.client().clone(),
             id: handle.thread().id(),
             done,
             join_timeout,
@@ -210,7 +223,11 @@ impl Threads {
                 *report = thread.join_until(began, deadline);
             }
         }
-        StopReport { threads: reports, took: sync::now().saturating_duration_since(began) }
+        StopReport {
+            client: self.client().clone(),
+            threads: reports,
+            took: sync::now().saturating_duration_since(began),
+        }
     }
 
     /// Returns whether the caller runs on one of the threads.
@@ -228,10 +245,10 @@ impl Threads {
 
 /// Calls the program's hook. Whatever panics in here, the thread goes on to its body: a client
 /// without its reader would never end.
-fn call_hook(on_start: ThreadHook, name: &str) {
+fn call_hook(on_start: ThreadHook, name: &str, client: &ClientName) {
     if catch(|| on_start(name)).is_err() {
         // The logger is the program's too.
-        let _ = catch(|| log::error!("the hook for new threads panicked on {name}"));
+        let _ = catch(|| log::error!("{client}: the hook for new threads panicked on {name}"));
     }
     drop_caught(on_start);
 }
@@ -268,7 +285,8 @@ impl Tracked {
         let Some(handle) = self.handle.lock().take() else { return };
         // Panics of the program's code have been caught and reported further in.
         if handle.join().map_err(Panic::new).is_err() {
-            log::error!("the thread {} panicked: this is a bug in tautline", self.name);
+            let Tracked { name, client, .. } = self;
+            log::error!("{client}: the thread {name} panicked: this is a bug in tautline");
         }
     }
 
@@ -437,7 +455,8 @@ mod tests {
         let on_start: ThreadHook = Arc::new(|_| {
             resume_unwind(Box::new(OnDrop(|| resume_unwind(Box::new("the payload, too")))))
         });
-        let threads = Threads::new(ThreadOptions { on_start: Some(on_start), stack_size: None });
+        let threads =
+            Threads::new(ThreadOptions { on_start: Some(on_start), ..ThreadOptions::default() });
         let (tell, told) = bounded(1);
         threads
             .spawn("hooked", JoinTimeout::Deadline, move || tell.send(7).expect("there is room"))
@@ -462,7 +481,8 @@ mod tests {
     #[test]
     fn the_body_of_a_thread_that_cannot_start_is_dropped_without_the_lock() {
         let stack_size = Some(1 << 62);
-        let threads = Arc::new(Threads::new(ThreadOptions { stack_size, on_start: None }));
+        let threads =
+            Arc::new(Threads::new(ThreadOptions { stack_size, ..ThreadOptions::default() }));
         let seen = Arc::default();
         let value = probe(&threads, &seen);
         let refused = threads.spawn("huge", JoinTimeout::Deadline, move || drop(value));

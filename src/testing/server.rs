@@ -10,6 +10,7 @@ use socket2::SockRef;
 
 use super::peer::{Peer, WriteLimits};
 use super::recorder::Recorder;
+use crate::name::ClientName;
 use crate::sync;
 use crate::sync::panic::catch;
 use crate::sync::threads::{JoinTimeout, ThreadOptions, Threads};
@@ -235,7 +236,11 @@ impl TestServerBuilder {
         let address = listener.local_addr().expect("a bound socket has an address");
         let acceptor = self.certificate.map(acceptor);
         let is_tls = acceptor.is_some();
-        let options = ThreadOptions { stack_size: Some(STACK_SIZE), ..ThreadOptions::default() };
+        let options = ThreadOptions {
+            stack_size: Some(STACK_SIZE),
+            client: ClientName::by_default("test server"),
+            ..ThreadOptions::default()
+        };
         let threads = Arc::new(Threads::new(options));
         let recorder = Arc::new(Recorder::new(self.discards_messages));
         let accept_loop = AcceptLoop {
@@ -328,6 +333,7 @@ impl Drop for TestServer {
         let _ = TcpStream::connect_timeout(&self.address, Duration::from_millis(100));
         let report = self.threads.join_until(after(sync::now(), DROP_TIMEOUT));
         if !report.is_clean() && !std::thread::panicking() {
+            let report = report.without_name();
             log::error!("a script of the test server did not end when it was dropped: {report}");
         }
     }

@@ -48,6 +48,7 @@ fn main() {
 
 fn client(server: &TestServer) -> Builder {
     Client::builder(server.url())
+        .name("allocations")
         .tls_root(TestServer::root_pem())
         .tls_only_given_roots()
         .close_timeout(Duration::from_millis(50))

@@ -124,7 +124,7 @@ impl Bot {
     pub(crate) fn stop(mut self) {
         self.order("stop");
         let report = self.expect("report ");
-        assert!(report.starts_with("report clean"), "{report}");
+        assert!(report.contains(": clean, "), "{report}");
         drop(self.orders.take());
         let status = self.child.wait().expect("it is a child of ours");
         assert!(status.success(), "{status}");

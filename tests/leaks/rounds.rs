@@ -152,6 +152,7 @@ fn round(server: &TestServer, end: impl FnOnce(&mut Vec<Client>, &TestServer)) {
     let mut clients: Vec<Client> = (0..CLIENTS)
         .map(|_| {
             Client::builder(server.url())
+                .name("leaks")
                 .tls_root(TestServer::root_pem())
                 // Reading the system's roots for every client would take too long.
                 .tls_only_given_roots()

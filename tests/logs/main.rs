@@ -10,10 +10,8 @@ use std::time::Duration;
 use crossbeam_channel::bounded;
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use parking_lot::Mutex;
-#[cfg(target_os = "linux")]
-use tautline::AppPing;
-use tautline::testing::{Peer, TestServer};
-use tautline::{Client, Connection, ErrorKind, Event, MessageRef};
+use tautline::testing::{Peer, Received, TestServer};
+use tautline::{AppPing, Client, Connection, ErrorKind, Event, MessageRef};
 
 const SOON: Duration = Duration::from_secs(20);
 const SECRET: &str = "hunter2";
@@ -24,14 +22,19 @@ struct Kept(Mutex<Vec<(Level, String)>>);
 /// Makes the logger panic on the heartbeat thread.
 static PANICS: AtomicBool = AtomicBool::new(false);
 
+/// Makes the logger hold up the heartbeat thread of a client with a name, once, as if the process
+/// had been asleep.
+static SLEEPS: AtomicBool = AtomicBool::new(false);
+
 impl Log for Kept {
     fn enabled(&self, _: &Metadata<'_>) -> bool {
         true
     }
 
     fn log(&self, record: &Record<'_>) {
-        let is_heartbeat = std::thread::current().name() == Some("taut-heartbeat");
-        if is_heartbeat && PANICS.load(Ordering::SeqCst) {
+        let thread = std::thread::current();
+        let name = thread.name().unwrap_or_default();
+        if name == "taut-heartbeat" && PANICS.load(Ordering::SeqCst) {
             std::panic::resume_unwind(Box::new("on purpose"));
         }
         let text = format!("{} {}", record.target(), record.args());
@@ -40,7 +43,11 @@ impl Log for Kept {
                 sender.send_text("from the logger").expect("the connection is open");
             }
         }
+        let is_app_ping = name.ends_with("-hb") && text.ends_with("an application ping");
         self.0.lock().push((record.level(), text));
+        if is_app_ping && SLEEPS.swap(false, Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(200));
+        }
     }
 
     fn flush(&self) {}
@@ -57,6 +64,8 @@ fn main() {
     log::set_logger(&KEPT).expect("it is the first logger");
     log::set_max_level(LevelFilter::Trace);
     secrets_stay_out_at_every_level();
+    every_record_begins_with_the_name_of_its_client();
+    a_client_without_a_name_logs_its_host();
     a_retry_loop_logs_one_line_for_each_dial();
     a_slow_handler_is_logged_as_a_warning_once();
     a_logger_that_panics_on_the_heartbeat_thread_ends_the_client_with_its_reason();
@@ -124,6 +133,147 @@ fn secrets_stay_out_at_every_level() {
         }
         let leaks: Vec<_> = kept.iter().filter(|(_, text)| text.contains(SECRET)).collect();
         assert!(leaks.is_empty(), "{leaks:?}");
+    }
+}
+
+/// Each of two clients of the same host logs what it can log, from the start of its threads to a
+/// drop that leaves one of them behind.
+fn every_record_begins_with_the_name_of_its_client() {
+    for name in ["feed-one", "feed-two"] {
+        let server = TestServer::builder().tls().start(|peer| match peer.number() {
+            0 => peer.refuse(503, "", ""),
+            1 => {
+                peer.upgrade()?;
+                peer.ping(b"ping")?;
+                peer.send_text("text")?;
+                // Application pings come before it.
+                while !matches!(peer.receive_message()?, Received::Text(text) if text == "text") {}
+                peer.close(4000, "")
+            }
+            2 => {
+                peer.upgrade()?;
+                peer.send_text("work")?;
+                peer.drain()
+            }
+            _ => peer.refuse(404, "", ""),
+        });
+        let is_logged = |what: &str| KEPT.0.lock().iter().any(|(_, text)| text.contains(what));
+        let handler = move |connection: &mut Connection<'_>, message: MessageRef<'_>| {
+            if message.text() == Some("work") {
+                wait_until(|| is_logged("been busy"));
+                return connection.reconnect();
+            }
+            wait_until(|| is_logged("been asleep"));
+            let batch = ["a", "batch"].map(Into::into);
+            connection.send_batch(&batch).expect("the connection is open");
+            connection.send_text("text").expect("the connection is open");
+        };
+        SLEEPS.store(true, Ordering::SeqCst);
+        let builder = Client::builder(server.url())
+            .name(name)
+            .tls_root(TestServer::root_pem())
+            .on_thread_start(|_| std::panic::resume_unwind(Box::new("on purpose")))
+            .retry_delay_min(Duration::from_millis(1))
+            .retry_delay_max(Duration::from_millis(1))
+            .ping_interval(Duration::from_millis(20))
+            .pong_timeout(Duration::from_millis(100))
+            .app_ping(AppPing::text("ping", Duration::from_millis(20)));
+        let client = builder.start_with(handler).expect("it starts");
+        let reason = client.wait_closed(SOON).expect("it gives up");
+        assert_eq!(reason.kind(), ErrorKind::Http, "{reason}");
+        drop(client);
+
+        let (release, held) = bounded::<()>(0);
+        let (tell, told) = bounded(1);
+        let late = Client::builder_from_fn(move |_| {
+            tell.send(()).expect("the test waits");
+            assert!(held.recv().is_err());
+            Err("the test is over".into())
+        });
+        let late = late.name(name).drop_timeout(Duration::from_millis(50)).start();
+        told.recv_timeout(SOON).expect("the closure is called");
+        let late = late.expect("it starts");
+        let stopper = late.stopper();
+        drop(late);
+        drop(release);
+        assert!(stopper.stop(SOON).is_clean());
+
+        let kept = taken();
+        let address = server.address();
+        // The host of the certificate.
+        let target = format!("localhost:{}", address.port());
+        let label = format!("{name} ({target}): ");
+        let logged = [
+            (Level::Error, format!("{name}: the hook for new threads panicked on taut-reader")),
+            (Level::Debug, format!("{label}resolving")),
+            (Level::Debug, format!("{label}connecting to {address}")),
+            (Level::Debug, format!("{label}TLS handshake")),
+            (Level::Debug, format!("{label}upgrade")),
+            (Level::Debug, format!("{name}: Backoff")),
+            (Level::Info, format!("{name}: dial 1 failed: {target} answered")),
+            (Level::Info, format!("{label}open, epoch 1, after ")),
+            (Level::Trace, format!("{label}received Ping(4 bytes)")),
+            (Level::Trace, format!("{label}sent Pong(4 bytes)")),
+            (Level::Trace, format!("{label}sent Ping(")),
+            (Level::Trace, format!("{label}received Pong(")),
+            (Level::Trace, format!("{label}received Text(4 bytes)")),
+            (Level::Trace, format!("{label}sent Text(4 bytes)")),
+            (Level::Trace, format!("{label}sent [Text(1 bytes), Text(5 bytes)]")),
+            (Level::Trace, format!("{label}sent Text(4 bytes), an application ping")),
+            (Level::Info, format!("{label}the process has been asleep")),
+            (Level::Trace, format!("{label}received Close(4000)")),
+            (Level::Trace, format!("{label}sent Close(2 bytes)")),
+            (Level::Info, format!("{label}epoch 1 ended: {target} closed the connection")),
+            (Level::Warn, format!("{label}the handler has been busy")),
+            (Level::Info, format!("{label}epoch 2 ended: the program asked")),
+            (Level::Warn, format!("{name}: giving up: {target} answered")),
+            (Level::Error, format!("{name}: the client was dropped and not all")),
+        ];
+        for (level, what) in logged {
+            let is_it = |(of, text): &&(Level, String)| {
+                *of == level
+                    && text.split_once(' ').is_some_and(|(_, text)| text.starts_with(&what))
+            };
+            assert!(kept.iter().any(|entry| is_it(&entry)), "{level} {what}: {kept:#?}");
+        }
+        let beginnings = [format!("{name}: "), label];
+        for (level, text) in kept {
+            // The target of the record is the module.
+            let (module, text) = text.split_once(' ').expect("a module and a text");
+            let is_named = beginnings.iter().any(|beginning| text.starts_with(beginning));
+            assert!(is_named || !module.starts_with("tautline"), "{level} {module} {text}");
+            // The state is a value, in which an error says its client too.
+            let is_state = level == Level::Debug && text.contains(" { ");
+            assert!(is_state || text.matches(name).count() == 1, "{level} {module} {text}");
+        }
+    }
+}
+
+/// Waits for what no event tells.
+fn wait_until(is_so: impl Fn() -> bool) {
+    let began = std::time::Instant::now();
+    while !is_so() && began.elapsed() < SOON {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn a_client_without_a_name_logs_its_host() {
+    let server = TestServer::start(|peer| {
+        peer.upgrade()?;
+        peer.close(1000, "")
+    });
+    let client = Client::builder(server.url()).max_attempts(1).start().expect("it starts");
+    assert!(client.wait_closed(SOON).is_some());
+    drop(client);
+    let target = server.address();
+    let kept = taken();
+    for what in ["open, epoch 1", "epoch 1 ended"] {
+        let begins = format!(" {target}: {what}");
+        assert!(kept.iter().any(|(_, text)| text.contains(&begins)), "{what}: {kept:?}");
+    }
+    for (level, text) in kept {
+        let is_named = text.contains(" 127.0.0.1: ") || text.contains(&format!(" {target}: "));
+        assert!(is_named || !text.starts_with("tautline"), "{level} {text}");
     }
 }
 

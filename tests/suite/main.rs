@@ -7,6 +7,7 @@ mod delivery;
 mod dialing;
 mod heartbeat;
 mod keys;
+mod naming;
 mod openssl;
 mod reconnecting;
 mod sending;

@@ -360,7 +360,7 @@ mod conversation {
             assert_eq!(String::from_utf8_lossy(&output.stdout), expected);
             let notices = String::from_utf8_lossy(&output.stderr);
             assert!(
-                notices.contains("open, epoch 1") && notices.contains("stopped, clean"),
+                notices.contains("open, epoch 1") && notices.contains("stopped 127.0.0.1: clean"),
                 "{notices}"
             );
             assert_eq!(
