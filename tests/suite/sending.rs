@@ -419,6 +419,25 @@ fn a_fragmented_message_that_cannot_be_finished_aborts_the_connection() {
 }
 
 #[test]
+fn a_first_fragment_that_breaks_off_aborts_the_connection() {
+    plain_and_tls(|server_builder| {
+        let server = server_builder().start(|peer| {
+            peer.upgrade()?;
+            peer.stall()
+        });
+        let client = builder(&server).send_timeout(100 * MS).connect().expect("it opens");
+        let mut events = client.events();
+        opened(&mut events);
+        // More than the buffers of both kernels hold.
+        let large = vec![0; 64 << 20];
+        let fragments = [Payload::Binary(&large), Payload::Binary(b"")];
+        let error = client.sender().send_fragmented(fragments).expect_err("nobody reads");
+        assert!(matches!(error, SendError::Unknown(_)), "{error:?}");
+        assert_eq!(disconnected(&mut events).error.kind(), ErrorKind::Timeout);
+    });
+}
+
+#[test]
 fn a_panic_in_the_middle_of_a_fragmented_message_ends_only_its_connection() {
     let server = draining(TestServer::builder());
     let client = builder(&server).start().expect("it starts");
