@@ -182,8 +182,8 @@ impl FrameWriter {
         let count = payloads.iter().take_while(|payload| {
             let (_, bytes) = parts(**payload);
             len += bytes.len() + HEADER_MAX;
-            // A large message goes alone, in chunks of its own, and so does one that is to be
-            // compressed.
+            // A large message goes alone, in chunks or frames of its own, and so does one that is
+            // to be compressed.
             len <= CHUNK + HEADER_MAX && !self.goes_alone(bytes)
         });
         count.count().max(1)
@@ -221,9 +221,7 @@ impl FrameWriter {
     }
 
     fn goes_alone(&self, payload: &[u8]) -> bool {
-        payload.len() > CHUNK
-            || payload.len() > self.max_outgoing_frame_size
-            || self.compresses(payload)
+        payload.len() > self.max_outgoing_frame_size || self.compresses(payload)
     }
 
     fn compresses(&self, payload: &[u8]) -> bool {

@@ -162,6 +162,20 @@ fn the_next_address_is_tried_while_one_does_not_answer() {
 }
 
 #[test]
+fn a_reset_in_the_middle_of_a_dial_is_told_as_such() {
+    plain_and_tls(|server_builder| {
+        let server = server_builder().start(|peer| {
+            peer.read_request()?;
+            peer.reset()
+        });
+        let error = builder(&server).connect().err().expect("it is reset");
+        assert_eq!(error.kind(), ErrorKind::Io, "{error:?}");
+        assert!(error.chain().to_lowercase().contains("reset"), "{}", error.chain());
+        assert!(error.is_retryable());
+    });
+}
+
+#[test]
 fn a_port_that_nobody_listens_on_is_a_retryable_connect_error() {
     let address = refusing_address();
     let error = Client::builder(format!("ws://{address}/")).connect().expect_err("nobody listens");

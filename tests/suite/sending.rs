@@ -515,6 +515,11 @@ fn fragments_respect_max_outgoing_frame_size() {
     assert_eq!(text, piece.repeat(2));
     // Each piece takes four frames of ten bytes and one of five, each with a header of six bytes.
     assert_eq!(client.stats().bytes_sent - before, 2 * (5 * 6 + 45));
+    let before = client.stats().bytes_sent;
+    client
+        .send_batch(&[piece.as_str(), &piece].map(Payload::Text))
+        .expect("the connection is open");
+    assert_eq!(client.stats().bytes_sent - before, 2 * (5 * 6 + 45));
 }
 
 #[test]
