@@ -32,6 +32,40 @@ pub trait Handler: Send + 'static {
     /// Called for each data message. Its payload is borrowed from the read buffer.
     fn message(&mut self, connection: &mut Connection<'_>, message: MessageRef<'_>);
 
+    /// Called after the last message of a batch: once for all messages that one read of the socket
+    /// brought. For a program that conflates: it notes in `message` what is new, and acts once.
+    ///
+    /// A batch has at least one message. A read that brings none, because it brings pings or a part
+    /// of a message, is followed by no call. Over TLS a read that brings more than 256 KiB makes
+    /// several batches. The call comes before the news of an end that came with the messages, and
+    /// is left out after a panic, and once a stop or a reconnect was requested, as further messages
+    /// are.
+    ///
+    /// ```
+    /// use tautline::{Connection, Handler, MessageRef};
+    ///
+    /// struct Quoter {
+    ///     latest: String,
+    /// }
+    ///
+    /// impl Handler for Quoter {
+    ///     fn message(&mut self, _connection: &mut Connection<'_>, message: MessageRef<'_>) {
+    ///         // Whatever the venue said before is out of date.
+    ///         self.latest.clear();
+    ///         self.latest.push_str(message.text().unwrap_or_default());
+    ///     }
+    ///
+    ///     fn batch_end(&mut self, connection: &mut Connection<'_>) {
+    ///         if let Err(error) = connection.send_text(&self.latest) {
+    ///             eprintln!("no quote: {error}");
+    ///         }
+    ///     }
+    /// }
+    /// ```
+    fn batch_end(&mut self, connection: &mut Connection<'_>) {
+        let _ = connection;
+    }
+
     /// Called when the connection has ended, exactly once per `opened`.
     fn disconnected(&mut self, disconnect: &Disconnect) {
         let _ = disconnect;
@@ -180,8 +214,13 @@ impl fmt::Debug for Connection<'_> {
 pub(crate) trait EventSink: Send + 'static {
     fn opened(&mut self, connection: &mut Connection<'_>);
     fn message(&mut self, connection: &mut Connection<'_>, message: MessageRef<'_>);
-    /// All messages of a `recv` have been delivered. `Err` ends the connection: the queue is full
-    /// and its rule says so.
+    /// All messages of a `recv`, at least one, have been delivered, and delivery goes on.
+    #[inline]
+    fn batch_end(&mut self, connection: &mut Connection<'_>) {
+        let _ = connection;
+    }
+    /// Nothing more of a `recv` is delivered. `Err` ends the connection: the queue is full and its
+    /// rule says so.
     fn end_batch(&mut self) -> Result<(), Full>;
     fn disconnected(&mut self, disconnect: &Disconnect);
     fn dial_failed(&mut self, failure: &DialFailure);
@@ -203,6 +242,11 @@ impl<H: Handler> EventSink for HandlerSink<H> {
     #[inline]
     fn message(&mut self, connection: &mut Connection<'_>, message: MessageRef<'_>) {
         self.0.message(connection, message);
+    }
+
+    #[inline]
+    fn batch_end(&mut self, connection: &mut Connection<'_>) {
+        self.0.batch_end(connection);
     }
 
     #[inline]

@@ -165,7 +165,7 @@ impl Reader {
         let mut view = Connection::new(connection, opened, sender);
         let (mut messages, mut bytes, mut replies) = (0u64, 0u64, 0u64);
         let mut unread = buffer.unread();
-        let batch = loop {
+        let mut batch = loop {
             let payload = match assembler.next_simple(&mut unread) {
                 Some(payload) => payload,
                 None => match assembler.next(&mut unread) {
@@ -208,6 +208,14 @@ impl Reader {
         };
         if messages > 0 {
             connection.counters.received(messages, bytes);
+            if !matches!(batch, BatchEnd::DeliveryOver) {
+                sink.batch_end(&mut view);
+                // As after each message.
+                let is_over = shutdown.is_requested() | connection.is_delivery_over();
+                if is_over && matches!(batch, BatchEnd::Done) {
+                    batch = BatchEnd::DeliveryOver;
+                }
+            }
         }
         let end = sink.end_batch();
         // Replies to application pings are no data: a server that sends nothing else is idle.

@@ -1,6 +1,7 @@
 //! Tests of what users of the crate rely on, against scripted servers.
 
 mod addresses;
+mod batches;
 mod callbacks;
 mod closing;
 mod delivery;

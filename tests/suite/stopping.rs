@@ -485,6 +485,9 @@ fn a_handler_is_not_called_again_after_a_panic_in_any_of_its_methods() {
         fn message(&mut self, _: &mut Connection<'_>, _: MessageRef<'_>) {
             self.called("message");
         }
+        fn batch_end(&mut self, _: &mut Connection<'_>) {
+            self.called("batch_end");
+        }
         fn disconnected(&mut self, _: &tautline::Disconnect) {
             self.called("disconnected");
         }
@@ -504,7 +507,7 @@ fn a_handler_is_not_called_again_after_a_panic_in_any_of_its_methods() {
             peer.drain()
         }
     });
-    for what in ["dial_failed", "opened", "message", "disconnected"] {
+    for what in ["dial_failed", "opened", "message", "batch_end", "disconnected"] {
         let calls = Arc::new(Mutex::new(Vec::new()));
         let client =
             builder(&server).start_with(Panics(what, Arc::clone(&calls))).expect("it starts");
@@ -513,7 +516,7 @@ fn a_handler_is_not_called_again_after_a_panic_in_any_of_its_methods() {
         assert!(client.stop(SOON).is_clean(), "{what}");
         assert!(client.take_panic().is_some() && client.take_panic().is_none(), "{what}");
         assert_eq!(calls.lock().last(), Some(&what));
-        let ended_a_connection = matches!(what, "opened" | "message");
+        let ended_a_connection = matches!(what, "opened" | "message" | "batch_end");
         assert_eq!(
             client.stats().drops.contains_key("handler_panicked"),
             ended_a_connection,
