@@ -38,6 +38,8 @@ pub(crate) struct Settings {
     pub(crate) max_outgoing_frame_size: Option<usize>,
     pub(crate) queue: Bounds,
     pub(crate) threads: ThreadOptions,
+    /// Any thread may wake the handler.
+    pub(crate) has_wakeups: bool,
 }
 
 impl Default for Settings {
@@ -65,6 +67,7 @@ impl Default for Settings {
             max_outgoing_frame_size: None,
             queue: Bounds { messages: 65_536, bytes: 64 << 20, when_full: WhenFull::default() },
             threads: ThreadOptions::default(),
+            has_wakeups: false,
         }
     }
 }
@@ -184,6 +187,7 @@ mod tests {
             Bounds { messages: 65_536, bytes: 64 * 1024 * 1024, when_full: WhenFull::Disconnect };
         assert_eq!(settings.queue, bounds);
         assert!(settings.deflate.is_none() && settings.app_ping.is_none());
+        assert!(!settings.has_wakeups);
         assert!(settings.check().is_ok());
     }
 }

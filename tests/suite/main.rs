@@ -14,3 +14,4 @@ mod sending;
 mod stopping;
 mod support;
 mod trust;
+mod waking;
