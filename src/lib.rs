@@ -73,9 +73,9 @@
 //! ```
 //!
 //! A handler that acts by the clock sets a time with [`Connection::wake_at`], and
-//! [`Handler::woken`] is called on the same thread when it has come, whether a connection is open or
-//! not; another thread calls it with [`Sender::wake`]. [`Handler::batch_end`] is called after the
-//! last of the messages that came at once.
+//! [`Handler::woken`] is called on the same thread when it has come, whether a connection is open
+//! or not; another thread calls it with [`Sender::wake`]. [`Handler::batch_end`] is called after
+//! the last of the messages that came at once.
 //!
 //! # The life of a connection
 //! ```text

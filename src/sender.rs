@@ -187,8 +187,9 @@ impl Sender {
     /// whether a connection is open or not. Returns at once, from any thread.
     ///
     /// A call of `woken` that begins after this is sure to come, unless a stop, a panic or the end
-    /// of the client comes first. Until it begins, further calls add nothing: what a thread has for
-    /// the handler goes by a channel or the like, and `woken` takes all that is there.
+    /// of the client comes first. Until it begins, further wake-ups add nothing: what a thread has
+    /// for the handler goes by a channel or the like, and `woken` takes all that is there. A sender
+    /// that is [pinned](Sender::pinned_to) wakes it in any epoch.
     ///
     /// ```no_run
     /// use std::sync::mpsc::{Receiver, channel};

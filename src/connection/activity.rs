@@ -60,6 +60,12 @@ impl Activity {
         self.last_data.store(self.nanos(now), Ordering::Release);
     }
 
+    /// The handler was busy for this long, with something else than messages: that time does not
+    /// count as quiet.
+    pub(crate) fn exclude(&self, busy: Duration) {
+        self.note_data(self.last_data() + busy);
+    }
+
     /// Returns when the last data message had been delivered. The opening counts as one.
     pub(crate) fn last_data(&self) -> Instant {
         self.instant(self.last_data.load(Ordering::Acquire)).unwrap_or(self.origin)

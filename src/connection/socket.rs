@@ -53,8 +53,8 @@ impl StreamSocket {
         }
     }
 
-    /// Asks again and again. Ends as a blocking `recv` does: when bytes come, or when the connection
-    /// is aborted.
+    /// Asks again and again. Ends as a blocking `recv` does: when bytes come, or when the
+    /// connection is aborted.
     #[cfg(unix)]
     fn until_ready<T>(&self, mut receive: impl FnMut() -> io::Result<T>) -> io::Result<T> {
         loop {

@@ -192,7 +192,8 @@ impl Transport {
         }
     }
 
-    /// Blocks until something comes. What is there to read goes before a wake-up.
+    /// Blocks until something comes, or until the handler is to be woken. A wake-up waits for what
+    /// is there to read.
     ///
     /// Ends at once when the connection is aborted: `shutdown(Both)` wakes a blocked `recv`, and a
     /// `poll`.
@@ -227,8 +228,8 @@ impl Transport {
         tls.decrypt(read_half, filled, buffer)
     }
 
-    /// `recv` without a lock, retried when a signal interrupts it. `None`: nothing is there, and
-    /// the handler is to be woken.
+    /// `recv` without a lock. `None`: nothing is there, and the handler is to be woken.
+    #[inline]
     fn recv(
         &self,
         room: &mut [u8],
@@ -236,16 +237,50 @@ impl Transport {
         wakeups: &Wakeups,
     ) -> io::Result<Option<usize>> {
         // Nobody but this thread can bring them into use.
-        let may_wake = wakeups.are_in_use();
+        match wakeups.are_in_use() {
+            true => self.recv_unless_woken(room, kernel_time, wakeups),
+            false => self.recv_blocking(room, kernel_time).map(Some),
+        }
+    }
+
+    /// Sleeps in `recv`, which is retried when a signal interrupts it.
+    #[inline]
+    fn recv_blocking(
+        &self,
+        room: &mut [u8],
+        kernel_time: &mut Option<SystemTime>,
+    ) -> io::Result<usize> {
+        loop {
+            if self.is_aborted() {
+                return Ok(0);
+            }
+            match self.socket.receive(room) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                result => {
+                    let (count, time) = result?;
+                    *kernel_time = time;
+                    return Ok(count);
+                }
+            }
+        }
+    }
+
+    /// Asks whether something is there before it sleeps, and sleeps in `poll`.
+    // A function of its own, so that most clients get the other one inlined.
+    #[inline(never)]
+    fn recv_unless_woken(
+        &self,
+        room: &mut [u8],
+        kernel_time: &mut Option<SystemTime>,
+        wakeups: &Wakeups,
+    ) -> io::Result<Option<usize>> {
         loop {
             if self.is_aborted() {
                 return Ok(Some(0));
             }
-            let received =
-                if may_wake { self.socket.receive_now(room) } else { self.socket.receive(room) };
-            match received {
+            match self.socket.receive_now(room) {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == ErrorKind::WouldBlock && may_wake => {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     if !self.await_bytes(wakeups)? {
                         return Ok(None);
                     }

@@ -36,8 +36,9 @@ pub(crate) struct Reader {
     assembler: Assembler,
     app_ping: Option<AppPing>,
     shrunk_at: Instant,
-    /// The time that the reader has waited in vain since the last byte, the handler's own excluded.
-    waited: Duration,
+    /// The time that the reader has waited in vain since the last byte, if the handler was woken
+    /// meanwhile; the handler's own time is not part of it.
+    waited: Option<Duration>,
     /// The peer's close frame may still come.
     awaits_close: bool,
 }
@@ -83,6 +84,15 @@ enum BatchEnd {
     QueueFull,
 }
 
+/// The messages of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Delivered {
+    Nothing,
+    /// Replies to application pings alone.
+    Replies,
+    Data,
+}
+
 impl Reader {
     pub(crate) fn new(
         connection: Arc<OpenConnection>,
@@ -100,7 +110,7 @@ impl Reader {
             assembler: Assembler::new(limits, inflater),
             app_ping: settings.app_ping.clone(),
             shrunk_at: sync::now(),
-            waited: Duration::ZERO,
+            waited: None,
             awaits_close: true,
         }
     }
@@ -159,24 +169,29 @@ impl Reader {
         if !is_over() {
             let Some(due) = wakeups.take_due() else { return BatchEnd::Done };
             let connection = Connection::new(&self.connection, &self.opened, sender);
+            let began = sync::now();
             sink.woken(&mut WokenContext::new(due, Some(connection), sender));
+            // What came meanwhile is unread: a slow handler is no idle connection.
+            let took = sync::now().saturating_duration_since(began);
+            self.connection.activity.exclude(took);
         }
         if is_over() { BatchEnd::DeliveryOver } else { BatchEnd::Done }
     }
 
     /// Blocks until something comes, or until the handler is to be woken.
     fn receive(&mut self, wakeups: &Wakeups) -> io::Result<(Received, Instant)> {
-        let began = sync::now();
+        let mut waits_since = sync::now();
         // A dead connection must not look alive because its handler is woken now and then.
-        let waits_since = began.checked_sub(self.waited).unwrap_or(began);
+        if let Some(waited) = self.waited.take() {
+            waits_since = waits_since.checked_sub(waited).unwrap_or(waits_since);
+        }
         self.connection.activity.enter_recv(waits_since);
         let received =
             self.connection.transport.receive(&mut self.read_half, &mut self.buffer, wakeups);
         let now = sync::now();
-        self.waited = match received {
-            Ok(Received::Woken) => now.saturating_duration_since(waits_since),
-            _ => Duration::ZERO,
-        };
+        if matches!(received, Ok(Received::Woken)) {
+            self.waited = Some(now.saturating_duration_since(waits_since));
+        }
         let has_bytes = matches!(received, Ok(Received::Bytes | Received::Partial));
         self.connection.activity.leave_recv(now, has_bytes);
         // The reader never writes: the heartbeat thread sends what the TLS engine has to say.
@@ -193,10 +208,7 @@ impl Reader {
         received.map(|received| (received, now))
     }
 
-    /// Delivers every message that the buffer holds.
-    // A function of its own, so that the loop over messages has the registers to itself: inlined
-    // into `run` it costs ten instructions a message more.
-    #[inline(never)]
+    /// Delivers every message that the buffer holds, and tells the sink of their end.
     fn deliver(
         &mut self,
         sink: &mut impl EventSink,
@@ -204,6 +216,39 @@ impl Reader {
         shutdown: &Shutdown,
         arrival: Arrival,
     ) -> BatchEnd {
+        let (mut batch, delivered) = self.deliver_messages(sink, sender, shutdown, arrival);
+        let Reader { connection, opened, .. } = self;
+        if delivered != Delivered::Nothing && !matches!(batch, BatchEnd::DeliveryOver) {
+            sink.batch_end(&mut Connection::new(connection, opened, sender));
+            // As after each message.
+            let is_over = shutdown.is_requested() | connection.is_delivery_over();
+            if is_over && matches!(batch, BatchEnd::Done) {
+                batch = BatchEnd::DeliveryOver;
+            }
+        }
+        let end = sink.end_batch();
+        // Replies to application pings are no data: a server that sends nothing else is idle.
+        if delivered == Delivered::Data {
+            // Now, not when they came: a slow handler or a full queue is no idle connection.
+            connection.activity.note_data(sync::now());
+        }
+        match (end, batch) {
+            (Err(Full), BatchEnd::Done) => BatchEnd::QueueFull,
+            (_, batch) => batch,
+        }
+    }
+
+    /// Delivers every message that the buffer holds.
+    // A function of its own, so that the loop over messages has the registers to itself: inlined
+    // into `run` it costs ten instructions a message more.
+    #[inline(never)]
+    fn deliver_messages(
+        &mut self,
+        sink: &mut impl EventSink,
+        sender: &Sender,
+        shutdown: &Shutdown,
+        arrival: Arrival,
+    ) -> (BatchEnd, Delivered) {
         let is_delivery_over = self.connection.is_delivery_over();
         let Reader { connection, opened, buffer, assembler, app_ping, .. } = self;
         let is_reply = app_ping.as_ref().and_then(|ping| ping.is_reply.as_ref());
@@ -213,7 +258,7 @@ impl Reader {
         let mut view = Connection::new(connection, opened, sender);
         let (mut messages, mut bytes, mut replies) = (0u64, 0u64, 0u64);
         let mut unread = buffer.unread();
-        let mut batch = loop {
+        let batch = loop {
             let payload = match assembler.next_simple(&mut unread) {
                 Some(payload) => payload,
                 None => match assembler.next(&mut unread) {
@@ -256,25 +301,13 @@ impl Reader {
         };
         if messages > 0 {
             connection.counters.received(messages, bytes);
-            if !matches!(batch, BatchEnd::DeliveryOver) {
-                sink.batch_end(&mut view);
-                // As after each message.
-                let is_over = shutdown.is_requested() | connection.is_delivery_over();
-                if is_over && matches!(batch, BatchEnd::Done) {
-                    batch = BatchEnd::DeliveryOver;
-                }
-            }
         }
-        let end = sink.end_batch();
-        // Replies to application pings are no data: a server that sends nothing else is idle.
-        if messages > replies {
-            // Now, not when they came: a slow handler or a full queue is no idle connection.
-            connection.activity.note_data(sync::now());
-        }
-        match (end, batch) {
-            (Err(Full), BatchEnd::Done) => BatchEnd::QueueFull,
-            (_, batch) => batch,
-        }
+        let delivered = match messages {
+            0 => Delivered::Nothing,
+            _ if messages > replies => Delivered::Data,
+            _ => Delivered::Replies,
+        };
+        (batch, delivered)
     }
 
     /// Decides what the end of a batch, or of a call that woke the handler, means for the

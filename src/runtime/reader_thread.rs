@@ -4,8 +4,8 @@
 //! shutdown of the socket, which the heartbeat thread carries out when the closing handshake of a
 //! stop is over or late; the wait between dials and the wait for room in the events queue by the
 //! shutdown channel; the handler, which is the program's, by returning. Where the handler may be
-//! woken, the reader sleeps in `poll` instead of `recv`, and the shutdown of the socket ends that as
-//! well.
+//! woken, the reader sleeps in `poll` instead of `recv`, and the shutdown of the socket ends that
+//! as well.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -390,6 +390,26 @@ fn a_dead_connection_is_noticed_though_its_handler_is_woken_all_the_time() {
 }
 
 #[test]
+fn the_time_in_woken_does_not_make_a_connection_idle() {
+    const BUSY: Duration = Duration::from_millis(300);
+    let server = draining(TestServer::builder());
+    let (tell, told) = bounded(1);
+    let (client, _calls) = start(
+        builder(&server).idle_timeout(200 * MS).max_attempts(1).retry_policy(move |_, default| {
+            tell.send(Instant::now()).expect("the test waits");
+            default
+        }),
+        |connection| connection.wake_at(Instant::now()),
+        |_| thread::sleep(BUSY),
+    );
+    let opened = client.wait_open(SOON).map(|_| Instant::now()).expect("it opens");
+    let ended = told.recv_timeout(SOON).expect("it is idle");
+    // The test may have seen the opening late.
+    assert!(ended - opened > BUSY + 100 * MS, "{:?}", ended - opened);
+    assert_eq!(client.wait_closed(SOON).map(|end| end.kind()), Some(ErrorKind::Idle));
+}
+
+#[test]
 fn a_stop_or_a_reconnect_in_woken_is_heeded_at_once() {
     let server = echo(TestServer::builder());
     let (client, calls) = start(
