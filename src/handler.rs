@@ -38,10 +38,9 @@ pub trait Handler: Send + 'static {
     /// brought. For a program that conflates: it notes in `message` what is new, and acts once.
     ///
     /// A batch has at least one message. A read that brings none, because it brings pings or a part
-    /// of a message, is followed by no call. Over TLS a read that brings more than 256 KiB makes
-    /// several batches. The call comes before the news of an end that came with the messages, and
-    /// is left out after a panic, and once a stop or a reconnect was requested, as further messages
-    /// are.
+    /// of a message, is followed by no call. The call comes before the news of an end that came
+    /// with the messages, and is left out after a panic, and once a stop or a reconnect was
+    /// requested, as further messages are.
     ///
     /// ```
     /// use tautline::{Connection, Handler, MessageRef};

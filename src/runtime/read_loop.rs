@@ -169,11 +169,10 @@ impl Reader {
         if !is_over() {
             let Some(due) = wakeups.take_due() else { return BatchEnd::Done };
             let connection = Connection::new(&self.connection, &self.opened, sender);
-            let began = sync::now();
+            let entered = sync::now();
+            self.connection.activity.enter_woken(entered);
             sink.woken(&mut WokenContext::new(due, Some(connection), sender));
-            // What came meanwhile is unread: a slow handler is no idle connection.
-            let took = sync::now().saturating_duration_since(began);
-            self.connection.activity.exclude(took);
+            self.connection.activity.leave_woken(entered, sync::now());
         }
         if is_over() { BatchEnd::DeliveryOver } else { BatchEnd::Done }
     }
