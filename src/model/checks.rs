@@ -577,6 +577,31 @@ fn no_wake_up_is_lost_whatever_the_reader_is_at() {
 }
 
 #[test]
+fn no_wake_up_is_lost_by_a_reader_that_goes_to_sleep() {
+    for scheme in ["ws", "wss"] {
+        explore(move || {
+            server(|_| echoes());
+            let (tell, told) = bounded(64);
+            let counted = Arc::new(AtomicUsize::new(0));
+            let handler =
+                CountsWakeups { counted: Arc::clone(&counted), tell, wakes_first_after: None };
+            let client = builder(scheme).wakeups().connect_with(handler).expect("it opens");
+            for number in 1..=6 {
+                let began = elapsed();
+                counted.store(number, Ordering::SeqCst);
+                client.sender().wake().expect("nobody stops it");
+                // Every other call comes while the one before it is on its way.
+                if number % 2 == 0 {
+                    while told.recv().expect("the handler is there").0 < number {}
+                    assert!(!is_exact() || elapsed() == began);
+                }
+            }
+            stop(client, AT_ONCE);
+        });
+    }
+}
+
+#[test]
 fn a_wake_up_between_dials_comes_at_once() {
     explore(|| {
         server(|_| Dial::Fails);
