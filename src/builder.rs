@@ -514,6 +514,22 @@ impl Builder {
         self
     }
 
+    /// Lets any thread wake the handler, by [`Sender::wake`](crate::Sender::wake) and
+    /// [`Sender::wake_at`](crate::Sender::wake_at). A handler that only sets times of its own, by
+    /// [`Connection::wake_at`](crate::Connection::wake_at) or inside its calls, needs no such
+    /// setting.
+    ///
+    /// It costs two descriptors. The reader no longer sleeps in `recv`, but asks whether something
+    /// is there, and sleeps in `poll` if not: two system calls more for what arrives on a quiet
+    /// connection, and none more on one that is never quiet. A time that is set costs the same for
+    /// as long as it is set. A reader that spins ([`busy_poll`](Builder::busy_poll)) looks at the
+    /// clock between two questions. Defaults to off. Without effect on clients whose events are
+    /// pulled.
+    pub fn wakeups(mut self) -> Self {
+        self.settings.has_wakeups = true;
+        self
+    }
+
     /// Makes the reader ask the kernel again and again instead of sleeping until something arrives.
     ///
     /// A message then waits for no wake-up, which is most of its way from the wire to a handler on

@@ -31,6 +31,7 @@ use crate::sync;
 use crate::sync::channel::bounded;
 use crate::sync::stop_report::{StopReport, ThreadOutcome};
 use crate::sync::threads::{JoinTimeout, ThreadOptions, Threads};
+use crate::sync::wakeups::Wakeups;
 
 /// A client that keeps one connection to a server up, with two threads, until it is stopped or
 /// dropped.
@@ -126,7 +127,8 @@ impl Builder {
     /// in the background, and retries.
     ///
     /// # Errors
-    /// `Config`, or `Io` when the system has no threads to give.
+    /// `Config`, or `Io` when the system has no threads to give, or no descriptors for
+    /// [`wakeups`](Builder::wakeups).
     ///
     /// # Examples
     /// ```no_run
@@ -158,8 +160,9 @@ impl Builder {
     ) -> Result<Client<M>, Error> {
         let config = self.check()?;
         let settings = &config.settings;
+        let wakeups = Wakeups::new(settings.has_wakeups && D::CAN_BE_WOKEN)?;
         let threads = ThreadOptions { client: config.client.clone(), ..settings.threads.clone() };
-        let (shared, wakeup) = Shared::new(Threads::new(threads), settings.timeouts());
+        let (shared, wakeup) = Shared::new(Threads::new(threads), settings.timeouts(), wakeups);
         let queue = Arc::new(Queue::new(settings.queue));
         let client = Client {
             sender: Sender::new(Arc::clone(&shared)),

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
+use std::time::Instant;
 
 use crate::connection::OpenConnection;
 use crate::connection::close::CloseFrame;
@@ -10,6 +11,7 @@ use crate::error::{BatchError, CloseReason, Error, ErrorKind, SendError};
 use crate::event::{DialFailure, Disconnect, MessageRef, Opened, Payload, Receipt, Stopped};
 use crate::sender::{Sender, Stopper};
 use crate::sync::panic::Panic;
+use crate::sync::wakeups::Due;
 
 /// The receiver of a client's events.
 ///
@@ -32,6 +34,90 @@ pub trait Handler: Send + 'static {
 
     /// Called for each data message. Its payload is borrowed from the read buffer.
     fn message(&mut self, connection: &mut Connection<'_>, message: MessageRef<'_>);
+
+    /// Called after the last message of a batch: once for all messages that one read of the socket
+    /// brought. For a program that conflates: it notes in `message` what is new, and acts once.
+    ///
+    /// A batch has at least one message. A read that brings none, because it brings pings or a part
+    /// of a message, is followed by no call. The call comes before the news of an end that came
+    /// with the messages, and is left out after a panic, and once a stop or a reconnect was
+    /// requested, as further messages are.
+    ///
+    /// ```
+    /// use tautline::{Connection, Handler, MessageRef};
+    ///
+    /// struct Quoter {
+    ///     latest: String,
+    /// }
+    ///
+    /// impl Handler for Quoter {
+    ///     fn message(&mut self, _connection: &mut Connection<'_>, message: MessageRef<'_>) {
+    ///         // Whatever the venue said before is out of date.
+    ///         self.latest.clear();
+    ///         self.latest.push_str(message.text().unwrap_or_default());
+    ///     }
+    ///
+    ///     fn batch_end(&mut self, connection: &mut Connection<'_>) {
+    ///         if let Err(error) = connection.send_text(&self.latest) {
+    ///             eprintln!("no quote: {error}");
+    ///         }
+    ///     }
+    /// }
+    /// ```
+    fn batch_end(&mut self, connection: &mut Connection<'_>) {
+        let _ = connection;
+    }
+
+    /// Called when a time that was set by [`wake_at`](Connection::wake_at) has come, or after a
+    /// [`wake`](Sender::wake) from any thread: a program that acts by the clock, or on news from
+    /// elsewhere, needs no thread of its own and no lock.
+    ///
+    /// It is also called while no connection is open, between dials and during a closing handshake:
+    /// [`WokenContext::connection`] tells. During a dial it waits until the dial is over, and
+    /// `opened` or `dial_failed` goes first. One call stands for everything that has come until it
+    /// begins: a time, and any number of `wake`. It is left out after a panic, and once a stop was
+    /// requested.
+    ///
+    /// Messages and wake-ups take turns: at most one call is made between two reads, and one is
+    /// made between two reads if it is due. So a flood delays it by one batch.
+    ///
+    /// ```
+    /// use std::time::{Duration, Instant};
+    /// use tautline::{Connection, Handler, MessageRef, WokenContext};
+    ///
+    /// const EVERY: Duration = Duration::from_millis(100);
+    ///
+    /// #[derive(Default)]
+    /// struct Quoter {
+    ///     latest: Option<String>,
+    /// }
+    ///
+    /// impl Handler for Quoter {
+    ///     fn opened(&mut self, connection: &mut Connection<'_>) {
+    ///         connection.wake_at(Instant::now() + EVERY);
+    ///     }
+    ///
+    ///     fn message(&mut self, _connection: &mut Connection<'_>, message: MessageRef<'_>) {
+    ///         self.latest = message.text().map(str::to_owned);
+    ///     }
+    ///
+    ///     fn woken(&mut self, context: &mut WokenContext<'_>) {
+    ///         if let Some(due) = context.due() {
+    ///             // From when it was due, not from now: the rhythm is kept.
+    ///             context.wake_at(due + EVERY);
+    ///         }
+    ///         let Some(connection) = context.connection() else { return };
+    ///         if let Some(quote) = self.latest.take() {
+    ///             if let Err(error) = connection.send_text(&quote) {
+    ///                 eprintln!("no quote: {error}");
+    ///             }
+    ///         }
+    ///     }
+    /// }
+    /// ```
+    fn woken(&mut self, context: &mut WokenContext<'_>) {
+        let _ = context;
+    }
 
     /// Called when the connection has ended, exactly once per `opened`.
     fn disconnected(&mut self, disconnect: &Disconnect) {
@@ -159,6 +245,17 @@ impl<'a> Connection<'a> {
         self.connection.mark_stable();
     }
 
+    /// Sets the time at which [`Handler::woken`] is called. The client has one such time: this one
+    /// replaces what was set before, and `None` takes it back. A time that has passed is due at
+    /// once.
+    ///
+    /// The time stays when the connection ends. Setting it makes no system call. While it is set,
+    /// the reader looks whether there is something to read before it sleeps: see
+    /// [`Builder::wakeups`](crate::Builder::wakeups), which this does not need.
+    pub fn wake_at(&mut self, at: impl Into<Option<Instant>>) {
+        self.sender.wake_reader_at(at.into());
+    }
+
     /// Closes this connection and dials again. See [`Sender::reconnect`].
     pub fn reconnect(&mut self) {
         self.connection.close_for_reconnect(CloseFrame::normal());
@@ -185,12 +282,73 @@ impl fmt::Debug for Connection<'_> {
     }
 }
 
+/// The occasion of a [`Handler::woken`].
+pub struct WokenContext<'a> {
+    due: Due,
+    connection: Option<Connection<'a>>,
+    sender: &'a Sender,
+}
+
+impl<'a> WokenContext<'a> {
+    pub(crate) fn new(due: Due, connection: Option<Connection<'a>>, sender: &'a Sender) -> Self {
+        WokenContext { due, connection, sender }
+    }
+
+    /// Returns the open connection, or `None` while none is open: between dials, and from
+    /// `disconnected` on.
+    pub fn connection(&mut self) -> Option<&mut Connection<'a>> {
+        self.connection.as_mut()
+    }
+
+    /// Returns the time that was set and has come. It is not set any more. `None` if the handler is
+    /// woken by [`Sender::wake`] alone; a time that comes with such a call is returned.
+    pub fn due(&self) -> Option<Instant> {
+        self.due.0
+    }
+
+    /// Sets the time of the next call. See [`Connection::wake_at`].
+    pub fn wake_at(&mut self, at: impl Into<Option<Instant>>) {
+        self.sender.wake_reader_at(at.into());
+    }
+
+    /// Returns a sender that may be kept and moved to other threads.
+    pub fn sender(&self) -> Sender {
+        self.sender.clone()
+    }
+
+    /// Tells the client to stop, and returns at once. See [`Connection::stop`].
+    pub fn stop(&mut self) {
+        self.sender.stopper().request_stop();
+    }
+}
+
+impl fmt::Debug for WokenContext<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WokenContext")
+            .field("due", &self.due())
+            .field("connection", &self.connection)
+            .finish_non_exhaustive()
+    }
+}
+
 /// The receiver of the reader thread's events: a program's handler, or the events queue.
 pub(crate) trait EventSink: Send + 'static {
+    /// It does something when it is woken.
+    const CAN_BE_WOKEN: bool = false;
+
     fn opened(&mut self, connection: &mut Connection<'_>);
     fn message(&mut self, connection: &mut Connection<'_>, message: MessageRef<'_>);
-    /// All messages of a `recv` have been delivered. `Err` ends the connection: the queue is full
-    /// and its rule says so.
+    /// All messages of a `recv`, at least one, have been delivered, and delivery goes on.
+    #[inline]
+    fn batch_end(&mut self, connection: &mut Connection<'_>) {
+        let _ = connection;
+    }
+    /// A time has come, or a thread has called.
+    fn woken(&mut self, context: &mut WokenContext<'_>) {
+        let _ = context;
+    }
+    /// Nothing more of a `recv` is delivered. `Err` ends the connection: the queue is full and its
+    /// rule says so.
     fn end_batch(&mut self) -> Result<(), Full>;
     fn disconnected(&mut self, disconnect: &Disconnect);
     fn dial_failed(&mut self, failure: &DialFailure);
@@ -205,6 +363,8 @@ pub(crate) struct Full;
 pub(crate) struct HandlerSink<H>(pub(crate) H);
 
 impl<H: Handler> EventSink for HandlerSink<H> {
+    const CAN_BE_WOKEN: bool = true;
+
     fn opened(&mut self, connection: &mut Connection<'_>) {
         self.0.opened(connection);
     }
@@ -212,6 +372,15 @@ impl<H: Handler> EventSink for HandlerSink<H> {
     #[inline]
     fn message(&mut self, connection: &mut Connection<'_>, message: MessageRef<'_>) {
         self.0.message(connection, message);
+    }
+
+    #[inline]
+    fn batch_end(&mut self, connection: &mut Connection<'_>) {
+        self.0.batch_end(connection);
+    }
+
+    fn woken(&mut self, context: &mut WokenContext<'_>) {
+        self.0.woken(context);
     }
 
     #[inline]

@@ -72,6 +72,11 @@
 //! # Ok(()) }
 //! ```
 //!
+//! A handler that acts by the clock sets a time with [`Connection::wake_at`], and
+//! [`Handler::woken`] is called on the same thread when it has come, whether a connection is open
+//! or not; another thread calls it with [`Sender::wake`]. [`Handler::batch_end`] is called after
+//! the last of the messages that came at once.
+//!
 //! # The life of a connection
 //! ```text
 //!                     dialed                close frame, or stop
@@ -150,6 +155,7 @@
 //! | [`queue_messages`](Builder::queue_messages) | 65,536 |
 //! | [`queue_bytes`](Builder::queue_bytes) | 64 MiB |
 //! | [`when_full`](Builder::when_full) | [`WhenFull::Disconnect`] |
+//! | [`wakeups`](Builder::wakeups) | off |
 //! | [`thread_stack_size`](Builder::thread_stack_size) | Rust's own, 2 MiB |
 //!
 //! # Memory
@@ -242,7 +248,7 @@ pub use event::{
     DialFailure, Disconnect, Event, Lagged, Message, MessageRef, Opened, Payload, Receipt, Stopped,
 };
 pub use events::{Batch, BatchEvents, EventRef, Events, TryNextError};
-pub use handler::{Connection, Handler};
+pub use handler::{Connection, Handler, WokenContext};
 pub use protocol::deflate::Deflate;
 pub use runtime::reconnect::{RetryDecision, State};
 pub use sender::{Sender, Stopper, stop_all};

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::io::Read;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tungstenite::protocol::frame::coding::Data;
 
@@ -182,6 +182,82 @@ impl Sender {
         let close = self.close_frame(close)?;
         self.connection()?.close_for_reconnect(close);
         Ok(())
+    }
+
+    /// Wakes the handler: [`Handler::woken`](crate::Handler::woken) is called on the reader thread,
+    /// whether a connection is open or not. Returns at once, from any thread.
+    ///
+    /// A call of `woken` that begins after this is sure to come, unless a stop, a panic or the end
+    /// of the client comes first. Until it begins, further wake-ups add nothing: what a thread has
+    /// for the handler goes by a channel or the like, and `woken` takes all that is there. A sender
+    /// that is [pinned](Sender::pinned_to) wakes it in any epoch.
+    ///
+    /// ```no_run
+    /// use std::sync::mpsc::{Receiver, channel};
+    /// use tautline::{Client, Connection, Handler, MessageRef, WokenContext};
+    ///
+    /// struct Desk {
+    ///     orders: Receiver<String>,
+    /// }
+    ///
+    /// impl Handler for Desk {
+    ///     fn message(&mut self, _connection: &mut Connection<'_>, _message: MessageRef<'_>) {}
+    ///
+    ///     fn woken(&mut self, context: &mut WokenContext<'_>) {
+    ///         for order in self.orders.try_iter() {
+    ///             let Some(connection) = context.connection() else {
+    ///                 eprintln!("no connection is open: {order} is not sent");
+    ///                 continue;
+    ///             };
+    ///             if let Err(error) = connection.send_text(&order) {
+    ///                 eprintln!("{order}: {error}");
+    ///             }
+    ///         }
+    ///     }
+    /// }
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let (order, orders) = channel();
+    /// let client =
+    ///     Client::builder("wss://trade.example.com/ws").wakeups().start_with(Desk { orders })?;
+    /// let sender = client.sender();
+    /// std::thread::spawn(move || {
+    ///     order.send("buy".to_owned()).ok();
+    ///     sender.wake().ok();
+    /// });
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// `Config`, if the client was not built with [`wakeups`](crate::Builder::wakeups), or has no
+    /// handler: a reader that sleeps would not hear of it. Inside the handler itself it works
+    /// without. `Stopped` once the client has been told to stop, or has ended.
+    pub fn wake(&self) -> Result<(), Error> {
+        self.refuse_stopped()?;
+        self.shared.wakeups.wake()
+    }
+
+    /// Sets the time at which [`Handler::woken`](crate::Handler::woken) is called, from anywhere:
+    /// from another thread, or from `disconnected`. See
+    /// [`Connection::wake_at`](crate::Connection::wake_at).
+    ///
+    /// # Errors
+    /// As [`wake`](Sender::wake).
+    pub fn wake_at(&self, at: impl Into<Option<Instant>>) -> Result<(), Error> {
+        self.refuse_stopped()?;
+        self.shared.wakeups.wake_at(at.into())
+    }
+
+    /// As [`wake_at`](Sender::wake_at), on the reader thread.
+    pub(crate) fn wake_reader_at(&self, at: Option<Instant>) {
+        self.shared.wakeups.wake_reader_at(at);
+    }
+
+    fn refuse_stopped(&self) -> Result<(), Error> {
+        match self.shared.shutdown.is_requested() {
+            true => Err(Error::stopped()),
+            false => Ok(()),
+        }
     }
 
     /// Returns the state of the client.

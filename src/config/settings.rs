@@ -42,6 +42,8 @@ pub(crate) struct Settings {
     pub(crate) queue: Bounds,
     pub(crate) conflate: Option<Conflate>,
     pub(crate) threads: ThreadOptions,
+    /// Any thread may wake the handler.
+    pub(crate) has_wakeups: bool,
 }
 
 impl Default for Settings {
@@ -71,6 +73,7 @@ impl Default for Settings {
             queue: Bounds { messages: 65_536, bytes: 64 << 20, when_full: WhenFull::default() },
             conflate: None,
             threads: ThreadOptions::default(),
+            has_wakeups: false,
         }
     }
 }
@@ -221,6 +224,7 @@ mod tests {
             Bounds { messages: 65_536, bytes: 64 * 1024 * 1024, when_full: WhenFull::Disconnect };
         assert_eq!(settings.queue, bounds);
         assert!(settings.deflate.is_none() && settings.app_ping.is_none());
+        assert!(!settings.has_wakeups);
         assert!(settings.check().is_ok());
         assert!(settings.name.is_none());
     }

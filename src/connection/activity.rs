@@ -13,6 +13,8 @@ pub(crate) struct Activity {
     entered_recv: AtomicU64,
     last_byte: AtomicU64,
     last_data: AtomicU64,
+    /// The time at which the handler was last woken.
+    last_woken: AtomicU64,
     /// The time at which the oldest unanswered application ping was written.
     app_ping_written: AtomicU64,
 }
@@ -24,6 +26,7 @@ impl Activity {
             entered_recv: AtomicU64::new(0),
             last_byte: AtomicU64::new(0),
             last_data: AtomicU64::new(0),
+            last_woken: AtomicU64::new(0),
             app_ping_written: AtomicU64::new(0),
         }
     }
@@ -58,6 +61,24 @@ impl Activity {
     /// Data messages have been delivered.
     pub(crate) fn note_data(&self, now: Instant) {
         self.last_data.store(self.nanos(now), Ordering::Release);
+    }
+
+    /// The handler is about to be woken.
+    pub(crate) fn enter_woken(&self, now: Instant) {
+        self.last_woken.store(self.nanos(now), Ordering::Release);
+    }
+
+    /// The handler was woken at `entered` and has returned. Nobody could read meanwhile, so that
+    /// time does not count as quiet.
+    pub(crate) fn leave_woken(&self, entered: Instant, now: Instant) {
+        self.note_data(self.last_data() + now.saturating_duration_since(entered));
+    }
+
+    /// Returns when the reader last left `recv` for the handler, as far as is known: with bytes, or
+    /// to wake it.
+    pub(crate) fn last_left(&self) -> Instant {
+        let woken = self.instant(self.last_woken.load(Ordering::Acquire));
+        woken.map_or(self.last_byte(), |woken| woken.max(self.last_byte()))
     }
 
     /// Returns when the last data message had been delivered. The opening counts as one.

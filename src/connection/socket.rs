@@ -7,11 +7,11 @@ use std::time::{Duration, SystemTime};
 use socket2::Socket;
 
 use crate::connection::Receiving;
+use crate::sync::wake_pair::SignalPair;
 
 /// A connected, blocking socket. Every call may be made from any thread, and none takes a lock.
 pub(crate) struct StreamSocket {
     socket: Socket,
-    #[cfg_attr(not(unix), expect(dead_code, reason = "there the settings do not exist"))]
     receiving: Receiving,
 }
 
@@ -37,16 +37,13 @@ impl StreamSocket {
     /// kernel got the last of them, if it says so. An interruption by a signal, or by the receive
     /// timeout of a platform that needs one, is `Interrupted`.
     pub(crate) fn receive(&self, room: &mut [u8]) -> io::Result<(usize, Option<SystemTime>)> {
-        #[cfg(target_os = "linux")]
-        if self.receiving.is_stamped {
-            return self.until_ready(|| self.receive_stamped(room));
-        }
         #[cfg(unix)]
         if self.receiving.is_spinning {
-            use rustix::net::{RecvFlags, recv};
-            return self.until_ready(|| {
-                Ok((recv(&self.socket, &mut *room, RecvFlags::DONTWAIT)?.1, None))
-            });
+            return self.until_ready(|| self.receive_now(room));
+        }
+        #[cfg(target_os = "linux")]
+        if self.receiving.is_stamped {
+            return self.receive_stamped(room, nix::sys::socket::MsgFlags::empty());
         }
         match (&self.socket).read(room) {
             Err(error)
@@ -59,34 +56,88 @@ impl StreamSocket {
         }
     }
 
-    /// Asks again and again if the reader spins. Ends as a blocking `recv` does: when bytes come,
-    /// or when the connection is aborted.
+    /// Asks again and again. Ends as a blocking `recv` does: when bytes come, or when the
+    /// connection is aborted.
     #[cfg(unix)]
     fn until_ready<T>(&self, mut receive: impl FnMut() -> io::Result<T>) -> io::Result<T> {
         loop {
             match receive() {
-                Err(error)
-                    if error.kind() == ErrorKind::WouldBlock && self.receiving.is_spinning =>
-                {
-                    std::hint::spin_loop()
-                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => std::hint::spin_loop(),
                 result => return result,
             }
         }
     }
 
+    /// As [`receive`](StreamSocket::receive), and `WouldBlock` when nothing is there.
+    #[cfg(unix)]
+    pub(crate) fn receive_now(&self, room: &mut [u8]) -> io::Result<(usize, Option<SystemTime>)> {
+        #[cfg(target_os = "linux")]
+        if self.receiving.is_stamped {
+            return self.receive_stamped(room, nix::sys::socket::MsgFlags::MSG_DONTWAIT);
+        }
+        Ok((rustix::net::recv(&self.socket, room, rustix::net::RecvFlags::DONTWAIT)?.1, None))
+    }
+
+    /// Windows has no flag for it: ask whether something is there.
+    #[cfg(windows)]
+    pub(crate) fn receive_now(&self, room: &mut [u8]) -> io::Result<(usize, Option<SystemTime>)> {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        match poll(&mut [PollFd::new(&self.socket, PollFlags::IN)], Some(&now))? {
+            0 => Err(ErrorKind::WouldBlock.into()),
+            _ => self.receive(room),
+        }
+    }
+
+    /// Returns `true` if the reader asks again and again instead of sleeping.
+    pub(crate) fn is_spinning(&self) -> bool {
+        self.receiving.is_spinning
+    }
+
+    /// Sleeps until there is something to receive, an end included, until somebody signals, or for
+    /// `limit`, and clears the signals. May end early, by a signal of the system for example.
+    pub(crate) fn await_bytes(
+        &self,
+        signals: Option<&SignalPair>,
+        limit: Option<Duration>,
+    ) -> io::Result<()> {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        // There `shutdown` may not end the sleep.
+        #[cfg(windows)]
+        let limit = Some(limit.unwrap_or(Duration::MAX).min(Duration::from_millis(100)));
+        let limit = limit.and_then(|limit| Timespec::try_from(limit).ok());
+        let socket = PollFd::new(&self.socket, PollFlags::IN);
+        let (result, is_signaled) = match signals {
+            None => (poll(&mut [socket], limit.as_ref()), None),
+            Some(pair) => {
+                let mut watched = [socket, PollFd::new(pair, PollFlags::IN)];
+                let result = poll(&mut watched, limit.as_ref());
+                (result, Some(pair).filter(|_| !watched[1].revents().is_empty()))
+            }
+        };
+        if let Some(pair) = is_signaled {
+            pair.clear();
+        }
+        match result {
+            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// One `recvmsg`, which brings the kernel's time too.
     #[cfg(target_os = "linux")]
-    fn receive_stamped(&self, room: &mut [u8]) -> io::Result<(usize, Option<SystemTime>)> {
-        use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg};
+    fn receive_stamped(
+        &self,
+        room: &mut [u8],
+        flags: nix::sys::socket::MsgFlags,
+    ) -> io::Result<(usize, Option<SystemTime>)> {
+        use nix::sys::socket::{ControlMessageOwned, recvmsg};
         use std::os::fd::AsRawFd;
 
         /// Room for the kernel's control messages, aligned as they have to be.
         #[repr(align(16))]
         struct Control([u8; 128]);
 
-        let flags =
-            if self.receiving.is_spinning { MsgFlags::MSG_DONTWAIT } else { MsgFlags::empty() };
         let mut control = Control([0; 128]);
         let mut room = [io::IoSliceMut::new(room)];
         let message =

@@ -17,6 +17,7 @@ use crate::connection::socket::StreamSocket;
 use crate::protocol::read_buffer::ReadBuffer;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::thread::{self, ThreadId};
+use crate::sync::wakeups::Wakeups;
 use crate::sync::{self, Condvar, Mutex};
 use crate::time::Deadline;
 
@@ -105,6 +106,8 @@ pub(crate) enum Received {
     Partial,
     /// The peer ended TCP, or TLS by its close_notify.
     End,
+    /// Nothing came, and the handler is to be woken.
+    Woken,
 }
 
 /// The writers' part of the stream. Guarded by the writer's lock.
@@ -189,18 +192,26 @@ impl Transport {
         }
     }
 
-    /// Blocks until something comes.
+    /// Blocks until something comes, or until the handler is to be woken. A wake-up waits for what
+    /// is there to read.
     ///
-    /// Ends at once when the connection is aborted: `shutdown(Both)` wakes a blocked `recv`.
+    /// Ends at once when the connection is aborted: `shutdown(Both)` wakes a blocked `recv`, and a
+    /// `poll`.
     pub(crate) fn receive(
         &self,
         read_half: &mut ReadHalf,
         buffer: &mut ReadBuffer,
+        wakeups: &Wakeups,
     ) -> io::Result<Received> {
         let Some(tls) = &self.tls else {
-            let filled = self.recv(buffer.room(), &mut read_half.kernel_time)?;
-            buffer.filled(filled);
-            return Ok(if filled == 0 { Received::End } else { Received::Bytes });
+            return Ok(match self.recv(buffer.room(), &mut read_half.kernel_time, wakeups)? {
+                Some(0) => Received::End,
+                Some(filled) => {
+                    buffer.filled(filled);
+                    Received::Bytes
+                }
+                None => Received::Woken,
+            });
         };
         if let Some(failure) = read_half.failure.take() {
             return Err(failure);
@@ -208,16 +219,37 @@ impl Transport {
         let filled = if read_half.has_more {
             0
         } else {
-            match self.recv(&mut read_half.cipher, &mut read_half.kernel_time)? {
-                0 => return Ok(Received::End),
-                filled => filled,
+            match self.recv(&mut read_half.cipher, &mut read_half.kernel_time, wakeups)? {
+                Some(0) => return Ok(Received::End),
+                Some(filled) => filled,
+                None => return Ok(Received::Woken),
             }
         };
         tls.decrypt(read_half, filled, buffer)
     }
 
-    /// `recv` without a lock, retried when a signal interrupts it.
-    fn recv(&self, room: &mut [u8], kernel_time: &mut Option<SystemTime>) -> io::Result<usize> {
+    /// `recv` without a lock. `None`: nothing is there, and the handler is to be woken.
+    #[inline]
+    fn recv(
+        &self,
+        room: &mut [u8],
+        kernel_time: &mut Option<SystemTime>,
+        wakeups: &Wakeups,
+    ) -> io::Result<Option<usize>> {
+        // Nobody but this thread can bring them into use.
+        match wakeups.are_in_use() {
+            true => self.recv_unless_woken(room, kernel_time, wakeups),
+            false => self.recv_blocking(room, kernel_time).map(Some),
+        }
+    }
+
+    /// Sleeps in `recv`, which is retried when a signal interrupts it.
+    #[inline]
+    fn recv_blocking(
+        &self,
+        room: &mut [u8],
+        kernel_time: &mut Option<SystemTime>,
+    ) -> io::Result<usize> {
         loop {
             if self.is_aborted() {
                 return Ok(0);
@@ -231,6 +263,51 @@ impl Transport {
                 }
             }
         }
+    }
+
+    /// Asks whether something is there before it sleeps, and sleeps in `poll`.
+    // A function of its own, so that most clients get the other one inlined.
+    #[inline(never)]
+    fn recv_unless_woken(
+        &self,
+        room: &mut [u8],
+        kernel_time: &mut Option<SystemTime>,
+        wakeups: &Wakeups,
+    ) -> io::Result<Option<usize>> {
+        loop {
+            if self.is_aborted() {
+                return Ok(Some(0));
+            }
+            match self.socket.receive_now(room) {
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                    if !self.await_bytes(wakeups)? {
+                        return Ok(None);
+                    }
+                }
+                result => {
+                    let (count, time) = result?;
+                    *kernel_time = time;
+                    return Ok(Some(count));
+                }
+            }
+        }
+    }
+
+    /// Waits until something may be there to read, and returns `true`, or until the handler is to
+    /// be woken.
+    fn await_bytes(&self, wakeups: &Wakeups) -> io::Result<bool> {
+        if self.socket.is_spinning() {
+            std::hint::spin_loop();
+            return Ok(!wakeups.is_due());
+        }
+        let now = sync::now();
+        let left = wakeups.next(now).map(|at| at.saturating_duration_since(now));
+        if left.is_some_and(|left| left.is_zero()) {
+            return Ok(false);
+        }
+        self.socket.await_bytes(wakeups.pair(), left)?;
+        Ok(true)
     }
 
     /// Gives back buffers that a burst has grown.

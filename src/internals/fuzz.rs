@@ -18,11 +18,12 @@ use crate::protocol::assembler::{Assembler, Incoming, Limits};
 use crate::protocol::deflate::{Deflate, Deflater, Inflater};
 use crate::protocol::frame::FrameHeader;
 use crate::protocol::read_buffer::ReadBuffer;
-use crate::runtime::read_loop::{ReadEnd, Reader};
+use crate::runtime::read_loop::{Drained, ReadEnd, Reader};
 use crate::runtime::shared::Shared;
 use crate::sender::Sender;
 use crate::stats::Counters;
 use crate::sync::threads::{ThreadOptions, Threads};
+use crate::sync::wakeups::Wakeups;
 
 /// The longest message that a fuzzed connection takes.
 const MAX_MESSAGE: usize = 64 * 1024;
@@ -181,8 +182,9 @@ pub fn connection(bytes: &[u8]) {
         return;
     }
     let settings = Settings { max_message_size: MAX_MESSAGE, ..Settings::default() };
-    let (shared, _wakeup) =
-        Shared::new(Threads::new(ThreadOptions::default()), settings.timeouts());
+    let Ok(wakeups) = Wakeups::new(false) else { return };
+    let threads = Threads::new(ThreadOptions::default());
+    let (shared, _wakeup) = Shared::new(threads, settings.timeouts(), wakeups);
     let (wakeup, _heartbeat) = bounded(1);
     let (inflater, deflater) = engines(shape).unzip();
     let writer = FrameWriter::new(deflater, None);
@@ -209,12 +211,12 @@ pub fn connection(bytes: &[u8]) {
     let mut reader = Reader::new(Arc::clone(&connection), opened, Vec::new(), &settings, inflater);
     let sender = Sender::new(Arc::clone(&shared));
     // Nobody stops it, so it has to end by itself, with an error and not with a panic.
-    match reader.run(&mut Sink, &sender, &shared.shutdown) {
+    match reader.run(&mut Sink, &sender, &shared.shutdown, &shared.wakeups) {
         ReadEnd::Close(_, frame) => connection.close_within_timeout(frame),
         ReadEnd::Aborted(_) | ReadEnd::Closing(_) => {}
         ReadEnd::Stopped | ReadEnd::Panicked(_) => panic!("nobody stops it, and nothing panics"),
     }
-    reader.drain();
+    assert_eq!(reader.drain(&shared.wakeups), Drained::Over);
     assert!(connection.flush_pending(std::time::Instant::now()).is_ok() || connection.is_aborted());
 }
 

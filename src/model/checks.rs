@@ -8,14 +8,14 @@ use shuttle::thread::spawn;
 
 use super::dialer::{CLOSE, Dial, PING, Peer, TEXT, server};
 use super::explorer::{LEAPS, explore};
-use super::world::{elapsed, is_exact};
+use super::world::{elapsed, facts, is_exact};
 use crate::sync;
 use crate::sync::channel::{bounded, never};
 use crate::sync::threads::{JoinTimeout, ThreadOptions, Threads};
 use crate::sync::wait::{Woken, wait};
 use crate::{
     Builder, Client, Connection, ErrorKind, Event, Handler, MessageRef, SendError, State,
-    ThreadOutcome, WhenFull,
+    ThreadOutcome, WhenFull, WokenContext,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -501,6 +501,240 @@ fn the_events_queue_loses_no_wake_up_under_any_rule() {
             assert!(rule != WhenFull::Block || lost == 0);
             drop(events);
             stop(client, AT_ONCE);
+        });
+    }
+}
+
+/// A handler that tells of each call of `woken`: the number that a thread had counted up to, and
+/// the time.
+struct CountsWakeups {
+    counted: Arc<AtomicUsize>,
+    tell: crate::sync::channel::Sender<(usize, Duration)>,
+    wakes_first_after: Option<Duration>,
+}
+
+impl Handler for CountsWakeups {
+    fn opened(&mut self, connection: &mut Connection<'_>) {
+        if let Some(after) = self.wakes_first_after.take() {
+            connection.wake_at(sync::now() + after);
+        }
+    }
+
+    fn message(&mut self, _: &mut Connection<'_>, _: MessageRef<'_>) {}
+
+    fn woken(&mut self, context: &mut WokenContext<'_>) {
+        assert!(context.due().is_none_or(|due| sync::now() >= due));
+        self.tell.try_send((self.counted.load(Ordering::SeqCst), elapsed())).expect("it has room");
+    }
+}
+
+#[test]
+fn no_wake_up_is_lost_whatever_the_reader_is_at() {
+    const WAKES: usize = 3;
+    for scheme in ["ws", "wss"] {
+        explore(move || {
+            // Openings, ends of both kinds, failures and waits between dials come and go meanwhile.
+            server(|number| match number {
+                0 => opens(|peer| {
+                    peer.send(TEXT, b"a");
+                    peer.send(CLOSE, &[0x03, 0xe9]);
+                    peer.ignore()
+                }),
+                1 => Dial::Fails,
+                2 => opens(|peer| peer.send(TEXT, b"b")),
+                _ => echoes(),
+            });
+            let (tell, told) = bounded(64);
+            let counted = Arc::new(AtomicUsize::new(0));
+            let handler =
+                CountsWakeups { counted: Arc::clone(&counted), tell, wakes_first_after: None };
+            let client = builder(scheme).wakeups().start_with(handler).expect("it starts");
+            let wakers = [(); 2].map(|()| {
+                let (sender, counted) = (client.sender(), Arc::clone(&counted));
+                spawn(move || {
+                    for _ in 0..WAKES {
+                        counted.fetch_add(1, Ordering::SeqCst);
+                        sender.wake().expect("nobody stops it");
+                    }
+                })
+            });
+            for waker in wakers {
+                waker.join().expect("it does not panic");
+            }
+            let began = elapsed();
+            loop {
+                let (seen, at) = told.recv().expect("the handler is there");
+                // Nothing else would let time pass: a reader that misses a wake-up sleeps until a
+                // dial is due, or a ping.
+                if seen == 2 * WAKES {
+                    assert!(!is_exact() || at <= began, "{at:?}, {began:?}");
+                    break;
+                }
+            }
+            stop(client, AT_ONCE);
+        });
+    }
+}
+
+#[test]
+fn no_wake_up_is_lost_by_a_reader_that_goes_to_sleep() {
+    for scheme in ["ws", "wss"] {
+        explore(move || {
+            server(|_| echoes());
+            let (tell, told) = bounded(64);
+            let counted = Arc::new(AtomicUsize::new(0));
+            let handler =
+                CountsWakeups { counted: Arc::clone(&counted), tell, wakes_first_after: None };
+            let client = builder(scheme).wakeups().connect_with(handler).expect("it opens");
+            for number in 1..=6 {
+                let began = elapsed();
+                counted.store(number, Ordering::SeqCst);
+                client.sender().wake().expect("nobody stops it");
+                // Every other call comes while the one before it is on its way.
+                if number % 2 == 0 {
+                    while told.recv().expect("the handler is there").0 < number {}
+                    assert!(!is_exact() || elapsed() == began);
+                }
+            }
+            stop(client, AT_ONCE);
+        });
+    }
+}
+
+#[test]
+fn a_wake_up_between_dials_comes_at_once() {
+    explore(|| {
+        server(|_| Dial::Fails);
+        let (tell, told) = bounded(64);
+        let counted = Arc::new(AtomicUsize::new(0));
+        let handler =
+            CountsWakeups { counted: Arc::clone(&counted), tell, wakes_first_after: None };
+        let client = builder("ws")
+            .wakeups()
+            .retry_policy(|_, _| crate::RetryDecision::RetryAfter(200 * SECOND))
+            .start_with(handler)
+            .expect("it starts");
+        for number in 1..=3 {
+            counted.store(number, Ordering::SeqCst);
+            client.sender().wake().expect("nobody stops it");
+            let began = elapsed();
+            while told.recv().expect("the handler is there").0 < number {}
+            assert!(!is_exact() || elapsed() == began);
+        }
+        stop(client, AT_ONCE);
+    });
+}
+
+#[test]
+fn a_time_comes_on_time_in_every_state() {
+    const AFTER: Duration = Duration::from_millis(1500);
+    for scheme in ["ws", "wss"] {
+        for has_wakeups in [false, true] {
+            for ends_connection in [false, true] {
+                explore(move || {
+                    server(move |_| {
+                        opens(move |peer| {
+                            if !ends_connection {
+                                peer.serve(|_, _| ());
+                            }
+                        })
+                    });
+                    let (tell, told) = bounded(64);
+                    let handler = CountsWakeups {
+                        counted: Arc::default(),
+                        tell,
+                        wakes_first_after: Some(AFTER),
+                    };
+                    let settings = builder(scheme)
+                        .retry_policy(|_, _| crate::RetryDecision::RetryAfter(200 * SECOND));
+                    let settings = if has_wakeups { settings.wakeups() } else { settings };
+                    let client = settings.start_with(handler).expect("it starts");
+                    let (_, at) = told.recv().expect("the handler is there");
+                    assert!(at >= AFTER);
+                    assert!(!is_exact() || at == AFTER, "{at:?}");
+                    if has_wakeups {
+                        // Earlier than the one that the reader sleeps for.
+                        client.sender().wake_at(sync::now() + 100 * SECOND).expect("it may wake");
+                        client.sender().wake_at(sync::now() + SECOND).expect("it may wake");
+                        let (_, at) = told.recv().expect("the handler is there");
+                        assert!(!is_exact() || at == AFTER + SECOND, "{at:?}");
+                    }
+                    stop(client, AT_ONCE);
+                });
+            }
+        }
+    }
+}
+
+#[test]
+fn a_reader_that_waits_for_wake_ups_ends_at_once() {
+    // By the time alone, and by calls of other threads.
+    for (scheme, has_wakeups) in [("ws", false), ("ws", true), ("wss", true)] {
+        let make = move || {
+            let handler = CountsWakeups {
+                counted: Arc::default(),
+                tell: bounded(64).0,
+                wakes_first_after: Some(3000 * SECOND),
+            };
+            let settings = builder(scheme);
+            let settings = if has_wakeups { settings.wakeups() } else { settings };
+            settings.connect_with(handler).expect("it opens")
+        };
+        ends(AT_ONCE, echoes, make);
+        ends(SECOND, || opens(|peer| peer.ignore()), make);
+    }
+    // While another thread wakes it all the time, and from inside the call itself.
+    struct Stops;
+    impl Handler for Stops {
+        fn message(&mut self, _: &mut Connection<'_>, _: MessageRef<'_>) {}
+        fn woken(&mut self, context: &mut WokenContext<'_>) {
+            let report = context.sender().stopper().stop(60 * SECOND);
+            assert!(report.threads().iter().any(|thread| thread.outcome == ThreadOutcome::Current));
+        }
+    }
+    explore(|| {
+        server(|_| echoes());
+        let client = builder("ws").wakeups().start_with(Stops).expect("it starts");
+        client.sender().wake().expect("nobody has stopped it");
+        let reason = client.wait_closed(3600 * SECOND).expect("the handler stops it");
+        assert_eq!(reason.kind(), ErrorKind::Stopped);
+        stop(client, AT_ONCE);
+    });
+    explore(|| {
+        server(|_| echoes());
+        let handler =
+            CountsWakeups { counted: Arc::default(), tell: bounded(64).0, wakes_first_after: None };
+        let client = builder("ws").wakeups().start_with(handler).expect("it starts");
+        let sender = client.sender();
+        let waker = spawn(move || while sender.wake().is_ok() {});
+        stop(client, AT_ONCE);
+        waker.join().expect("it does not panic");
+    });
+}
+
+#[test]
+fn a_reader_that_nobody_may_wake_makes_no_other_call_than_recv() {
+    for is_woken in [false, true] {
+        explore(move || {
+            server(|_| {
+                opens(|peer| {
+                    peer.send(TEXT, b"a");
+                    peer.send(TEXT, b"b");
+                    peer.serve(|_, _| ());
+                })
+            });
+            let (tell, told) = bounded(2);
+            let handler = move |_: &mut Connection<'_>, _: MessageRef<'_>| {
+                tell.try_send(()).expect("there are two messages");
+            };
+            let settings = builder("ws");
+            let settings = if is_woken { settings.wakeups() } else { settings };
+            let client = settings.max_attempts(1).start_with(handler).expect("it starts");
+            for _ in 0..2 {
+                told.recv().expect("the handler is there");
+            }
+            stop(client, AT_ONCE);
+            assert_eq!(facts(|facts| facts.wakeable_reads) > 0, is_woken);
         });
     }
 }

@@ -9,7 +9,8 @@ use super::dialer::{Dial, TEXT, server};
 use super::explorer::fails_within;
 use super::world::{Fault, elapsed, inject};
 use crate::sync::Mutex;
-use crate::{Client, Connection, MessageRef};
+use crate::sync::channel::{Sender, bounded};
+use crate::{Client, Connection, Handler, MessageRef, WokenContext};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -68,6 +69,27 @@ fn a_lost_notification_is_found() {
         server(|_| echoes());
         let client = builder("ws").start().expect("it starts");
         assert!(client.wait_open(SECOND).is_ok());
+        stop_at_once(&client);
+    });
+}
+
+#[test]
+fn a_lost_signal_is_found() {
+    is_found(100, Fault::LostSignals, |inject| {
+        struct Tells(Sender<()>);
+        impl Handler for Tells {
+            fn message(&mut self, _: &mut Connection<'_>, _: MessageRef<'_>) {}
+            fn woken(&mut self, _: &mut WokenContext<'_>) {
+                self.0.try_send(()).expect("it is woken once");
+            }
+        }
+        server(|_| echoes());
+        let (tell, told) = bounded(1);
+        let client = builder("ws").wakeups().connect_with(Tells(tell)).expect("it opens");
+        inject();
+        client.sender().wake().expect("nobody stops it");
+        told.recv().expect("the handler is there");
+        assert_eq!(elapsed(), Duration::ZERO);
         stop_at_once(&client);
     });
 }

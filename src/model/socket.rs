@@ -6,7 +6,8 @@ use std::sync::{Arc, Mutex as Plain, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use super::sync::now;
-use super::world::{block, change};
+use super::wake_pair::SignalPair;
+use super::world::{block, change, facts};
 
 /// The number of bytes that a direction holds: so few that writers often find it full.
 const CAPACITY: usize = 48;
@@ -31,6 +32,18 @@ fn locked(direction: &Plain<Direction>) -> MutexGuard<'_, Direction> {
     direction.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Takes what is there; 0 at the end, and `None` when nothing is there.
+fn take(direction: &mut Direction, room: &mut [u8]) -> Option<usize> {
+    if direction.bytes.is_empty() {
+        return direction.is_ended.then_some(0);
+    }
+    let count = direction.bytes.len().min(room.len());
+    for (place, byte) in room.iter_mut().zip(direction.bytes.drain(..count)) {
+        *place = byte;
+    }
+    Some(count)
+}
+
 impl StreamSocket {
     /// Returns both ends of a new connection.
     pub(crate) fn pair() -> (StreamSocket, StreamSocket) {
@@ -45,18 +58,38 @@ impl StreamSocket {
     }
 
     pub(crate) fn receive(&self, room: &mut [u8]) -> io::Result<(usize, Option<SystemTime>)> {
-        let count = block(None, |_| {
-            let mut direction = locked(&self.incoming);
-            if direction.bytes.is_empty() {
-                return direction.is_ended.then_some(0);
-            }
-            let count = direction.bytes.len().min(room.len());
-            for (place, byte) in room.iter_mut().zip(direction.bytes.drain(..count)) {
-                *place = byte;
-            }
-            Some(count)
-        });
+        let count = block(None, |_| take(&mut locked(&self.incoming), room));
         Ok((count.unwrap_or_default(), None))
+    }
+
+    /// As [`receive`](StreamSocket::receive), and `WouldBlock` when nothing is there.
+    pub(crate) fn receive_now(&self, room: &mut [u8]) -> io::Result<(usize, Option<SystemTime>)> {
+        facts(|facts| facts.wakeable_reads += 1);
+        change(|| take(&mut locked(&self.incoming), room))
+            .map(|count| (count, None))
+            .ok_or_else(|| ErrorKind::WouldBlock.into())
+    }
+
+    pub(crate) fn is_spinning(&self) -> bool {
+        false
+    }
+
+    /// In the place of `poll` over a socket and a pair.
+    pub(crate) fn await_bytes(
+        &self,
+        signals: Option<&SignalPair>,
+        limit: Option<Duration>,
+    ) -> io::Result<()> {
+        block(limit.map(|limit| now() + limit), |_| {
+            let direction = locked(&self.incoming);
+            let is_signaled = signals.is_some_and(SignalPair::is_signaled);
+            (is_signaled || direction.is_ended || !direction.bytes.is_empty()).then_some(())
+        });
+        // Another signal may come before this one is cleared, as in the kernel.
+        if let Some(pair) = signals.filter(|pair| pair.is_signaled()) {
+            pair.clear();
+        }
+        Ok(())
     }
 
     pub(crate) fn send_now(&self, bytes: &[u8]) -> io::Result<usize> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-use super::world::{block, change};
+use super::world::{Fault, block, change, is_injected};
 use crate::error::Error;
 
 pub(crate) struct WakePair {
@@ -29,6 +29,31 @@ impl WakePair {
     /// Waits until the waker has been used, or until the deadline.
     pub(super) fn wait_until(&self, deadline: Instant) {
         block(Some(deadline), |_| self.waker.is_woken.load(Ordering::SeqCst).then_some(()));
+    }
+}
+
+/// In the place of the pair that is signaled again and again.
+pub(crate) struct SignalPair {
+    is_signaled: AtomicBool,
+}
+
+impl SignalPair {
+    pub(crate) fn new() -> Result<Self, Error> {
+        Ok(SignalPair { is_signaled: AtomicBool::new(false) })
+    }
+
+    pub(crate) fn signal(&self) {
+        if !is_injected(Fault::LostSignals) {
+            change(|| self.is_signaled.store(true, Ordering::SeqCst));
+        }
+    }
+
+    pub(crate) fn clear(&self) {
+        change(|| self.is_signaled.store(false, Ordering::SeqCst));
+    }
+
+    pub(super) fn is_signaled(&self) -> bool {
+        self.is_signaled.load(Ordering::SeqCst)
     }
 }
 

@@ -39,6 +39,8 @@ pub(super) struct Facts {
     /// The number of times that the clock moved while somebody could run.
     pub(super) leaps: usize,
     fault: Option<Fault>,
+    /// The number of reads of a reader whose handler may be woken.
+    pub(super) wakeable_reads: usize,
 }
 
 /// The moments at which time passes.
@@ -56,6 +58,8 @@ pub(super) enum Pace {
 pub(super) enum Fault {
     /// Items that are sent on a channel without waiting are lost.
     LostWakeups,
+    /// Signals to a reader that sleeps in `poll` are lost.
+    LostSignals,
     /// Receivers are not told that the last sender has gone.
     LostDisconnects,
     /// Condition variables wake nobody.

@@ -305,7 +305,7 @@ impl Heartbeat {
     }
 
     fn warn_of_busy_handler(&self, monitor: &mut Monitor, now: Instant) {
-        let busy = now.saturating_duration_since(monitor.connection.activity.last_byte());
+        let busy = now.saturating_duration_since(monitor.connection.activity.last_left());
         if busy >= self.pong_timeout && !monitor.has_warned {
             monitor.has_warned = true;
             log::warn!(

@@ -13,7 +13,7 @@ use crate::connection::close::CloseFrame;
 use crate::connection::transport::{ReadHalf, Received};
 use crate::error::{CloseReason, Error, ErrorKind};
 use crate::event::{Arrival, MessageRef, Opened, Payload};
-use crate::handler::{Connection, EventSink, Full};
+use crate::handler::{Connection, EventSink, Full, WokenContext};
 use crate::protocol::ProtocolError;
 use crate::protocol::assembler::{Assembler, Incoming, Limits};
 use crate::protocol::deflate::Inflater;
@@ -22,6 +22,7 @@ use crate::sender::Sender;
 use crate::sync;
 use crate::sync::panic::{self, Panic};
 use crate::sync::wait::Shutdown;
+use crate::sync::wakeups::Wakeups;
 
 /// The interval at which the reader checks whether its buffers could be smaller.
 const SHRINK_INTERVAL: Duration = Duration::from_secs(1);
@@ -35,6 +36,11 @@ pub(crate) struct Reader {
     assembler: Assembler,
     app_ping: Option<AppPing>,
     shrunk_at: Instant,
+    /// The time that the reader has waited in vain since the last byte, if the handler was woken
+    /// meanwhile; the handler's own time is not part of it.
+    waited: Option<Duration>,
+    /// The peer's close frame may still come.
+    awaits_close: bool,
 }
 
 /// The end of the reading of a connection.
@@ -49,6 +55,15 @@ pub(crate) enum ReadEnd {
     Close(Error, CloseFrame),
     /// The handler panicked. The closing handshake has to begin.
     Panicked(Panic),
+}
+
+/// The reason why draining a connection has returned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Drained {
+    /// The connection has ended.
+    Over,
+    /// The handler is to be woken. There may be more to drain.
+    Woken,
 }
 
 /// The way on after a batch of messages.
@@ -69,6 +84,15 @@ enum BatchEnd {
     QueueFull,
 }
 
+/// The messages of a batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Delivered {
+    Nothing,
+    /// Replies to application pings alone.
+    Replies,
+    Data,
+}
+
 impl Reader {
     pub(crate) fn new(
         connection: Arc<OpenConnection>,
@@ -86,6 +110,8 @@ impl Reader {
             assembler: Assembler::new(limits, inflater),
             app_ping: settings.app_ping.clone(),
             shrunk_at: sync::now(),
+            waited: None,
+            awaits_close: true,
         }
     }
 
@@ -103,32 +129,68 @@ impl Reader {
         sink: &mut impl EventSink,
         sender: &Sender,
         shutdown: &Shutdown,
+        wakeups: &Wakeups,
     ) -> ReadEnd {
         // Frames may have come in one piece with the response of the opening handshake: they are
         // delivered before the first `recv`.
         let mut arrival = Arrival { at: sync::now(), kernel: None };
         loop {
             let batch = panic::catch(|| self.deliver(sink, sender, shutdown, arrival));
-            let flow = match batch {
-                Ok(batch) => self.after_batch(batch, shutdown),
-                Err(panic) => Flow::End(ReadEnd::Panicked(panic)),
-            };
-            if let Flow::End(end) = flow {
+            if let Flow::End(end) = self.after_batch(batch, shutdown) {
                 return end;
             }
-            match self.receive() {
-                Ok((Received::End, _)) => return ReadEnd::Aborted(self.end_error(None)),
-                Ok((_, at)) => arrival = Arrival { at, kernel: self.read_half.kernel_time() },
-                Err(error) => return ReadEnd::Aborted(self.end_error(Some(error))),
-            }
+            // One wake-up at most between two reads: neither keeps the other waiting.
+            arrival = loop {
+                if wakeups.is_due() {
+                    let woken = panic::catch(|| self.wake(sink, sender, shutdown, wakeups));
+                    if let Flow::End(end) = self.after_batch(woken, shutdown) {
+                        return end;
+                    }
+                }
+                match self.receive(wakeups) {
+                    Ok((Received::Woken, _)) => {}
+                    Ok((Received::End, _)) => return ReadEnd::Aborted(self.end_error(None)),
+                    Ok((_, at)) => break Arrival { at, kernel: self.read_half.kernel_time() },
+                    Err(error) => return ReadEnd::Aborted(self.end_error(Some(error))),
+                }
+            };
         }
     }
 
-    /// Blocks in `recv` until something comes.
-    fn receive(&mut self) -> io::Result<(Received, Instant)> {
-        self.connection.activity.enter_recv(sync::now());
-        let received = self.connection.transport.receive(&mut self.read_half, &mut self.buffer);
+    /// Wakes the handler, unless delivery is over: it is woken once it has been told of the end.
+    fn wake(
+        &self,
+        sink: &mut impl EventSink,
+        sender: &Sender,
+        shutdown: &Shutdown,
+        wakeups: &Wakeups,
+    ) -> BatchEnd {
+        let is_over = || shutdown.is_requested() | self.connection.is_delivery_over();
+        if !is_over() {
+            let Some(due) = wakeups.take_due() else { return BatchEnd::Done };
+            let connection = Connection::new(&self.connection, &self.opened, sender);
+            let entered = sync::now();
+            self.connection.activity.enter_woken(entered);
+            sink.woken(&mut WokenContext::new(due, Some(connection), sender));
+            self.connection.activity.leave_woken(entered, sync::now());
+        }
+        if is_over() { BatchEnd::DeliveryOver } else { BatchEnd::Done }
+    }
+
+    /// Blocks until something comes, or until the handler is to be woken.
+    fn receive(&mut self, wakeups: &Wakeups) -> io::Result<(Received, Instant)> {
+        let mut waits_since = sync::now();
+        // A dead connection must not look alive because its handler is woken now and then.
+        if let Some(waited) = self.waited.take() {
+            waits_since = waits_since.checked_sub(waited).unwrap_or(waits_since);
+        }
+        self.connection.activity.enter_recv(waits_since);
+        let received =
+            self.connection.transport.receive(&mut self.read_half, &mut self.buffer, wakeups);
         let now = sync::now();
+        if matches!(received, Ok(Received::Woken)) {
+            self.waited = Some(now.saturating_duration_since(waits_since));
+        }
         let has_bytes = matches!(received, Ok(Received::Bytes | Received::Partial));
         self.connection.activity.leave_recv(now, has_bytes);
         // The reader never writes: the heartbeat thread sends what the TLS engine has to say.
@@ -145,10 +207,7 @@ impl Reader {
         received.map(|received| (received, now))
     }
 
-    /// Delivers every message that the buffer holds.
-    // A function of its own, so that the loop over messages has the registers to itself: inlined
-    // into `run` it costs ten instructions a message more.
-    #[inline(never)]
+    /// Delivers every message that the buffer holds, and tells the sink of their end.
     fn deliver(
         &mut self,
         sink: &mut impl EventSink,
@@ -156,6 +215,39 @@ impl Reader {
         shutdown: &Shutdown,
         arrival: Arrival,
     ) -> BatchEnd {
+        let (mut batch, delivered) = self.deliver_messages(sink, sender, shutdown, arrival);
+        let Reader { connection, opened, .. } = self;
+        if delivered != Delivered::Nothing && !matches!(batch, BatchEnd::DeliveryOver) {
+            sink.batch_end(&mut Connection::new(connection, opened, sender));
+            // As after each message.
+            let is_over = shutdown.is_requested() | connection.is_delivery_over();
+            if is_over && matches!(batch, BatchEnd::Done) {
+                batch = BatchEnd::DeliveryOver;
+            }
+        }
+        let end = sink.end_batch();
+        // Replies to application pings are no data: a server that sends nothing else is idle.
+        if delivered == Delivered::Data {
+            // Now, not when they came: a slow handler or a full queue is no idle connection.
+            connection.activity.note_data(sync::now());
+        }
+        match (end, batch) {
+            (Err(Full), BatchEnd::Done) => BatchEnd::QueueFull,
+            (_, batch) => batch,
+        }
+    }
+
+    /// Delivers every message that the buffer holds.
+    // A function of its own, so that the loop over messages has the registers to itself: inlined
+    // into `run` it costs ten instructions a message more.
+    #[inline(never)]
+    fn deliver_messages(
+        &mut self,
+        sink: &mut impl EventSink,
+        sender: &Sender,
+        shutdown: &Shutdown,
+        arrival: Arrival,
+    ) -> (BatchEnd, Delivered) {
         let is_delivery_over = self.connection.is_delivery_over();
         let Reader { connection, opened, buffer, assembler, app_ping, .. } = self;
         let is_reply = app_ping.as_ref().and_then(|ping| ping.is_reply.as_ref());
@@ -209,21 +301,22 @@ impl Reader {
         if messages > 0 {
             connection.counters.received(messages, bytes);
         }
-        let end = sink.end_batch();
-        // Replies to application pings are no data: a server that sends nothing else is idle.
-        if messages > replies {
-            // Now, not when they came: a slow handler or a full queue is no idle connection.
-            connection.activity.note_data(sync::now());
-        }
-        match (end, batch) {
-            (Err(Full), BatchEnd::Done) => BatchEnd::QueueFull,
-            (_, batch) => batch,
-        }
+        let delivered = match messages {
+            0 => Delivered::Nothing,
+            _ if messages > replies => Delivered::Data,
+            _ => Delivered::Replies,
+        };
+        (batch, delivered)
     }
 
-    /// Decides what the end of a batch means for the connection.
-    fn after_batch(&self, batch: BatchEnd, shutdown: &Shutdown) -> Flow {
+    /// Decides what the end of a batch, or of a call that woke the handler, means for the
+    /// connection.
+    fn after_batch(&self, batch: Result<BatchEnd, Panic>, shutdown: &Shutdown) -> Flow {
         let connection = &self.connection;
+        let batch = match batch {
+            Ok(batch) => batch,
+            Err(panic) => return Flow::End(ReadEnd::Panicked(panic)),
+        };
         let end = match batch {
             BatchEnd::Done => return Flow::Continue,
             BatchEnd::DeliveryOver if shutdown.is_requested() => ReadEnd::Stopped,
@@ -289,29 +382,29 @@ impl Reader {
 
     /// Reads and drops until the peer ends TCP or the connection is aborted, looking for the peer's
     /// close frame alone. Aborting with input unread would send a reset, which destroys our close
-    /// frame on its way.
-    pub(crate) fn drain(&mut self) {
-        let mut is_parsing = true;
+    /// frame on its way. Returns early when the handler is to be woken.
+    pub(crate) fn drain(&mut self, wakeups: &Wakeups) -> Drained {
         loop {
             let mut unread = self.buffer.unread();
-            while is_parsing {
+            while self.awaits_close {
                 match self.assembler.next(&mut unread) {
                     Ok(Some(Incoming::Close(close))) => {
                         self.connection.receive_close(close_reason(close));
-                        is_parsing = false;
+                        self.awaits_close = false;
                     }
                     Ok(Some(_)) => {}
                     Ok(None) => break,
                     // Whatever follows a close frame or a violation has no meaning.
-                    Err(_) => is_parsing = false,
+                    Err(_) => self.awaits_close = false,
                 }
             }
             drop(unread);
-            if !is_parsing {
+            if !self.awaits_close {
                 self.buffer.clear();
             }
-            match self.receive() {
-                Ok((Received::End, _)) | Err(_) => return,
+            match self.receive(wakeups) {
+                Ok((Received::End, _)) | Err(_) => return Drained::Over,
+                Ok(_) if wakeups.is_due() => return Drained::Woken,
                 Ok(_) => {}
             }
         }

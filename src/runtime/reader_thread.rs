@@ -3,10 +3,12 @@
 //! Its blocking points and how each ends: a dial by its waker and its deadline; `recv` by the
 //! shutdown of the socket, which the heartbeat thread carries out when the closing handshake of a
 //! stop is over or late; the wait between dials and the wait for room in the events queue by the
-//! shutdown channel; the handler, which is the program's, by returning.
+//! shutdown channel; the handler, which is the program's, by returning. Where the handler may be
+//! woken, the reader sleeps in `poll` instead of `recv`, and the shutdown of the socket ends that
+//! as well.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use http::StatusCode;
 use rand::rngs::StdRng;
@@ -22,20 +24,19 @@ use crate::dial::Dialed;
 use crate::dial::Dialer;
 use crate::error::{Error, ErrorKind, Timeout};
 use crate::event::{DialFailure, Disconnect, NextDial, Opened, Stopped};
-use crate::handler::{Connection, EventSink};
+use crate::handler::{Connection, EventSink, WokenContext};
 #[cfg(shuttle)]
 use crate::model::dialer::Dialer;
 use crate::runtime::endpoint_pool::EndpointPool;
-use crate::runtime::read_loop::{ReadEnd, Reader};
+use crate::runtime::read_loop::{Drained, ReadEnd, Reader};
 use crate::runtime::reconnect::{Action, EndedBy, Failure, Input, ReconnectState, RetryDecision};
 use crate::runtime::shared::{Active, Shared};
 use crate::sender::Sender;
 use crate::sync;
-use crate::sync::channel::never;
 use crate::sync::panic::{self, Panic};
 use crate::sync::wait::{Woken, wait};
 use crate::sync::wake_pair::WakePair;
-use crate::time::{Deadline, after};
+use crate::time::{Deadline, after, earliest};
 
 /// The state of the reader thread.
 pub(crate) struct ReaderThread<D> {
@@ -86,6 +87,7 @@ impl<D: EventSink> ReaderThread<D> {
     /// Runs from the first dial to the last event.
     pub(crate) fn run(mut self) {
         let on_exit = CloseOnExit { shared: Arc::clone(&self.shared) };
+        self.shared.wakeups.adopt_reader();
         let policy = self.config.settings.policy();
         let mut state = ReconnectState::new();
         let reason = loop {
@@ -120,19 +122,36 @@ impl<D: EventSink> ReaderThread<D> {
         match state {
             ReconnectState::Connecting { attempt } => self.dial(*attempt),
             ReconnectState::Open { .. } => self.read(),
-            ReconnectState::Closing { .. } => {
-                if let Some(reader) = &mut self.reader {
-                    reader.drain();
-                }
-                Input::Due
-            }
-            ReconnectState::Backoff { until, .. } => {
-                match wait(&self.shared.shutdown, &never::<()>(), Some(*until)) {
-                    Woken::Shutdown => Input::Stop,
-                    _ => Input::Due,
-                }
-            }
+            ReconnectState::Closing { .. } => self.drain(),
+            ReconnectState::Backoff { until, .. } => self.back_off(*until),
             ReconnectState::Closed { .. } => Input::Stop,
+        }
+    }
+
+    /// Waits for the end of a connection whose end has been told.
+    fn drain(&mut self) -> Input {
+        while let Some(reader) = &mut self.reader {
+            match reader.drain(&self.shared.wakeups) {
+                Drained::Over => break,
+                Drained::Woken => self.tell_woken(),
+            }
+        }
+        Input::Due
+    }
+
+    /// Waits for the next dial.
+    fn back_off(&mut self, until: Instant) -> Input {
+        let shared = Arc::clone(&self.shared);
+        loop {
+            self.tell_woken();
+            let now = sync::now();
+            let next = earliest([Some(until), shared.wakeups.next(now)]);
+            match wait(&shared.shutdown, shared.wakeups.signaled(), next) {
+                Woken::Shutdown => return Input::Stop,
+                _ if sync::now() >= until => return Input::Due,
+                // The handler is to be woken, or has been already.
+                _ => {}
+            }
         }
     }
 
@@ -262,7 +281,8 @@ impl<D: EventSink> ReaderThread<D> {
     /// Reads and delivers until the connection ends.
     fn read(&mut self) -> Input {
         let Some(reader) = &mut self.reader else { return Input::Stop };
-        let end = reader.run(&mut self.sink, &self.sender, &self.shared.shutdown);
+        let Shared { shutdown, wakeups, .. } = &*self.shared;
+        let end = reader.run(&mut self.sink, &self.sender, shutdown, wakeups);
         let connection = Arc::clone(reader.connection());
         let (error, is_closing) = match end {
             ReadEnd::Panicked(panic) => {
@@ -358,6 +378,16 @@ impl<D: EventSink> ReaderThread<D> {
             has_peer_closed,
         };
         self.deliver(|sink| sink.disconnected(&disconnect));
+    }
+
+    /// Wakes the handler where no connection is open. After a stop it is not woken any more.
+    fn tell_woken(&mut self) {
+        let Some(due) = self.shared.wakeups.take_due() else { return };
+        if self.shared.shutdown.is_requested() {
+            return;
+        }
+        let sender = self.sender.clone();
+        self.deliver(|sink| sink.woken(&mut WokenContext::new(due, None, &sender)));
     }
 
     fn tell_stopped(&mut self, reason: Error) {

@@ -17,6 +17,7 @@ use crate::sync::stop_report::StopReport;
 use crate::sync::threads::Threads;
 use crate::sync::wait::Shutdown;
 use crate::sync::wake_pair::Waker;
+use crate::sync::wakeups::Wakeups;
 use crate::sync::{self, Condvar, Mutex};
 use crate::time::{Deadline, after};
 
@@ -33,6 +34,8 @@ pub(crate) struct Shared {
     changed: Condvar,
     /// Wakes the heartbeat thread. One wake-up is remembered, so none is lost.
     pub(crate) wakeup: WakeTx<()>,
+    /// The wake-ups of the handler.
+    pub(crate) wakeups: Wakeups,
 }
 
 struct Inner {
@@ -74,7 +77,11 @@ pub(crate) enum Active {
 
 impl Shared {
     /// Returns the shared state, and the channel by which the heartbeat thread is woken.
-    pub(crate) fn new(threads: Threads, timeouts: Timeouts) -> (Arc<Self>, Receiver<()>) {
+    pub(crate) fn new(
+        threads: Threads,
+        timeouts: Timeouts,
+        wakeups: Wakeups,
+    ) -> (Arc<Self>, Receiver<()>) {
         let (wakeup_tx, wakeup) = bounded(1);
         let shared = Shared {
             shutdown: threads.shutdown_signal(),
@@ -93,6 +100,7 @@ impl Shared {
             }),
             changed: Condvar::new(),
             wakeup: wakeup_tx,
+            wakeups,
         };
         (Arc::new(shared), wakeup)
     }

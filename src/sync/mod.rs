@@ -13,6 +13,7 @@ pub(crate) mod threads;
 pub(crate) mod wait;
 #[cfg(not(shuttle))]
 pub(crate) mod wake_pair;
+pub(crate) mod wakeups;
 
 #[cfg(not(shuttle))]
 pub(crate) use std::{sync::atomic, thread};

@@ -1,6 +1,8 @@
-//! Wakes a dial that waits for its socket.
+//! Wakes a thread that waits for a socket: a dial, once, and the reader, again and again.
 
 use std::io;
+#[cfg(unix)]
+use std::io::{Read, Write};
 #[cfg(unix)]
 use std::os::fd::{AsFd, BorrowedFd};
 #[cfg(unix)]
@@ -47,6 +49,63 @@ impl Waker {
     /// Wakes the dial, now or when it next waits. It looks at the shutdown signal then.
     pub(crate) fn wake(&self) {
         wake(&self.end);
+    }
+}
+
+/// Two connected sockets, of which the reader polls one beside the socket of the connection. Made
+/// once for a client. Both ends live as long as it does, so that no signal meets a closed end.
+pub(crate) struct SignalPair {
+    sleeper: End,
+    signaler: End,
+}
+
+impl SignalPair {
+    /// # Errors
+    /// `Io` when there are no descriptors.
+    pub(crate) fn new() -> Result<Self, Error> {
+        signal_pair().map_err(|error| {
+            Error::caused(ErrorKind::Io, "opening a descriptor for `wakeups`", error)
+        })
+    }
+
+    /// Ends the reader's wait, now or when it next waits. Does not block.
+    pub(crate) fn signal(&self) {
+        // If there is no room, signals are there that nobody has heard yet.
+        #[cfg(unix)]
+        let _ = (&self.signaler).write(&[0]);
+        #[cfg(windows)]
+        let _ = self.signaler.send(&[0]);
+    }
+
+    /// Forgets the signals that have come. The reader looks at what they stand for afterwards.
+    pub(crate) fn clear(&self) {
+        let mut bytes = [0; 64];
+        // One read takes all that there usually are. What it leaves ends the next wait.
+        #[cfg(unix)]
+        let _ = (&self.sleeper).read(&mut bytes);
+        #[cfg(windows)]
+        while self.sleeper.recv(&mut bytes).is_ok() {}
+    }
+}
+
+fn signal_pair() -> io::Result<SignalPair> {
+    let (sleeper, signaler) = pair()?;
+    sleeper.set_nonblocking(true)?;
+    signaler.set_nonblocking(true)?;
+    Ok(SignalPair { sleeper, signaler })
+}
+
+#[cfg(unix)]
+impl AsFd for SignalPair {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.sleeper.as_fd()
+    }
+}
+
+#[cfg(windows)]
+impl AsSocket for SignalPair {
+    fn as_socket(&self) -> BorrowedSocket<'_> {
+        self.sleeper.as_socket()
     }
 }
 

@@ -5,13 +5,13 @@
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use parking_lot::Mutex;
 use tautline::testing::{Peer, Received, TestServer};
-use tautline::{AppPing, Client, Connection, ErrorKind, Event, MessageRef};
+use tautline::{AppPing, Client, Connection, ErrorKind, Event, Handler, MessageRef, WokenContext};
 
 const SOON: Duration = Duration::from_secs(20);
 const SECRET: &str = "hunter2";
@@ -68,6 +68,7 @@ fn main() {
     a_client_without_a_name_logs_its_host();
     a_retry_loop_logs_one_line_for_each_dial();
     a_slow_handler_is_logged_as_a_warning_once();
+    a_handler_that_is_woken_often_is_not_taken_for_a_slow_one();
     a_logger_that_panics_on_the_heartbeat_thread_ends_the_client_with_its_reason();
     a_logger_may_send_by_the_client_that_it_logs();
     what_closures_return_is_not_logged();
@@ -321,6 +322,37 @@ fn a_slow_handler_is_logged_as_a_warning_once() {
     assert!(server.wait_for_messages(1, 2 * SOON));
     assert!(client.stop(SOON).is_clean());
     assert_eq!(taken().iter().filter(|entry| is_warning(entry)).count(), 1);
+}
+
+fn a_handler_that_is_woken_often_is_not_taken_for_a_slow_one() {
+    struct Works;
+    impl Handler for Works {
+        fn opened(&mut self, connection: &mut Connection<'_>) {
+            connection.wake_at(Instant::now());
+        }
+        fn message(&mut self, _: &mut Connection<'_>, _: MessageRef<'_>) {}
+        fn woken(&mut self, context: &mut WokenContext<'_>) {
+            std::thread::sleep(Duration::from_millis(4));
+            context.wake_at(Instant::now() + Duration::from_millis(1));
+        }
+    }
+    // No pong comes, and the time in the handler does not count against the server: no byte comes
+    // for much longer than `pong_timeout`.
+    let server = TestServer::start(|peer| {
+        peer.upgrade()?;
+        peer.stall()
+    });
+    let client = Client::builder(server.url())
+        .ping_interval(Duration::from_millis(20))
+        .pong_timeout(Duration::from_millis(200))
+        .max_attempts(1)
+        .start_with(Works)
+        .expect("it starts");
+    let reason = client.wait_closed(SOON).expect("the connection is dead");
+    assert_eq!(reason.kind(), ErrorKind::PongTimeout);
+    drop(client);
+    let kept = taken();
+    assert!(!kept.iter().any(|(_, text)| text.contains("handler has been busy")), "{kept:?}");
 }
 
 /// HTTP clients put whole URLs, secrets included, into their errors.

@@ -168,7 +168,7 @@ fn a_reset_in_the_middle_of_a_dial_is_told_as_such() {
             peer.read_request()?;
             peer.reset()
         });
-        let error = builder(&server).connect().err().expect("it is reset");
+        let error = builder(&server).connect().expect_err("it is reset");
         assert_eq!(error.kind(), ErrorKind::Io, "{error:?}");
         assert!(error.chain().to_lowercase().contains("reset"), "{}", error.chain());
         assert!(error.is_retryable());

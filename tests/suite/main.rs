@@ -1,6 +1,7 @@
 //! Tests of what users of the crate rely on, against scripted servers.
 
 mod addresses;
+mod batches;
 mod callbacks;
 mod closing;
 mod delivery;
@@ -14,3 +15,4 @@ mod sending;
 mod stopping;
 mod support;
 mod trust;
+mod waking;

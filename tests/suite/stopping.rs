@@ -153,6 +153,35 @@ fn an_idle_connection_is_closed_with_1000_at_once() {
 }
 
 #[test]
+fn a_client_ends_at_once_while_its_reader_waits_for_a_wakeup() {
+    struct WakesLater(Sender<()>);
+    impl Handler for WakesLater {
+        fn opened(&mut self, connection: &mut Connection<'_>) {
+            connection.wake_at(Instant::now() + HOUR);
+            self.0.send(()).expect("the test waits");
+        }
+        fn message(&mut self, _: &mut Connection<'_>, _: MessageRef<'_>) {}
+    }
+    plain_and_tls(|server_builder| {
+        let server = echo(server_builder());
+        // It never answers the close frame, so that the stop has to abort the connection.
+        let mute = stalling(server_builder());
+        for has_wakeups in [false, true] {
+            for server in [&server, &mute] {
+                assert_ends_at_once(|| {
+                    let (tell, told) = bounded(1);
+                    let settings = builder(server).close_timeout(10 * MS);
+                    let settings = if has_wakeups { settings.wakeups() } else { settings };
+                    let client = settings.start_with(WakesLater(tell)).expect("it starts");
+                    told.recv_timeout(SOON).expect("it opens");
+                    (client, ())
+                });
+            }
+        }
+    });
+}
+
+#[test]
 fn a_client_ends_at_once_while_its_connection_is_flooded() {
     plain_and_tls(|server_builder| {
         let server = server_builder().start(|peer| {
@@ -485,6 +514,9 @@ fn a_handler_is_not_called_again_after_a_panic_in_any_of_its_methods() {
         fn message(&mut self, _: &mut Connection<'_>, _: MessageRef<'_>) {
             self.called("message");
         }
+        fn batch_end(&mut self, _: &mut Connection<'_>) {
+            self.called("batch_end");
+        }
         fn disconnected(&mut self, _: &tautline::Disconnect) {
             self.called("disconnected");
         }
@@ -504,7 +536,7 @@ fn a_handler_is_not_called_again_after_a_panic_in_any_of_its_methods() {
             peer.drain()
         }
     });
-    for what in ["dial_failed", "opened", "message", "disconnected"] {
+    for what in ["dial_failed", "opened", "message", "batch_end", "disconnected"] {
         let calls = Arc::new(Mutex::new(Vec::new()));
         let client =
             builder(&server).start_with(Panics(what, Arc::clone(&calls))).expect("it starts");
@@ -513,7 +545,7 @@ fn a_handler_is_not_called_again_after_a_panic_in_any_of_its_methods() {
         assert!(client.stop(SOON).is_clean(), "{what}");
         assert!(client.take_panic().is_some() && client.take_panic().is_none(), "{what}");
         assert_eq!(calls.lock().last(), Some(&what));
-        let ended_a_connection = matches!(what, "opened" | "message");
+        let ended_a_connection = matches!(what, "opened" | "message" | "batch_end");
         assert_eq!(
             client.stats().drops.contains_key("handler_panicked"),
             ended_a_connection,
