@@ -233,8 +233,8 @@ impl Sender {
     /// handler: a reader that sleeps would not hear of it. Inside the handler itself it works
     /// without. `Stopped` once the client has been told to stop, or has ended.
     pub fn wake(&self) -> Result<(), Error> {
-        self.refuse_stopped()?;
-        self.shared.wakeups.wake()
+        let woken = self.refuse_stopped().and_then(|()| self.shared.wakeups.wake());
+        woken.map_err(|error| self.shared.named(error))
     }
 
     /// Sets the time at which [`Handler::woken`](crate::Handler::woken) is called, from anywhere:
@@ -244,8 +244,8 @@ impl Sender {
     /// # Errors
     /// As [`wake`](Sender::wake).
     pub fn wake_at(&self, at: impl Into<Option<Instant>>) -> Result<(), Error> {
-        self.refuse_stopped()?;
-        self.shared.wakeups.wake_at(at.into())
+        let set = self.refuse_stopped().and_then(|()| self.shared.wakeups.wake_at(at.into()));
+        set.map_err(|error| self.shared.named(error))
     }
 
     /// As [`wake_at`](Sender::wake_at), on the reader thread.

@@ -185,6 +185,9 @@ fn what_the_program_may_not_do_names_the_client() {
             printed.both(client);
             let sender = client.sender();
             printed.both(&client.send_batch(&[]).expect_err("it is empty"));
+            printed.error(&sender.wake().expect_err("it has no handler"));
+            printed
+                .error(&sender.wake_at(std::time::Instant::now()).expect_err("it has no handler"));
             printed.send_error(&sender.send_fragmented([]).expect_err("it is empty"));
             let past = sender.pinned_to(epoch + 1).send_text("text");
             printed.send_error(&past.expect_err("that is another epoch"));
