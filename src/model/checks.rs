@@ -8,11 +8,15 @@ use shuttle::thread::spawn;
 
 use super::dialer::{CLOSE, Dial, PING, Peer, TEXT, server};
 use super::explorer::{LEAPS, explore};
+use super::socket::StreamSocket;
 use super::world::{elapsed, facts, is_exact};
+use crate::connection::transport::{Received, Transport};
+use crate::protocol::read_buffer::ReadBuffer;
 use crate::sync;
 use crate::sync::channel::{bounded, never};
 use crate::sync::threads::{JoinTimeout, ThreadOptions, Threads};
 use crate::sync::wait::{Woken, wait};
+use crate::sync::wakeups::Wakeups;
 use crate::{
     Builder, Client, Connection, ErrorKind, Event, Handler, MessageRef, SendError, State,
     ThreadOutcome, WhenFull, WokenContext,
@@ -599,6 +603,26 @@ fn no_wake_up_is_lost_by_a_reader_that_goes_to_sleep() {
             stop(client, AT_ONCE);
         });
     }
+}
+
+#[test]
+fn no_call_is_lost_between_a_look_and_a_sleep() {
+    // Without the rest of a client, whose threads make a schedule that hits the gap rare. A call
+    // that is lost leaves nobody who can run.
+    explore(|| {
+        let (ours, _theirs) = StreamSocket::pair();
+        let transport = Transport::new(ours, None);
+        let (mut read_half, mut buffer) = (transport.read_half(), ReadBuffer::with_leftover(&[]));
+        let wakeups = Arc::new(Wakeups::new(true).expect("it has descriptors"));
+        let waker = {
+            let wakeups = Arc::clone(&wakeups);
+            spawn(move || wakeups.wake().expect("it has signals"))
+        };
+        let received = transport.receive(&mut read_half, &mut buffer, &wakeups);
+        assert_eq!(received.expect("nothing breaks"), Received::Woken);
+        assert!(wakeups.take_due().is_some());
+        waker.join().expect("it does not panic");
+    });
 }
 
 #[test]
