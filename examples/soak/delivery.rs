@@ -29,7 +29,7 @@ impl Running {
     pub(crate) fn start(builder: Builder, check: Check, seed: u64) -> Self {
         let mut rng = StdRng::seed_from_u64(seed);
         if rng.random_range(0..3) == 0 {
-            let client = builder.start_with(check).expect("the settings are good");
+            let client = builder.wakeups().start_with(check).expect("the settings are good");
             return Running { client: Either::Push(client), consumer: None };
         }
         let rules =

@@ -24,7 +24,7 @@ use tautline::testing::ResourceSnapshot;
 use tautline::testing::{Peer, Received, TestServer};
 use tautline::{
     Client, Connection, Disconnect, EventRef, Handler, MessageRef, Opened, SendError, Sender,
-    StopReport, Stopped,
+    StopReport, Stopped, WokenContext,
 };
 
 use delivery::Running;
@@ -84,6 +84,7 @@ struct Record {
     messages: AtomicU64,
     /// The number of messages that a full queue lost, as told.
     lost: AtomicU64,
+    woken: AtomicU64,
     openings: AtomicU64,
     ends: Mutex<BTreeMap<&'static str, u64>>,
     faults: Mutex<Vec<String>>,
@@ -202,6 +203,8 @@ struct Check {
     server_connection: Option<u64>,
     /// The number of the next message.
     next: u64,
+    /// The number of messages since the last end of a batch.
+    in_batch: u64,
 }
 
 impl Check {
@@ -289,10 +292,27 @@ impl Check {
 impl Handler for Check {
     fn opened(&mut self, connection: &mut Connection<'_>) {
         self.note_opened(connection.opening());
+        self.in_batch = 0;
+        connection.wake_at(Instant::now());
     }
 
     fn message(&mut self, _: &mut Connection<'_>, message: MessageRef<'_>) {
         self.note_message(message);
+        self.in_batch += 1;
+    }
+
+    fn batch_end(&mut self, _: &mut Connection<'_>) {
+        if std::mem::take(&mut self.in_batch) == 0 {
+            self.record.fault("the end of a batch without messages".to_owned());
+        }
+    }
+
+    fn woken(&mut self, context: &mut WokenContext<'_>) {
+        if context.connection().is_some() != self.is_open {
+            self.record.fault(format!("woken: {context:?} (open: {})", self.is_open));
+        }
+        self.record.woken.fetch_add(1, Ordering::Relaxed);
+        context.wake_at(Instant::now() + Duration::from_millis(50));
     }
 
     fn disconnected(&mut self, disconnect: &Disconnect) {
@@ -320,6 +340,7 @@ fn run(options: &Options) -> Report {
                 is_open: false,
                 server_connection: None,
                 next: 0,
+                in_batch: 0,
             };
             let builder = Client::builder(format!("{}{index}", server.url()))
                 .retry_delay_min(Duration::from_millis(5))
@@ -378,6 +399,10 @@ fn send(clients: &[Running], records: &[Arc<Record>], is_over: &AtomicBool) {
                 Err(SendError::NotSent(_)) => Outcome::NotSent,
                 Err(_) => Outcome::Unknown,
             };
+            if id % 7 == 0 {
+                // Only clients with a handler can be woken.
+                let _ = sender.wake();
+            }
             match record.sends.lock().find(id) {
                 Some(send) => send.outcome = outcome,
                 None => record.fault(format!("send {id} took longer than {SETTLED_AFTER:?}")),
@@ -506,6 +531,7 @@ struct Report {
     openings: u64,
     messages: u64,
     lost: u64,
+    woken: u64,
     ends: BTreeMap<&'static str, u64>,
     sends: BTreeMap<&'static str, u64>,
     slowest_stop: Duration,
@@ -527,6 +553,7 @@ impl Report {
             openings: 0,
             messages: 0,
             lost: 0,
+            woken: 0,
             ends: BTreeMap::new(),
             sends: BTreeMap::new(),
             slowest_stop: stops.iter().map(StopReport::took).max().unwrap_or_default(),
@@ -546,6 +573,7 @@ impl Report {
     fn add(&mut self, index: usize, record: &Record) {
         self.messages += record.messages.load(Ordering::Relaxed);
         self.lost += record.lost.load(Ordering::Relaxed);
+        self.woken += record.woken.load(Ordering::Relaxed);
         let openings = record.openings.load(Ordering::Relaxed);
         self.openings += openings;
         let ends = record.ends.lock();
@@ -602,6 +630,7 @@ impl Report {
             "{} TCP connections, {} openings, {} messages in order, {} lost to full queues",
             self.connections, self.openings, self.messages, self.lost
         );
+        println!("handlers woken {} times", self.woken);
         println!("ends by kind: {:?}", self.ends);
         for (kind, count) in &self.sends {
             println!("  sends {kind}: {count}");
