@@ -25,7 +25,12 @@ OTHERS = [
 # These hand text on without checking its UTF-8, which RFC 6455 section 8.1 asks for.
 UNCHECKED = {"go-gorilla-tuned", "picows-mv"}
 # The client's names and the settings of its driver.
-OURS = {"tautline": "", "tautline-events": "PULL=1 ", "tautline-spin": "SPIN=1 "}
+OURS = {
+    "tautline": "", "tautline-events": "PULL=1 ", "tautline-batches": "BATCH=1 ",
+    "tautline-spin": "SPIN=1 ",
+}
+# The ways to pull, and what the table calls them.
+PULLED = {"tautline-events": "`events()`", "tautline-batches": "`next_batch()`"}
 
 # Each figure of a run: its name, and its value in one row of the runner.
 FIGURES = {
@@ -53,7 +58,8 @@ DRAWN = [TABLE[0], TABLE[1], TABLE[4]]
 WORKS = list(dict.fromkeys(work for work, *_ in TABLE))
 
 NAMES = {
-    "tautline-events": "tautline, events()", "tautline-spin": "tautline, busy_poll",
+    "tautline-events": "tautline, events()", "tautline-batches": "tautline, next_batch()",
+    "tautline-spin": "tautline, busy_poll",
     "tungstenite-mutex": "tungstenite + mutex", "fastwebsockets-raw": "fastwebsockets",
     "beast": "Beast (C++)", "go-gorilla-tuned": "gorilla (Go)", "picows-mv": "picows (Python)",
 }
@@ -181,7 +187,7 @@ def by_peer(figures, work, tls, figure, divisor):
 
 def table(figures):
     """Returns one row per figure: this client, the bare socket (zlib-rs in memory for compressed
-    messages), and the best peer that checks UTF-8 (beside `events()`, the best that crosses a
+    messages), and the best peer that checks UTF-8 (beside what is pulled, the best that crosses a
     thread)."""
     lines = [
         "| | tautline | bare socket | ratio | best peer | ratio |",
@@ -207,10 +213,13 @@ def table(figures):
             }
             best = (max if better == "more" else min)(peers, key=peers.get)
             add(title, found["tautline"], found[bare], best, peers[best], floor)
-            crossing = {"tautline-events", "tungstenite-mutex"} <= found.keys()
-            if (work, figure) == ("fire200", "msgs_per_s") and crossing:
-                ours, peer = found["tautline-events"], found["tungstenite-mutex"]
-                add(f"{title}, `events()`", ours, found["raw-tcp"], "tungstenite-mutex", peer)
+            if (work, figure) != ("fire200", "msgs_per_s") or "tungstenite-mutex" not in found:
+                continue
+            for name, call in PULLED.items():
+                if name in found:
+                    peer = found["tungstenite-mutex"]
+                    row = (found[name], found["raw-tcp"], "tungstenite-mutex", peer)
+                    add(f"{title}, {call}", *row)
     return "\n".join(lines)
 
 
