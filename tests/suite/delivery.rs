@@ -325,6 +325,26 @@ fn every_thread_calls_the_hook_first_and_outlives_a_panic_in_it() {
 }
 
 #[test]
+fn stats_count_messages_and_their_bytes_both_ways() {
+    let server = echo(TestServer::builder());
+    let client = builder(&server).ping_interval(None).connect().expect("it opens");
+    let mut events = client.events();
+    opened(&mut events);
+    for text in ["", "a", "né"] {
+        client.send_text(text).expect("the connection is open");
+        assert_eq!(message(&mut events).text(), Some(text));
+    }
+    // The reader counts what a `recv` brought after it has delivered it.
+    until("all are counted", || client.stats().messages_received == 3);
+    let stats = client.stats();
+    assert_eq!((stats.messages_received, stats.bytes_received), (3, 4));
+    // Each frame has a header of six bytes.
+    assert_eq!((stats.messages_sent, stats.bytes_sent), (3, 4 + 3 * 6));
+    assert_eq!((stats.epochs, stats.failed_dials, stats.queue_depth), (1, 0, 0));
+    assert!(stats.drops.is_empty() && stats.last_byte_age.is_some_and(|age| age < SOON));
+}
+
+#[test]
 fn messages_know_when_they_came_by_both_clocks() {
     let server = echo(TestServer::builder());
     let client = builder(&server).connect().expect("it opens");
