@@ -12,7 +12,7 @@ use tautline::{
 
 use crate::support::{
     MS, SOON, builder, dial_failed, disconnected, echo, message, next, opened, plain_and_tls,
-    stopped,
+    stopped, until,
 };
 
 #[test]
@@ -107,6 +107,32 @@ fn retry_after_is_capped_in_both_its_forms() {
         assert!(failure.retry_in.is_some_and(|wait| wait >= cap && wait < 2 * cap), "{failure:?}");
     }
     opened(&mut events);
+}
+
+#[test]
+fn a_connection_that_has_ended_is_let_go_before_the_next_dial() {
+    plain_and_tls(|server_builder| {
+        let server = server_builder().start(|peer| {
+            peer.upgrade()?;
+            peer.close(1001, "")?;
+            peer.drain()
+        });
+        let client = builder(&server)
+            .retry_policy(|_, _| RetryDecision::RetryAfter(60 * SOON))
+            .connect()
+            .expect("it opens");
+        let mut events = client.events();
+        opened(&mut events);
+        disconnected(&mut events);
+        until("the client waits", || matches!(client.state(), State::Backoff { .. }));
+        until("nothing is there to send on", || {
+            let error = client.send_text("x").expect_err("it has ended");
+            assert!(error.is_not_sent());
+            error.reason().kind() == ErrorKind::Connect
+        });
+        assert_eq!(client.stats().last_byte_age, None);
+        assert!(server.wait_until_all_closed(SOON));
+    });
 }
 
 #[test]
