@@ -50,7 +50,7 @@ fn check_text(work: Work) -> (usize, Work) {
 const HEADS: u64 = 33_126;
 const READ_200: u64 = 122_530;
 const READ_2048: u64 = 350_530;
-const READ_COMPRESSED: u64 = 2_555_634;
+const READ_COMPRESSED: u64 = 2_421_320;
 const WRITE_200: u64 = 254_625;
 const WRITE_2048: u64 = 961_422;
 const CHECK_2048: u64 = 322_463;
