@@ -18,12 +18,18 @@ pub(crate) fn catch<T>(call: impl FnOnce() -> T) -> Result<T, Panic> {
     catch_unwind(AssertUnwindSafe(call)).map_err(Panic::new)
 }
 
+/// The number of payloads that are dropped one after the other, each of which panics again.
+const CHAIN_MAX: usize = 16;
+
 /// Drops a value of the program's, surviving a panic of its `Drop`.
 pub(crate) fn drop_caught<T>(value: T) {
-    if let Err(payload) = catch_unwind(AssertUnwindSafe(|| drop(value))) {
-        // This payload may panic as well, and so may the next. A leak ends the chain.
-        std::mem::forget(payload);
+    let mut dropped = catch_unwind(AssertUnwindSafe(|| drop(value)));
+    for _ in 0..CHAIN_MAX {
+        let Err(payload) = dropped else { return };
+        dropped = catch_unwind(AssertUnwindSafe(|| drop(payload)));
     }
+    // A payload may panic with another one for ever. A leak ends the chain.
+    std::mem::forget(dropped);
 }
 
 impl Panic {
@@ -76,9 +82,23 @@ mod tests {
 
     #[test]
     fn a_payload_that_panics_on_drop_is_dropped_without_a_panic() {
-        for depth in [0, 1, 2, 100] {
+        for depth in [0, 1, 2, CHAIN_MAX as u32] {
             drop(catch::<()>(|| resume_unwind(Box::new(PanicsOnDrop(depth)))));
         }
+    }
+
+    #[test]
+    fn a_payload_that_panics_with_another_for_ever_is_given_up() {
+        /// Takes no memory, so that giving it up leaks none.
+        struct Endless;
+
+        impl Drop for Endless {
+            fn drop(&mut self) {
+                resume_unwind(Box::new(Endless));
+            }
+        }
+
+        drop(catch::<()>(|| resume_unwind(Box::new(Endless))));
     }
 
     #[test]

@@ -85,8 +85,6 @@ fn long_outage(is_tls: bool) {
     drop_packets(&server);
     let began = Instant::now();
     bot.expect("disconnected pong_timeout");
-    // The last pong may have come just before the packets were dropped.
-    assert!(began.elapsed() + Duration::from_millis(50) >= PONG_TIMEOUT);
     assert!(
         began.elapsed() < SOON / 4,
         "{:?}, after {PING_INTERVAL:?} and {PONG_TIMEOUT:?}",

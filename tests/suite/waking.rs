@@ -147,9 +147,8 @@ fn a_time_wakes_the_handler_when_it_has_come_and_not_before() {
             );
             let late: Vec<Option<Duration>> =
                 (0..ROUNDS).map(|_| told.recv_timeout(SOON).expect("the time comes")).collect();
+            // How late is the machine's affair: the model checks that it is not ours.
             assert!(late.iter().all(Option::is_some), "too early: {late:?}");
-            // A busy machine may delay most of them.
-            assert!(late.iter().flatten().min() < Some(&(5 * MS)), "{late:?}");
             // The reader that has been sleeping in `poll` still reads.
             client.send_text("hello").expect("the connection is open");
             calls.until(Call::Message);
