@@ -403,6 +403,7 @@ impl<D> Drop for Client<D> {
                 report.without_name()
             );
         }
+        self.shared.release_values();
     }
 }
 

@@ -244,6 +244,18 @@ impl Error {
         Error { is_permanent: true, ..self }
     }
 
+    /// The same error without its cause, which may hold a value of the program's.
+    pub(crate) fn without_cause(&self) -> Self {
+        let Repr { kind, context, detail, .. } = &*self.repr;
+        let repr = Arc::new(Repr {
+            kind: *kind,
+            context: context.clone(),
+            detail: detail.clone(),
+            cause: None,
+        });
+        Error { repr, client: self.client.clone(), is_permanent: self.is_permanent }
+    }
+
     pub(crate) fn config(what: impl Into<Cow<'static, str>>) -> Self {
         Self::new(ErrorKind::Config, what)
     }

@@ -177,6 +177,16 @@ impl Shared {
         drop(later);
     }
 
+    /// The client is gone: lets go of the program's values that errors and a panic hold. One of
+    /// them may hold a handle of this client, and so keep itself alive.
+    pub(crate) fn release_values(&self) {
+        let mut inner = self.inner.lock();
+        let values = (inner.panic.take(), inner.last_failure.take(), inner.stop_reason.take());
+        inner.stop_reason = values.2.as_ref().map(Error::without_cause);
+        drop(inner);
+        drop(values);
+    }
+
     pub(crate) fn take_panic(&self) -> Option<Box<dyn Any + Send>> {
         let panic = self.inner.lock().panic.take();
         panic.map(Panic::into_payload)

@@ -18,6 +18,7 @@ struct Calls(Arc<Shared>);
 #[derive(Default)]
 struct Shared {
     sender: OnceLock<Sender>,
+    made: AtomicUsize,
     drops: AtomicUsize,
 }
 
@@ -36,7 +37,13 @@ impl Calls {
     }
 
     fn value(&self) -> Value {
+        self.0.made.fetch_add(1, Ordering::SeqCst);
         Value(self.clone())
+    }
+
+    /// Each value holds a handle of the client: what the client keeps of them would live for ever.
+    fn assert_none_is_left(&self) {
+        assert_eq!(self.drops(), self.0.made.load(Ordering::SeqCst));
     }
 
     fn known_by(&self, sender: Sender) {
@@ -87,6 +94,8 @@ fn errors_of_the_endpoint_closure_and_of_the_resolver_are_dropped_without_a_lock
         calls.drops() >= 5
     });
     assert!(client.stop(SOON).is_clean());
+    drop(client);
+    calls.assert_none_is_left();
 
     let calls = Calls::new();
     let given = calls.clone();
@@ -102,6 +111,8 @@ fn errors_of_the_endpoint_closure_and_of_the_resolver_are_dropped_without_a_lock
         calls.drops() >= 5
     });
     assert!(client.stop(SOON).is_clean());
+    drop(client);
+    calls.assert_none_is_left();
 }
 
 #[test]
@@ -127,6 +138,16 @@ fn payloads_of_panics_are_dropped_without_a_lock() {
     assert_eq!(calls.drops(), 1);
     drop(client.take_panic().expect("the payload is kept"));
     assert_eq!(calls.drops(), 2);
+
+    let calls = Calls::new();
+    let client =
+        builder(&server).start_with(Panics(calls.clone(), calls.value())).expect("it starts");
+    client.wait_open(SOON).expect("it opens");
+    client.send_text("panic").expect("it is open");
+    client.wait_closed(SOON).expect("the panic ends it");
+    // Nobody takes the payload.
+    drop(client);
+    calls.assert_none_is_left();
 
     // Of two panics the first is kept, and the other dropped.
     let calls = Calls::new();
