@@ -123,4 +123,20 @@ mod tests {
         assert_eq!(wait(&shutdown, &wakeup, None), Woken::Shutdown);
         assert!(shutdown.is_requested());
     }
+
+    #[test]
+    fn a_stop_goes_before_a_time_and_nothing_that_was_received_is_lost() {
+        let (trigger, shutdown) = Shutdown::new();
+        drop(trigger);
+        // `select!` chooses at random.
+        for _ in 0..100 {
+            let (wake, wakeup) = unbounded();
+            wake.send(7).expect("the receiver is here");
+            match wait(&shutdown, &wakeup, Some(Instant::now())) {
+                Woken::Received(7) => assert!(wakeup.is_empty()),
+                Woken::Shutdown => assert_eq!(wakeup.try_recv(), Ok(7)),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
 }
