@@ -65,7 +65,7 @@ impl Builder {
     /// `Config` at the start if it is empty, longer than 64 bytes or has a control character. Two
     /// clients may have the same name. It may be printed anywhere, so keep secrets out of it.
     ///
-    /// Defaults to the host of the first endpoint, and to `client` for a builder of
+    /// Defaults to the host, and to `client` for endpoints of several hosts and for a builder of
     /// [`builder_from_fn`](crate::Client::builder_from_fn), whose host is not known at the start.
     /// By default log records about a dial or connection begin with its host and port, errors
     /// begin with no name, and the threads have the names of
@@ -179,8 +179,9 @@ impl Builder {
     /// Sets the time after which an unanswered ping ends the connection, with the kind
     /// [`PongTimeout`](crate::ErrorKind::PongTimeout).
     ///
-    /// Any byte that arrives restarts it, because a busy feed may delay a pong. It stands still
-    /// while the handler runs, so a slow handler is not mistaken for a dead peer. Defaults to 10 s.
+    /// Any byte that arrives restarts it, because a busy feed may delay a pong. It is not judged
+    /// while the handler runs, and what has come meanwhile is read first, so a slow handler is not
+    /// mistaken for a dead peer. Defaults to 10 s.
     pub fn pong_timeout(mut self, limit: Duration) -> Self {
         self.settings.pong_timeout = limit;
         self
@@ -519,9 +520,10 @@ impl Builder {
     /// [`Connection::wake_at`](crate::Connection::wake_at) or inside its calls, needs no such
     /// setting.
     ///
-    /// It costs two descriptors. The reader no longer sleeps in `recv`, but asks whether something
-    /// is there, and sleeps in `poll` if not: two system calls more for what arrives on a quiet
-    /// connection, and none more on one that is never quiet. A time that is set costs the same for
+    /// It costs two descriptors, until the last handle of the client is dropped. The reader no
+    /// longer sleeps in `recv`, but asks whether something is there, and sleeps in `poll` if not:
+    /// two system calls more for what arrives on a quiet connection, and none more on one that is
+    /// never quiet. A time that is set costs the same for
     /// as long as it is set. A reader that spins ([`busy_poll`](Builder::busy_poll)) looks at the
     /// clock between two questions. Defaults to off. Without effect on clients whose events are
     /// pulled.

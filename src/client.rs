@@ -160,7 +160,8 @@ impl Builder {
     ) -> Result<Client<M>, Error> {
         let config = self.check()?;
         let settings = &config.settings;
-        let wakeups = Wakeups::new(settings.has_wakeups && D::CAN_BE_WOKEN)?;
+        let wakeups = Wakeups::new(settings.has_wakeups && D::CAN_BE_WOKEN)
+            .map_err(|error| error.of_client(&config.client))?;
         let threads = ThreadOptions { client: config.client.clone(), ..settings.threads.clone() };
         let (shared, wakeup) = Shared::new(Threads::new(threads), settings.timeouts(), wakeups);
         let queue = Arc::new(Queue::new(settings.queue));

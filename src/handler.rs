@@ -40,8 +40,9 @@ pub trait Handler: Send + 'static {
     ///
     /// A batch has at least one message. A read that brings none, because it brings pings or a part
     /// of a message, is followed by no call. The call comes before the news of an end that came
-    /// with the messages, and is left out after a panic, and once a stop or a reconnect was
-    /// requested, as further messages are.
+    /// with the messages. Like further messages it is left out after a panic, once a stop or a
+    /// reconnect was requested, and once this side has aborted the connection, after a send that
+    /// broke off for example.
     ///
     /// ```
     /// use tautline::{Connection, Handler, MessageRef};
@@ -349,7 +350,7 @@ pub(crate) trait EventSink: Send + 'static {
     }
     /// Nothing more of a `recv` is delivered. `Err` ends the connection: the queue is full and its
     /// rule says so.
-    fn end_batch(&mut self) -> Result<(), Full>;
+    fn end_recv(&mut self) -> Result<(), Full>;
     fn disconnected(&mut self, disconnect: &Disconnect);
     fn dial_failed(&mut self, failure: &DialFailure);
     fn stopped(&mut self, stopped: &Stopped);
@@ -384,7 +385,7 @@ impl<H: Handler> EventSink for HandlerSink<H> {
     }
 
     #[inline]
-    fn end_batch(&mut self) -> Result<(), Full> {
+    fn end_recv(&mut self) -> Result<(), Full> {
         Ok(())
     }
 

@@ -35,14 +35,17 @@ impl Targets {
         }
     }
 
-    /// Returns the name of a client that was given none: the host of the first target, if it is
-    /// known.
+    /// Returns the name of a client that was given none: the host of its targets, if it is known
+    /// and the same for all.
     pub(crate) fn default_name(&self) -> ClientName {
-        match self {
-            Targets::List(targets) => targets.first().map(|target| target.server_name()),
+        let host = match self {
+            Targets::List(targets) => targets
+                .first()
+                .map(|target| target.server_name())
+                .filter(|host| targets.iter().all(|target| target.server_name() == *host)),
             Targets::FromFn { .. } => None,
-        }
-        .map_or_else(ClientName::default, ClientName::by_default)
+        };
+        host.map_or_else(ClientName::default, ClientName::by_default)
     }
 
     /// Returns the target number `turn`, which is less than [`count`](Targets::count).

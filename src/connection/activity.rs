@@ -15,6 +15,11 @@ pub(crate) struct Activity {
     last_data: AtomicU64,
     /// The time at which the handler was last woken.
     last_woken: AtomicU64,
+    /// The time at which a reader that can be woken last looked and found nothing to read; 0 if
+    /// bytes have come since. Written after `silent_since`.
+    looked: AtomicU64,
+    /// The time from which on nothing had come at that look.
+    silent_since: AtomicU64,
     /// The time at which the oldest unanswered application ping was written.
     app_ping_written: AtomicU64,
 }
@@ -27,6 +32,8 @@ impl Activity {
             last_byte: AtomicU64::new(0),
             last_data: AtomicU64::new(0),
             last_woken: AtomicU64::new(0),
+            looked: AtomicU64::new(0),
+            silent_since: AtomicU64::new(0),
             app_ping_written: AtomicU64::new(0),
         }
     }
@@ -40,17 +47,39 @@ impl Activity {
         self.entered_recv.store(self.nanos(now), Ordering::Release);
     }
 
+    /// A reader that can be woken has looked, found that nothing has come from `since` to `now`,
+    /// and is about to sleep.
+    pub(crate) fn found_nothing(&self, since: Instant, now: Instant) {
+        self.silent_since.store(self.nanos(since), Ordering::Release);
+        self.looked.store(self.nanos(now), Ordering::Release);
+        self.enter_recv(since);
+    }
+
     /// The reader has left `recv`, with bytes or without.
     pub(crate) fn leave_recv(&self, now: Instant, has_bytes: bool) {
         self.entered_recv.store(0, Ordering::Release);
         if has_bytes {
+            self.looked.store(0, Ordering::Release);
             self.last_byte.store(self.nanos(now), Ordering::Release);
         }
     }
 
-    /// Returns when the reader entered `recv`; `None` while it is elsewhere.
-    pub(crate) fn in_recv_since(&self) -> Option<Instant> {
-        self.instant(self.entered_recv.load(Ordering::Acquire))
+    /// Returns `true` while the reader sleeps in `recv` or `poll`: whatever comes is seen at once.
+    pub(crate) fn is_in_recv(&self) -> bool {
+        self.entered_recv.load(Ordering::Acquire) != 0
+    }
+
+    /// Returns the period in which nothing has come, as far as that is known: up to `now` while the
+    /// reader is in `recv`, and up to its last look while it wakes the handler. `None` while a
+    /// handler or a full queue keeps it from reading what may have come.
+    pub(crate) fn silence(&self, now: Instant) -> Option<(Instant, Instant)> {
+        if let Some(since) = self.instant(self.entered_recv.load(Ordering::Acquire)) {
+            return Some((since, now));
+        }
+        // In this order: an older look tells less than there is to tell, never more.
+        let looked = self.instant(self.looked.load(Ordering::Acquire))?;
+        let since = self.instant(self.silent_since.load(Ordering::Acquire))?;
+        Some((since, looked.min(now)))
     }
 
     /// Returns when the last byte came. The opening counts as one.
@@ -66,12 +95,6 @@ impl Activity {
     /// The handler is about to be woken.
     pub(crate) fn enter_woken(&self, now: Instant) {
         self.last_woken.store(self.nanos(now), Ordering::Release);
-    }
-
-    /// The handler was woken at `entered` and has returned. Nobody could read meanwhile, so that
-    /// time does not count as quiet.
-    pub(crate) fn leave_woken(&self, entered: Instant, now: Instant) {
-        self.note_data(self.last_data() + now.saturating_duration_since(entered));
     }
 
     /// Returns when the reader last left `recv` for the handler, as far as is known: with bytes, or

@@ -9,6 +9,10 @@ use socket2::Socket;
 use crate::connection::Receiving;
 use crate::sync::wake_pair::SignalPair;
 
+/// The longest sleep in one `poll`.
+const SLEEP_MAX: Duration = Duration::from_secs(3600);
+const SLEEP_MAX_WINDOWS: Duration = Duration::from_millis(100);
+
 /// A connected, blocking socket. Every call may be made from any thread, and none takes a lock.
 pub(crate) struct StreamSocket {
     socket: Socket,
@@ -102,9 +106,9 @@ impl StreamSocket {
         limit: Option<Duration>,
     ) -> io::Result<()> {
         use rustix::event::{PollFd, PollFlags, Timespec, poll};
-        // There `shutdown` may not end the sleep.
-        #[cfg(windows)]
-        let limit = Some(limit.unwrap_or(Duration::MAX).min(Duration::from_millis(100)));
+        // On Windows `shutdown` may not end the sleep; other systems refuse times of weeks.
+        let longest = if cfg!(windows) { SLEEP_MAX_WINDOWS } else { SLEEP_MAX };
+        let limit = Some(limit.unwrap_or(longest).min(longest));
         let limit = limit.and_then(|limit| Timespec::try_from(limit).ok());
         let socket = PollFd::new(&self.socket, PollFlags::IN);
         let (result, is_signaled) = match signals {

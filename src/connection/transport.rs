@@ -13,6 +13,7 @@
 use std::io::{self, ErrorKind, Read, Write};
 use std::time::{Duration, Instant, SystemTime};
 
+use crate::connection::activity::Activity;
 use crate::connection::socket::StreamSocket;
 use crate::protocol::read_buffer::ReadBuffer;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -193,7 +194,7 @@ impl Transport {
     }
 
     /// Blocks until something comes, or until the handler is to be woken. A wake-up waits for what
-    /// is there to read.
+    /// is there to read. `since` is when the reader first waited after the last byte.
     ///
     /// Ends at once when the connection is aborted: `shutdown(Both)` wakes a blocked `recv`, and a
     /// `poll`.
@@ -202,9 +203,20 @@ impl Transport {
         read_half: &mut ReadHalf,
         buffer: &mut ReadBuffer,
         wakeups: &Wakeups,
+        activity: &Activity,
+        since: Instant,
     ) -> io::Result<Received> {
+        let recv =
+            |room: &mut [u8], kernel_time: &mut Option<SystemTime>| match wakeups.are_in_use() {
+                // Nobody but this thread can bring them into use.
+                true => self.recv_unless_woken(room, kernel_time, wakeups, activity, since),
+                false => {
+                    activity.enter_recv(since);
+                    self.recv_blocking(room, kernel_time).map(Some)
+                }
+            };
         let Some(tls) = &self.tls else {
-            return Ok(match self.recv(buffer.room(), &mut read_half.kernel_time, wakeups)? {
+            return Ok(match recv(buffer.room(), &mut read_half.kernel_time)? {
                 Some(0) => Received::End,
                 Some(filled) => {
                     buffer.filled(filled);
@@ -219,28 +231,13 @@ impl Transport {
         let filled = if read_half.has_more {
             0
         } else {
-            match self.recv(&mut read_half.cipher, &mut read_half.kernel_time, wakeups)? {
+            match recv(&mut read_half.cipher, &mut read_half.kernel_time)? {
                 Some(0) => return Ok(Received::End),
                 Some(filled) => filled,
                 None => return Ok(Received::Woken),
             }
         };
         tls.decrypt(read_half, filled, buffer)
-    }
-
-    /// `recv` without a lock. `None`: nothing is there, and the handler is to be woken.
-    #[inline]
-    fn recv(
-        &self,
-        room: &mut [u8],
-        kernel_time: &mut Option<SystemTime>,
-        wakeups: &Wakeups,
-    ) -> io::Result<Option<usize>> {
-        // Nobody but this thread can bring them into use.
-        match wakeups.are_in_use() {
-            true => self.recv_unless_woken(room, kernel_time, wakeups),
-            false => self.recv_blocking(room, kernel_time).map(Some),
-        }
     }
 
     /// Sleeps in `recv`, which is retried when a signal interrupts it.
@@ -265,7 +262,8 @@ impl Transport {
         }
     }
 
-    /// Asks whether something is there before it sleeps, and sleeps in `poll`.
+    /// Asks whether something is there before it sleeps, and sleeps in `poll`. `None`: nothing is
+    /// there, and the handler is to be woken.
     // A function of its own, so that most clients get the other one inlined.
     #[inline(never)]
     fn recv_unless_woken(
@@ -273,6 +271,8 @@ impl Transport {
         room: &mut [u8],
         kernel_time: &mut Option<SystemTime>,
         wakeups: &Wakeups,
+        activity: &Activity,
+        since: Instant,
     ) -> io::Result<Option<usize>> {
         loop {
             if self.is_aborted() {
@@ -281,7 +281,10 @@ impl Transport {
             match self.socket.receive_now(room) {
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                    if !self.await_bytes(wakeups)? {
+                    // Not before: what has come while the handler was busy proves the peer alive.
+                    let now = sync::now();
+                    activity.found_nothing(since, now);
+                    if !self.await_bytes(wakeups, now)? {
                         return Ok(None);
                     }
                 }
@@ -296,12 +299,11 @@ impl Transport {
 
     /// Waits until something may be there to read, and returns `true`, or until the handler is to
     /// be woken.
-    fn await_bytes(&self, wakeups: &Wakeups) -> io::Result<bool> {
+    fn await_bytes(&self, wakeups: &Wakeups, now: Instant) -> io::Result<bool> {
         if self.socket.is_spinning() {
             std::hint::spin_loop();
             return Ok(!wakeups.is_due());
         }
-        let now = sync::now();
         let left = wakeups.next(now).map(|at| at.saturating_duration_since(now));
         if left.is_some_and(|left| left.is_zero()) {
             return Ok(false);

@@ -12,7 +12,7 @@ mod upgrade;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use http::HeaderMap;
+use http::{HeaderMap, StatusCode};
 #[cfg(not(shuttle))]
 use socket2::Socket;
 
@@ -97,7 +97,8 @@ impl Dialer {
     }
 
     /// Opens a connection to `target`: resolve, TCP, TLS, upgrade. `offer` is the value of
-    /// `Sec-WebSocket-Extensions`.
+    /// `Sec-WebSocket-Extensions`. A 400 that is not final says nothing against the address: the
+    /// next dial begins with it again.
     ///
     /// # Errors
     /// `Stopped`; `Timeout` at the deadline; `Resolve`, `Connect`, `Tls`, `Upgrade`, `Http` or `Io`
@@ -106,6 +107,7 @@ impl Dialer {
         &mut self,
         target: &Target,
         offer: Option<&str>,
+        is_400_final: bool,
         pair: &WakePair,
         deadline: Deadline,
     ) -> Result<Dialed, Error> {
@@ -122,7 +124,9 @@ impl Dialer {
         let (tls, answer) = match shake_hands(connectors, &label, offer, &socket, &io) {
             Ok(done) => done,
             Err(error) => {
-                self.remember_failure(target, peer);
+                if is_400_final || error.status() != Some(StatusCode::BAD_REQUEST) {
+                    self.remember_failure(target, peer);
+                }
                 return Err(error);
             }
         };

@@ -230,7 +230,7 @@ impl EventSink for Sink {
         assert!(message.bytes().len() <= MAX_MESSAGE);
     }
 
-    fn end_batch(&mut self) -> Result<(), Full> {
+    fn end_recv(&mut self) -> Result<(), Full> {
         Ok(())
     }
 

@@ -69,6 +69,7 @@ impl Dialer {
         &mut self,
         target: &Target,
         _offer: Option<&str>,
+        _is_400_final: bool,
         pair: &WakePair,
         deadline: Deadline,
     ) -> Result<Dialed, Error> {

@@ -412,7 +412,7 @@ impl EventSink for QueueSink {
         }
     }
 
-    fn end_batch(&mut self) -> Result<(), Full> {
+    fn end_recv(&mut self) -> Result<(), Full> {
         let is_quiet = self.is_quiet();
         if self.chunks.first().is_some_and(|first| !first.is_empty()) {
             self.publish();
@@ -476,7 +476,7 @@ mod tests {
     fn push(sink: &mut QueueSink, texts: &[&str]) -> Result<(), Full> {
         let now = Instant::now();
         texts.iter().for_each(|text| push_one(sink, text, now));
-        sink.end_batch()
+        sink.end_recv()
     }
 
     /// Returns an event in short: the text of a message, `lost/notices` of a lag, `*` for a notice.
@@ -581,7 +581,7 @@ mod tests {
         let (mut sink, mut events) = queue(10, WhenFull::DropNewest);
         let now = Instant::now();
         (0..100_000).for_each(|_| push_one(&mut sink, "", now));
-        sink.end_batch().expect("the rule is to drop");
+        sink.end_recv().expect("the rule is to drop");
         let in_sink: usize = sink.chunks.iter().map(Chunk::capacity).sum();
         let held = in_sink + sink.queue.inner.lock().backlog.capacity();
         assert!(held < 1 << 20, "{held} bytes");
@@ -661,7 +661,7 @@ mod tests {
                 let message = MessageRef::new(Payload::Text(text), 1, arrival);
                 sink.push(message, Some(conflate(message)));
             }
-            sink.end_batch().expect("there is room");
+            sink.end_recv().expect("there is room");
         };
         let mut events = Events::new(queue);
         push(&["a0", "b0", "c0"]);
@@ -805,7 +805,7 @@ mod tests {
         for _ in 0..1000 {
             push_one(&mut sink, &large, at);
         }
-        sink.end_batch().expect("there is room");
+        sink.end_recv().expect("there is room");
         while events.next_batch_timeout(Duration::ZERO).is_ok() {}
         let held = |sink: &QueueSink| -> usize {
             let in_sink: usize = sink.chunks.iter().map(Chunk::capacity).sum();
@@ -814,7 +814,7 @@ mod tests {
         assert!(held(&sink) > 100_000);
         for _ in 0..60 {
             push_one(&mut sink, "x", at);
-            sink.end_batch().expect("there is room");
+            sink.end_recv().expect("there is room");
             assert!(events.next_batch_timeout(Duration::ZERO).is_ok());
             at += Duration::from_secs(1);
         }

@@ -267,11 +267,11 @@ impl Heartbeat {
                 activity.unanswered_app_ping(),
                 due,
             ]),
-            in_recv_since: activity.in_recv_since(),
+            silence: activity.silence(now),
             last_data: activity.last_data(),
             awake_since: monitor.awake_since,
         };
-        let error = match liveness.status(self.pong_timeout, self.idle_timeout, now) {
+        let error = match liveness.status(self.pong_timeout, self.idle_timeout) {
             LivenessStatus::PongOverdue => {
                 let limit = self.pong_timeout;
                 let context =
@@ -282,7 +282,7 @@ impl Heartbeat {
                 let limit = self.idle_timeout.unwrap_or_default();
                 Error::new(ErrorKind::Idle, format!("no data message for {limit:?}"))
             }
-            LivenessStatus::Alive(due) if liveness.in_recv_since.is_some() => {
+            LivenessStatus::Alive(due) if activity.is_in_recv() => {
                 monitor.has_warned = false;
                 return due.map_or(Check::Idle, Check::At);
             }

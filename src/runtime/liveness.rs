@@ -46,9 +46,9 @@ impl PingSchedule {
 pub(crate) struct Liveness {
     /// The time at which the oldest unanswered ping was written.
     pub(crate) oldest_unanswered: Option<Instant>,
-    /// The time at which the reader last entered `recv`; `None` while it is elsewhere (a busy
-    /// handler, a full queue).
-    pub(crate) in_recv_since: Option<Instant>,
+    /// The period in which nothing has come, as far as that is known. `None` while the reader is
+    /// elsewhere (a busy handler, a full queue).
+    pub(crate) silence: Option<(Instant, Instant)>,
     /// The time at which the last data message had been delivered.
     pub(crate) last_data: Instant,
     /// The time at which this process last woke from a sleep in which nobody could read.
@@ -67,32 +67,27 @@ pub(crate) enum LivenessStatus {
 }
 
 impl Liveness {
-    /// The judgement at `now`.
+    /// The judgement at the end of the known silence.
     ///
-    /// The pong limit runs from the oldest unanswered ping's write, and starts again whenever the
-    /// reader enters `recv`: it does so after every byte that arrives, and it stands still while
-    /// the reader is elsewhere, for then nobody could have seen the pong. A ping written at 0 s
+    /// The pong limit runs from the oldest unanswered ping's write, and starts again after every
+    /// byte that arrives. While the reader is elsewhere nothing is judged, for then nobody could
+    /// have seen the pong. A ping written at 0 s
     /// with a limit of 10 s and a byte at 9 s: overdue at 19 s. Both limits start again after a
     /// sleep: what the peer said meanwhile lies unread in the kernel.
     pub(crate) fn status(
         &self,
         pong_timeout: Duration,
         idle_timeout: Option<Duration>,
-        now: Instant,
     ) -> LivenessStatus {
+        let Some((since, until)) = self.silence else { return LivenessStatus::Alive(None) };
         let awake = |at: Instant| self.awake_since.map_or(at, |since| since.max(at));
-        let pong_due = match (self.oldest_unanswered, self.in_recv_since) {
-            (Some(written), Some(since)) => Some(after(awake(written.max(since)), pong_timeout)),
-            _ => None,
-        };
-        let idle_due = match (idle_timeout, self.in_recv_since) {
-            (Some(limit), Some(_)) => Some(after(awake(self.last_data), limit)),
-            _ => None,
-        };
-        if pong_due.is_some_and(|due| now >= due) {
+        let pong_due =
+            self.oldest_unanswered.map(|written| after(awake(written.max(since)), pong_timeout));
+        let idle_due = idle_timeout.map(|limit| after(awake(self.last_data), limit));
+        if pong_due.is_some_and(|due| until >= due) {
             return LivenessStatus::PongOverdue;
         }
-        if idle_due.is_some_and(|due| now >= due) {
+        if idle_due.is_some_and(|due| until >= due) {
             return LivenessStatus::Idle;
         }
         LivenessStatus::Alive(earliest([pong_due, idle_due]))
@@ -139,12 +134,12 @@ mod tests {
                         for idle in [None, Some(12 * MS)] {
                             let liveness = Liveness {
                                 oldest_unanswered: ping.map(at),
-                                in_recv_since: recv.map(at),
+                                silence: recv.map(|recv| (at(recv), at(now))),
                                 last_data: at(data),
                                 awake_since: woke.map(at),
                             };
                             let woke = woke.unwrap_or(0);
-                            let status = liveness.status(10 * MS, idle, at(now));
+                            let status = liveness.status(10 * MS, idle);
                             let overdue = match (ping, recv) {
                                 (Some(ping), Some(recv)) => now >= ping.max(recv).max(woke) + 10,
                                 _ => false,
@@ -160,10 +155,10 @@ mod tests {
                                 // Whoever looks again exactly then finds it overdue or idle.
                                 LivenessStatus::Alive(Some(due)) => {
                                     assert!(!overdue && !quiet && due > at(now));
-                                    assert!(!matches!(
-                                        liveness.status(10 * MS, idle, due),
-                                        LivenessStatus::Alive(_)
-                                    ));
+                                    let silence = liveness.silence.map(|(since, _)| (since, due));
+                                    let status =
+                                        Liveness { silence, ..liveness }.status(10 * MS, idle);
+                                    assert!(!matches!(status, LivenessStatus::Alive(_)));
                                 }
                             }
                         }

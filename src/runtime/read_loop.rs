@@ -36,9 +36,9 @@ pub(crate) struct Reader {
     assembler: Assembler,
     app_ping: Option<AppPing>,
     shrunk_at: Instant,
-    /// The time that the reader has waited in vain since the last byte, if the handler was woken
-    /// meanwhile; the handler's own time is not part of it.
-    waited: Option<Duration>,
+    /// The time at which the reader first waited after the last byte. A dead connection must not
+    /// look alive because its handler is woken now and then.
+    waits_since: Option<Instant>,
     /// The peer's close frame may still come.
     awaits_close: bool,
 }
@@ -110,7 +110,7 @@ impl Reader {
             assembler: Assembler::new(limits, inflater),
             app_ping: settings.app_ping.clone(),
             shrunk_at: sync::now(),
-            waited: None,
+            waits_since: None,
             awaits_close: true,
         }
     }
@@ -169,29 +169,23 @@ impl Reader {
         if !is_over() {
             let Some(due) = wakeups.take_due() else { return BatchEnd::Done };
             let connection = Connection::new(&self.connection, &self.opened, sender);
-            let entered = sync::now();
-            self.connection.activity.enter_woken(entered);
+            self.connection.activity.enter_woken(sync::now());
             sink.woken(&mut WokenContext::new(due, Some(connection), sender));
-            self.connection.activity.leave_woken(entered, sync::now());
         }
         if is_over() { BatchEnd::DeliveryOver } else { BatchEnd::Done }
     }
 
     /// Blocks until something comes, or until the handler is to be woken.
     fn receive(&mut self, wakeups: &Wakeups) -> io::Result<(Received, Instant)> {
-        let mut waits_since = sync::now();
-        // A dead connection must not look alive because its handler is woken now and then.
-        if let Some(waited) = self.waited.take() {
-            waits_since = waits_since.checked_sub(waited).unwrap_or(waits_since);
-        }
-        self.connection.activity.enter_recv(waits_since);
-        let received =
-            self.connection.transport.receive(&mut self.read_half, &mut self.buffer, wakeups);
+        let since = *self.waits_since.get_or_insert_with(sync::now);
+        let Reader { connection, read_half, buffer, .. } = self;
+        let transport = &connection.transport;
+        let received = transport.receive(read_half, buffer, wakeups, &connection.activity, since);
         let now = sync::now();
-        if matches!(received, Ok(Received::Woken)) {
-            self.waited = Some(now.saturating_duration_since(waits_since));
-        }
         let has_bytes = matches!(received, Ok(Received::Bytes | Received::Partial));
+        if has_bytes {
+            self.waits_since = None;
+        }
         self.connection.activity.leave_recv(now, has_bytes);
         // The reader never writes: the heartbeat thread sends what the TLS engine has to say.
         if self.read_half.owes_output() {
@@ -225,7 +219,7 @@ impl Reader {
                 batch = BatchEnd::DeliveryOver;
             }
         }
-        let end = sink.end_batch();
+        let end = sink.end_recv();
         // Replies to application pings are no data: a server that sends nothing else is idle.
         if delivered == Delivered::Data {
             // Now, not when they came: a slow handler or a full queue is no idle connection.

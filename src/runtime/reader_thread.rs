@@ -148,7 +148,11 @@ impl<D: EventSink> ReaderThread<D> {
             let next = earliest([Some(until), shared.wakeups.next(now)]);
             match wait(&shared.shutdown, shared.wakeups.signaled(), next) {
                 Woken::Shutdown => return Input::Stop,
-                _ if sync::now() >= until => return Input::Due,
+                _ if sync::now() >= until => {
+                    // What came meanwhile does not wait for the dial.
+                    self.tell_woken();
+                    return Input::Due;
+                }
                 // The handler is to be woken, or has been already.
                 _ => {}
             }
@@ -263,14 +267,14 @@ impl<D: EventSink> ReaderThread<D> {
         let bare = deflate.and_then(|deflate| deflate.bare_offer());
         let server = target.to_string();
         if bare.is_some() && self.bare_offer_servers[turn].as_ref() == Some(&server) {
-            return self.dialer.dial(target, bare, pair, deadline);
+            return self.dialer.dial(target, bare, true, pair, deadline);
         }
         let offer = deflate.map(|deflate| deflate.offer());
-        match self.dialer.dial(target, offer.as_deref(), pair, deadline) {
+        match self.dialer.dial(target, offer.as_deref(), bare.is_none(), pair, deadline) {
             Err(error) if bare.is_some() && error.status() == Some(StatusCode::BAD_REQUEST) => {
                 let label = self.shared.name().label(target);
                 log::debug!("{label}: refused with status 400; dialing with a bare offer");
-                let dialed = self.dialer.dial(target, bare, pair, deadline)?;
+                let dialed = self.dialer.dial(target, bare, true, pair, deadline)?;
                 self.bare_offer_servers[turn] = Some(server);
                 Ok(dialed)
             }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::bounded;
+use crossbeam_channel::{bounded, unbounded};
 use tautline::testing::{Peer, Request, TestServer};
 use tautline::{Builder, Client, Deflate, Error, ErrorKind, Event, Timeout};
 
@@ -682,6 +682,37 @@ fn a_status_of_400_is_final_where_no_window_was_asked_for_or_the_bare_offer_meet
         assert_eq!(client.stats().failed_dials, 1);
         assert_eq!(server.connections() - before, dials);
     }
+}
+
+#[test]
+fn the_dial_with_the_bare_offer_goes_to_the_same_address() {
+    let (tell, told) = unbounded();
+    let script = move |name: &'static str| {
+        let tell = tell.clone();
+        TestServer::start(move |peer| {
+            let request = peer.read_request()?;
+            let offer = request.header("Sec-WebSocket-Extensions").unwrap_or_default();
+            let is_full = offer.contains("server_max_window_bits");
+            tell.send((name, is_full)).map_err(std::io::Error::other)?;
+            if is_full {
+                return peer.write(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n");
+            }
+            peer.write(request.acceptance("").as_bytes())
+        })
+    };
+    let (near, far) = (script("near"), script("far"));
+    let addresses = vec![near.address(), far.address()];
+    let client = Client::builder("ws://server.example/")
+        .resolver(move |_: &str, _: u16| Ok(addresses.clone()))
+        .compress(Deflate::new().server_max_window_bits(10))
+        .retry_delay_min(MS)
+        .retry_delay_max(5 * MS)
+        .start()
+        .expect("it starts");
+    let dials: Vec<_> =
+        (0..4).map(|_| told.recv_timeout(SOON).expect("it dials again and again")).collect();
+    assert_eq!(dials, [("near", true), ("near", false), ("near", false), ("near", false)]);
+    drop(client);
 }
 
 #[test]

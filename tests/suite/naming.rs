@@ -284,8 +284,10 @@ fn without_a_name_a_client_has_that_of_its_host() {
     assert!(client.stop(SOON).to_string().starts_with("127.0.0.1: clean, "));
     assert!(client.to_string().starts_with("127.0.0.1: closed"), "{client}");
 
-    let unnamed = Client::builder("wss://a.example.:9/").add_endpoint("ws://b.example");
-    assert_eq!(unnamed.start().expect("it starts").name(), "a.example");
+    let unnamed = Client::builder("wss://a.example.:9/").add_endpoint("ws://a.example");
+    assert_eq!(unnamed.clone().start().expect("it starts").name(), "a.example");
+    let of_two_hosts = unnamed.add_endpoint("ws://b.example");
+    assert_eq!(of_two_hosts.start().expect("it starts").name(), "client");
     let from_fn = Client::builder_from_fn(|_| Err("no".into())).max_attempts(1);
     let client = from_fn.start().expect("it starts");
     assert_eq!(client.name(), "client");
