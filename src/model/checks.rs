@@ -10,6 +10,7 @@ use super::dialer::{CLOSE, Dial, PING, Peer, TEXT, server};
 use super::explorer::{LEAPS, explore};
 use super::socket::StreamSocket;
 use super::world::{elapsed, facts, is_exact};
+use crate::connection::activity::Activity;
 use crate::connection::transport::{Received, Transport};
 use crate::protocol::read_buffer::ReadBuffer;
 use crate::sync;
@@ -618,7 +619,9 @@ fn no_call_is_lost_between_a_look_and_a_sleep() {
             let wakeups = Arc::clone(&wakeups);
             spawn(move || wakeups.wake().expect("it has signals"))
         };
-        let received = transport.receive(&mut read_half, &mut buffer, &wakeups);
+        let activity = Activity::new(sync::now());
+        let received =
+            transport.receive(&mut read_half, &mut buffer, &wakeups, &activity, sync::now());
         assert_eq!(received.expect("nothing breaks"), Received::Woken);
         assert!(wakeups.take_due().is_some());
         waker.join().expect("it does not panic");
