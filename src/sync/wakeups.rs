@@ -94,7 +94,7 @@ impl Wakeups {
         self.change(|pending| pending.at = at);
     }
 
-    /// Signals only what is news: whoever brought the rest signals it, or has.
+    /// Signals only what is news: whoever brought the rest has signaled it, or is about to.
     fn ask(&self, change: impl FnOnce(&mut Pending) -> bool) -> Result<(), Error> {
         let is_heard = self.signals.is_some() || self.reader.get() == Some(&thread::current().id());
         if !is_heard {
