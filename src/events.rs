@@ -20,8 +20,11 @@ use crate::sync::channel::Receiver;
 ///
 /// [`Client::events`](crate::Client::events) returns it. It borrows nothing and is `Send`: keep it
 /// beside its client, or move it to another thread. It keeps neither the client nor its threads
-/// alive, and what has arrived can still be read when both have gone. Several may exist, and each
-/// event goes to one of them.
+/// alive, and what has arrived can still be read when both have gone.
+///
+/// Several may exist, and each event goes to one of them. One that pulls event by event may hold up
+/// to 1,024 messages that it has taken; dropping it puts them back, before what has come since,
+/// even after another has been told of the end.
 pub struct Events {
     queue: Arc<Queue>,
     /// Taken out of the queue and not yet returned. Put back on drop. The lock is for `&self`
@@ -41,6 +44,17 @@ pub enum TryNextError {
     /// The client has ended and everything has been read.
     Disconnected,
 }
+
+impl fmt::Display for TryNextError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            TryNextError::Empty => "no event has come yet",
+            TryNextError::Disconnected => "the client has ended and everything has been read",
+        })
+    }
+}
+
+impl std::error::Error for TryNextError {}
 
 impl Events {
     pub(crate) fn new(queue: Arc<Queue>) -> Self {

@@ -18,7 +18,8 @@ pub enum WhenFull {
     /// The new message is dropped, and `Lagged` tells how many were lost.
     DropNewest,
     /// The reader waits for room. It reads nothing meanwhile, so pings go unanswered and the server
-    /// may close the connection.
+    /// may close the connection. At a stop, what has been read and has no room is lost, and
+    /// `Lagged` tells how much.
     Block,
 }
 

@@ -37,8 +37,8 @@ pub(crate) struct Backlog {
     /// The payload and key bytes of the messages.
     bytes: usize,
     notices: VecDeque<Notice>,
-    /// The number of notices without the lags. Each lag stands beside a message or a notice, so
-    /// lags need no bound of their own.
+    /// The number of notices without the lags. A message or another notice stands between two
+    /// lags, so they need no bound of their own.
     notice_count: usize,
     notice_bytes: usize,
     /// The places of the newest messages with a key, by the hash of their key. A place may be
@@ -154,6 +154,7 @@ impl Backlog {
             }
             self.lost.lost_notices += 1;
             self.note_loss(index, oldest.at, Lagged { lost: 0, lost_notices: 1 });
+            self.merge_lags(index);
         }
         self.notice_count += 1;
         self.notice_bytes += bytes;
@@ -255,6 +256,10 @@ impl Backlog {
     }
 
     fn append(&mut self, message: MessageRef<'_>, key: Option<&[u8]>, is_keyed: bool) {
+        // Replaced messages fill a chunk too, and nobody would read them away.
+        if let Some(tail) = self.chunks.back_mut().filter(|tail| tail.is_full()) {
+            tail.reclaim();
+        }
         if self.chunks.back().is_none_or(Chunk::is_full) {
             self.chunks.push_back(self.spares.pop().unwrap_or_default());
         }
@@ -327,6 +332,30 @@ impl Backlog {
         // Behind the notices that stood before it.
         let index = self.notices.partition_point(|notice| notice.at <= number);
         self.note_loss(index, number + 1, Lagged { lost: 1, lost_notices: 0 });
+        self.merge_lags(index);
+    }
+
+    /// Makes one of two lags that have come to stand side by side near this index.
+    fn merge_lags(&mut self, index: usize) {
+        for second in [index + 1, index] {
+            let Some(first) = second.checked_sub(1) else { continue };
+            let (Some(one), Some(two)) = (self.notices.get(first), self.notices.get(second)) else {
+                continue;
+            };
+            let (Content::Lagged(_), Content::Lagged(more)) = (&one.content, &two.content) else {
+                continue;
+            };
+            let more = *more;
+            if one.at.max(self.first_message) != two.at.max(self.first_message) {
+                continue;
+            }
+            self.notices.remove(second);
+            if let Some(Notice { content: Content::Lagged(lag), .. }) = self.notices.get_mut(first)
+            {
+                lag.lost += more.lost;
+                lag.lost_notices += more.lost_notices;
+            }
+        }
     }
 
     /// Removes the oldest message.
@@ -630,6 +659,21 @@ mod tests {
         }
 
         fn lag(&mut self, index: usize, lost: u64, lost_notices: u64) {
+            self.add_lag(index, lost, lost_notices);
+            let mut second = 1;
+            while second < self.events.len() {
+                match (&self.events[second - 1], &self.events[second]) {
+                    (Told::Lagged(lost, notices), Told::Lagged(more, more_notices)) => {
+                        self.events[second - 1] = Told::Lagged(lost + more, notices + more_notices);
+                        self.events.remove(second);
+                        self.barrier -= usize::from(second < self.barrier);
+                    }
+                    _ => second += 1,
+                }
+            }
+        }
+
+        fn add_lag(&mut self, index: usize, lost: u64, lost_notices: u64) {
             for near in [index.checked_sub(1), Some(index)].into_iter().flatten() {
                 if let Some(Told::Lagged(messages, notices)) = self.events.get_mut(near) {
                     *messages += lost;
@@ -766,6 +810,42 @@ mod tests {
     fn notice(size: usize) -> Box<Event> {
         let reason = Error::new(crate::ErrorKind::Io, size.to_string());
         Box::new(Event::Stopped(Stopped { reason }))
+    }
+
+    #[test]
+    fn two_lags_never_stand_side_by_side() {
+        for when_full in [WhenFull::Disconnect, WhenFull::DropOldest] {
+            let mut backlog = Backlog::new(Bounds { messages: 2, bytes: 1 << 20, when_full });
+            let (mut chunk, at) = (Chunk::default(), Instant::now());
+            for _ in 0..3 * NOTICES {
+                backlog.push_notice(notice(1), 1, &mut Vec::new());
+                for _ in 0..5 {
+                    let payload = Payload::Text("x");
+                    chunk.push(MessageRef::new(payload, 1, Arrival { at, kernel: None }));
+                }
+                let _ = backlog.push(&mut chunk);
+                backlog.push_notice(notice(1), 1, &mut Vec::new());
+            }
+            assert!(backlog.len() <= 2 * (NOTICES + 2) + 1, "{} events", backlog.len());
+        }
+    }
+
+    #[test]
+    fn replaced_messages_take_no_more_memory_than_those_that_are_there() {
+        let bounds = Bounds { messages: 65_536, bytes: 4 << 20, when_full: WhenFull::Disconnect };
+        let mut backlog = Backlog::new(bounds);
+        let (mut chunk, at) = (Chunk::default(), Instant::now());
+        for key in 0..500 {
+            for _ in 0..33 {
+                let text = format!("{key:04}{}", "x".repeat(1996));
+                let message =
+                    MessageRef::new(Payload::Text(&text), 1, Arrival { at, kernel: None });
+                chunk.push_keyed(message, Some(&text.as_bytes()[..4]));
+                backlog.push(&mut chunk).expect("there is room");
+            }
+        }
+        assert_eq!(backlog.messages, 500);
+        assert!(backlog.capacity() < 6 * backlog.bytes, "{} bytes", backlog.capacity());
     }
 
     proptest! {

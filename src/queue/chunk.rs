@@ -234,6 +234,13 @@ impl Chunk {
         }
     }
 
+    /// Gives back the room of replaced messages, if that is most of what is in use.
+    pub(crate) fn reclaim(&mut self) {
+        if self.unused > self.bytes {
+            self.compact();
+        }
+    }
+
     fn compact(&mut self) {
         let mut compacted = Chunk::default();
         for index in 0..self.records.len() {
