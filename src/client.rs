@@ -288,7 +288,7 @@ impl<D> Client<D> {
     }
 
     /// Returns the name of the client: the one that [`Builder::name`] gave it, otherwise the host
-    /// of its first endpoint, or `client` if a closure returns its endpoints.
+    /// of its endpoints, or `client` if there are several or a closure returns them.
     pub fn name(&self) -> &str {
         self.shared.name().as_str()
     }

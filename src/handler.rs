@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use crate::connection::OpenConnection;
 use crate::connection::close::CloseFrame;
-use crate::error::{BatchError, CloseReason, Error, ErrorKind, SendError};
+use crate::error::{BatchError, CloseReason, SendError};
 use crate::event::{DialFailure, Disconnect, MessageRef, Opened, Payload, Receipt, Stopped};
 use crate::sender::{Sender, Stopper};
 use crate::sync::panic::Panic;
@@ -175,8 +175,7 @@ impl<'a> Connection<'a> {
 
     /// Keeps the panic of a closure of the program's, and ends the connection for it.
     pub(crate) fn abort_for_panic(&self, panic: Panic, context: &'static str) {
-        self.sender.keep_panic(panic);
-        self.connection.abort(Error::new(ErrorKind::HandlerPanicked, context));
+        self.sender.abort_for_panic(self.connection, panic, context);
     }
 
     /// Returns how this connection was opened.

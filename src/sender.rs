@@ -39,9 +39,14 @@ impl Sender {
         Sender { shared, epoch: None }
     }
 
-    /// Keeps what a closure of the program threw.
-    pub(crate) fn keep_panic(&self, panic: Panic) {
-        self.shared.keep_panic(panic);
+    /// Keeps what a closure of the program threw, and ends the connection for it.
+    pub(crate) fn abort_for_panic(
+        &self,
+        connection: &OpenConnection,
+        panic: Panic,
+        context: &'static str,
+    ) {
+        self.shared.abort_for_panic(connection, panic, context);
     }
 
     /// Returns a sender for the connection of one epoch, which never sends on a later one: what was

@@ -237,9 +237,8 @@ impl Heartbeat {
             match made {
                 Ok(text) => monitor.app_ping = Some(text),
                 Err(panic) => {
-                    self.shared.keep_panic(panic);
                     let context = "the maker of application pings panicked";
-                    monitor.connection.abort(Error::new(ErrorKind::HandlerPanicked, context));
+                    self.shared.abort_for_panic(&monitor.connection, panic, context);
                     return Ok(true);
                 }
             }

@@ -425,9 +425,8 @@ fn match_reply(
         }
         Ok(false) => false,
         Err(panic) => {
-            sender.keep_panic(panic);
             let context = "the matcher of replies to application pings panicked";
-            connection.abort(Error::new(ErrorKind::HandlerPanicked, context));
+            sender.abort_for_panic(connection, panic, context);
             false
         }
     }

@@ -177,6 +177,18 @@ impl Shared {
         drop(later);
     }
 
+    /// A closure of the program's panicked: keeps the panic, and ends the connection for it.
+    #[cold]
+    pub(crate) fn abort_for_panic(
+        &self,
+        connection: &OpenConnection,
+        panic: Panic,
+        context: &'static str,
+    ) {
+        self.keep_panic(panic);
+        connection.abort(Error::new(ErrorKind::HandlerPanicked, context));
+    }
+
     /// The client is gone: lets go of the program's values that errors and a panic hold. One of
     /// them may hold a handle of this client, and so keep itself alive.
     pub(crate) fn release_values(&self) {
