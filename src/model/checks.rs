@@ -47,6 +47,21 @@ fn echoes() -> Dial {
     opens(|peer| peer.serve(|peer, text| peer.send(TEXT, text)))
 }
 
+/// A server that closes the first connection, refuses the second dial, drops the second connection
+/// and keeps the third.
+fn comes_and_goes(number: usize) -> Dial {
+    match number {
+        0 => opens(|peer| {
+            peer.send(TEXT, b"a");
+            peer.send(CLOSE, &[0x03, 0xe9]);
+            peer.ignore()
+        }),
+        1 => Dial::Fails,
+        2 => opens(|peer| peer.send(TEXT, b"b")),
+        _ => echoes(),
+    }
+}
+
 /// Stops the client, and checks that everything has ended within `timeout`.
 fn stop<D>(client: Client<D>, timeout: Duration) {
     let began = elapsed();
@@ -240,17 +255,7 @@ fn a_panic_in_the_handler_ends_the_client_once() {
 fn every_opening_has_one_end_and_the_connection_comes_back() {
     for scheme in ["ws", "wss"] {
         explore(move || {
-            // The server closes the first connection, drops the second and keeps the third.
-            server(|number| match number {
-                0 => opens(|peer| {
-                    peer.send(TEXT, b"a");
-                    peer.send(CLOSE, &[0x03, 0xe9]);
-                    peer.ignore()
-                }),
-                1 => Dial::Fails,
-                2 => opens(|peer| peer.send(TEXT, b"b")),
-                _ => echoes(),
-            });
+            server(comes_and_goes);
             let client = builder(scheme).start().expect("it starts");
             let mut told = String::new();
             for event in client.events() {
@@ -539,16 +544,7 @@ fn no_wake_up_is_lost_whatever_the_reader_is_at() {
     for scheme in ["ws", "wss"] {
         explore(move || {
             // Openings, ends of both kinds, failures and waits between dials come and go meanwhile.
-            server(|number| match number {
-                0 => opens(|peer| {
-                    peer.send(TEXT, b"a");
-                    peer.send(CLOSE, &[0x03, 0xe9]);
-                    peer.ignore()
-                }),
-                1 => Dial::Fails,
-                2 => opens(|peer| peer.send(TEXT, b"b")),
-                _ => echoes(),
-            });
+            server(comes_and_goes);
             let (tell, told) = bounded(64);
             let counted = Arc::new(AtomicUsize::new(0));
             let handler =
