@@ -1,5 +1,6 @@
 //! In the place of `sync::wake_pair`.
 
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -38,7 +39,7 @@ pub(crate) struct SignalPair {
 }
 
 impl SignalPair {
-    pub(crate) fn new() -> Result<Self, Error> {
+    pub(crate) fn new() -> io::Result<Self> {
         Ok(SignalPair { is_signaled: AtomicBool::new(false) })
     }
 

@@ -1,24 +1,20 @@
 //! A descriptor that is readable while something is ready, for `epoll`, `kqueue` and `poll`.
 
-use std::io::{self, Read, Write};
+use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Two connected sockets, with at most one byte between them.
+use crate::sync::wake_pair::SignalPair;
+
+/// The end of a pair that is polled, with at most one signal pending.
 pub(crate) struct ReadyFd {
-    /// The end that is polled.
-    polled: UnixStream,
-    signal: UnixStream,
+    pair: SignalPair,
     is_set: AtomicBool,
 }
 
 impl ReadyFd {
     pub(crate) fn new() -> io::Result<Self> {
-        let (polled, signal) = UnixStream::pair()?;
-        polled.set_nonblocking(true)?;
-        signal.set_nonblocking(true)?;
-        Ok(ReadyFd { polled, signal, is_set: AtomicBool::new(false) })
+        Ok(ReadyFd { pair: SignalPair::new()?, is_set: AtomicBool::new(false) })
     }
 
     /// Makes the descriptor readable, or no longer. The caller holds the lock of what it shows.
@@ -26,16 +22,15 @@ impl ReadyFd {
         if self.is_set.swap(is_ready, Ordering::Relaxed) == is_ready {
             return;
         }
-        // Neither call blocks, and there is room for a byte.
-        let _ = match is_ready {
-            true => (&self.signal).write(&[1]),
-            false => (&self.polled).read(&mut [0]),
-        };
+        match is_ready {
+            true => self.pair.signal(),
+            false => self.pair.clear(),
+        }
     }
 }
 
 impl AsFd for ReadyFd {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.polled.as_fd()
+        self.pair.as_fd()
     }
 }

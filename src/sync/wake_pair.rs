@@ -52,23 +52,22 @@ impl Waker {
     }
 }
 
-/// Two connected sockets, of which the reader polls one beside the socket of the connection. Made
-/// once for a client. Both ends live as long as it does, so that no signal meets a closed end.
+/// Two connected sockets, of which one is polled and the other signals, again and again. Both ends
+/// live as long as the pair, so that no signal meets a closed end.
 pub(crate) struct SignalPair {
     sleeper: End,
     signaler: End,
 }
 
 impl SignalPair {
-    /// # Errors
-    /// `Io` when there are no descriptors.
-    pub(crate) fn new() -> Result<Self, Error> {
-        signal_pair().map_err(|error| {
-            Error::caused(ErrorKind::Io, "opening a descriptor for `wakeups`", error)
-        })
+    pub(crate) fn new() -> io::Result<Self> {
+        let (sleeper, signaler) = pair()?;
+        sleeper.set_nonblocking(true)?;
+        signaler.set_nonblocking(true)?;
+        Ok(SignalPair { sleeper, signaler })
     }
 
-    /// Ends the reader's wait, now or when it next waits. Does not block.
+    /// Ends the wait for the polled end, now or when somebody next waits. Does not block.
     pub(crate) fn signal(&self) {
         // If there is no room, signals are there that nobody has heard yet.
         #[cfg(unix)]
@@ -77,7 +76,8 @@ impl SignalPair {
         let _ = self.signaler.send(&[0]);
     }
 
-    /// Forgets the signals that have come. The reader looks at what they stand for afterwards.
+    /// Forgets the signals that have come. Whoever was woken looks at what they stand for
+    /// afterwards.
     pub(crate) fn clear(&self) {
         let mut bytes = [0; 64];
         // One read takes all that there usually are. What it leaves ends the next wait.
@@ -86,13 +86,6 @@ impl SignalPair {
         #[cfg(windows)]
         while self.sleeper.recv(&mut bytes).is_ok() {}
     }
-}
-
-fn signal_pair() -> io::Result<SignalPair> {
-    let (sleeper, signaler) = pair()?;
-    sleeper.set_nonblocking(true)?;
-    signaler.set_nonblocking(true)?;
-    Ok(SignalPair { sleeper, signaler })
 }
 
 #[cfg(unix)]

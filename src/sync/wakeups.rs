@@ -7,7 +7,7 @@
 use std::sync::OnceLock;
 use std::time::Instant;
 
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::channel::{Receiver, Sender, bounded, never};
 use crate::sync::thread::{self, ThreadId};
@@ -53,7 +53,10 @@ impl Wakeups {
         let (signals, signaled) = match has_signals {
             true => {
                 let (channel, signaled) = bounded(1);
-                (Some(Signals { pair: SignalPair::new()?, channel }), signaled)
+                let pair = SignalPair::new().map_err(|error| {
+                    Error::caused(ErrorKind::Io, "opening a descriptor for `wakeups`", error)
+                })?;
+                (Some(Signals { pair, channel }), signaled)
             }
             false => (None, never()),
         };
