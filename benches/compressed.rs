@@ -9,8 +9,10 @@
 //! first of them refers to nothing before it, so they stay valid in any window. The client's own
 //! driver is `COMPRESS=1 driver firehose`, that of Boost.Beast is `beast.cpp`.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{TcpListener, TcpStream};
+mod server;
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::process::ExitCode;
 use std::time::Instant;
 
@@ -18,8 +20,9 @@ use flate2::{Compress, Compression, FlushCompress};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use rustix::time::{ClockId, clock_gettime};
-use tungstenite::handshake::derive_accept_key;
 use zlib_rs::{Inflate, InflateFlush, Status};
+
+use server::{listen, read_request};
 
 /// The size of an update.
 const SIZE: usize = 250;
@@ -155,9 +158,7 @@ fn serve(count: usize) {
         }
         bytes.extend(payload);
     });
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    println!("{}", listener.local_addr().expect("it is bound"));
-    for socket in listener.incoming().flatten() {
+    for socket in listen().incoming().flatten() {
         if let Err(error) = serve_connection(socket, &frames, count) {
             eprintln!("{error}");
         }
@@ -165,33 +166,13 @@ fn serve(count: usize) {
 }
 
 fn serve_connection(mut socket: TcpStream, frames: &Messages, count: usize) -> std::io::Result<()> {
-    socket.set_nodelay(true)?;
-    let mut reader = BufReader::new(socket.try_clone()?);
-    let (mut key, mut offers_deflate) = (String::new(), false);
-    loop {
-        let mut line = String::new();
-        reader.read_line(&mut line)?;
-        match line.trim().split_once(": ") {
-            Some(("Sec-WebSocket-Key", value)) => value.clone_into(&mut key),
-            Some(("Sec-WebSocket-Extensions", value)) => {
-                offers_deflate |= value.contains("permessage-deflate");
-            }
-            None if line.trim().is_empty() => break,
-            _ => {}
-        }
-    }
-    if !offers_deflate {
+    let (request, mut reader) = read_request(&socket)?;
+    let offer = request.header("Sec-WebSocket-Extensions").unwrap_or_default();
+    if !offer.contains("permessage-deflate") {
         return Err(std::io::Error::other("the client does not offer permessage-deflate"));
     }
-    let accept = derive_accept_key(key.as_bytes());
-    write!(
-        socket,
-        "HTTP/1.1 101 Switching Protocols\r\n\
-         Upgrade: websocket\r\n\
-         Connection: Upgrade\r\n\
-         Sec-WebSocket-Accept: {accept}\r\n\
-         Sec-WebSocket-Extensions: permessage-deflate\r\n\r\n"
-    )?;
+    let answer = request.acceptance("Sec-WebSocket-Extensions: permessage-deflate\r\n");
+    socket.write_all(answer.as_bytes())?;
     for _ in 0..count / UPDATES {
         socket.write_all(&frames.bytes)?;
     }

@@ -5,9 +5,11 @@
 //! when it was sent; its age is the time from then until the consumer has it, by the same clock.
 //! The server and the reading thread share a CPU, and the consumer has another.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
-use std::process::{Child, Command, Stdio};
+mod process;
+mod server;
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
 use rand::rngs::StdRng;
@@ -15,7 +17,9 @@ use rand::{RngExt, SeedableRng};
 use rustix::thread::{CpuSet, sched_setaffinity};
 use rustix::time::{ClockId, clock_gettime};
 use tautline::{Builder, Client, Event, WhenFull};
-use tungstenite::handshake::derive_accept_key;
+
+use process::ServerProcess;
+use server::{listen, read_request};
 
 /// The environment variable of the server's process.
 const SERVER: &str = "TAUTLINE_CONFLATION_SERVER";
@@ -145,28 +149,15 @@ fn sent_at(quote: &[u8]) -> Duration {
     Duration::from_nanos(nanos.expect("a quote says when it was sent"))
 }
 
-struct Server {
-    process: Child,
-    address: String,
-}
+struct Server(ServerProcess);
 
 impl Server {
     fn start() -> Server {
-        let own = std::env::current_exe().expect("this program has a path");
-        let mut command = Command::new(own);
-        let mut process = command
-            .env(SERVER, "1")
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("processes can be started");
-        let mut address = String::new();
-        let output = process.stdout.take().expect("it is piped");
-        BufReader::new(output).read_line(&mut address).expect("it prints its address");
-        Server { process, address: address.trim().to_owned() }
+        Server(ServerProcess::start(SERVER))
     }
 
     fn builder(&self) -> Builder {
-        Client::builder(format!("ws://{}/", self.address))
+        Client::builder(format!("ws://{}/", self.0.address))
             // Then all that the server gets is a close frame.
             .ping_interval(None)
             .queue_messages(QUEUE)
@@ -175,45 +166,17 @@ impl Server {
     }
 }
 
-impl Drop for Server {
-    fn drop(&mut self) {
-        // The server ends in no other way.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
 fn serve() {
     stay_on(READING);
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    println!("{}", listener.local_addr().expect("it is bound"));
-    for socket in listener.incoming().flatten() {
+    for socket in listen().incoming().flatten() {
         // It fails when the client has gone.
         let _ = serve_connection(socket);
     }
 }
 
 fn serve_connection(mut socket: TcpStream) -> std::io::Result<()> {
-    socket.set_nodelay(true)?;
-    let mut reader = BufReader::new(socket.try_clone()?);
-    let mut key = String::new();
-    loop {
-        let mut line = String::new();
-        reader.read_line(&mut line)?;
-        match line.trim().split_once(": ") {
-            Some(("Sec-WebSocket-Key", value)) => value.clone_into(&mut key),
-            None if line.trim().is_empty() => break,
-            _ => {}
-        }
-    }
-    let accept = derive_accept_key(key.as_bytes());
-    write!(
-        socket,
-        "HTTP/1.1 101 Switching Protocols\r\n\
-         Upgrade: websocket\r\n\
-         Connection: Upgrade\r\n\
-         Sec-WebSocket-Accept: {accept}\r\n\r\n"
-    )?;
+    let (request, mut reader) = read_request(&socket)?;
+    socket.write_all(request.acceptance("").as_bytes())?;
     let ends = socket.try_clone()?;
     std::thread::spawn(move || {
         // The close frame, or the end.

@@ -6,16 +6,20 @@
 //! and one that writes, is measured for comparison. The sending thread has a CPU of its own, and
 //! the server and the reading thread share another, so that no wait for a CPU is measured.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
-use std::process::{Child, Command, Stdio};
+mod process;
+mod server;
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::thread::{CpuSet, sched_setaffinity};
 use tautline::{Client, Connection, MessageRef, Push};
-use tungstenite::handshake::derive_accept_key;
+
+use process::ServerProcess;
+use server::{listen, read_request};
 
 /// The environment variable of the server's process.
 const SERVER: &str = "TAUTLINE_SENDERS_SERVER";
@@ -148,29 +152,16 @@ fn rush(client: &Client<Push>, threads: usize) -> f64 {
     sent.into_inner() as f64 / began.elapsed().as_secs_f64()
 }
 
-struct Server {
-    process: Child,
-    address: String,
-}
+struct Server(ServerProcess);
 
 impl Server {
     fn start() -> Server {
-        let own = std::env::current_exe().expect("this program has a path");
-        let mut command = Command::new(own);
-        let mut process = command
-            .env(SERVER, "1")
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("processes can be started");
-        let mut address = String::new();
-        let output = process.stdout.take().expect("it is piped");
-        BufReader::new(output).read_line(&mut address).expect("it prints its address");
-        Server { process, address: address.trim().to_owned() }
+        Server(ServerProcess::start(SERVER))
     }
 
     /// Opens a connection with a client.
     fn client(&self, path: &str) -> Client<Push> {
-        let builder = Client::builder(format!("ws://{}{path}", self.address))
+        let builder = Client::builder(format!("ws://{}{path}", self.0.address))
             .on_thread_start(|_| stay_on(&[READING]));
         let client =
             builder.start_with(|_: &mut Connection<'_>, _: MessageRef<'_>| {}).expect("it starts");
@@ -180,7 +171,7 @@ impl Server {
 
     /// Opens a connection without a library, and starts a thread that reads from it.
     fn bare(&self, path: &str) -> (TcpStream, JoinHandle<()>) {
-        let mut socket = TcpStream::connect(&self.address).expect("the server listens");
+        let mut socket = TcpStream::connect(&self.0.address).expect("the server listens");
         socket.set_nodelay(true).expect("it is connected");
         write!(socket, "GET {path} HTTP/1.1\r\nSec-WebSocket-Key: x\r\n\r\n")
             .expect("it is connected");
@@ -194,47 +185,18 @@ impl Server {
     }
 }
 
-impl Drop for Server {
-    fn drop(&mut self) {
-        // The server ends in no other way.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
 fn serve() {
     stay_on(&[READING]);
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    println!("{}", listener.local_addr().expect("it is bound"));
-    for socket in listener.incoming().flatten() {
+    for socket in listen().incoming().flatten() {
         // The thread ends with its connection. Errors do not matter.
         std::thread::spawn(move || serve_connection(socket).is_ok());
     }
 }
 
 fn serve_connection(mut socket: TcpStream) -> std::io::Result<()> {
-    socket.set_nodelay(true)?;
-    let mut reader = BufReader::new(socket.try_clone()?);
-    let (mut key, mut is_flood) = (String::new(), false);
-    loop {
-        let mut line = String::new();
-        reader.read_line(&mut line)?;
-        is_flood |= line.starts_with("GET /flood");
-        match line.trim().split_once(": ") {
-            Some(("Sec-WebSocket-Key", value)) => value.clone_into(&mut key),
-            None if line.trim().is_empty() => break,
-            _ => {}
-        }
-    }
-    let accept = derive_accept_key(key.as_bytes());
-    write!(
-        socket,
-        "HTTP/1.1 101 Switching Protocols\r\n\
-         Upgrade: websocket\r\n\
-         Connection: Upgrade\r\n\
-         Sec-WebSocket-Accept: {accept}\r\n\r\n"
-    )?;
-    if is_flood {
+    let (request, mut reader) = read_request(&socket)?;
+    socket.write_all(request.acceptance("").as_bytes())?;
+    if request.path == "/flood" {
         let mut writer = socket.try_clone()?;
         std::thread::spawn(move || {
             let frame = [&[0x81, 126, 0, 200][..], &[b'x'; 200]].concat().repeat(64);
