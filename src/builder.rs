@@ -197,9 +197,25 @@ impl Builder {
         self
     }
 
-    /// Sends pings of the application's own, besides ping frames. Defaults to none.
+    /// Sends a ping of the application's own, besides ping frames. May be called several times:
+    /// each ping has its own interval and its own replies.
+    ///
+    /// An endpoint can replace the intervals for its connection:
+    /// [`Endpoint::app_ping_interval`]. Defaults to none.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tautline::{AppPing, Client};
+    /// // Kraken: a ping, and a dead man's switch that cancels all orders a minute after the last.
+    /// let ping = AppPing::text(r#"{"method":"ping"}"#, Duration::from_secs(30))
+    ///     .answered_by(|message| message.text().is_some_and(|text| text.contains("pong")));
+    /// let switch = r#"{"method":"cancel_all_orders_after","params":{"timeout":60}}"#;
+    /// let builder = Client::builder("wss://ws.kraken.com/v2")
+    ///     .app_ping(ping)
+    ///     .app_ping(AppPing::text(switch, Duration::from_secs(15)));
+    /// ```
     pub fn app_ping(mut self, ping: AppPing) -> Self {
-        self.settings.app_ping = Some(ping);
+        self.settings.app_pings.push(ping);
         self
     }
 

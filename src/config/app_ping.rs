@@ -37,7 +37,8 @@ impl AppPing {
 
     /// Creates a ping that sends what `make` returns at the time: for ids, timestamps, signatures.
     ///
-    /// `make` runs on the thread `taut-heartbeat`, which also writes pongs, so it must not block.
+    /// `make` runs on the thread `taut-heartbeat`, which also writes pongs and the other pings, so
+    /// it must not block. Its text is kept until there is room for it in the socket.
     pub fn made_by(make: impl Fn() -> String + Send + Sync + 'static, every: Duration) -> Self {
         AppPing { make: Arc::new(make), every, only_when_quiet: false, is_reply: None }
     }
@@ -56,7 +57,8 @@ impl AppPing {
     /// [`pong_timeout`](crate::Builder::pong_timeout), like an unanswered ping frame. Replies are
     /// delivered like other messages, but do not count as data for
     /// [`idle_timeout`](crate::Builder::idle_timeout). The matcher runs on the reader thread, for
-    /// every message that arrives while a reply is awaited. Defaults to none: no reply is expected.
+    /// every message. With several pings each matcher is asked, and a message may answer more than
+    /// one. Defaults to none: no reply is expected.
     pub fn answered_by(
         mut self,
         is_reply: impl Fn(MessageRef<'_>) -> bool + Send + Sync + 'static,

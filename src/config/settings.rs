@@ -30,7 +30,7 @@ pub(crate) struct Settings {
     pub(crate) ping_interval: Option<Duration>,
     pub(crate) pong_timeout: Duration,
     pub(crate) idle_timeout: Option<Duration>,
-    pub(crate) app_ping: Option<AppPing>,
+    pub(crate) app_pings: Vec<AppPing>,
     pub(crate) retry_delay_min: Duration,
     pub(crate) retry_delay_max: Duration,
     pub(crate) retry_after_max: Duration,
@@ -61,7 +61,7 @@ impl Default for Settings {
             ping_interval: Some(Duration::from_secs(15)),
             pong_timeout: Duration::from_secs(10),
             idle_timeout: None,
-            app_ping: None,
+            app_pings: Vec::new(),
             retry_delay_min: Duration::from_millis(250),
             retry_delay_max: Duration::from_secs(30),
             retry_after_max: Duration::from_secs(300),
@@ -141,12 +141,13 @@ impl Settings {
             ("ping_interval", self.ping_interval),
             ("pong_timeout", Some(self.pong_timeout)),
             ("idle_timeout", self.idle_timeout),
-            ("the interval of app_ping", self.app_ping.as_ref().map(|ping| ping.every)),
             ("retry_delay_min", Some(self.retry_delay_min)),
             ("retry_delay_max", Some(self.retry_delay_max)),
         ];
+        let app_pings =
+            self.app_pings.iter().map(|ping| ("the interval of app_ping", Some(ping.every)));
         if let Some((name, _)) =
-            waits.iter().find(|(_, wait)| wait.is_some_and(|wait| wait.is_zero()))
+            waits.into_iter().chain(app_pings).find(|(_, wait)| *wait == Some(Duration::ZERO))
         {
             return Err(Error::config(format!("{name} is zero: it must be longer")));
         }
@@ -223,7 +224,7 @@ mod tests {
         let bounds =
             Bounds { messages: 65_536, bytes: 64 * 1024 * 1024, when_full: WhenFull::Disconnect };
         assert_eq!(settings.queue, bounds);
-        assert!(settings.deflate.is_none() && settings.app_ping.is_none());
+        assert!(settings.deflate.is_none() && settings.app_pings.is_empty());
         assert!(!settings.has_wakeups);
         assert!(settings.check().is_ok());
         assert!(settings.name.is_none());

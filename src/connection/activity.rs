@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// Points in time that several threads read without a lock, in nanoseconds from `origin`; 0 is
-/// "never". All but `app_ping_written` are written by the reader alone.
+/// "never". All but `app_pings_written` are written by the reader alone.
 pub(crate) struct Activity {
     /// The time of the opening.
     origin: Instant,
@@ -20,8 +20,8 @@ pub(crate) struct Activity {
     looked: AtomicU64,
     /// The time from which on nothing had come at that look.
     silent_since: AtomicU64,
-    /// The time at which the oldest unanswered application ping was written.
-    app_ping_written: AtomicU64,
+    /// The time at which the oldest unanswered one of each application ping was written.
+    app_pings_written: Vec<AtomicU64>,
 }
 
 impl Activity {
@@ -34,8 +34,14 @@ impl Activity {
             last_woken: AtomicU64::new(0),
             looked: AtomicU64::new(0),
             silent_since: AtomicU64::new(0),
-            app_ping_written: AtomicU64::new(0),
+            app_pings_written: Vec::new(),
         }
+    }
+
+    /// Sets the number of application pings.
+    pub(crate) fn with_app_pings(self, count: usize) -> Self {
+        let app_pings_written = (0..count).map(|_| AtomicU64::new(0)).collect();
+        Activity { app_pings_written, ..self }
     }
 
     pub(crate) fn opened_at(&self) -> Instant {
@@ -109,9 +115,10 @@ impl Activity {
         self.instant(self.last_data.load(Ordering::Acquire)).unwrap_or(self.origin)
     }
 
-    /// An application ping was written that awaits a reply. The oldest unanswered one counts.
-    pub(crate) fn note_app_ping(&self, now: Instant) {
-        let _ = self.app_ping_written.compare_exchange(
+    /// The application ping number `index` was written, and awaits a reply. The oldest unanswered
+    /// one counts.
+    pub(crate) fn note_app_ping(&self, index: usize, now: Instant) {
+        let _ = self.app_pings_written[index].compare_exchange(
             0,
             self.nanos(now),
             Ordering::AcqRel,
@@ -119,14 +126,25 @@ impl Activity {
         );
     }
 
-    /// A reply to an application ping came.
-    pub(crate) fn note_app_reply(&self) {
-        self.app_ping_written.store(0, Ordering::Release);
+    /// The application ping number `index` was not written at `now` after all.
+    pub(crate) fn withdraw_app_ping(&self, index: usize, now: Instant) {
+        let _ = self.app_pings_written[index].compare_exchange(
+            self.nanos(now),
+            0,
+            Ordering::AcqRel,
+            Ordering::Acquire,
+        );
+    }
+
+    /// A reply to the application ping number `index` came.
+    pub(crate) fn note_app_reply(&self, index: usize) {
+        self.app_pings_written[index].store(0, Ordering::Release);
     }
 
     /// Returns when the oldest unanswered application ping was written.
     pub(crate) fn unanswered_app_ping(&self) -> Option<Instant> {
-        self.instant(self.app_ping_written.load(Ordering::Acquire))
+        let written = self.app_pings_written.iter();
+        written.filter_map(|written| self.instant(written.load(Ordering::Acquire))).min()
     }
 
     fn nanos(&self, at: Instant) -> u64 {
@@ -136,5 +154,32 @@ impl Activity {
 
     fn instant(&self, nanos: u64) -> Option<Instant> {
         (nanos != 0).then(|| self.origin + Duration::from_nanos(nanos))
+    }
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_oldest_application_ping_without_a_reply_of_its_own_counts() {
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        let activity = Activity::new(start).with_app_pings(2);
+        assert_eq!(activity.unanswered_app_ping(), None);
+        for (index, ms) in [(1, 5), (0, 7), (1, 9)] {
+            activity.note_app_ping(index, at(ms));
+        }
+        assert_eq!(activity.unanswered_app_ping(), Some(at(5)));
+        activity.note_app_reply(1);
+        assert_eq!(activity.unanswered_app_ping(), Some(at(7)));
+        // One that was not written after all leaves an older one as it is.
+        activity.note_app_ping(0, at(11));
+        activity.withdraw_app_ping(0, at(11));
+        assert_eq!(activity.unanswered_app_ping(), Some(at(7)));
+        activity.note_app_reply(0);
+        activity.note_app_ping(0, at(13));
+        activity.withdraw_app_ping(0, at(13));
+        assert_eq!(activity.unanswered_app_ping(), None);
     }
 }

@@ -158,9 +158,11 @@ impl OpenConnection {
         Ok(is_out)
     }
 
-    /// Writes an application ping. Returns `false` when there is no room for it now.
+    /// Writes the application ping number `index`. Returns `false` when there is no room for it
+    /// now.
     pub(crate) fn write_app_ping(
         &self,
+        index: usize,
         text: &str,
         awaits_reply: bool,
         now: Instant,
@@ -173,8 +175,9 @@ impl OpenConnection {
             // The connection is closing: there is nothing to keep alive.
             return Ok(true);
         }
+        // Noted before it is sent: the reply may be here before `attempt_text` returns.
         if awaits_reply {
-            self.activity.note_app_ping(now);
+            self.activity.note_app_ping(index, now);
         }
         let result = writer.attempt_text(&self.transport, text);
         if !matches!(result, Ok((Attempt::Sent | Attempt::Kept, _))) {
@@ -183,6 +186,10 @@ impl OpenConnection {
         drop(writer);
         let (attempt, bytes) = result?;
         if attempt == Attempt::Later {
+            // One that finds no room is no fault of a peer that takes something now and then.
+            if awaits_reply {
+                self.activity.withdraw_app_ping(index, now);
+            }
             return Ok(false);
         }
         self.counters.sent(1, bytes);

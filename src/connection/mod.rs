@@ -121,6 +121,11 @@ impl OpenConnection {
         }
     }
 
+    /// Sets the number of application pings.
+    pub(crate) fn with_app_pings(self, count: usize) -> Self {
+        OpenConnection { activity: self.activity.with_app_pings(count), ..self }
+    }
+
     /// Returns what log records about the connection begin with.
     pub(crate) fn label(&self) -> Label<'_, &str> {
         self.client.label(&self.peer)

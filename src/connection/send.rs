@@ -344,7 +344,7 @@ mod tests {
             bounded(1).0,
             Arc::new(Counters::default()),
         );
-        (Arc::new(connection), theirs)
+        (Arc::new(connection.with_app_pings(1)), theirs)
     }
 
     fn drain(theirs: &mut Socket) -> usize {
@@ -372,7 +372,8 @@ mod tests {
         let now = Instant::now();
         assert!(connection.flush_pending(now).is_ok_and(|is_flushed| is_flushed));
         assert!(connection.write_ping(now).is_ok_and(|is_written| is_written));
-        assert!(connection.write_app_ping("ping", false, now).is_ok_and(|is_written| is_written));
+        let app_ping = connection.write_app_ping(0, "ping", false, now);
+        assert!(app_ping.is_ok_and(|is_written| is_written));
         connection.close(CloseFrame::normal(), now + Duration::from_secs(1));
         assert!(connection.flush_pending(now).is_ok());
         let next = connection.send(Payload::Text("next")).expect_err("nothing may follow");
@@ -382,6 +383,20 @@ mod tests {
         assert_eq!(drain(&mut theirs), 0);
         // The one message that was begun is counted.
         assert_eq!(connection.final_sequences(), (1, 0));
+    }
+
+    #[test]
+    fn an_application_ping_that_finds_no_room_awaits_no_reply() {
+        let (connection, _theirs) = connection(Duration::from_millis(10));
+        let now = Instant::now();
+        let text = "x".repeat(LONG / 8);
+        let mut pings = 0;
+        while connection.write_app_ping(0, &text, false, now).expect("it is open") {
+            pings += 1;
+        }
+        assert!((1..100).contains(&pings));
+        assert!(!connection.write_app_ping(0, "ping", true, now).expect("it is open"));
+        assert_eq!(connection.activity.unanswered_app_ping(), None);
     }
 
     #[test]

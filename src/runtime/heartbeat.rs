@@ -47,27 +47,32 @@ pub(crate) struct Heartbeat {
     ping_interval: Option<Duration>,
     pong_timeout: Duration,
     idle_timeout: Option<Duration>,
-    app_ping: Option<AppPing>,
+    app_pings: Vec<AppPing>,
 }
 
 /// The state of the connection that the thread monitors.
 struct Monitor {
     connection: Arc<OpenConnection>,
     pings: PingSchedule,
-    app_pings: PingSchedule,
-    /// A ping is due and not written yet.
-    is_ping_due: bool,
-    /// The time at which a ping, of either kind, became due that expects an answer and is not
-    /// written yet.
-    due_since: Option<Instant>,
-    /// The time at which the process last woke from a sleep.
-    awake_since: Option<Instant>,
-    /// An application ping that was made and has found no room.
-    app_ping: Option<String>,
+    /// The time since which a ping is due that is not written yet.
+    ping_due_since: Option<Instant>,
+    /// The application pings, in the order of their numbers.
+    app_pings: Vec<AppPingState>,
     /// The time at which the last application ping had been made.
     app_ping_made_at: Option<Instant>,
+    /// The time at which the process last woke from a sleep.
+    awake_since: Option<Instant>,
     /// A warning was logged about the handler, which has not returned since.
     has_warned: bool,
+}
+
+/// One of the application pings of a connection.
+struct AppPingState {
+    schedule: PingSchedule,
+    /// The time since which one is due that is not written yet.
+    due_since: Option<Instant>,
+    /// The text that was made and has found no room.
+    made: Option<String>,
 }
 
 /// The result of a look at the connection's liveness.
@@ -94,7 +99,7 @@ impl Heartbeat {
             ping_interval: settings.ping_interval,
             pong_timeout: settings.pong_timeout,
             idle_timeout: settings.idle_timeout,
-            app_ping: settings.app_ping.clone(),
+            app_pings: settings.app_pings.clone(),
         }
     }
 
@@ -119,7 +124,9 @@ impl Heartbeat {
                 let label = monitor.connection.label();
                 log::info!("{label}: the process has been asleep: pinging");
                 monitor.awake_since = Some(now);
-                monitor.is_ping_due = self.ping_interval.is_some();
+                if self.ping_interval.is_some() {
+                    monitor.ping_due_since.get_or_insert(now);
+                }
             }
             due = monitor.as_mut().and_then(|monitor| self.poll(monitor, now));
         }
@@ -145,16 +152,18 @@ impl Heartbeat {
     }
 
     fn monitor(&self, connection: Arc<OpenConnection>, now: Instant) -> Monitor {
-        let app_ping_interval = self.app_ping.as_ref().map(|ping| ping.every);
+        let app_pings = self.app_pings.iter().map(|ping| AppPingState {
+            schedule: PingSchedule::new(Some(ping.every), now),
+            due_since: None,
+            made: None,
+        });
         Monitor {
             connection,
             pings: PingSchedule::new(self.ping_interval, now),
-            app_pings: PingSchedule::new(app_ping_interval, now),
-            is_ping_due: false,
-            due_since: None,
-            awake_since: None,
-            app_ping: None,
+            ping_due_since: None,
+            app_pings: app_pings.collect(),
             app_ping_made_at: None,
+            awake_since: None,
             has_warned: false,
         }
     }
@@ -167,7 +176,10 @@ impl Heartbeat {
         }
         // What is due next waits for what could not be written.
         let [next, next_app] = match self.write_due(monitor, now) {
-            Ok(true) => [monitor.pings.next(), monitor.app_pings.next()],
+            Ok(true) => {
+                let next_app = monitor.app_pings.iter().filter_map(|ping| ping.schedule.next());
+                [monitor.pings.next(), next_app.min()]
+            }
             Ok(false) => [Some(after(now, RETRY_INTERVAL)), None],
             Err(error) => {
                 let fault = WriteFault::of(&error);
@@ -198,12 +210,22 @@ impl Heartbeat {
     fn write_due(&self, monitor: &mut Monitor, now: Instant) -> io::Result<bool> {
         // A due ping counts as due even if it cannot be written: a peer that takes nothing must not
         // hide behind that.
-        monitor.is_ping_due |= monitor.pings.take_due(now);
-        let written = self.write_pending(monitor, now);
-        let awaits_reply = self.app_ping.as_ref().is_some_and(|ping| ping.is_reply.is_some());
-        let is_due = monitor.is_ping_due || awaits_reply && monitor.app_ping.is_some();
-        monitor.due_since = is_due.then(|| monitor.due_since.unwrap_or(now));
-        written
+        if monitor.pings.take_due(now) {
+            monitor.ping_due_since.get_or_insert(now);
+        }
+        let last_data = monitor.connection.activity.last_data();
+        for (state, ping) in monitor.app_pings.iter_mut().zip(&self.app_pings) {
+            if !state.schedule.take_due(now) {
+                continue;
+            }
+            if ping.only_when_quiet && now < after(last_data, ping.every) {
+                // Data came meanwhile: the quiet counts from there.
+                state.schedule.restart(last_data);
+            } else {
+                state.due_since.get_or_insert(now);
+            }
+        }
+        self.write_pending(monitor, now)
     }
 
     fn write_pending(&self, monitor: &mut Monitor, now: Instant) -> io::Result<bool> {
@@ -214,40 +236,49 @@ impl Heartbeat {
         if connection.close_deadline().is_some() {
             return Ok(true);
         }
-        if monitor.is_ping_due {
+        if monitor.ping_due_since.is_some() {
             if !connection.write_ping(now)? {
                 return Ok(false);
             }
-            monitor.is_ping_due = false;
+            monitor.ping_due_since = None;
         }
-        self.write_app_ping(monitor, now)
+        while let Some(index) = longest_due(&monitor.app_pings) {
+            if !self.write_app_ping(monitor, index, now)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
-    fn write_app_ping(&self, monitor: &mut Monitor, now: Instant) -> io::Result<bool> {
-        let Some(ping) = &self.app_ping else { return Ok(true) };
-        if monitor.app_ping.is_none() && monitor.app_pings.take_due(now) {
-            let last_data = monitor.connection.activity.last_data();
-            if ping.only_when_quiet && now < after(last_data, ping.every) {
-                // Data came meanwhile: the quiet counts from there.
-                monitor.app_pings.restart(last_data);
-                return Ok(true);
-            }
-            let made = panic::catch(|| (ping.make)());
-            monitor.app_ping_made_at = Some(sync::now());
-            match made {
-                Ok(text) => monitor.app_ping = Some(text),
-                Err(panic) => {
-                    let context = "the maker of application pings panicked";
-                    self.shared.abort_for_panic(&monitor.connection, panic, context);
-                    return Ok(true);
+    /// Makes the application ping number `index`, unless that was done before, and writes it.
+    /// Returns `false` when there is no room for it now, or when a panic has ended the connection.
+    fn write_app_ping(
+        &self,
+        monitor: &mut Monitor,
+        index: usize,
+        now: Instant,
+    ) -> io::Result<bool> {
+        let Monitor { connection, app_pings, app_ping_made_at, .. } = monitor;
+        let (state, ping) = (&mut app_pings[index], &self.app_pings[index]);
+        let text = match &mut state.made {
+            Some(text) => text,
+            made @ None => {
+                let text = panic::catch(|| (ping.make)());
+                *app_ping_made_at = Some(sync::now());
+                match text {
+                    Ok(text) => made.insert(text),
+                    Err(panic) => {
+                        let context = "the maker of application pings panicked";
+                        self.shared.abort_for_panic(connection, panic, context);
+                        return Ok(false);
+                    }
                 }
             }
-        }
-        let Some(text) = &monitor.app_ping else { return Ok(true) };
-        let awaits_reply = ping.is_reply.is_some();
-        let is_written = monitor.connection.write_app_ping(text, awaits_reply, now)?;
+        };
+        let now = app_ping_made_at.map_or(now, |made_at| made_at.max(now));
+        let is_written = connection.write_app_ping(index, text, ping.is_reply.is_some(), now)?;
         if is_written {
-            monitor.app_ping = None;
+            (state.due_since, state.made) = (None, None);
         }
         Ok(is_written)
     }
@@ -258,7 +289,7 @@ impl Heartbeat {
         // A ping that finds no room waits like one that is out, for as long as nothing moves. One
         // that waits for a sender of ours is no fault of the peer's.
         let stuck = connection.transport.stuck_since();
-        let due = monitor.due_since.zip(stuck).map(|(due, stuck)| due.max(stuck));
+        let due = self.due_since(monitor).zip(stuck).map(|(due, stuck)| due.max(stuck));
         let activity = &connection.activity;
         let liveness = Liveness {
             oldest_unanswered: earliest([
@@ -303,6 +334,14 @@ impl Heartbeat {
         Check::Aborted
     }
 
+    /// Returns since when a ping, of either kind, is due that expects an answer and is not written
+    /// yet.
+    fn due_since(&self, monitor: &Monitor) -> Option<Instant> {
+        let app_pings = monitor.app_pings.iter().zip(&self.app_pings);
+        let app_pings = app_pings.filter(|(_, ping)| ping.is_reply.is_some());
+        earliest([monitor.ping_due_since, app_pings.filter_map(|(state, _)| state.due_since).min()])
+    }
+
     fn warn_of_busy_handler(&self, monitor: &mut Monitor, now: Instant) {
         let busy = now.saturating_duration_since(monitor.connection.activity.last_left());
         if busy >= self.pong_timeout && !monitor.has_warned {
@@ -314,6 +353,13 @@ impl Heartbeat {
             );
         }
     }
+}
+
+/// Returns the number of the application ping that has been due for the longest: one with a short
+/// interval does not keep another from its turn where there is room for few.
+fn longest_due(app_pings: &[AppPingState]) -> Option<usize> {
+    let due = app_pings.iter().enumerate();
+    due.filter_map(|(index, ping)| Some((ping.due_since?, index))).min().map(|(_, index)| index)
 }
 
 /// Ends the client if the heartbeat thread panics, which only a bug of this crate or a logger that
@@ -338,5 +384,26 @@ impl Drop for AbortOnPanic {
             Active::Dialing(waker) => waker.wake(),
             Active::Open(connection) => connection.abort(error),
         }
+    }
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_ping_that_has_been_due_for_the_longest_has_its_turn_first() {
+        let now = Instant::now();
+        let state = |due_since| AppPingState {
+            schedule: PingSchedule::new(None, now),
+            due_since,
+            made: None,
+        };
+        let later = now + RETRY_INTERVAL;
+        assert_eq!(longest_due(&[]), None);
+        assert_eq!(longest_due(&[state(None), state(None)]), None);
+        assert_eq!(longest_due(&[state(Some(later)), state(None), state(Some(now))]), Some(2));
+        // Those that became due at once go in their own order.
+        assert_eq!(longest_due(&[state(None), state(Some(now)), state(Some(now))]), Some(1));
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tungstenite::protocol::frame::coding::CloseCode;
 
-use crate::config::app_ping::{AppPing, ReplyMatcher};
+use crate::config::app_ping::ReplyMatcher;
 use crate::config::settings::Settings;
 use crate::connection::OpenConnection;
 use crate::connection::close::CloseFrame;
@@ -34,7 +34,8 @@ pub(crate) struct Reader {
     read_half: ReadHalf,
     buffer: ReadBuffer,
     assembler: Assembler,
-    app_ping: Option<AppPing>,
+    /// The number of each application ping that has replies, and their matcher.
+    matchers: Vec<(usize, ReplyMatcher)>,
     shrunk_at: Instant,
     /// The time at which the reader first waited after the last byte. A dead connection must not
     /// look alive because its handler is woken now and then.
@@ -102,13 +103,16 @@ impl Reader {
         inflater: Option<Inflater>,
     ) -> Self {
         let limits = Limits { max_message_size: settings.max_message_size };
+        let matchers = settings.app_pings.iter().enumerate();
+        let matchers =
+            matchers.filter_map(|(index, ping)| Some((index, ping.is_reply.clone()?))).collect();
         Reader {
             read_half: connection.transport.read_half(),
             connection,
             opened,
             buffer: ReadBuffer::with_leftover(&leftover),
             assembler: Assembler::new(limits, inflater),
-            app_ping: settings.app_ping.clone(),
+            matchers,
             shrunk_at: sync::now(),
             waits_since: None,
             awaits_close: true,
@@ -243,11 +247,10 @@ impl Reader {
         arrival: Arrival,
     ) -> (BatchEnd, Delivered) {
         let is_delivery_over = self.connection.is_delivery_over();
-        let Reader { connection, opened, buffer, assembler, app_ping, .. } = self;
-        let is_reply = app_ping.as_ref().and_then(|ping| ping.is_reply.as_ref());
+        let Reader { connection, opened, buffer, assembler, matchers, .. } = self;
         // One check per message for what is rare.
         let traces = log::log_enabled!(log::Level::Trace);
-        let is_special = is_delivery_over || is_reply.is_some() || traces;
+        let is_special = is_delivery_over || !matchers.is_empty() || traces;
         let mut view = Connection::new(connection, opened, sender);
         let (mut messages, mut bytes, mut replies) = (0u64, 0u64, 0u64);
         let mut unread = buffer.unread();
@@ -280,9 +283,7 @@ impl Reader {
                 if is_delivery_over {
                     continue;
                 }
-                if let Some(is_reply) = is_reply {
-                    replies += u64::from(match_reply(connection, is_reply, message, sender));
-                }
+                replies += u64::from(match_reply(connection, matchers, message, sender));
             }
             messages += 1;
             bytes += message.bytes().len() as u64;
@@ -410,26 +411,30 @@ fn trace_received(connection: &OpenConnection, payload: Payload<'_>) {
     log::trace!("{}: received {payload:?}", connection.label());
 }
 
-/// Asks the program's matcher whether a message answers an application ping.
+/// Asks the program's matchers whether a message answers an application ping, or several.
 #[cold]
 fn match_reply(
     connection: &OpenConnection,
-    is_reply: &ReplyMatcher,
+    matchers: &[(usize, ReplyMatcher)],
     message: MessageRef<'_>,
     sender: &Sender,
 ) -> bool {
-    match panic::catch(|| is_reply(message)) {
-        Ok(true) => {
-            connection.activity.note_app_reply();
-            true
-        }
-        Ok(false) => false,
-        Err(panic) => {
-            let context = "the matcher of replies to application pings panicked";
-            sender.abort_for_panic(connection, panic, context);
-            false
+    let mut is_any = false;
+    for (index, is_reply) in matchers {
+        match panic::catch(|| is_reply(message)) {
+            Ok(true) => {
+                connection.activity.note_app_reply(*index);
+                is_any = true;
+            }
+            Ok(false) => {}
+            Err(panic) => {
+                let context = "the matcher of replies to application pings panicked";
+                sender.abort_for_panic(connection, panic, context);
+                break;
+            }
         }
     }
+    is_any
 }
 
 fn close_reason(close: Option<(u16, &str)>) -> CloseReason {

@@ -246,7 +246,8 @@ impl<D: EventSink> ReaderThread<D> {
             self.shared.timeouts,
             self.shared.wakeup.clone(),
             Arc::clone(&self.shared.counters),
-        );
+        )
+        .with_app_pings(settings.app_pings.len());
         let label = connection.label();
         log::info!("{label}: open, epoch {}, after {:.1?}", opened.epoch, opened.took);
         Ok(Reader::new(Arc::new(connection), opened, dialed.leftover, settings, inflater))

@@ -297,6 +297,110 @@ fn application_pings_are_sent_and_their_replies_are_awaited() {
     assert_eq!(server.pings(), 0);
 }
 
+/// Starts a server that answers the messages that `is_answered` says with "re: " and the message.
+fn answering(is_answered: fn(&str) -> bool) -> TestServer {
+    TestServer::start(move |peer| {
+        peer.upgrade()?;
+        loop {
+            match peer.receive_message()? {
+                Received::Text(text) if is_answered(&text) => {
+                    peer.send_text(&format!("re: {text}"))?;
+                }
+                Received::End => return Ok(()),
+                _ => {}
+            }
+        }
+    })
+}
+
+/// Returns a ping that sends `text` and the number of the ping, and awaits the server's answer.
+fn numbered(text: &'static str, every: Duration) -> AppPing {
+    let made = AtomicUsize::new(0);
+    let make = move || format!("{text} {}", made.fetch_add(1, Ordering::SeqCst));
+    let reply = format!("re: {text} ");
+    AppPing::made_by(make, every)
+        .answered_by(move |message| message.text().is_some_and(|text| text.starts_with(&reply)))
+}
+
+#[test]
+fn several_application_pings_have_their_own_intervals_and_are_made_when_they_are_sent() {
+    let server = answering(|_| true);
+    let client = builder(&server)
+        .ping_interval(None)
+        .app_ping(numbered("often", 5 * MS))
+        .app_ping(numbered("seldom", 200 * MS))
+        .connect()
+        .expect("it opens");
+    let mut events = client.events();
+    opened(&mut events);
+    while message(&mut events).text() != Some("re: seldom 2") {}
+    assert!(client.stop(SOON).is_clean());
+    let messages = server.messages();
+    let of = |text: &str| -> Vec<String> {
+        let texts = messages.iter().map(|bytes| String::from_utf8_lossy(bytes).into_owned());
+        texts.filter(|message| message.starts_with(text)).collect()
+    };
+    let (often, seldom) = (of("often"), of("seldom"));
+    assert!(often.len() > 2 * seldom.len(), "{often:?} {seldom:?}");
+    for (text, sent) in [("often", often), ("seldom", seldom)] {
+        let expected: Vec<String> =
+            (0..sent.len()).map(|number| format!("{text} {number}")).collect();
+        assert_eq!(sent, expected);
+    }
+}
+
+#[test]
+fn one_application_ping_without_a_reply_ends_the_connection_though_another_has_its_own() {
+    for unanswered in ["one", "two"] {
+        let is_answered: fn(&str) -> bool = match unanswered {
+            "one" => |text| text.starts_with("two"),
+            _ => |text| text.starts_with("one"),
+        };
+        let server = answering(is_answered);
+        // Both leave at once. The reply to one starts `pong_timeout` again, for the other.
+        let client = builder(&server)
+            .ping_interval(None)
+            .pong_timeout(150 * MS)
+            .app_ping(numbered("one", 400 * MS))
+            .app_ping(numbered("two", 400 * MS))
+            .connect()
+            .expect("it opens");
+        let mut events = client.events();
+        opened(&mut events);
+        let reply = message(&mut events).text().map(str::to_owned);
+        assert!(reply.is_some_and(|reply| !reply.contains(unanswered)));
+        // Where the machine pauses, both leave once more before the end.
+        let end = (0..20).find_map(|_| match next(&mut events) {
+            Event::Disconnected(disconnect) => Some(disconnect.error.kind()),
+            _ => None,
+        });
+        assert_eq!(end, Some(ErrorKind::PongTimeout));
+    }
+}
+
+#[test]
+fn an_application_ping_that_finds_no_room_does_not_keep_another_from_noticing_a_dead_connection() {
+    let server = TestServer::start(|peer| {
+        peer.limit_receive_buffer(4096)?;
+        peer.upgrade()?;
+        peer.stall()
+    });
+    // Nobody reads the first, which has no replies. The second is due while there is no room.
+    let long = AppPing::text("x".repeat(32 * 1024), MS);
+    let client = builder(&server)
+        .tcp_send_buffer(4096)
+        .ping_interval(None)
+        .pong_timeout(200 * MS)
+        .app_ping(long)
+        .app_ping(numbered("ping", 100 * MS))
+        .connect()
+        .expect("it opens");
+    let mut events = client.events();
+    opened(&mut events);
+    let error = disconnected(&mut events).error;
+    assert_eq!(error.kind(), ErrorKind::PongTimeout, "{}", error.chain());
+}
+
 #[test]
 fn application_pings_only_when_quiet_are_not_sent_while_data_flows() {
     const INTERVAL: Duration = Duration::from_millis(500);
