@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use http::HeaderMap;
@@ -42,12 +43,22 @@ pub struct Opened {
     pub headers: HeaderMap,
     /// `true` if permessage-deflate was negotiated (RFC 7692).
     pub is_compressed: bool,
+    pub(crate) carried: Carried,
     pub(crate) client: ClientName,
+}
+
+impl Opened {
+    /// Returns the value that the endpoint of this connection carried under `key`, if there is one.
+    /// See [`Endpoint::carry`](crate::Endpoint::carry).
+    pub fn carried(&self, key: &str) -> Option<&str> {
+        self.carried.get(key)
+    }
 }
 
 impl fmt::Debug for Opened {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Headers may hold cookies, and some venues take tokens as subprotocols.
+        // Headers may hold cookies, some venues take tokens as subprotocols, and endpoints carry
+        // them.
         f.debug_struct("Opened")
             .field("client", &self.client)
             .field("epoch", &self.epoch)
@@ -55,6 +66,32 @@ impl fmt::Debug for Opened {
             .field("peer", &self.peer)
             .field("is_compressed", &self.is_compressed)
             .finish_non_exhaustive()
+    }
+}
+
+/// The values that an endpoint carries, by their keys. They may be secrets. A clone shares them.
+#[derive(Clone, Default)]
+pub(crate) struct Carried {
+    /// `None` where there are none, which costs no memory.
+    values: Option<Arc<[(String, String)]>>,
+}
+
+impl Carried {
+    pub(crate) fn new(values: &[(String, String)]) -> Self {
+        Carried { values: (!values.is_empty()).then(|| values.into()) }
+    }
+
+    pub(crate) fn get(&self, key: &str) -> Option<&str> {
+        self.iter().find(|(carried, _)| carried == key).map(|(_, value)| value.as_str())
+    }
+
+    /// Returns how many bytes the keys and the values take.
+    pub(crate) fn bytes(&self) -> usize {
+        self.iter().map(|(key, value)| key.len() + value.len()).sum()
+    }
+
+    fn iter(&self) -> impl Iterator<Item = &(String, String)> {
+        self.values.iter().flat_map(|values| values.iter())
     }
 }
 

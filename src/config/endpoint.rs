@@ -2,21 +2,43 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
+use std::time::Duration;
 
 use http::header::{HeaderName, HeaderValue};
 use http::uri::Uri;
 
 use crate::error::{Error, ErrorKind};
+use crate::event::Carried;
 use crate::name::Label;
 
-/// A URL to dial, with its own headers and subprotocols.
+/// A URL to dial, with its own headers and subprotocols, and with what else is known of the
+/// connection that is dialed there.
 ///
 /// It is checked when the client is built, or before the dial if the endpoint closure returned it.
+///
+/// ```
+/// use std::time::Duration;
+/// use tautline::{AppPing, Client, Endpoint};
+///
+/// # struct Answer { url: String, token: String, ping_interval: Duration }
+/// # fn ask_for_a_token(_: Duration) -> Result<Answer, std::io::Error> { unimplemented!() }
+/// // KuCoin: a call by REST returns the URL, a token and the interval of pings.
+/// let builder = Client::builder_from_fn(|context| {
+///     let answer = ask_for_a_token(context.remaining())?;
+///     Ok(Endpoint::new(answer.url)
+///         .carry("token", answer.token)
+///         .app_ping_interval(answer.ping_interval))
+/// })
+/// .app_ping(AppPing::text(r#"{"id":"1","type":"ping"}"#, Duration::from_secs(18)));
+/// ```
 #[derive(Clone)]
 pub struct Endpoint {
     url: String,
     headers: Vec<(String, String)>,
     subprotocols: Vec<String>,
+    /// Each key once.
+    carried: Vec<(String, String)>,
+    app_ping_interval: Option<Duration>,
 }
 
 impl Endpoint {
@@ -26,7 +48,13 @@ impl Endpoint {
     /// The port defaults to 80 or 443. A host name may end with the dot of the DNS root, which
     /// keeps the resolver from trying search domains; the certificate is verified without it.
     pub fn new(url: impl Into<String>) -> Self {
-        Endpoint { url: url.into(), headers: Vec::new(), subprotocols: Vec::new() }
+        Endpoint {
+            url: url.into(),
+            headers: Vec::new(),
+            subprotocols: Vec::new(),
+            carried: Vec::new(),
+            app_ping_interval: None,
+        }
     }
 
     /// Adds a header to the opening handshake, spelled as it is here. Headers that belong to the
@@ -39,6 +67,34 @@ impl Endpoint {
     /// Offers a subprotocol (RFC 6455 section 1.9). The first one is preferred.
     pub fn subprotocol(mut self, name: impl Into<String>) -> Self {
         self.subprotocols.push(name.into());
+        self
+    }
+
+    /// Carries a value to the connection that is dialed at this endpoint, where
+    /// [`Opened::carried`](crate::Opened::carried) returns it: a token, for example, that came with
+    /// the URL and that a log-on needs.
+    ///
+    /// May be called several times; the last value of a key counts. It is not sent to the server,
+    /// and no log or `Debug` shows it. A connection keeps it for as long as it is open, and an
+    /// [`Opened`](crate::Opened) for as long as it lives.
+    pub fn carry(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+        let (key, value) = (key.into(), value.into());
+        match self.carried.iter_mut().find(|(carried, _)| *carried == key) {
+            Some((_, earlier)) => *earlier = value,
+            None => self.carried.push((key, value)),
+        }
+        self
+    }
+
+    /// Sets the interval of application pings on the connection that is dialed at this endpoint, in
+    /// the place of the one that each [`app_ping`](crate::Builder::app_ping) has. For venues that
+    /// name it together with the URL.
+    ///
+    /// It applies to every application ping of the client, and has no effect where there is none.
+    /// An interval of zero is refused like a bad URL, with the kind `Config`. Defaults to the
+    /// interval of each ping.
+    pub fn app_ping_interval(mut self, interval: Duration) -> Self {
+        self.app_ping_interval = Some(interval);
         self
     }
 
@@ -85,6 +141,11 @@ impl Endpoint {
                 "the URL holds a user name or password: send an Authorization header instead",
             ));
         }
+        if self.app_ping_interval == Some(Duration::ZERO) {
+            return Err(Error::config(
+                "the app_ping_interval of the endpoint is zero: it must be longer",
+            ));
+        }
         let (written, host, port) = host_and_port(authority.as_str())?;
         let default_port = if is_tls { 443 } else { 80 };
         let port = port.unwrap_or(default_port);
@@ -103,6 +164,8 @@ impl Endpoint {
             host_header,
             headers: self.headers.iter().enumerate().map(check_header).collect::<Result<_, _>>()?,
             subprotocols: check_subprotocols(&self.subprotocols)?,
+            carried: Carried::new(&self.carried),
+            app_ping_interval: self.app_ping_interval,
         })
     }
 }
@@ -223,6 +286,8 @@ pub(crate) struct Target {
     /// Names are in the spelling of the program.
     pub(crate) headers: Vec<(String, HeaderValue)>,
     pub(crate) subprotocols: Vec<String>,
+    pub(crate) carried: Carried,
+    pub(crate) app_ping_interval: Option<Duration>,
 }
 
 /// The target of a dial, with the client that makes it.
@@ -345,7 +410,21 @@ mod tests {
 
     #[test]
     fn debug_hides_the_path_and_the_query() {
-        let endpoint = Endpoint::new("wss://a.example/secret?key=secret").header("X", "secret");
+        let endpoint = Endpoint::new("wss://a.example/secret?key=secret")
+            .header("X", "secret")
+            .carry("secret", "secret");
         assert_eq!(format!("{endpoint:?}"), "Endpoint(wss://a.example:443)");
+        let refused = format!("{:?}", endpoint.app_ping_interval(Duration::ZERO));
+        assert!(refused.contains("app_ping_interval") && !refused.contains("secret"), "{refused}");
+    }
+
+    #[test]
+    fn the_last_value_of_a_key_is_carried() {
+        let endpoint = Endpoint::new("ws://a").carry("a", "1").carry("b", "2").carry("a", "3");
+        let carried = endpoint.target().expect("a good endpoint").carried;
+        assert_eq!(["a", "b", "c"].map(|key| carried.get(key)), [Some("3"), Some("2"), None]);
+        assert_eq!(carried.bytes(), 4);
+        let none = Endpoint::new("ws://a").target().expect("a good endpoint").carried;
+        assert_eq!((none.get("a"), none.bytes()), (None, 0));
     }
 }

@@ -81,6 +81,8 @@ pub(crate) struct OpenConnection {
     /// Numbers the messages. Finished, under `close`, when `close` leaves `Open`: no send begins
     /// after that.
     sequence: Sequence,
+    /// The interval of the application pings, in the place of their own.
+    pub(crate) app_ping_interval: Option<Duration>,
     /// Set by a program that knows the connection to be stable.
     is_marked_stable: AtomicBool,
     /// Wakes the heartbeat thread.
@@ -116,14 +118,17 @@ impl OpenConnection {
             close: Mutex::new(Close::new()),
             is_delivery_over: AtomicBool::new(false),
             sequence: Sequence::default(),
+            app_ping_interval: None,
             is_marked_stable: AtomicBool::new(false),
             wakeup,
         }
     }
 
-    /// Sets the number of application pings.
-    pub(crate) fn with_app_pings(self, count: usize) -> Self {
-        OpenConnection { activity: self.activity.with_app_pings(count), ..self }
+    /// Sets the number of application pings, and the interval of all of them if it is not their
+    /// own.
+    pub(crate) fn with_app_pings(self, count: usize, interval: Option<Duration>) -> Self {
+        let activity = self.activity.with_app_pings(count);
+        OpenConnection { activity, app_ping_interval: interval, ..self }
     }
 
     /// Returns what log records about the connection begin with.

@@ -344,7 +344,7 @@ mod tests {
             bounded(1).0,
             Arc::new(Counters::default()),
         );
-        (Arc::new(connection.with_app_pings(1)), theirs)
+        (Arc::new(connection.with_app_pings(1, None)), theirs)
     }
 
     fn drain(theirs: &mut Socket) -> usize {

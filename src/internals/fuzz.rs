@@ -11,7 +11,7 @@ use crate::connection::OpenConnection;
 use crate::connection::Receiving;
 use crate::connection::socket::StreamSocket;
 use crate::connection::writer::FrameWriter;
-use crate::event::{DialFailure, Disconnect, MessageRef, Opened, Payload, Stopped};
+use crate::event::{Carried, DialFailure, Disconnect, MessageRef, Opened, Payload, Stopped};
 use crate::handler::{Connection, EventSink, Full};
 use crate::name::ClientName;
 use crate::protocol::assembler::{Assembler, Incoming, Limits};
@@ -206,6 +206,7 @@ pub fn connection(bytes: &[u8]) {
         subprotocol: None,
         headers: http::HeaderMap::new(),
         is_compressed: inflater.is_some(),
+        carried: Carried::default(),
         client: ClientName::default(),
     };
     let mut reader = Reader::new(Arc::clone(&connection), opened, Vec::new(), &settings, inflater);

@@ -591,7 +591,9 @@ pub(crate) fn notice_bytes(event: &Event) -> usize {
     std::mem::size_of::<Event>()
         + match event {
             Event::Opened(opened) => {
-                header_bytes(&opened.headers) + opened.subprotocol.as_ref().map_or(0, String::len)
+                header_bytes(&opened.headers)
+                    + opened.subprotocol.as_ref().map_or(0, String::len)
+                    + opened.carried.bytes()
             }
             Event::Disconnected(disconnect) => {
                 disconnect.close.reason.len() + error_bytes(&disconnect.error)

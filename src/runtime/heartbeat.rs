@@ -68,6 +68,8 @@ struct Monitor {
 
 /// One of the application pings of a connection.
 struct AppPingState {
+    /// The interval on this connection.
+    every: Duration,
     schedule: PingSchedule,
     /// The time since which one is due that is not written yet.
     due_since: Option<Instant>,
@@ -152,16 +154,17 @@ impl Heartbeat {
     }
 
     fn monitor(&self, connection: Arc<OpenConnection>, now: Instant) -> Monitor {
-        let app_pings = self.app_pings.iter().map(|ping| AppPingState {
-            schedule: PingSchedule::new(Some(ping.every), now),
-            due_since: None,
-            made: None,
+        let app_pings = self.app_pings.iter().map(|ping| {
+            let every = connection.app_ping_interval.unwrap_or(ping.every);
+            let schedule = PingSchedule::new(Some(every), now);
+            AppPingState { every, schedule, due_since: None, made: None }
         });
+        let app_pings = app_pings.collect();
         Monitor {
             connection,
             pings: PingSchedule::new(self.ping_interval, now),
             ping_due_since: None,
-            app_pings: app_pings.collect(),
+            app_pings,
             app_ping_made_at: None,
             awake_since: None,
             has_warned: false,
@@ -218,7 +221,7 @@ impl Heartbeat {
             if !state.schedule.take_due(now) {
                 continue;
             }
-            if ping.only_when_quiet && now < after(last_data, ping.every) {
+            if ping.only_when_quiet && now < after(last_data, state.every) {
                 // Data came meanwhile: the quiet counts from there.
                 state.schedule.restart(last_data);
             } else {
@@ -395,6 +398,7 @@ mod tests {
     fn the_ping_that_has_been_due_for_the_longest_has_its_turn_first() {
         let now = Instant::now();
         let state = |due_since| AppPingState {
+            every: RETRY_INTERVAL,
             schedule: PingSchedule::new(None, now),
             due_since,
             made: None,

@@ -233,6 +233,7 @@ impl<D: EventSink> ReaderThread<D> {
             subprotocol: dialed.opening.subprotocol,
             headers: dialed.opening.headers,
             is_compressed: agreed.is_some(),
+            carried: target.carried.clone(),
             client: self.shared.name().clone(),
         };
         let (inflater, deflater) = agreed.map(|agreed| agreed.engines()).unzip();
@@ -247,7 +248,7 @@ impl<D: EventSink> ReaderThread<D> {
             self.shared.wakeup.clone(),
             Arc::clone(&self.shared.counters),
         )
-        .with_app_pings(settings.app_pings.len());
+        .with_app_pings(settings.app_pings.len(), target.app_ping_interval);
         let label = connection.label();
         log::info!("{label}: open, epoch {}, after {:.1?}", opened.epoch, opened.took);
         Ok(Reader::new(Arc::new(connection), opened, dialed.leftover, settings, inflater))

@@ -11,7 +11,9 @@ use crossbeam_channel::bounded;
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use parking_lot::Mutex;
 use tautline::testing::{Peer, Received, TestServer};
-use tautline::{AppPing, Client, Connection, ErrorKind, Event, Handler, MessageRef, WokenContext};
+use tautline::{
+    AppPing, Client, Connection, Endpoint, ErrorKind, Event, Handler, MessageRef, WokenContext,
+};
 
 const SOON: Duration = Duration::from_secs(20);
 const SECRET: &str = "hunter2";
@@ -95,7 +97,8 @@ fn secrets_stay_out_at_every_level() {
     };
     for builder in [TestServer::builder(), TestServer::builder().tls()] {
         let server = builder.start(script);
-        let client = Client::builder(format!("{}{SECRET}?key={SECRET}", server.url()))
+        let endpoint = Endpoint::new(format!("{}{SECRET}?key={SECRET}", server.url()));
+        let client = Client::builder(endpoint.carry("token", SECRET))
             .tls_root(TestServer::root_pem())
             .header("Authorization", SECRET)
             .retry_delay_min(Duration::from_millis(1))

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{bounded, unbounded};
 use tautline::testing::{Peer, Request, TestServer};
-use tautline::{Builder, Client, Deflate, Error, ErrorKind, Event, Timeout};
+use tautline::{AppPing, Builder, Client, Deflate, Endpoint, Error, ErrorKind, Event, Timeout};
 
 use crate::support::{
     MS, SOON, builder, dial_failed, disconnected, echo, message, next, opened, plain_and_tls,
@@ -366,6 +366,8 @@ fn settings_that_can_never_work_are_refused_before_anything_starts() {
         good().subprotocol("a b"),
         good().connect_timeout(Duration::ZERO),
         good().ping_interval(Duration::ZERO),
+        good().app_ping(AppPing::text("ping", SOON)).app_ping(AppPing::text("x", Duration::ZERO)),
+        Client::builder(Endpoint::new("ws://127.0.0.1:1/").app_ping_interval(Duration::ZERO)),
         good().max_attempts(0),
         good().max_message_size(0),
         good().queue_messages(0),

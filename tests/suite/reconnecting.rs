@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use tautline::testing::TestServer;
+use tautline::testing::{Received, TestServer};
 use tautline::{
-    Client, Connection, Endpoint, Error, ErrorKind, Event, MessageRef, Payload, RetryDecision,
-    SendError, State,
+    AppPing, Client, Connection, DialContext, Endpoint, Error, ErrorKind, Event,
+    Handler, MessageRef, Payload, RetryDecision, SendError, State,
 };
 
 use crate::support::{
@@ -288,6 +288,78 @@ fn an_endpoint_closure_is_called_before_each_dial() {
     assert_eq!(dial_failed(&mut events).error.kind(), ErrorKind::Endpoint);
     opened(&mut events);
     assert_eq!(message(&mut events).text(), Some("/?n=2 2"));
+}
+
+#[test]
+fn each_connection_has_the_values_and_the_ping_interval_that_its_endpoint_carries() {
+    const SECRET: &str = "hunter2";
+    // The second endpoint names no interval, and the pings then have their own, which is long.
+    let server = TestServer::start(|peer| {
+        peer.upgrade()?;
+        if peer.number() != 1 {
+            assert_eq!(peer.receive_message()?, Received::Text("often".to_owned()));
+            assert_eq!(peer.receive_message()?, Received::Text("seldom".to_owned()));
+            assert_eq!(peer.receive_message()?, Received::Text("often".to_owned()));
+            return peer.close(1000, "");
+        }
+        assert_eq!(peer.receive_timeout(200 * MS)?, None);
+        peer.close(1000, "")
+    });
+    let url = server.url();
+    let dials = AtomicUsize::new(0);
+    let builder = Client::builder_from_fn(move |_| {
+        let number = dials.fetch_add(1, Ordering::SeqCst);
+        let endpoint = Endpoint::new(&url)
+            .carry("token", "an earlier one")
+            .carry("token", format!("{SECRET} {number}"));
+        Ok(match number {
+            1 => endpoint,
+            _ => endpoint.carry("number", number.to_string()).app_ping_interval(50 * MS),
+        })
+    })
+    .retry_delay_min(MS)
+    .retry_delay_max(MS)
+    .app_ping(AppPing::text("often", 60 * SOON))
+    .app_ping(AppPing::text("seldom", 360 * SOON));
+
+    let client = builder.clone().start().expect("it starts");
+    let mut events = client.events();
+    for number in 0..3 {
+        let opened = opened(&mut events);
+        assert_eq!(opened.carried("token"), Some(format!("{SECRET} {number}").as_str()));
+        let expected = (number != 1).then(|| number.to_string());
+        assert_eq!(opened.carried("number"), expected.as_deref());
+        assert_eq!(opened.carried("key"), None);
+        assert!(!format!("{opened:?} {:?}", Event::Opened(opened.clone())).contains(SECRET));
+        let disconnect = disconnected(&mut events);
+        assert_eq!(disconnect.error.close_reason().map(|close| close.code), Some(1000));
+    }
+    assert!(client.stop(SOON).is_clean());
+
+    struct Told(crossbeam_channel::Sender<Option<String>>);
+    impl Handler for Told {
+        fn opened(&mut self, connection: &mut Connection<'_>) {
+            self.0.send(connection.opening().carried("token").map(str::to_owned)).ok();
+        }
+        fn message(&mut self, _: &mut Connection<'_>, _: MessageRef<'_>) {}
+    }
+    let (tell, told) = crossbeam_channel::unbounded();
+    let client = builder.start_with(Told(tell)).expect("it starts");
+    // The closure goes on counting.
+    let token = told.recv_timeout(SOON).expect("it opens").expect("it is carried");
+    assert!(token.starts_with(SECRET), "{token}");
+    assert!(client.stop(SOON).is_clean());
+}
+
+#[test]
+fn an_endpoint_closure_that_names_an_interval_of_zero_ends_the_client() {
+    let closure = |_: &DialContext| {
+        Ok(Endpoint::new("ws://127.0.0.1:1/hunter2").app_ping_interval(Duration::ZERO))
+    };
+    let client = Client::builder_from_fn(closure).start().expect("it starts");
+    let end = client.wait_closed(SOON).expect("no other dial could mend it");
+    assert_eq!(end.kind(), ErrorKind::Config);
+    assert!(!end.chain().contains("hunter2"), "{}", end.chain());
 }
 
 #[test]
