@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::builder::Builder;
+use crate::config::dial_context::DialContext;
 use crate::config::endpoint::Endpoint;
-use crate::config::targets::DialContext;
 use crate::connection::close::CloseFrame;
 use crate::dial::DialSettings;
 #[cfg(not(shuttle))]

@@ -239,9 +239,9 @@ struct Readme;
 pub use builder::Builder;
 pub use client::{Client, Pull, Push};
 pub use config::app_ping::AppPing;
+pub use config::dial_context::DialContext;
 pub use config::endpoint::Endpoint;
 pub use config::queue_bounds::WhenFull;
-pub use config::targets::DialContext;
 pub use dial::Resolver;
 pub use error::{BatchError, CloseReason, Error, ErrorKind, SendError, Timeout};
 pub use event::{

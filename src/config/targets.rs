@@ -1,15 +1,13 @@
 //! The endpoints to dial: a list, or a closure that returns one for each dial.
 
 use std::error::Error as StdError;
-use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
+use crate::config::dial_context::DialContext;
 use crate::config::endpoint::{Endpoint, Target};
 use crate::config::settings::Settings;
 use crate::error::{Error, ErrorKind};
 use crate::name::ClientName;
-use crate::sync;
 
 /// The validated settings of a client.
 #[derive(Clone)]
@@ -71,49 +69,6 @@ pub(crate) enum Source {
 
 pub(crate) type EndpointFn =
     Arc<dyn Fn(&DialContext) -> Result<Endpoint, Box<dyn StdError + Send + Sync>> + Send + Sync>;
-
-/// The argument of an endpoint closure; see [`builder_from_fn`](crate::Client::builder_from_fn).
-#[derive(Clone, Debug)]
-pub struct DialContext {
-    attempt: u32,
-    deadline: Instant,
-    is_stopping: IsStopping,
-}
-
-#[derive(Clone)]
-struct IsStopping(Arc<dyn Fn() -> bool + Send + Sync>);
-
-impl fmt::Debug for IsStopping {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}", (self.0)())
-    }
-}
-
-impl DialContext {
-    pub(crate) fn new(
-        attempt: u32,
-        deadline: Instant,
-        is_stopping: Arc<dyn Fn() -> bool + Send + Sync>,
-    ) -> Self {
-        DialContext { attempt, deadline, is_stopping: IsStopping(is_stopping) }
-    }
-
-    /// Returns the consecutive attempt number, from 1. A stable connection resets it.
-    pub fn attempt(&self) -> u32 {
-        self.attempt
-    }
-
-    /// Returns what is left of `connect_timeout` for the closure and the dial together.
-    pub fn remaining(&self) -> Duration {
-        self.deadline.saturating_duration_since(sync::now())
-    }
-
-    /// Returns `true` if the client has been told to stop. A closure that makes calls of its own
-    /// should ask now and then, because nothing can interrupt it.
-    pub fn is_stopping(&self) -> bool {
-        (self.is_stopping.0)()
-    }
-}
 
 /// The error of a dial whose endpoint closure failed.
 ///

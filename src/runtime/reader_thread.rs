@@ -14,8 +14,9 @@ use http::StatusCode;
 use rand::rngs::StdRng;
 use rand::{RngExt, make_rng};
 
+use crate::config::dial_context::DialContext;
 use crate::config::endpoint::Target;
-use crate::config::targets::{Config, DialContext};
+use crate::config::targets::Config;
 use crate::connection::OpenConnection;
 use crate::connection::close::CloseFrame;
 use crate::connection::writer::FrameWriter;

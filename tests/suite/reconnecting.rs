@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use tautline::testing::{Received, TestServer};
 use tautline::{
-    AppPing, Client, Connection, DialContext, Endpoint, Error, ErrorKind, Event,
-    Handler, MessageRef, Payload, RetryDecision, SendError, State,
+    AppPing, Client, Connection, DialContext, Endpoint, Error, ErrorKind, Event, Handler,
+    MessageRef, Payload, RetryDecision, SendError, State,
 };
 
 use crate::support::{
