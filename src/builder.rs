@@ -6,13 +6,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::app_ping::AppPing;
+use crate::config::dial_context::DialContext;
 use crate::config::endpoint::Endpoint;
 use crate::config::queue_bounds::WhenFull;
 use crate::config::settings::Settings;
 use crate::config::targets::{Config, EndpointFn, Source, Targets, with_common};
 use crate::dial::Resolver;
 use crate::error::Error;
-use crate::event::MessageRef;
+use crate::event::{Disconnect, MessageRef};
 use crate::name::ClientName;
 use crate::protocol::deflate::Deflate;
 use crate::runtime::reconnect::RetryDecision;
@@ -56,7 +57,7 @@ impl Builder {
     /// Names the client, to tell it from others in everything that is printed.
     ///
     /// The name stands in front of every log record of the client and in front of `Display` of its
-    /// [`Error`]s, [`Disconnect`](crate::Disconnect)s, [`DialFailure`](crate::DialFailure)s and
+    /// [`Error`]s, [`Disconnect`]s, [`DialFailure`](crate::DialFailure)s and
     /// [`StopReport`](crate::StopReport)s. `Debug` of these and of the handles shows it too. The
     /// system's names of its threads begin with it, as far as 15 bytes hold it and a suffix:
     /// `okx-public-rd` reads, `okx-public-hb` is the heartbeat, `okx-public-dns` resolves, and
@@ -311,6 +312,53 @@ impl Builder {
         policy: impl Fn(&Error, RetryDecision) -> RetryDecision + Send + Sync + 'static,
     ) -> Self {
         self.settings.retry_policy = Some(Arc::new(policy));
+        self
+    }
+
+    /// Sets a closure that is called between the end of a connection and the dial that follows it:
+    /// to cancel orders by REST, for example, before new ones can be sent.
+    ///
+    /// It is called once for each connection that has ended and is dialed again, a
+    /// [`reconnect`](crate::Client::reconnect) of the program's included. By then the end has been
+    /// told to the handler or queued for [`Events`](crate::Events), and the old connection is
+    /// closed. The dial begins after the closure has returned. It is not called for failed dials,
+    /// nor if the client ends instead or is told to stop.
+    ///
+    /// Its decision changes the one that was made and told:
+    /// - [`RetryDecision::Retry`] leaves it as it is
+    /// - [`RetryAfter`](RetryDecision::RetryAfter) and [`RetryWithin`](RetryDecision::RetryWithin)
+    ///   set a floor and a ceiling for the wait, which counts from the end of the connection: the
+    ///   time that the closure takes is part of it
+    /// - [`GiveUp`](RetryDecision::GiveUp) ends the client with the error that ended the connection
+    ///
+    /// The closure runs on the reader thread and may block. The state is
+    /// [`Backoff`](crate::State::Backoff) meanwhile, and the handler is not woken. Nothing can
+    /// interrupt it: a stop is noticed once it has returned, so give the calls that it makes a
+    /// timeout of their own, of [`DialContext::remaining`], and ask
+    /// [`DialContext::is_stopping`] between them. A panic in it ends the client with the kind
+    /// `HandlerPanicked`.
+    ///
+    /// Defaults to none.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use tautline::{Client, RetryDecision};
+    /// # fn cancel_all_orders(_: Duration) -> Result<(), std::io::Error> { Ok(()) }
+    /// let builder = Client::builder("wss://stream.example.com/ws").before_reconnect(
+    ///     |ended, context| match cancel_all_orders(context.remaining()) {
+    ///         Ok(()) => RetryDecision::Retry,
+    ///         Err(error) => {
+    ///             eprintln!("orders may be open since epoch {}: {error}", ended.epoch);
+    ///             RetryDecision::RetryAfter(Duration::from_secs(5))
+    ///         }
+    ///     },
+    /// );
+    /// ```
+    pub fn before_reconnect(
+        mut self,
+        closure: impl Fn(&Disconnect, &DialContext) -> RetryDecision + Send + Sync + 'static,
+    ) -> Self {
+        self.settings.before_reconnect = Some(Arc::new(closure));
         self
     }
 

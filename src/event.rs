@@ -373,7 +373,8 @@ pub struct Disconnect {
     /// read up to it. Messages after it may or may not have arrived.
     pub confirmed: u64,
     /// The time from the end of this connection to the next dial. `None` if the client ends
-    /// instead.
+    /// instead. [`before_reconnect`](crate::Builder::before_reconnect), which is called after this
+    /// was told, may decide otherwise.
     pub retry_in: Option<Duration>,
     /// `true` if the server's close frame had arrived when this was reported.
     pub(crate) has_peer_closed: bool,

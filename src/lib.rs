@@ -101,15 +101,18 @@
 //! connection has been open for `stable_after`. A permanent error ([`Error::is_retryable`]) ends
 //! the client instead. [`Builder::retry_policy`] can decide otherwise. A connection that the
 //! program itself gives up, with [`reconnect`](Client::reconnect), is dialed again at once and
-//! counts as no attempt.
+//! counts as no attempt. [`Builder::before_reconnect`] is called between the end of a connection
+//! and the next dial, and may block: to cancel orders by REST before new ones can be sent.
 //!
 //! # Threads
 //! | thread | does | calls the program's |
 //! |---|---|---|
-//! | `taut-reader` | dials, reads, delivers, backs off | handler, endpoint closure, retry policy |
+//! | `taut-reader` | dials, reads | handler, endpoint closure, retry policy, [`before_reconnect`] |
 //! | `taut-heartbeat` | writes pings, pongs, close frames; checks liveness | [`AppPing::made_by`] |
 //! | `taut-resolver` | looks up one host name, then ends | [`Resolver`] |
 //! | `taut-roots` | reads the system's TLS roots once per process, then ends | nothing |
+//!
+//! [`before_reconnect`]: Builder::before_reconnect
 //!
 //! The first two live as long as the client, however often it reconnects. A closure that blocks
 //! delays what its thread does, so give the calls that it makes a timeout. To the system the
@@ -149,6 +152,7 @@
 //! | [`retry_after_max`](Builder::retry_after_max): the longest `Retry-After` obeyed | 5 min |
 //! | [`stable_after`](Builder::stable_after): the time that resets the backoff | 30 s |
 //! | [`max_attempts`](Builder::max_attempts), [`retry_policy`](Builder::retry_policy) | none |
+//! | [`before_reconnect`](Builder::before_reconnect) | none |
 //! | [`max_message_size`](Builder::max_message_size) | 16 MiB |
 //! | [`max_outgoing_frame_size`](Builder::max_outgoing_frame_size) | none |
 //! | [`compress`](Builder::compress) | off |

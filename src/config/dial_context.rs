@@ -6,7 +6,9 @@ use std::time::{Duration, Instant};
 
 use crate::sync;
 
-/// The argument of an endpoint closure; see [`builder_from_fn`](crate::Client::builder_from_fn).
+/// The dial that comes next: an argument of the endpoint closure
+/// ([`builder_from_fn`](crate::Client::builder_from_fn)) and of
+/// [`before_reconnect`](crate::Builder::before_reconnect).
 #[derive(Clone, Debug)]
 pub struct DialContext {
     attempt: u32,
@@ -37,7 +39,11 @@ impl DialContext {
         self.attempt
     }
 
-    /// Returns what is left of `connect_timeout` for the closure and the dial together.
+    /// Returns what is left of `connect_timeout`, counted from the call of the closure.
+    ///
+    /// An endpoint closure shares it with its dial. For
+    /// [`before_reconnect`](crate::Builder::before_reconnect) it is a measure for the timeouts of
+    /// its own calls: nothing ends at that time, and the dial has all of `connect_timeout`.
     pub fn remaining(&self) -> Duration {
         self.deadline.saturating_duration_since(sync::now())
     }

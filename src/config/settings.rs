@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::app_ping::AppPing;
+use crate::config::dial_context::DialContext;
 use crate::config::queue_bounds::{Bounds, WhenFull};
 use crate::connection::Timeouts;
 use crate::dial::{Resolver, TcpOptions, TlsOptions};
 use crate::error::{Error, ErrorKind};
-use crate::event::MessageRef;
+use crate::event::{Disconnect, MessageRef};
 use crate::name::ClientName;
 use crate::protocol::deflate::Deflate;
 use crate::runtime::backoff::Backoff;
@@ -37,6 +38,7 @@ pub(crate) struct Settings {
     pub(crate) stable_after: Duration,
     pub(crate) max_attempts: Option<u32>,
     pub(crate) retry_policy: Option<RetryPolicy>,
+    pub(crate) before_reconnect: Option<BeforeReconnect>,
     pub(crate) max_message_size: usize,
     pub(crate) max_outgoing_frame_size: Option<usize>,
     pub(crate) queue: Bounds,
@@ -68,6 +70,7 @@ impl Default for Settings {
             stable_after: Duration::from_secs(30),
             max_attempts: None,
             retry_policy: None,
+            before_reconnect: None,
             max_message_size: 16 << 20,
             max_outgoing_frame_size: None,
             queue: Bounds { messages: 65_536, bytes: 64 << 20, when_full: WhenFull::default() },
@@ -80,6 +83,11 @@ impl Default for Settings {
 
 /// Decides what follows a failure, given the error and what the client would do by itself.
 pub(crate) type RetryPolicy = Arc<dyn Fn(&Error, RetryDecision) -> RetryDecision + Send + Sync>;
+
+/// Is called between the end of a connection and the next dial, and may change the time of that
+/// dial.
+pub(crate) type BeforeReconnect =
+    Arc<dyn Fn(&Disconnect, &DialContext) -> RetryDecision + Send + Sync>;
 
 /// Returns the key of a message whose latest value alone matters.
 pub(crate) type Conflate = Arc<dyn for<'a> Fn(MessageRef<'a>) -> Option<&'a [u8]> + Send + Sync>;

@@ -19,8 +19,8 @@ use crate::sync::threads::{JoinTimeout, ThreadOptions, Threads};
 use crate::sync::wait::{Woken, wait};
 use crate::sync::wakeups::Wakeups;
 use crate::{
-    Builder, Client, Connection, ErrorKind, Event, Handler, MessageRef, SendError, State,
-    ThreadOutcome, WhenFull, WokenContext,
+    Builder, Client, Connection, ErrorKind, Event, Handler, MessageRef, RetryDecision, SendError,
+    State, ThreadOutcome, WhenFull, WokenContext,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -278,6 +278,37 @@ fn every_opening_has_one_end_and_the_connection_comes_back() {
             }
             assert_eq!(told.trim(), "o1 a1 d1:1001 f o2 b2 d2:1006 o3");
             stop(client, AT_ONCE);
+        });
+    }
+}
+
+#[test]
+fn before_reconnect_is_called_once_between_an_end_and_the_next_dial_and_never_after_a_stop() {
+    for is_stopped_at_once in [false, true] {
+        explore(move || {
+            let calls = Arc::new(AtomicUsize::new(0));
+            let counted = Arc::clone(&calls);
+            server(move |number| {
+                // The second dial fails, and nothing is called after that.
+                assert_eq!(counted.load(Ordering::SeqCst), [0, 1, 1, 2][number.min(3)]);
+                comes_and_goes(number)
+            });
+            let counted = Arc::clone(&calls);
+            let client = builder("ws")
+                .before_reconnect(move |ended, _| {
+                    let call = counted.fetch_add(1, Ordering::SeqCst) + 1;
+                    assert_eq!(ended.epoch, call as u64);
+                    RetryDecision::Retry
+                })
+                .start()
+                .expect("it starts");
+            if !is_stopped_at_once {
+                let is_third = |event| matches!(event, Event::Opened(opened) if opened.epoch == 3);
+                assert!(client.events().any(is_third));
+            }
+            stop(client, AT_ONCE);
+            let calls = calls.load(Ordering::SeqCst);
+            assert!(calls == 2 || is_stopped_at_once && calls < 2, "{calls}");
         });
     }
 }

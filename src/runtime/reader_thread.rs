@@ -3,9 +3,9 @@
 //! Its blocking points and how each ends: a dial by its waker and its deadline; `recv` by the
 //! shutdown of the socket, which the heartbeat thread carries out when the closing handshake of a
 //! stop is over or late; the wait between dials and the wait for room in the events queue by the
-//! shutdown channel; the handler, which is the program's, by returning. Where the handler may be
-//! woken, the reader sleeps in `poll` instead of `recv`, and the shutdown of the socket ends that
-//! as well.
+//! shutdown channel; the handler, the endpoint closure and `before_reconnect`, which are the
+//! program's, by returning. Where the handler may be woken, the reader sleeps in `poll` instead of
+//! `recv`, and the shutdown of the socket ends that as well.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -54,6 +54,8 @@ pub(crate) struct ReaderThread<D> {
     bare_offer_servers: Vec<Option<String>>,
     /// The open connection, while there is one.
     reader: Option<Reader>,
+    /// The last end of a connection and its time, if it is to be told `before_reconnect`.
+    ended: Option<(Disconnect, Instant)>,
     /// The first dial is not retried: for `connect`, whose caller waits for it.
     is_first_dial_final: bool,
     /// The handler has panicked, and is not called again.
@@ -80,6 +82,7 @@ impl<D: EventSink> ReaderThread<D> {
             endpoint_pool: EndpointPool::new(endpoints),
             bare_offer_servers: vec![None; endpoints],
             reader: None,
+            ended: None,
             is_first_dial_final,
             has_panicked: false,
         }
@@ -124,7 +127,12 @@ impl<D: EventSink> ReaderThread<D> {
             ReconnectState::Connecting { attempt } => self.dial(*attempt),
             ReconnectState::Open { .. } => self.read(),
             ReconnectState::Closing { .. } => self.drain(),
-            ReconnectState::Backoff { until, .. } => self.back_off(*until),
+            ReconnectState::Backoff { attempt, until } => match self.ended.take() {
+                Some((disconnect, ended_at)) => {
+                    self.before_reconnect(&disconnect, ended_at, *attempt)
+                }
+                None => self.back_off(*until),
+            },
             ReconnectState::Closed { .. } => Input::Stop,
         }
     }
@@ -138,6 +146,32 @@ impl<D: EventSink> ReaderThread<D> {
             }
         }
         Input::Due
+    }
+
+    /// Asks the program, between the end of a connection and the dial number `attempt`.
+    fn before_reconnect(&self, disconnect: &Disconnect, ended_at: Instant, attempt: u32) -> Input {
+        let settings = &self.config.settings;
+        let context = self.dial_context(attempt, after(sync::now(), settings.connect_timeout));
+        let decision = panic::catch(|| match &settings.before_reconnect {
+            Some(closure) => closure(disconnect, &context),
+            None => RetryDecision::Retry,
+        });
+        match decision {
+            // A stop goes before what the program decides.
+            Ok(_) if self.shared.shutdown.is_requested() => Input::Stop,
+            Ok(decision) => Input::Decided { decision, error: disconnect.error.clone(), ended_at },
+            Err(panic) => Input::Decided {
+                decision: RetryDecision::GiveUp,
+                error: panicked(&self.shared, panic, "the closure of `before_reconnect`"),
+                ended_at,
+            },
+        }
+    }
+
+    /// Describes the dial number `attempt` to a closure of the program's.
+    fn dial_context(&self, attempt: u32, deadline: Instant) -> DialContext {
+        let shutdown = self.shared.shutdown.clone();
+        DialContext::new(attempt, deadline, Arc::new(move || shutdown.is_requested()))
     }
 
     /// Waits for the next dial.
@@ -211,9 +245,7 @@ impl<D: EventSink> ReaderThread<D> {
         let pair = WakePair::new()?;
         self.shared.set_active(Active::Dialing(pair.waker()));
 
-        let shutdown = self.shared.shutdown.clone();
-        let context =
-            DialContext::new(attempt, deadline.at(), Arc::new(move || shutdown.is_requested()));
+        let context = self.dial_context(attempt, deadline.at());
         let target = panic::catch(|| self.config.source.target(turn, &context))
             .unwrap_or_else(|panic| Err(panicked(&self.shared, panic, "the endpoint closure")))?;
 
@@ -368,7 +400,7 @@ impl<D: EventSink> ReaderThread<D> {
         self.shared.counters.dropped(kind);
         let why = error.chain_without_name();
         log::info!("{label}: epoch {epoch} ended: {why}; {}", NextDial(retry_in));
-        let (sent, confirmed) = connection.final_sequences();
+        let (now, (sent, confirmed)) = (sync::now(), connection.final_sequences());
         let (close, has_peer_closed) = match error.kind() {
             // Told before the close frame of the stop is written: what that is to say.
             ErrorKind::Stopped => (connection.sent_close(), false),
@@ -378,13 +410,15 @@ impl<D: EventSink> ReaderThread<D> {
             epoch,
             error,
             close,
-            lasted: sync::now().saturating_duration_since(connection.activity.opened_at()),
+            lasted: now.saturating_duration_since(connection.activity.opened_at()),
             sent,
             confirmed,
             retry_in,
             has_peer_closed,
         };
         self.deliver(|sink| sink.disconnected(&disconnect));
+        let is_told = retry_in.is_some() && self.config.settings.before_reconnect.is_some();
+        self.ended = is_told.then_some((disconnect, now));
     }
 
     /// Wakes the handler where no connection is open. After a stop it is not woken any more.

@@ -8,7 +8,7 @@
 //!     |  |                  '---- aborted -------|------------------------>|  |
 //!     |  '---------------------------------------|-------- due ------------'  |
 //!     '--- failed, can retry: Backoff            |                            |
-//!     '--- failed, cannot; stop -----> Closed <--'<----------- stop ----------'
+//!     '--- failed, cannot; stop -----> Closed <--'<------ given up; stop -----'
 //! ```
 
 use std::time::{Duration, Instant};
@@ -51,6 +51,9 @@ pub(crate) enum Input {
     Failed(Failure),
     /// The open connection has ended, or is closing.
     Ended { failure: Failure, is_closing: bool, by: EndedBy },
+    /// The program has been asked, after the end of a connection at `ended_at` by `error`, what is
+    /// to follow.
+    Decided { decision: RetryDecision, error: Error, ended_at: Instant },
     /// The wait, or the closing handshake, is over.
     Due,
     /// A stop was requested.
@@ -218,6 +221,15 @@ impl ReconnectState {
                 (Closing { then }, Action::Nothing)
             }
 
+            (Backoff { attempt, until }, Input::Decided { decision, error, ended_at }) => {
+                // What was decided before takes the place of the backoff.
+                let decided = until.saturating_duration_since(ended_at);
+                let state = match decision.delay(decided) {
+                    Some(delay) => Backoff { attempt, until: after(ended_at, delay) },
+                    None => Closed { reason: error },
+                };
+                (state, Action::Nothing)
+            }
             (Backoff { attempt, .. }, Input::Due) => (Connecting { attempt }, Action::Nothing),
 
             (Connecting { .. } | Backoff { .. }, Input::Stop) => {
@@ -318,7 +330,11 @@ mod tests {
         }
     }
 
-    fn inputs() -> Vec<Input> {
+    fn decided(decision: RetryDecision, ended_at: Instant) -> Input {
+        Input::Decided { decision, error: failure(decision).error, ended_at }
+    }
+
+    fn inputs(now: Instant) -> Vec<Input> {
         let mut inputs = vec![Input::Dialed { epoch: 1 }, Input::Due, Input::Stop];
         for decision in
             [RetryDecision::Retry, RetryDecision::RetryAfter(7000 * MS), RetryDecision::GiveUp]
@@ -326,6 +342,7 @@ mod tests {
             inputs.push(Input::Failed(failure(decision)));
             inputs.push(Input::Ended { failure: failure(decision), is_closing: false, by: PEER });
             inputs.push(Input::Ended { failure: failure(decision), is_closing: true, by: PEER });
+            inputs.push(decided(decision, now));
         }
         inputs
     }
@@ -348,7 +365,7 @@ mod tests {
             if depth == 0 {
                 return;
             }
-            for input in inputs() {
+            for input in inputs(now) {
                 for step in [MS, 60 * MS] {
                     let now = now + step;
                     let (next, action) = state.clone().on(input.clone(), now, policy);
@@ -393,7 +410,7 @@ mod tests {
             let (stopping, _) = state.clone().on(Input::Stop, Instant::now(), &POLICY);
             let (over, _) = stopping.on(Input::Due, Instant::now(), &POLICY);
             assert!(is_closed(&over), "{path:?}");
-            for input in inputs() {
+            for input in inputs(Instant::now()) {
                 let (still, action) = over.clone().on(input, Instant::now(), &POLICY);
                 assert!(is_closed(&still) && matches!(action, Action::Nothing));
             }
@@ -615,6 +632,32 @@ mod tests {
             let Action::TellFailed { retry_in, .. } = action else { panic!("{action:?}") };
             assert_eq!(retry_in, Some(expected));
         }
+    }
+
+    #[test]
+    fn a_decision_before_a_reconnect_moves_the_dial_or_ends_the_client() {
+        let ended_at = Instant::now();
+        // The program takes longer to decide than the wait is.
+        let (wait, now) = (100 * MS, ended_at + 500 * MS);
+        let until = |decision| {
+            let backoff = ReconnectState::Backoff { attempt: 3, until: ended_at + wait };
+            match backoff.on(decided(decision, ended_at), now, &POLICY) {
+                (ReconnectState::Backoff { attempt: 3, until }, Action::Nothing) => {
+                    Some(until - ended_at)
+                }
+                (ReconnectState::Closed { reason }, Action::Nothing) => {
+                    assert_eq!(reason.kind(), ErrorKind::Connect);
+                    None
+                }
+                other => panic!("{other:?}"),
+            }
+        };
+        assert_eq!(until(RetryDecision::Retry), Some(wait));
+        assert_eq!(until(RetryDecision::RetryAfter(MS)), Some(wait));
+        assert_eq!(until(RetryDecision::RetryAfter(7000 * MS)), Some(7000 * MS));
+        assert_eq!(until(RetryDecision::RetryWithin(MS)), Some(MS));
+        assert_eq!(until(RetryDecision::RetryWithin(7000 * MS)), Some(wait));
+        assert_eq!(until(RetryDecision::GiveUp), None);
     }
 
     #[test]

@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use tautline::testing::{Received, TestServer};
 use tautline::{
-    AppPing, Client, Connection, DialContext, Endpoint, Error, ErrorKind, Event, Handler,
-    MessageRef, Payload, RetryDecision, SendError, State,
+    AppPing, Builder, Client, Connection, DialContext, Disconnect, Endpoint, Error, ErrorKind,
+    Event, Handler, MessageRef, Payload, RetryDecision, SendError, State, ThreadOutcome,
 };
 
 use crate::support::{
@@ -566,4 +566,199 @@ fn reconnects_of_the_programs_count_as_no_attempt() {
 fn a_connection_that_is_marked_stable_resets_the_attempts_when_it_ends() {
     assert_eq!(attempts(4, 9, |_| {}), [1, 2, 3, 4]);
     assert_eq!(attempts(4, 9, |connection| connection.mark_stable()), [1; 4]);
+}
+
+/// Starts a server that closes its first connections with the code 1012, and keeps the later ones.
+fn closing(first: usize) -> TestServer {
+    TestServer::start(move |peer| {
+        peer.upgrade()?;
+        if peer.number() < first { peer.close(1012, "restart") } else { peer.echo() }
+    })
+}
+
+#[test]
+fn nothing_is_dialed_while_before_reconnect_runs() {
+    fn check<D>(server: &TestServer, start: impl FnOnce(Builder) -> Client<D>) {
+        let (tell, told) = crossbeam_channel::bounded(0);
+        let (release, held) = crossbeam_channel::bounded(0);
+        let builder = builder(server).before_reconnect(move |ended, context| {
+            assert!(context.remaining() > Duration::ZERO && !context.is_stopping());
+            let close = (ended.close.code, ended.close.reason.clone());
+            tell.send((ended.epoch, close, context.attempt())).ok();
+            held.recv().expect("the test releases it");
+            RetryDecision::Retry
+        });
+        let client = start(builder);
+        let told = told.recv_timeout(SOON).expect("the connection ends");
+        assert_eq!(told, (1, (1012, "restart".to_owned()), 2));
+        assert!(server.wait_until_all_closed(SOON), "the old connection is closed");
+        assert!(matches!(client.state(), State::Backoff { attempt: 2, .. }));
+        assert_eq!(client.stats().drops["closed"], 1);
+        // Much longer than the wait before a dial. Passing time is what is tested.
+        std::thread::sleep(50 * MS);
+        assert_eq!(server.connections(), 1);
+        release.send(()).expect("the closure waits");
+        assert!(server.wait_for_openings(2, SOON));
+        assert!(client.stop(SOON).is_clean());
+    }
+
+    check(&closing(1), |builder| {
+        let client = builder.start().expect("it starts");
+        let mut events = client.events();
+        opened(&mut events);
+        assert!(disconnected(&mut events).retry_in.is_some(), "it is told before the closure ends");
+        client
+    });
+
+    struct Told(crossbeam_channel::Sender<u64>);
+    impl Handler for Told {
+        fn message(&mut self, _: &mut Connection<'_>, _: MessageRef<'_>) {}
+        fn disconnected(&mut self, disconnect: &Disconnect) {
+            self.0.send(disconnect.epoch).ok();
+        }
+    }
+    check(&closing(1), |builder| {
+        let (tell, told) = crossbeam_channel::unbounded();
+        let client = builder.start_with(Told(tell)).expect("it starts");
+        assert_eq!(told.recv_timeout(SOON), Ok(1), "it is told before the closure ends");
+        client
+    });
+}
+
+#[test]
+fn before_reconnect_is_called_once_for_each_end_and_neither_for_failed_dials_nor_for_a_stop() {
+    let server = TestServer::start(|peer| match peer.number() {
+        0 => {
+            peer.upgrade()?;
+            peer.close(1012, "")
+        }
+        1 | 2 => peer.refuse(503, "", ""),
+        3 => {
+            peer.upgrade()?;
+            peer.reset()
+        }
+        _ => {
+            peer.upgrade()?;
+            peer.echo()
+        }
+    });
+    let (tell, told) = crossbeam_channel::unbounded();
+    let client = builder(&server)
+        .before_reconnect(move |ended, context| {
+            tell.send((ended.epoch, ended.error.is_retryable(), context.attempt())).ok();
+            RetryDecision::Retry
+        })
+        .start()
+        .expect("it starts");
+    until("the third connection is open", || client.state() == State::Open { epoch: 3 });
+    client.reconnect().expect("it is open");
+    until("the fourth connection is open", || client.state() == State::Open { epoch: 4 });
+    assert!(client.stop(SOON).is_clean());
+    // The program's own reconnect counts as no attempt.
+    assert_eq!(told.iter().collect::<Vec<_>>(), [(1, true, 2), (2, true, 5), (3, true, 5)]);
+}
+
+#[test]
+fn before_reconnect_can_bring_the_dial_forward_or_put_it_off() {
+    let hour = Duration::from_secs(3600);
+    let server = closing(1);
+    let client = builder(&server)
+        .retry_policy(move |_, _| RetryDecision::RetryAfter(hour))
+        .before_reconnect(|_, _| RetryDecision::RetryWithin(MS))
+        .start()
+        .expect("it starts");
+    let mut events = client.events();
+    opened(&mut events);
+    assert_eq!(disconnected(&mut events).retry_in, Some(hour));
+    assert_eq!(opened(&mut events).epoch, 2);
+    assert!(client.stop(SOON).is_clean());
+
+    let server = closing(1);
+    let client = builder(&server)
+        .before_reconnect(move |_, _| RetryDecision::RetryAfter(hour))
+        .start()
+        .expect("it starts");
+    let mut events = client.events();
+    opened(&mut events);
+    assert!(disconnected(&mut events).retry_in.is_some_and(|wait| wait < SOON));
+    until("the state says when the dial is", || match client.state() {
+        State::Backoff { until, .. } => until > Instant::now() + hour / 2,
+        _ => false,
+    });
+    assert!(client.stop(SOON).is_clean());
+    assert_eq!(server.connections(), 1);
+}
+
+#[test]
+fn a_client_that_before_reconnect_gives_up_ends_with_the_error_of_the_connection() {
+    let server = closing(1);
+    let client =
+        builder(&server).before_reconnect(|_, _| RetryDecision::GiveUp).start().expect("it starts");
+    let mut events = client.events();
+    opened(&mut events);
+    assert!(disconnected(&mut events).retry_in.is_some(), "that was decided later");
+    let reason = stopped(&mut events).reason;
+    assert_eq!(reason.close_reason().map(|close| close.code), Some(1012));
+    assert!(events.next().is_none());
+    assert_eq!((client.state(), server.connections()), (State::Closed, 1));
+    assert!(client.stop(SOON).is_clean());
+}
+
+#[test]
+fn a_stop_while_before_reconnect_runs_ends_the_client_when_it_returns() {
+    let server = closing(1);
+    let (tell, told) = crossbeam_channel::bounded(1);
+    let client = builder(&server)
+        .before_reconnect(move |_, context| {
+            tell.send(()).ok();
+            while !context.is_stopping() {
+                std::thread::yield_now();
+            }
+            RetryDecision::RetryWithin(Duration::ZERO)
+        })
+        .start()
+        .expect("it starts");
+    told.recv_timeout(SOON).expect("the connection ends");
+    let report = client.stop(SOON);
+    assert!(report.is_clean(), "{report}");
+    assert_eq!(client.stop_reason().map(|end| end.kind()), Some(ErrorKind::Stopped));
+    assert_eq!(server.connections(), 1);
+
+    // One that does not ask makes the reader thread late, and does nothing else.
+    let server = closing(1);
+    let (tell, told) = crossbeam_channel::bounded(1);
+    let (release, held) = crossbeam_channel::bounded::<()>(0);
+    let client = builder(&server)
+        .before_reconnect(move |_, _| {
+            tell.send(()).ok();
+            assert!(held.recv().is_err());
+            RetryDecision::GiveUp
+        })
+        .start()
+        .expect("it starts");
+    told.recv_timeout(SOON).expect("the connection ends");
+    let report = client.stop(50 * MS);
+    let late: Vec<_> =
+        report.threads().iter().filter(|thread| thread.outcome != ThreadOutcome::Joined).collect();
+    assert!(late.len() == 1 && late[0].name == "taut-reader", "{report}");
+    drop(release);
+    assert!(client.stop(SOON).is_clean());
+    assert_eq!(client.stop_reason().map(|end| end.kind()), Some(ErrorKind::Stopped));
+    assert_eq!(server.connections(), 1);
+}
+
+#[test]
+fn a_panic_in_before_reconnect_ends_the_client() {
+    let server = closing(1);
+    let client = builder(&server)
+        .before_reconnect(|_, _| std::panic::resume_unwind(Box::new("on purpose")))
+        .start()
+        .expect("it starts");
+    let mut events = client.events();
+    opened(&mut events);
+    disconnected(&mut events);
+    assert_eq!(stopped(&mut events).reason.kind(), ErrorKind::HandlerPanicked);
+    assert!(client.take_panic().is_some());
+    assert!(client.stop(SOON).is_clean());
+    assert_eq!(server.connections(), 1);
 }
