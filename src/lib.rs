@@ -224,6 +224,7 @@ mod model;
 mod name;
 mod protocol;
 mod queue;
+mod rate_limit;
 mod runtime;
 mod sender;
 mod stats;
@@ -254,6 +255,7 @@ pub use event::{
 pub use events::{Batch, BatchEvents, EventRef, Events, TryNextError};
 pub use handler::{Connection, Handler, WokenContext};
 pub use protocol::deflate::Deflate;
+pub use rate_limit::{RateLimit, SendKind};
 pub use runtime::reconnect::{RetryDecision, State};
 pub use sender::{Sender, Stopper, stop_all};
 pub use stats::{RoundTrip, Stats};
