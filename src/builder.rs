@@ -16,6 +16,7 @@ use crate::error::Error;
 use crate::event::{Disconnect, MessageRef};
 use crate::name::ClientName;
 use crate::protocol::deflate::Deflate;
+use crate::rate_limit::RateLimit;
 use crate::runtime::reconnect::RetryDecision;
 
 /// Builds a client: [`Client::builder`](crate::Client::builder) creates one.
@@ -143,6 +144,21 @@ impl Builder {
     /// Compressing a message counts and is not interrupted. Defaults to 5 s.
     pub fn send_timeout(mut self, budget: Duration) -> Self {
         self.settings.send_timeout = budget;
+        self
+    }
+
+    /// Limits the rate of dials. A [`shared`](RateLimit::shared) limit counts the dials of all
+    /// clients that have it.
+    ///
+    /// A dial waits for room before it begins, and before its
+    /// [`connect_timeout`](Builder::connect_timeout) does, in the state
+    /// [`Backoff`](crate::State::Backoff), after the backoff if there was one. The first dial waits
+    /// too, and [`connect`](Builder::connect) with it. A dial counts when it begins, whether it
+    /// succeeds or not; the second one that a refused offer of compression brings about (see
+    /// [`compress`](Builder::compress)) does not. Defaults to none. The last call applies. `Config`
+    /// at the start for a limit without a window, or one that can never have room.
+    pub fn connect_limit(mut self, limit: RateLimit) -> Self {
+        self.settings.connect_limit = Some(limit);
         self
     }
 

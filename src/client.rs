@@ -92,8 +92,9 @@ const CLOSURE_GRACE: Duration = Duration::from_millis(500);
 
 impl Builder {
     /// Makes one dial and returns a client to pull from once the connection is open. Blocks for
-    /// [`connect_timeout`](Builder::connect_timeout) at most. After later drops the client dials
-    /// again as usual.
+    /// [`connect_timeout`](Builder::connect_timeout) at most, once the
+    /// [`connect_limit`](Builder::connect_limit) lets the dial begin. After later drops the client
+    /// dials again as usual.
     ///
     /// # Errors
     /// `Config` for settings that cannot work; otherwise the reason why the dial failed. Nothing is
@@ -105,8 +106,8 @@ impl Builder {
     }
 
     /// Makes one dial and returns a client once the connection is open, which passes its events to
-    /// `handler`, on the reader thread. Blocks for [`connect_timeout`](Builder::connect_timeout) at
-    /// most. After later drops the client dials again as usual.
+    /// `handler`, on the reader thread. Blocks as [`connect`](Builder::connect) does. After later
+    /// drops the client dials again as usual.
     ///
     /// # Errors
     /// As [`connect`](Builder::connect). The handler has been told of the failure then too.

@@ -28,6 +28,7 @@ use crate::event::{DialFailure, Disconnect, NextDial, Opened, Stopped};
 use crate::handler::{Connection, EventSink, WokenContext};
 #[cfg(shuttle)]
 use crate::model::dialer::Dialer;
+use crate::rate_limit::RateLimit;
 use crate::runtime::endpoint_pool::EndpointPool;
 use crate::runtime::read_loop::{Drained, ReadEnd, Reader};
 use crate::runtime::reconnect::{Action, EndedBy, Failure, Input, ReconnectState, RetryDecision};
@@ -49,6 +50,7 @@ pub(crate) struct ReaderThread<D> {
     rng: StdRng,
     epoch: u64,
     endpoint_pool: EndpointPool,
+    connect_limit: Option<RateLimit>,
     /// The server that opened to the bare offer after a 400, for each endpoint: a closure may name
     /// another one at any time.
     bare_offer_servers: Vec<Option<String>>,
@@ -71,6 +73,7 @@ impl<D: EventSink> ReaderThread<D> {
         is_first_dial_final: bool,
     ) -> Self {
         let endpoints = config.source.count();
+        let connect_limit = config.settings.connect_limit.as_ref().map(RateLimit::for_owner);
         ReaderThread {
             sender: Sender::new(Arc::clone(&shared)),
             shared,
@@ -80,6 +83,7 @@ impl<D: EventSink> ReaderThread<D> {
             rng: make_rng(),
             epoch: 0,
             endpoint_pool: EndpointPool::new(endpoints),
+            connect_limit,
             bare_offer_servers: vec![None; endpoints],
             reader: None,
             ended: None,
@@ -204,8 +208,13 @@ impl<D: EventSink> ReaderThread<D> {
         Input::Stop
     }
 
-    /// Makes one dial, beginning with the question where to.
+    /// Makes one dial, if it may begin now.
     fn dial(&mut self, attempt: u32) -> Input {
+        if let Some(Err(until)) =
+            self.connect_limit.as_ref().map(|limit| limit.try_dial(sync::now()))
+        {
+            return Input::Postponed { until };
+        }
         let dialed = self.open(attempt);
         self.shared.set_active(Active::None);
         if self.shared.shutdown.is_requested() {
@@ -237,6 +246,7 @@ impl<D: EventSink> ReaderThread<D> {
         }
     }
 
+    /// Opens a connection, beginning with the question where to.
     fn open(&mut self, attempt: u32) -> Result<Reader, Error> {
         let began = sync::now();
         let timeout = self.config.settings.connect_timeout;

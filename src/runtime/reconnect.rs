@@ -7,7 +7,7 @@
 //!     |  ^                  |                    |                         |  |
 //!     |  |                  '---- aborted -------|------------------------>|  |
 //!     |  '---------------------------------------|-------- due ------------'  |
-//!     '--- failed, can retry: Backoff            |                            |
+//!     '--- failed, can retry; postponed: Backoff |                            |
 //!     '--- failed, cannot; stop -----> Closed <--'<------ given up; stop -----'
 //! ```
 
@@ -49,6 +49,8 @@ pub(crate) enum Input {
     Dialed { epoch: u64 },
     /// The dial failed.
     Failed(Failure),
+    /// The dial may not begin before this time.
+    Postponed { until: Instant },
     /// The open connection has ended, or is closing.
     Ended { failure: Failure, is_closing: bool, by: EndedBy },
     /// The program has been asked, after the end of a connection at `ended_at` by `error`, what is
@@ -195,6 +197,10 @@ impl ReconnectState {
                 (then.into_state(), Action::TellFailed { attempt, error, retry_in })
             }
 
+            (Connecting { attempt }, Input::Postponed { until }) => {
+                (Backoff { attempt, until }, Action::Nothing)
+            }
+
             (Open { since, attempt, .. }, Input::Ended { failure, is_closing, by }) => {
                 let lasted = now.saturating_duration_since(since);
                 let error = failure.error.clone();
@@ -335,7 +341,12 @@ mod tests {
     }
 
     fn inputs(now: Instant) -> Vec<Input> {
-        let mut inputs = vec![Input::Dialed { epoch: 1 }, Input::Due, Input::Stop];
+        let mut inputs = vec![
+            Input::Dialed { epoch: 1 },
+            Input::Postponed { until: now + 7000 * MS },
+            Input::Due,
+            Input::Stop,
+        ];
         for decision in
             [RetryDecision::Retry, RetryDecision::RetryAfter(7000 * MS), RetryDecision::GiveUp]
         {
@@ -515,6 +526,26 @@ mod tests {
         assert!(
             matches!(action, Action::TellFailed { retry_in: Some(wait), .. } if wait == 100 * MS)
         );
+    }
+
+    #[test]
+    fn a_dial_that_is_postponed_waits_and_counts_once() {
+        let now = Instant::now();
+        let policy = ReconnectPolicy { max_attempts: Some(2), ..POLICY };
+        let (mut state, mut until) = (ReconnectState::new(), now);
+        for _ in 0..3 {
+            until += 500 * MS;
+            let (waiting, action) = state.on(Input::Postponed { until }, now, &policy);
+            assert!(matches!(action, Action::Nothing));
+            let ReconnectState::Backoff { attempt: 1, until: shown } = waiting else {
+                panic!("it waits, and is {waiting:?}")
+            };
+            assert_eq!(shown, until);
+            (state, _) = waiting.on(Input::Due, until, &policy);
+        }
+        let failed = Input::Failed(failure(RetryDecision::Retry));
+        let (state, _) = state.on(failed, now, &policy);
+        assert!(matches!(state, ReconnectState::Backoff { attempt: 2, .. }), "{state:?}");
     }
 
     #[test]

@@ -225,33 +225,37 @@ impl Shared {
 
     /// Waits until a connection is open, and returns its epoch.
     pub(crate) fn wait_open(&self, timeout: Duration) -> Result<u64, Error> {
-        self.wait_for_opening(timeout, |inner| match inner.state {
+        self.wait_for_opening(timeout, false, |inner| match inner.state {
             State::Open { epoch } if !self.shutdown.is_requested() => Some(epoch),
             _ => None,
         })
     }
 
-    /// Waits until a connection has been open, however briefly.
+    /// Waits until a connection has been open, however briefly. While the dial has to wait before
+    /// it may begin, the timeout has not begun either.
     pub(crate) fn wait_first_open(&self, timeout: Duration) -> Result<(), Error> {
-        self.wait_for_opening(timeout, |inner| (inner.epoch > 0).then_some(()))
+        self.wait_for_opening(timeout, true, |inner| (inner.epoch > 0).then_some(()))
     }
 
     fn wait_for_opening<T>(
         &self,
         timeout: Duration,
+        begins_with_dial: bool,
         is_there: impl Fn(&Inner) -> Option<T>,
     ) -> Result<T, Error> {
-        let deadline = Deadline::new(Timeout::WaitOpen, timeout, sync::now());
         let is_own_thread = self.threads.is_own_thread();
-        self.await_opening(deadline, is_own_thread, is_there).map_err(|error| self.named(error))
+        let opened = self.await_opening(timeout, begins_with_dial, is_own_thread, is_there);
+        opened.map_err(|error| self.named(error))
     }
 
     fn await_opening<T>(
         &self,
-        deadline: Deadline,
+        timeout: Duration,
+        begins_with_dial: bool,
         is_own_thread: bool,
         is_there: impl Fn(&Inner) -> Option<T>,
     ) -> Result<T, Error> {
+        let mut deadline = Deadline::new(Timeout::WaitOpen, timeout, sync::now());
         let mut inner = self.inner.lock();
         loop {
             match (is_there(&inner), inner.state) {
@@ -264,6 +268,9 @@ impl Shared {
                     let context = "waiting for an opening on a thread of the client's own, which \
                                    would wait for itself: return from the handler first";
                     return Err(Error::config(context));
+                }
+                (None, State::Backoff { until, .. }) if begins_with_dial => {
+                    deadline = Deadline::new(Timeout::WaitOpen, timeout, until);
                 }
                 _ => {}
             }
