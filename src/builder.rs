@@ -147,6 +147,25 @@ impl Builder {
         self
     }
 
+    /// Limits the rate of outgoing messages. May be called several times: all limits apply.
+    ///
+    /// A send waits for room within [`send_timeout`](Builder::send_timeout), in the order in which
+    /// the sends came. One that cannot have room by then is refused at once:
+    /// [`NotSent`](crate::SendError::NotSent) of the kind [`Limited`](crate::ErrorKind::Limited),
+    /// and [`Error::retry_in`] says when to try again. On a thread of the client's own, in its
+    /// handler for example, no send waits: it has room now or is refused.
+    ///
+    /// A message counts once, in however many frames it leaves, and a message that was not sent
+    /// does not count. A batch counts each of its messages. It leaves together if the windows hold
+    /// as many, and otherwise in parts as there is room.
+    ///
+    /// Defaults to none. `Config` at the start for a limit without a window, or one that can never
+    /// have room.
+    pub fn send_limit(mut self, limit: RateLimit) -> Self {
+        self.settings.send_limits.push(limit);
+        self
+    }
+
     /// Limits the rate of dials. A [`shared`](RateLimit::shared) limit counts the dials of all
     /// clients that have it.
     ///
@@ -156,7 +175,7 @@ impl Builder {
     /// too, and [`connect`](Builder::connect) with it. A dial counts when it begins, whether it
     /// succeeds or not; the second one that a refused offer of compression brings about (see
     /// [`compress`](Builder::compress)) does not. Defaults to none. The last call applies. `Config`
-    /// at the start for a limit without a window, or one that can never have room.
+    /// as for [`send_limit`](Builder::send_limit).
     pub fn connect_limit(mut self, limit: RateLimit) -> Self {
         self.settings.connect_limit = Some(limit);
         self

@@ -46,6 +46,9 @@ enum Detail {
     Close(CloseReason),
     /// The program asked for a new connection, with this close reason.
     ReconnectRequested(CloseReason),
+    Limited {
+        retry_in: Duration,
+    },
 }
 
 /// The error below an [`Error`], by its origin. A type could not tell: a reader of the program's
@@ -101,6 +104,8 @@ pub enum ErrorKind {
     Lagged,
     /// A received message is longer than `max_message_size`.
     TooBig,
+    /// A rate limit leaves no room for a message in time; see [`Error::retry_in`].
+    Limited,
     /// A read or write failed, or the system had no descriptors, threads or memory to give.
     Io,
     /// The handler panicked.
@@ -127,6 +132,7 @@ impl ErrorKind {
             ErrorKind::Idle => "idle",
             ErrorKind::Lagged => "lagged",
             ErrorKind::TooBig => "too_big",
+            ErrorKind::Limited => "limited",
             ErrorKind::Io => "io",
             ErrorKind::HandlerPanicked => "handler_panicked",
             ErrorKind::Stopped => "stopped",
@@ -266,6 +272,15 @@ impl Error {
         Self::build(ErrorKind::Timeout, context.into(), Some(Detail::Timeout(timeout)), None)
     }
 
+    /// The rate limits of a connection have room for a message after `retry_in`, which is too late.
+    pub(crate) fn limited(retry_in: Duration) -> Self {
+        let context = match retry_in {
+            Duration::MAX => "more at once than the rate limit ever allows".into(),
+            _ => format!("the rate limit leaves no room for another {retry_in:.1?}").into(),
+        };
+        Self::build(ErrorKind::Limited, context, Some(Detail::Limited { retry_in }), None)
+    }
+
     /// The same error, of the client of this name.
     pub(crate) fn of_client(self, name: &ClientName) -> Self {
         Error { client: Some(name.clone()), ..self }
@@ -376,6 +391,15 @@ impl Error {
     pub fn close_reason(&self) -> Option<&CloseReason> {
         match &self.repr.detail {
             Some(Detail::Close(close) | Detail::ReconnectRequested(close)) => Some(close),
+            _ => None,
+        }
+    }
+
+    /// Returns after how long the rate limits will have room for the message, by what is known now,
+    /// for [`ErrorKind::Limited`]. [`Duration::MAX`] is never: it is more than a window holds.
+    pub fn retry_in(&self) -> Option<Duration> {
+        match self.repr.detail {
+            Some(Detail::Limited { retry_in }) => Some(retry_in),
             _ => None,
         }
     }
@@ -522,8 +546,9 @@ impl StdError for Error {
 /// The fate of a message that was not sent whole.
 ///
 /// Its reason is an [`Error`] whose kind is `Timeout` ([`Timeout::Send`]), `Stopped`, `Closed`,
-/// `Io`, `Connect` (no connection is open), or `Config` (an empty batch; fragments that are none,
-/// or both text and binary; a close code that may not be sent).
+/// `Io`, `Connect` (no connection is open), `Limited` (see
+/// [`send_limit`](crate::Builder::send_limit)), or `Config` (an empty batch; fragments that are
+/// none, or both text and binary; a close code that may not be sent).
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum SendError {

@@ -44,6 +44,7 @@ pub(crate) struct Settings {
     pub(crate) max_outgoing_frame_size: Option<usize>,
     pub(crate) queue: Bounds,
     pub(crate) conflate: Option<Conflate>,
+    pub(crate) send_limits: Vec<RateLimit>,
     pub(crate) connect_limit: Option<RateLimit>,
     pub(crate) threads: ThreadOptions,
     /// Any thread may wake the handler.
@@ -77,6 +78,7 @@ impl Default for Settings {
             max_outgoing_frame_size: None,
             queue: Bounds { messages: 65_536, bytes: 64 << 20, when_full: WhenFull::default() },
             conflate: None,
+            send_limits: Vec::new(),
             connect_limit: None,
             threads: ThreadOptions::default(),
             has_wakeups: false,
@@ -178,7 +180,7 @@ impl Settings {
                 "max_attempts is zero: it must be at least 1, a single dial without retry",
             ));
         }
-        self.connect_limit.iter().try_for_each(RateLimit::check)?;
+        self.send_limits.iter().chain(&self.connect_limit).try_for_each(RateLimit::check)?;
         // Systems count whole seconds, and Linux accepts no more than these.
         let keepalives = Duration::from_secs(1)..=Duration::from_secs(32_767);
         if self.tcp.keepalive.is_some_and(|idle| !keepalives.contains(&idle)) {
@@ -237,7 +239,7 @@ mod tests {
             Bounds { messages: 65_536, bytes: 64 * 1024 * 1024, when_full: WhenFull::Disconnect };
         assert_eq!(settings.queue, bounds);
         assert!(settings.deflate.is_none() && settings.app_pings.is_empty());
-        assert!(settings.connect_limit.is_none());
+        assert!(settings.send_limits.is_empty() && settings.connect_limit.is_none());
         assert!(!settings.has_wakeups);
         assert!(settings.check().is_ok());
         assert!(settings.name.is_none());

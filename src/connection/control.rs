@@ -15,6 +15,7 @@ use super::transport::Attempt;
 use super::writer::FrameWriter;
 use crate::error::{Error, SendError};
 use crate::event::Payload;
+use crate::rate_limit::SendKind;
 use crate::sync;
 use crate::sync::atomic::Ordering;
 
@@ -192,6 +193,7 @@ impl OpenConnection {
             }
             return Ok(false);
         }
+        self.count_ping();
         self.counters.sent(1, bytes);
         log::trace!("{}: sent {:?}, an application ping", self.label(), Payload::Text(text));
         Ok(true)
@@ -241,8 +243,18 @@ impl OpenConnection {
         if writer.attempt_control(&self.transport, opcode, payload)? == Attempt::Later {
             return Ok(false);
         }
+        if opcode != Control::Close {
+            self.count_ping();
+        }
         written.note(opcode, payload.len());
         Ok(true)
+    }
+
+    /// Counts a ping or pong against the limits.
+    fn count_ping(&self) {
+        if !self.limits.is_empty() {
+            self.limits.note(SendKind::Pings, sync::now());
+        }
     }
 
     /// Writes the close frame if one is queued, and half-closes TCP once both are through.

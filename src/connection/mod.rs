@@ -20,9 +20,11 @@ use std::time::{Duration, Instant};
 
 use crate::error::{CloseReason, Error, Timeout};
 use crate::name::{ClientName, Label};
+use crate::rate_limit::Limits;
 use crate::stats::Counters;
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::channel::Sender as WakeTx;
+use crate::sync::threads::Threads;
 use crate::sync::{self, Mutex};
 use crate::time::after;
 use activity::Activity;
@@ -55,7 +57,8 @@ pub(crate) struct Timeouts {
 /// A WebSocket connection whose opening handshake is done, shared by the reader, the heartbeat
 /// thread and all senders.
 ///
-/// Lock order: `writer` before `pings`, `pending`, `close`, the fragment gate and the TLS engine.
+/// Lock order: `writer` before `pings`, `pending`, `close`, the fragment gate, the TLS engine and
+/// the limits.
 /// No other lock is held while one is taken, and nothing of the program's runs or is dropped
 /// under any of them.
 pub(crate) struct OpenConnection {
@@ -87,6 +90,9 @@ pub(crate) struct OpenConnection {
     is_marked_stable: AtomicBool,
     /// Wakes the heartbeat thread.
     wakeup: WakeTx<()>,
+    pub(crate) limits: Limits,
+    /// On these a send does not wait for the limits.
+    threads: Arc<Threads>,
 }
 
 impl OpenConnection {
@@ -101,6 +107,8 @@ impl OpenConnection {
         timeouts: Timeouts,
         wakeup: WakeTx<()>,
         counters: Arc<Counters>,
+        limits: Limits,
+        threads: Arc<Threads>,
     ) -> Self {
         OpenConnection {
             epoch,
@@ -121,6 +129,8 @@ impl OpenConnection {
             app_ping_interval: None,
             is_marked_stable: AtomicBool::new(false),
             wakeup,
+            limits,
+            threads,
         }
     }
 
@@ -212,6 +222,7 @@ impl OpenConnection {
         }
         // Whoever waits for its turn to send has to hear that there will be none.
         self.fragment_gate.wake_all();
+        self.limits.wake_all();
         if action == CloseAction::WakeHeartbeat {
             self.wake_heartbeat();
         }

@@ -9,6 +9,7 @@ use super::close::{CloseAction, CloseInput, WriteFault};
 use super::writer::{FrameWriter, WriteFailure};
 use crate::error::{BatchError, Error, ErrorKind, SendError, Timeout};
 use crate::event::{Payload, Receipt};
+use crate::rate_limit::{Permit, Refused, SendKind};
 use crate::sync::{self, Condvar, Mutex, MutexGuard};
 use crate::time::Deadline;
 
@@ -54,6 +55,13 @@ struct Settled {
     action: Option<CloseAction>,
 }
 
+impl Settled {
+    /// A part of the message has left.
+    fn has_left(&self) -> bool {
+        !self.error.is_not_sent()
+    }
+}
+
 /// A message that failed, and the fault of the connection if it can take nothing further.
 struct SendFailure {
     error: SendError,
@@ -88,6 +96,7 @@ impl OpenConnection {
 
     fn send_one(&self, payload: Payload<'_>) -> Result<Receipt, SendError> {
         let deadline = self.send_deadline();
+        let permit = self.permit(1, deadline).map_err(SendError::NotSent)?;
         let mut writer = self.writer_until(deadline).map_err(SendError::NotSent)?;
         let pongs = self.flush_pongs(&mut writer);
         let result = match self.sequence.begin(1) {
@@ -98,6 +107,10 @@ impl OpenConnection {
             Err(reason) => Err(Settled { error: SendError::NotSent(reason), action: None }),
         };
         drop(writer);
+        if let Some(permit) = permit {
+            let has_left = result.as_ref().map_or_else(|settled| settled.has_left(), |_| true);
+            permit.commit_part(u32::from(has_left), sync::now());
+        }
         pongs.log(self);
         let (sequence, bytes) = result.map_err(|settled| self.tell(settled))?;
         log::trace!("{}: sent {payload:?}", self.label());
@@ -105,7 +118,8 @@ impl OpenConnection {
         Ok(self.receipt(sequence))
     }
 
-    /// Sends several messages within `send_timeout`, as many as fit in a chunk by one system call.
+    /// Sends several messages within `send_timeout`, as many as fit in a chunk by one system call,
+    /// and together as far as the limits let them through together.
     pub(crate) fn send_batch(&self, payloads: &[Payload<'_>]) -> Result<Receipt, BatchError> {
         self.send_several(payloads).map_err(|error| error.of_client(&self.client))
     }
@@ -117,6 +131,34 @@ impl OpenConnection {
             return Err(failed(0, SendError::NotSent(reason)));
         }
         let deadline = self.send_deadline();
+        if self.limits.is_empty() {
+            return self.send_part(payloads, None, deadline);
+        }
+        let most = self.limits.weight_max(SendKind::Sends, true);
+        let mut sent = 0;
+        loop {
+            let rest = &payloads[sent..];
+            let weight = u32::try_from(rest.len()).unwrap_or(u32::MAX).min(most);
+            let permit = self.permit(weight, deadline);
+            let permit = permit.map_err(|reason| failed(sent, SendError::NotSent(reason)))?;
+            let receipt = self
+                .send_part(&rest[..weight as usize], permit, deadline)
+                .map_err(|error| BatchError { sent: sent + error.sent, ..error })?;
+            sent += weight as usize;
+            if sent == payloads.len() {
+                return Ok(receipt);
+            }
+        }
+    }
+
+    /// Sends the messages of a batch that were let through together.
+    fn send_part(
+        &self,
+        payloads: &[Payload<'_>],
+        permit: Option<Permit>,
+        deadline: Deadline,
+    ) -> Result<Receipt, BatchError> {
+        let failed = |sent, next| BatchError { sent, next };
         let mut writer =
             self.writer_until(deadline).map_err(|reason| failed(0, SendError::NotSent(reason)))?;
         let pongs = self.flush_pongs(&mut writer);
@@ -144,6 +186,11 @@ impl OpenConnection {
             }
         }
         drop(writer);
+        if let Some(permit) = permit {
+            let begun = result.as_ref().is_err_and(Settled::has_left);
+            // A permit weighs no more than fits.
+            permit.commit_part(sent as u32 + u32::from(begun), sync::now());
+        }
         pongs.log(self);
         self.counters.sent(sent as u64, bytes);
         result.map_err(|settled| failed(sent, self.tell(settled)))?;
@@ -171,6 +218,7 @@ impl OpenConnection {
             let reason = Error::config("a message of no fragments: give it at least one");
             return Err(SendError::NotSent(reason));
         };
+        let permit = self.permit(1, deadline).map_err(SendError::NotSent)?;
         let mut writer = self.writer_until(deadline).map_err(SendError::NotSent)?;
         writer.begin_fragments();
         let panicked = "what gave the fragments of a message panicked in the middle of it";
@@ -178,7 +226,7 @@ impl OpenConnection {
             connection: self,
             broken_off: Some((WriteFault::Broken, Error::new(ErrorKind::Io, panicked))),
         };
-        let result = self.send_fragments(writer, kind, first, next, deadline);
+        let result = self.send_fragments(writer, permit, kind, first, next, deadline);
         let result = match result {
             Ok((receipt, bytes)) => {
                 fragmenting.broken_off = None;
@@ -197,6 +245,7 @@ impl OpenConnection {
     fn send_fragments<'a>(
         &self,
         mut writer: MutexGuard<'_, FrameWriter>,
+        mut permit: Option<Permit>,
         kind: Data,
         first: Cow<'a, [u8]>,
         next: &mut NextFragment<'_, 'a>,
@@ -233,6 +282,11 @@ impl OpenConnection {
             let opcode = OpCode::Data(if sequence.is_none() { kind } else { Data::Continue });
             let is_final = following.is_none();
             let sent = writer.send_fragment(&self.transport, opcode, &current, is_final, deadline);
+            // Before the program's code runs again: what has begun counts, whatever becomes of it.
+            if let Some(permit) = permit.take() {
+                let has_left = sent.as_ref().map_or_else(|failure| failure.is_partial, |_| true);
+                permit.commit_part(u32::from(has_left), sync::now());
+            }
             MutexGuard::unlocked(&mut writer, || {
                 pongs.log(self);
                 if sent.is_ok() {
@@ -248,6 +302,22 @@ impl OpenConnection {
                 Some(fragment) => current = fragment,
                 None => return Ok((self.receipt(number), bytes)),
             }
+        }
+    }
+
+    /// Waits until the limits let `weight` messages through; `None` where there are none.
+    fn permit(&self, weight: u32, deadline: Deadline) -> Result<Option<Permit>, Error> {
+        if self.limits.is_empty() {
+            return Ok(None);
+        }
+        // Whatever runs on these threads would wait for itself, or keep the connection from being
+        // read and written.
+        let may_wait = !self.threads.is_own_thread();
+        let is_over = || self.sequence.check().is_err();
+        match self.limits.acquire(SendKind::Sends, weight, deadline.at(), may_wait, is_over) {
+            Ok(permit) => Ok(Some(permit)),
+            Err(Refused::Late { retry_in }) => Err(Error::limited(retry_in)),
+            Err(Refused::Over) => Err(self.sequence.check().err().unwrap_or_else(Error::stopped)),
         }
     }
 
@@ -325,13 +395,19 @@ mod tests {
     use crate::connection::socket::StreamSocket;
     use crate::connection::{Receiving, Timeouts};
     use crate::name::ClientName;
+    use crate::rate_limit::{Limits, RateLimit};
     use crate::stats::Counters;
     use crate::sync::channel::bounded;
+    use crate::sync::threads::{ThreadOptions, Threads};
 
     /// More than the kernel takes while nobody reads.
     const LONG: usize = 8 * 1024 * 1024;
 
     fn connection(send_timeout: Duration) -> (Arc<OpenConnection>, Socket) {
+        limited(send_timeout, Limits::default())
+    }
+
+    fn limited(send_timeout: Duration, limits: Limits) -> (Arc<OpenConnection>, Socket) {
         let (ours, theirs) = Socket::pair(Domain::UNIX, Type::STREAM, None).expect("a pair");
         let connection = OpenConnection::new(
             1,
@@ -343,6 +419,8 @@ mod tests {
             Timeouts { send: send_timeout, close: Duration::from_secs(1) },
             bounded(1).0,
             Arc::new(Counters::default()),
+            limits,
+            Arc::new(Threads::new(ThreadOptions::default())),
         );
         (Arc::new(connection.with_app_pings(1, None)), theirs)
     }
@@ -417,6 +495,35 @@ mod tests {
             assert!(sent.is_err_and(|error| error.is_not_sent()));
         }
         assert_eq!(connection.final_sequences().0, before);
+    }
+
+    #[test]
+    fn of_a_limited_message_that_counts_which_left_in_part() {
+        let limit = RateLimit::per_connection().window(2, Duration::from_secs(3600));
+        let limits = Limits::for_connection(&[limit]);
+        let (connection, _theirs) = limited(Duration::from_millis(10), limits.clone());
+        let has_room = || limits.try_acquire(SendKind::Sends, 1, Instant::now()).is_ok();
+        {
+            let _writer = connection.writer.lock();
+            for _ in 0..3 {
+                let late = connection.send(Payload::Text("late")).expect_err("the writer is taken");
+                assert!(late.is_not_sent() && late.reason().kind() == ErrorKind::Timeout);
+                let batch = [Payload::Text("late"); 3];
+                let late = connection.send_batch(&batch).expect_err("the writer is taken");
+                assert_eq!(late.next.reason().kind(), ErrorKind::Timeout);
+            }
+        }
+        assert!(connection.send(Payload::Text("whole")).is_ok() && has_room());
+        let mut count = 0;
+        let mut next = || {
+            count += 1;
+            match count {
+                1 | 2 => Ok(Some(Cow::Borrowed(&b"fragment"[..]))),
+                _ => Err(Error::config("broken off")),
+            }
+        };
+        let broken = connection.send_fragmented(Data::Binary, &mut next);
+        assert!(matches!(broken, Err(SendError::Unknown(_))) && !has_room());
     }
 
     #[test]

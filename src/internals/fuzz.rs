@@ -18,6 +18,7 @@ use crate::protocol::assembler::{Assembler, Incoming, Limits};
 use crate::protocol::deflate::{Deflate, Deflater, Inflater};
 use crate::protocol::frame::FrameHeader;
 use crate::protocol::read_buffer::ReadBuffer;
+use crate::rate_limit::Limits;
 use crate::runtime::read_loop::{Drained, ReadEnd, Reader};
 use crate::runtime::shared::Shared;
 use crate::sender::Sender;
@@ -198,6 +199,8 @@ pub fn connection(bytes: &[u8]) {
         settings.timeouts(),
         wakeup,
         Arc::new(Counters::default()),
+        Limits::default(),
+        Arc::clone(&shared.threads),
     ));
     let opened = Opened {
         epoch: 1,

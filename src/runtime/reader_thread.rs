@@ -28,7 +28,7 @@ use crate::event::{DialFailure, Disconnect, NextDial, Opened, Stopped};
 use crate::handler::{Connection, EventSink, WokenContext};
 #[cfg(shuttle)]
 use crate::model::dialer::Dialer;
-use crate::rate_limit::RateLimit;
+use crate::rate_limit::{Limits, RateLimit};
 use crate::runtime::endpoint_pool::EndpointPool;
 use crate::runtime::read_loop::{Drained, ReadEnd, Reader};
 use crate::runtime::reconnect::{Action, EndedBy, Failure, Input, ReconnectState, RetryDecision};
@@ -290,6 +290,8 @@ impl<D: EventSink> ReaderThread<D> {
             self.shared.timeouts,
             self.shared.wakeup.clone(),
             Arc::clone(&self.shared.counters),
+            Limits::for_connection(&settings.send_limits),
+            Arc::clone(&self.shared.threads),
         )
         .with_app_pings(settings.app_pings.len(), target.app_ping_interval);
         let label = connection.label();

@@ -8,6 +8,7 @@ mod delivery;
 mod dialing;
 mod heartbeat;
 mod keys;
+mod limits;
 mod naming;
 mod openssl;
 mod reconnecting;
