@@ -104,6 +104,10 @@
 //! counts as no attempt. [`Builder::before_reconnect`] is called between the end of a connection
 //! and the next dial, and may block: to cancel orders by REST before new ones can be sent.
 //!
+//! A server that allows so many messages a second, or so many dials, is not exceeded where
+//! [`Builder::send_limit`] and [`Builder::connect_limit`] have a [`RateLimit`]; one limit may be
+//! shared by all clients of the process.
+//!
 //! # Threads
 //! | thread | does | calls the program's |
 //! |---|---|---|
@@ -126,8 +130,8 @@
 //! program's, cannot be interrupted. A late thread ends when that call returns.
 //!
 //! # What became of a message
-//! A send writes to the socket on the calling thread, and waits `send_timeout` at most for room in
-//! the kernel's buffer and for other senders.
+//! A send writes to the socket on the calling thread, and waits `send_timeout` at most for the rate
+//! limits, for other senders and for room in the kernel's buffer.
 //! - `Ok(`[`Receipt`]`)`: the kernel took the whole message, which proves nothing about the server.
 //! - [`SendError::NotSent`]: the kernel took no byte of it. Sending it again is safe.
 //! - [`SendError::Unknown`]: the kernel took part of it, and the connection was aborted. The server
@@ -155,6 +159,7 @@
 //! | [`before_reconnect`](Builder::before_reconnect) | none |
 //! | [`max_message_size`](Builder::max_message_size) | 16 MiB |
 //! | [`max_outgoing_frame_size`](Builder::max_outgoing_frame_size) | none |
+//! | [`send_limit`](Builder::send_limit), [`connect_limit`](Builder::connect_limit) | none |
 //! | [`compress`](Builder::compress) | off |
 //! | [`queue_messages`](Builder::queue_messages) | 65,536 |
 //! | [`queue_bytes`](Builder::queue_bytes) | 64 MiB |

@@ -63,9 +63,9 @@ impl Sender {
     /// # Errors
     /// [`SendError::NotSent`]: no byte was taken, and sending again is safe.
     /// [`SendError::Unknown`]: a part was taken and the connection was aborted, so ask the venue.
-    /// Their reasons: `Timeout`
-    /// (`send_timeout` ran out), `Connect` (no connection is open), `Closed` (the connection is
-    /// ending), `Stopped` (the client has ended), `Io`.
+    /// Their reasons: `Timeout` (`send_timeout` ran out), `Connect` (no connection is open),
+    /// `Closed` (the connection is ending), `Stopped` (the client has ended), `Limited` (a
+    /// [`send_limit`](crate::Builder::send_limit) leaves no room in time), `Io`.
     pub fn send_text(&self, text: &str) -> Result<Receipt, SendError> {
         self.connection()?.send(Payload::Text(text))
     }
@@ -79,8 +79,9 @@ impl Sender {
     }
 
     /// Sends several messages in order, by one system call for every 64 KiB of them, within
-    /// `send_timeout` for all. A message that is compressed goes by a call of its own. The receipt
-    /// is the last one's.
+    /// `send_timeout` for all. A message that is compressed goes by a call of its own. A batch of
+    /// more than a [`send_limit`](crate::Builder::send_limit) allows at once goes in parts. The
+    /// receipt is the last one's.
     ///
     /// # Errors
     /// [`BatchError`]: how many went whole, and what became of the next. An empty batch is refused

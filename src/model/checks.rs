@@ -1,7 +1,7 @@
 //! Checks the promises of the crate under every schedule that is tried.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use shuttle::thread::spawn;
@@ -13,14 +13,15 @@ use super::world::{elapsed, facts, is_exact};
 use crate::connection::activity::Activity;
 use crate::connection::transport::{Received, Transport};
 use crate::protocol::read_buffer::ReadBuffer;
+use crate::rate_limit::{Limits, Refused};
 use crate::sync;
 use crate::sync::channel::{bounded, never};
 use crate::sync::threads::{JoinTimeout, ThreadOptions, Threads};
 use crate::sync::wait::{Woken, wait};
 use crate::sync::wakeups::Wakeups;
 use crate::{
-    Builder, Client, Connection, ErrorKind, Event, Handler, MessageRef, RetryDecision, SendError,
-    State, ThreadOutcome, WhenFull, WokenContext,
+    Builder, Client, Connection, ErrorKind, Event, Handler, MessageRef, RateLimit, RetryDecision,
+    SendError, SendKind, State, ThreadOutcome, WhenFull, WokenContext,
 };
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -902,5 +903,63 @@ fn events_end_when_their_client_is_dropped_while_they_wait() {
         let waiting = spawn(move || while events.next_timeout(3600 * SECOND).is_ok() {});
         drop_client(client, AT_ONCE);
         waiting.join().expect("it does not panic");
+    });
+}
+
+#[test]
+fn no_wake_up_is_lost_by_whoever_waits_for_a_rate_limit() {
+    explore(|| {
+        // One message an hour, for two connections together.
+        let limit = RateLimit::shared().window(1, 3600 * SECOND);
+        let limits = [(); 2].map(|()| Limits::for_connection(&[limit.clone()]));
+        let permit = limits[0].try_acquire(SendKind::Calls, 1, sync::now()).expect("there is room");
+        let is_over = Arc::new(AtomicBool::new(false));
+        let waits = |limits: &Limits, is_over: &Arc<AtomicBool>| {
+            let (limits, is_over) = (limits.clone(), Arc::clone(is_over));
+            spawn(move || {
+                let deadline = sync::now() + 3 * 3600 * SECOND;
+                let is_over = || is_over.load(Ordering::SeqCst);
+                limits.acquire(SendKind::Calls, 1, deadline, true, is_over).map(drop)
+            })
+        };
+        // Both get what is given back, one after the other: nobody sends.
+        let both = [0, 1].map(|number| waits(&limits[number], &Arc::default()));
+        drop(permit);
+        for waits in both {
+            assert!(waits.join().expect("it does not panic").is_ok());
+        }
+        assert!(!is_exact() || elapsed() == AT_ONCE);
+
+        // The end of one connection is heard there, whatever the other waits for.
+        let permit = limits[1].try_acquire(SendKind::Calls, 1, sync::now()).expect("there is room");
+        let (ends, other) = (waits(&limits[0], &is_over), waits(&limits[1], &Arc::default()));
+        is_over.store(true, Ordering::SeqCst);
+        limits[0].wake_all();
+        assert_eq!(ends.join().expect("it does not panic"), Err(Refused::Over));
+        drop(permit);
+        assert!(other.join().expect("it does not panic").is_ok());
+        assert!(!is_exact() || elapsed() == AT_ONCE);
+        assert!(limits[0].try_acquire(SendKind::Calls, 1, sync::now()).is_ok());
+    });
+}
+
+#[test]
+fn a_stop_ends_a_send_that_waits_for_a_rate_limit_and_a_dial_that_does() {
+    explore(|| {
+        server(comes_and_goes);
+        let limit = RateLimit::per_connection().window(1, 3600 * SECOND);
+        let client = builder("ws")
+            .send_limit(limit.clone())
+            .connect_limit(limit)
+            .send_timeout(3 * 3600 * SECOND)
+            .start()
+            .expect("it starts");
+        let senders = [(); 2].map(|()| {
+            let sender = client.sender();
+            spawn(move || sender.send_text("order").map(drop))
+        });
+        stop(client, SECOND);
+        let sent = senders.map(|sender| sender.join().expect("it does not panic"));
+        assert!(sent.iter().filter(|sent| sent.is_ok()).count() <= 1);
     });
 }
