@@ -406,6 +406,21 @@ impl Builder {
         self
     }
 
+    /// Sets the length of the longest message that is sent, in bytes before compression: for
+    /// servers that end the connection at a longer one.
+    ///
+    /// A longer message is refused before a byte of it is sent, with
+    /// [`NotSent`](crate::SendError::NotSent) and the kind [`TooBig`](crate::ErrorKind::TooBig),
+    /// and the connection goes on. Of a batch the messages before it are sent. A message in
+    /// fragments that turns out to be longer once its first fragment has gone cannot be taken back:
+    /// it is [`Unknown`](crate::SendError::Unknown), and the connection is aborted. An
+    /// [`app_ping`](Builder::app_ping) that is longer is left out, with a warning in the log at the
+    /// first of a connection. Defaults to none.
+    pub fn max_outgoing_message_size(mut self, bytes: usize) -> Self {
+        self.settings.max_outgoing_message_size = Some(bytes);
+        self
+    }
+
     /// Sets the largest payload of an outgoing frame, in bytes. Longer messages are sent in
     /// fragments (RFC 6455 section 5.4).
     ///

@@ -102,7 +102,8 @@ pub enum ErrorKind {
     Idle,
     /// The event queue was full and [`WhenFull::Disconnect`](crate::WhenFull::Disconnect) applies.
     Lagged,
-    /// A received message is longer than `max_message_size`.
+    /// A received message is longer than `max_message_size`, or one to be sent is longer than
+    /// `max_outgoing_message_size`.
     TooBig,
     /// A rate limit leaves no room for a message in time; see [`Error::retry_in`].
     Limited,
@@ -547,8 +548,9 @@ impl StdError for Error {
 ///
 /// Its reason is an [`Error`] whose kind is `Timeout` ([`Timeout::Send`]), `Stopped`, `Closed`,
 /// `Io`, `Connect` (no connection is open), `Limited` (see
-/// [`send_limit`](crate::Builder::send_limit)), or `Config` (an empty batch; fragments that are
-/// none, or both text and binary; a close code that may not be sent).
+/// [`send_limit`](crate::Builder::send_limit)), `TooBig` (longer than `max_outgoing_message_size`),
+/// or `Config` (an empty batch; fragments that are none, or both text and binary; a close code that
+/// may not be sent).
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum SendError {

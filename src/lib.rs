@@ -158,6 +158,7 @@
 //! | [`max_attempts`](Builder::max_attempts), [`retry_policy`](Builder::retry_policy) | none |
 //! | [`before_reconnect`](Builder::before_reconnect) | none |
 //! | [`max_message_size`](Builder::max_message_size) | 16 MiB |
+//! | [`max_outgoing_message_size`](Builder::max_outgoing_message_size) | none |
 //! | [`max_outgoing_frame_size`](Builder::max_outgoing_frame_size) | none |
 //! | [`send_limit`](Builder::send_limit), [`connect_limit`](Builder::connect_limit) | none |
 //! | [`compress`](Builder::compress) | off |
@@ -182,7 +183,8 @@
 //! # Logs
 //! Log records go through the [`log`] crate, under targets that begin with `tautline`:
 //! - error: a client was dropped and one of its threads did not end in time, or a bug of this crate
-//! - warn: the client gave up, or the handler takes longer than `pong_timeout`
+//! - warn: the client gave up, the handler takes longer than `pong_timeout`, or an application ping
+//!   is longer than `max_outgoing_message_size`
 //! - info: a connection opened or ended, a dial failed, and what follows
 //! - debug: the steps of a dial, changes of state
 //! - trace: the kinds and sizes of frames sent and received

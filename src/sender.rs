@@ -65,7 +65,8 @@ impl Sender {
     /// [`SendError::Unknown`]: a part was taken and the connection was aborted, so ask the venue.
     /// Their reasons: `Timeout` (`send_timeout` ran out), `Connect` (no connection is open),
     /// `Closed` (the connection is ending), `Stopped` (the client has ended), `Limited` (a
-    /// [`send_limit`](crate::Builder::send_limit) leaves no room in time), `Io`.
+    /// [`send_limit`](crate::Builder::send_limit) leaves no room in time), `TooBig` (longer than
+    /// `max_outgoing_message_size`), `Io`.
     pub fn send_text(&self, text: &str) -> Result<Receipt, SendError> {
         self.connection()?.send(Payload::Text(text))
     }

@@ -7,6 +7,7 @@ use crate::config::app_ping::AppPing;
 use crate::config::dial_context::DialContext;
 use crate::config::queue_bounds::{Bounds, WhenFull};
 use crate::connection::Timeouts;
+use crate::connection::writer::OutgoingLimits;
 use crate::dial::{Resolver, TcpOptions, TlsOptions};
 use crate::error::{Error, ErrorKind};
 use crate::event::{Disconnect, MessageRef};
@@ -41,6 +42,7 @@ pub(crate) struct Settings {
     pub(crate) retry_policy: Option<RetryPolicy>,
     pub(crate) before_reconnect: Option<BeforeReconnect>,
     pub(crate) max_message_size: usize,
+    pub(crate) max_outgoing_message_size: Option<usize>,
     pub(crate) max_outgoing_frame_size: Option<usize>,
     pub(crate) queue: Bounds,
     pub(crate) conflate: Option<Conflate>,
@@ -75,6 +77,7 @@ impl Default for Settings {
             retry_policy: None,
             before_reconnect: None,
             max_message_size: 16 << 20,
+            max_outgoing_message_size: None,
             max_outgoing_frame_size: None,
             queue: Bounds { messages: 65_536, bytes: 64 << 20, when_full: WhenFull::default() },
             conflate: None,
@@ -100,6 +103,13 @@ pub(crate) type Conflate = Arc<dyn for<'a> Fn(MessageRef<'a>) -> Option<&'a [u8]
 impl Settings {
     pub(crate) fn timeouts(&self) -> Timeouts {
         Timeouts { send: self.send_timeout, close: self.close_timeout }
+    }
+
+    pub(crate) fn outgoing_limits(&self) -> OutgoingLimits {
+        OutgoingLimits {
+            max_message_size: self.max_outgoing_message_size.unwrap_or(usize::MAX),
+            max_frame_size: self.max_outgoing_frame_size.unwrap_or(usize::MAX),
+        }
     }
 
     pub(crate) fn policy(&self) -> ReconnectPolicy {
@@ -166,6 +176,7 @@ impl Settings {
         }
         let bounds = [
             ("max_message_size", Some(self.max_message_size)),
+            ("max_outgoing_message_size", self.max_outgoing_message_size),
             ("max_outgoing_frame_size", self.max_outgoing_frame_size),
             ("queue_messages", Some(self.queue.messages)),
             ("queue_bytes", Some(self.queue.bytes)),
@@ -235,6 +246,7 @@ mod tests {
             (settings.max_message_size, settings.max_outgoing_frame_size),
             (16 * 1024 * 1024, None)
         );
+        assert_eq!(settings.max_outgoing_message_size, None);
         let bounds =
             Bounds { messages: 65_536, bytes: 64 * 1024 * 1024, when_full: WhenFull::Disconnect };
         assert_eq!(settings.queue, bounds);

@@ -168,18 +168,43 @@ impl OpenConnection {
         awaits_reply: bool,
         now: Instant,
     ) -> io::Result<bool> {
+        let note = || {
+            if awaits_reply {
+                self.activity.note_app_ping(index, now);
+            }
+        };
+        let is_written = self.attempt_message(text, "an application ping", note)?;
+        if !is_written && awaits_reply {
+            // One that finds no room is no fault of a peer that takes something now and then.
+            self.activity.withdraw_app_ping(index, now);
+        }
+        Ok(is_written)
+    }
+
+    /// Writes a text message of the library's own without waiting. `note` is called before it
+    /// leaves: the answer may be here before this returns.
+    ///
+    /// Returns `false` when there is no room for it now, or a fragmented message is under way.
+    /// Nothing is left to write where no message may begin any more, nor of one that is too long.
+    fn attempt_message(
+        &self,
+        text: &str,
+        what: &'static str,
+        note: impl FnOnce(),
+    ) -> io::Result<bool> {
         let Some(mut writer) = self.writer.try_lock_for(LOCK_TIMEOUT) else { return Ok(false) };
         if writer.is_fragmenting() {
             return Ok(false);
         }
-        if self.sequence.begin(1).is_err() {
-            // The connection is closing: there is nothing to keep alive.
+        if let Err(refused) = writer.check_len(text.len()) {
+            drop(writer);
+            self.warn_of_refusal(what, &refused);
             return Ok(true);
         }
-        // Noted before it is sent: the reply may be here before `attempt_text` returns.
-        if awaits_reply {
-            self.activity.note_app_ping(index, now);
+        if self.sequence.begin(1).is_err() {
+            return Ok(true);
         }
+        note();
         let result = writer.attempt_text(&self.transport, text);
         if !matches!(result, Ok((Attempt::Sent | Attempt::Kept, _))) {
             self.sequence.take_back(1);
@@ -187,16 +212,19 @@ impl OpenConnection {
         drop(writer);
         let (attempt, bytes) = result?;
         if attempt == Attempt::Later {
-            // One that finds no room is no fault of a peer that takes something now and then.
-            if awaits_reply {
-                self.activity.withdraw_app_ping(index, now);
-            }
             return Ok(false);
         }
         self.count_ping();
         self.counters.sent(1, bytes);
-        log::trace!("{}: sent {:?}, an application ping", self.label(), Payload::Text(text));
+        log::trace!("{}: sent {:?}, {what}", self.label(), Payload::Text(text));
         Ok(true)
+    }
+
+    /// Nobody waits for the error of such a message: it is told once per connection.
+    fn warn_of_refusal(&self, what: &str, refused: &Error) {
+        if !self.has_warned_of_refusal.swap(true, Ordering::Relaxed) {
+            log::warn!("{}: {what} is not sent: {refused}", self.label());
+        }
     }
 
     /// Writes the pongs that are pending, as far as there is room. A sender calls this before its

@@ -88,6 +88,8 @@ pub(crate) struct OpenConnection {
     pub(crate) app_ping_interval: Option<Duration>,
     /// Set by a program that knows the connection to be stable.
     is_marked_stable: AtomicBool,
+    /// The log has a warning of a message that the heartbeat thread did not send, being too long.
+    has_warned_of_refusal: AtomicBool,
     /// Wakes the heartbeat thread.
     wakeup: WakeTx<()>,
     pub(crate) limits: Limits,
@@ -128,6 +130,7 @@ impl OpenConnection {
             sequence: Sequence::default(),
             app_ping_interval: None,
             is_marked_stable: AtomicBool::new(false),
+            has_warned_of_refusal: AtomicBool::new(false),
             wakeup,
             limits,
             threads,

@@ -253,6 +253,8 @@ impl OpenConnection {
     ) -> Result<(Receipt, usize), SendFailure> {
         let not_sent = |reason| SendFailure { error: SendError::NotSent(reason), fault: None };
         let (mut current, mut sequence, mut bytes) = (first, None, 0);
+        // The payload bytes of all fragments that are known.
+        let mut len = current.len();
         loop {
             let in_place = |reason| match sequence {
                 None => not_sent(reason),
@@ -266,6 +268,8 @@ impl OpenConnection {
             if deadline.has_passed(sync::now()) {
                 return Err(in_place(deadline.error("waiting for the next fragment")));
             }
+            len += following.as_ref().map_or(0, |fragment| fragment.len());
+            writer.check_len(len).map_err(in_place)?;
             let pongs = self.flush_pongs(&mut writer);
             let number = match sequence {
                 Some(sequence) => {
@@ -393,6 +397,7 @@ mod tests {
     use super::*;
     use crate::connection::close::CloseFrame;
     use crate::connection::socket::StreamSocket;
+    use crate::connection::writer::OutgoingLimits;
     use crate::connection::{Receiving, Timeouts};
     use crate::name::ClientName;
     use crate::rate_limit::{Limits, RateLimit};
@@ -415,7 +420,7 @@ mod tests {
             ClientName::default(),
             StreamSocket::new(ours, Receiving::default()),
             None,
-            FrameWriter::new(None, None),
+            FrameWriter::new(None, OutgoingLimits::default()),
             Timeouts { send: send_timeout, close: Duration::from_secs(1) },
             bounded(1).0,
             Arc::new(Counters::default()),

@@ -32,12 +32,27 @@ pub(crate) struct FrameWriter {
     /// Compressed payloads under construction.
     compressed: Vec<u8>,
     deflater: Option<Deflater>,
-    max_outgoing_frame_size: usize,
+    limits: OutgoingLimits,
     /// A fragmented message has begun and has not ended: control frames may stand between its
     /// fragments, data frames may not (RFC 6455 section 5.4).
     is_fragmenting: bool,
     /// The first fragment of it is out.
     is_mid_message: bool,
+}
+
+/// The limits of what is sent, in payload bytes before compression.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct OutgoingLimits {
+    /// A longer message is refused.
+    pub(crate) max_message_size: usize,
+    /// A longer message goes in several frames.
+    pub(crate) max_frame_size: usize,
+}
+
+impl Default for OutgoingLimits {
+    fn default() -> Self {
+        OutgoingLimits { max_message_size: usize::MAX, max_frame_size: usize::MAX }
+    }
 }
 
 /// A message, or a fragment of one, that did not go out whole.
@@ -47,7 +62,14 @@ pub(crate) struct WriteFailure {
     pub(crate) is_partial: bool,
     /// Nothing further can be sent on this connection.
     is_fatal: bool,
-    cause: WriteErrorKind,
+    cause: FailureCause,
+}
+
+#[derive(Debug)]
+enum FailureCause {
+    /// Refused by [`OutgoingLimits`].
+    TooBig(Error),
+    Write(WriteErrorKind),
 }
 
 /// Several messages of which not all went out.
@@ -64,21 +86,31 @@ pub(crate) struct BatchFailure {
 impl WriteFailure {
     fn new(error: WriteError, is_partial: bool) -> Self {
         let is_fatal = is_partial || error.is_fatal;
-        WriteFailure { is_partial, is_fatal, cause: error.kind }
+        WriteFailure { is_partial, is_fatal, cause: FailureCause::Write(error.kind) }
+    }
+
+    fn too_big(error: Error) -> Self {
+        let cause = FailureCause::TooBig(error);
+        WriteFailure { is_partial: false, is_fatal: false, cause }
     }
 
     /// Returns what it says about the connection; `None` when the connection goes on.
     pub(crate) fn fault(&self) -> Option<WriteFault> {
         self.is_fatal.then(|| match &self.cause {
-            WriteErrorKind::System(error) => WriteFault::of(error),
-            WriteErrorKind::Deadline => WriteFault::Broken,
+            FailureCause::Write(WriteErrorKind::System(error)) => WriteFault::of(error),
+            FailureCause::Write(WriteErrorKind::Deadline) | FailureCause::TooBig(_) => {
+                WriteFault::Broken
+            }
         })
     }
 
     pub(crate) fn into_error(self, deadline: Deadline) -> Error {
         match self.cause {
-            WriteErrorKind::Deadline => deadline.error("waiting for the peer to read"),
-            WriteErrorKind::System(error) => {
+            FailureCause::TooBig(error) => error,
+            FailureCause::Write(WriteErrorKind::Deadline) => {
+                deadline.error("waiting for the peer to read")
+            }
+            FailureCause::Write(WriteErrorKind::System(error)) => {
                 Error::caused(ErrorKind::Io, "writing to the connection", error)
             }
         }
@@ -86,17 +118,32 @@ impl WriteFailure {
 }
 
 impl FrameWriter {
-    pub(crate) fn new(deflater: Option<Deflater>, max_outgoing_frame_size: Option<usize>) -> Self {
+    pub(crate) fn new(deflater: Option<Deflater>, limits: OutgoingLimits) -> Self {
         FrameWriter {
             write_buffer: WriteBuffer::default(),
             keys: MaskingKeys::new(),
             plain: Vec::new(),
             compressed: Vec::new(),
             deflater,
-            max_outgoing_frame_size: max_outgoing_frame_size.unwrap_or(usize::MAX),
+            limits,
             is_fragmenting: false,
             is_mid_message: false,
         }
+    }
+
+    /// # Errors
+    /// `TooBig`, if a message of `len` bytes may not be sent.
+    #[inline]
+    pub(crate) fn check_len(&self, len: usize) -> Result<(), Error> {
+        if len > self.limits.max_message_size { Err(self.too_big(len)) } else { Ok(()) }
+    }
+
+    #[cold]
+    fn too_big(&self, len: usize) -> Error {
+        let max = self.limits.max_message_size;
+        let context =
+            format!("a message of {len} bytes is longer than max_outgoing_message_size, {max}");
+        Error::new(ErrorKind::TooBig, context)
     }
 
     /// A fragmented message is under way.
@@ -160,6 +207,7 @@ impl FrameWriter {
         deadline: Deadline,
     ) -> Result<usize, WriteFailure> {
         let (opcode, bytes) = parts(payload);
+        self.check_len(bytes.len()).map_err(WriteFailure::too_big)?;
         let (mut taken, mut has_compressed) = (0, false);
         let result =
             self.send_message(transport, opcode, bytes, deadline, &mut taken, &mut has_compressed);
@@ -183,7 +231,7 @@ impl FrameWriter {
             let (_, bytes) = parts(**payload);
             len += bytes.len() + HEADER_MAX;
             // A large message goes alone, in chunks or frames of its own, and so does one that is
-            // to be compressed.
+            // to be compressed or refused.
             len <= CHUNK + HEADER_MAX && !self.goes_alone(bytes)
         });
         count.count().max(1)
@@ -221,7 +269,8 @@ impl FrameWriter {
     }
 
     fn goes_alone(&self, payload: &[u8]) -> bool {
-        payload.len() > self.max_outgoing_frame_size || self.compresses(payload)
+        let OutgoingLimits { max_message_size, max_frame_size } = self.limits;
+        payload.len() > max_frame_size.min(max_message_size) || self.compresses(payload)
     }
 
     fn compresses(&self, payload: &[u8]) -> bool {
@@ -242,7 +291,8 @@ impl FrameWriter {
         transport.attempt(&mut self.write_buffer, &self.plain)
     }
 
-    /// Sends an application ping without waiting. Also returns the number of bytes of its frames.
+    /// Sends a text message without waiting, uncompressed. Also returns the number of bytes of its
+    /// frames.
     pub(crate) fn attempt_text(
         &mut self,
         transport: &Transport,
@@ -250,7 +300,7 @@ impl FrameWriter {
     ) -> std::io::Result<(Attempt, usize)> {
         self.plain.clear();
         let message = Frame::whole(OpCode::Data(Data::Text), text.as_bytes());
-        for frame in split(message, self.max_outgoing_frame_size) {
+        for frame in split(message, self.limits.max_frame_size) {
             frame.put(&mut self.plain, self.keys.next());
         }
         let attempt = transport.attempt(&mut self.write_buffer, &self.plain)?;
@@ -300,7 +350,7 @@ impl FrameWriter {
         deadline: Deadline,
         taken: &mut usize,
     ) -> Result<(), WriteError> {
-        for frame in split(message, self.max_outgoing_frame_size) {
+        for frame in split(message, self.limits.max_frame_size) {
             self.send_frame(transport, frame, deadline, taken)?;
         }
         Ok(())
@@ -378,7 +428,7 @@ mod tests {
         let (ours, mut theirs) = Socket::pair(Domain::UNIX, Type::DGRAM, None).expect("a pair");
         let transport = Transport::new(StreamSocket::new(ours, Receiving::default()), None);
         for deflater in [None, Some(deflater())] {
-            let mut writer = FrameWriter::new(deflater, None);
+            let mut writer = FrameWriter::new(deflater, OutgoingLimits::default());
             let deadline = Deadline::new(Timeout::Send, Duration::from_secs(10), Instant::now());
             let batch = [Payload::Text("short"); 100];
             assert_eq!(writer.count_together(&batch), batch.len());
@@ -398,7 +448,7 @@ mod tests {
         let agreed = Deflate::new().threshold(0).accept(&["permessage-deflate".to_owned()]);
         let (_, deflater) =
             agreed.ok().flatten().expect("the plainest answer is acceptable").engines();
-        let mut writer = FrameWriter::new(Some(deflater), None);
+        let mut writer = FrameWriter::new(Some(deflater), OutgoingLimits::default());
         for text in ["short", "and another"] {
             let deadline = Deadline::new(Timeout::Send, Duration::from_millis(10), Instant::now());
             let failed = writer

@@ -10,7 +10,7 @@ use crate::config::settings::Settings;
 use crate::connection::OpenConnection;
 use crate::connection::Receiving;
 use crate::connection::socket::StreamSocket;
-use crate::connection::writer::FrameWriter;
+use crate::connection::writer::{FrameWriter, OutgoingLimits};
 use crate::event::{Carried, DialFailure, Disconnect, MessageRef, Opened, Payload, Stopped};
 use crate::handler::{Connection, EventSink, Full};
 use crate::name::ClientName;
@@ -188,7 +188,7 @@ pub fn connection(bytes: &[u8]) {
     let (shared, _wakeup) = Shared::new(threads, settings.timeouts(), wakeups);
     let (wakeup, _heartbeat) = bounded(1);
     let (inflater, deflater) = engines(shape).unzip();
-    let writer = FrameWriter::new(deflater, None);
+    let writer = FrameWriter::new(deflater, OutgoingLimits::default());
     let connection = Arc::new(OpenConnection::new(
         1,
         "fuzz:1".to_owned(),

@@ -286,7 +286,7 @@ impl<D: EventSink> ReaderThread<D> {
             self.shared.name().clone(),
             dialed.socket,
             dialed.tls,
-            FrameWriter::new(deflater, settings.max_outgoing_frame_size),
+            FrameWriter::new(deflater, settings.outgoing_limits()),
             self.shared.timeouts,
             self.shared.wakeup.clone(),
             Arc::clone(&self.shared.counters),

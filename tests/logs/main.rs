@@ -4,7 +4,7 @@
 //! whole process.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
@@ -70,6 +70,7 @@ fn main() {
     a_client_without_a_name_logs_its_host();
     a_retry_loop_logs_one_line_for_each_dial();
     a_slow_handler_is_logged_as_a_warning_once();
+    an_application_ping_that_is_too_long_is_logged_as_a_warning_once();
     a_handler_that_is_woken_often_is_not_taken_for_a_slow_one();
     a_logger_that_panics_on_the_heartbeat_thread_ends_the_client_with_its_reason();
     a_logger_may_send_by_the_client_that_it_logs();
@@ -325,6 +326,33 @@ fn a_slow_handler_is_logged_as_a_warning_once() {
     assert!(server.wait_for_messages(1, 2 * SOON));
     assert!(client.stop(SOON).is_clean());
     assert_eq!(taken().iter().filter(|entry| is_warning(entry)).count(), 1);
+}
+
+fn an_application_ping_that_is_too_long_is_logged_as_a_warning_once() {
+    let server = TestServer::start(|peer| {
+        peer.upgrade()?;
+        peer.drain()
+    });
+    let pings = AtomicUsize::new(0);
+    // Two of three are too long.
+    let make = move || match pings.fetch_add(1, Ordering::SeqCst) % 3 {
+        2 => "short".to_owned(),
+        _ => SECRET.repeat(10),
+    };
+    let client = Client::builder(server.url())
+        .max_outgoing_message_size(10)
+        .app_ping(AppPing::made_by(make, Duration::from_millis(5)))
+        .connect()
+        .expect("it opens");
+    assert!(server.wait_for_messages(2, SOON));
+    assert!(client.stop(SOON).is_clean());
+    assert!(server.messages().iter().all(|message| message == b"short"));
+    let records = taken();
+    assert!(records.iter().all(|(_, text)| !text.contains(SECRET)));
+    let is_warning = |(level, text): &&(Level, String)| {
+        *level == Level::Warn && text.contains("an application ping is not sent")
+    };
+    assert_eq!(records.iter().filter(is_warning).count(), 1);
 }
 
 fn a_handler_that_is_woken_often_is_not_taken_for_a_slow_one() {

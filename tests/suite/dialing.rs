@@ -370,6 +370,8 @@ fn settings_that_can_never_work_are_refused_before_anything_starts() {
         Client::builder(Endpoint::new("ws://127.0.0.1:1/").app_ping_interval(Duration::ZERO)),
         good().max_attempts(0),
         good().max_message_size(0),
+        good().max_outgoing_message_size(0),
+        good().max_outgoing_frame_size(0),
         good().queue_messages(0),
         good().tcp_keepalive(999 * MS),
         good().tcp_keepalive(Duration::from_secs(40_000)),

@@ -523,6 +523,55 @@ fn fragments_respect_max_outgoing_frame_size() {
 }
 
 #[test]
+fn a_message_longer_than_max_outgoing_message_size_is_refused_and_the_connection_goes_on() {
+    plain_and_tls(|server_builder| {
+        let server = echo(server_builder());
+        let client = builder(&server).max_outgoing_message_size(512).connect().expect("it opens");
+        let mut events = client.events();
+        opened(&mut events);
+        let (fits, long) = ("x".repeat(512), "x".repeat(513));
+        let is_refused = |error: &SendError| {
+            let reason = error.reason();
+            let text = reason.to_string();
+            assert!(text.contains("513 bytes") && text.contains("512"), "{text}");
+            error.is_not_sent() && reason.kind() == ErrorKind::TooBig && reason.is_retryable()
+        };
+        assert!(client.send_text(&long).is_err_and(|error| is_refused(&error)));
+        assert!(client.send_binary(long.as_bytes()).is_err_and(|error| is_refused(&error)));
+        assert_eq!(client.send_text(&fits).map(|receipt| receipt.sequence).ok(), Some(1));
+        let batch = ["one", "two", &long, "never"].map(Payload::Text);
+        let error = client.send_batch(&batch).expect_err("the third is too long");
+        assert!(error.sent == 2 && is_refused(&error.next), "{error:?}");
+        // The fragments that are known before the first of them is sent.
+        let pieces = [&fits[..], "x"].map(Payload::Text);
+        assert!(client.sender().send_fragmented(pieces).is_err_and(|error| is_refused(&error)));
+        let pieces = [&fits[1..], "y"].map(Payload::Text);
+        let sent = client.sender().send_fragmented(pieces);
+        assert_eq!(sent.map(|receipt| receipt.sequence).ok(), Some(4));
+        for expected in [&fits[..], "one", "two", &format!("{}y", &fits[1..])] {
+            assert_eq!(message(&mut events).text(), Some(expected));
+        }
+        assert_eq!(client.stats().messages_sent, 4);
+    });
+}
+
+#[test]
+fn a_message_in_fragments_that_gets_too_long_on_its_way_aborts_the_connection() {
+    let server = echo(TestServer::builder());
+    let client = builder(&server).max_outgoing_message_size(512).connect().expect("it opens");
+    let mut events = client.events();
+    opened(&mut events);
+    let piece = "x".repeat(200);
+    let error = client
+        .sender()
+        .send_fragmented([piece.as_str(); 3].map(Payload::Text))
+        .expect_err("the third is one too many");
+    assert!(!error.is_not_sent() && error.reason().kind() == ErrorKind::TooBig, "{error:?}");
+    let disconnect = disconnected(&mut events);
+    assert_eq!((disconnect.error.kind(), disconnect.sent), (ErrorKind::TooBig, 1));
+}
+
+#[test]
 fn a_pong_does_not_confirm_an_unfinished_fragmented_message() {
     let (ping, pinged) = bounded(1);
     let server = TestServer::start(move |peer| {
