@@ -1,5 +1,6 @@
 //! The builder: one setter for each setting.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -226,8 +227,8 @@ impl Builder {
     /// Sets the time without a data message after which the connection ends, with the kind
     /// [`Idle`](crate::ErrorKind::Idle).
     ///
-    /// Pings and pongs are no data messages, nor are replies to an [`app_ping`](Builder::app_ping).
-    /// Defaults to none.
+    /// Pings and pongs are no data messages, nor are replies to an [`app_ping`](Builder::app_ping),
+    /// nor messages that [`auto_respond`](Builder::auto_respond) answers. Defaults to none.
     pub fn idle_timeout(mut self, limit: Duration) -> Self {
         self.settings.idle_timeout = Some(limit);
         self
@@ -252,6 +253,44 @@ impl Builder {
     /// ```
     pub fn app_ping(mut self, ping: AppPing) -> Self {
         self.settings.app_pings.push(ping);
+        self
+    }
+
+    /// Answers messages that the server wants answered, such as pings of its application: `respond`
+    /// returns the text that is sent, or `None` for any other message.
+    ///
+    /// An answered message is delivered to nobody and is no data for
+    /// [`idle_timeout`](Builder::idle_timeout), but counts in [`Stats`](crate::Stats). `respond` is
+    /// called on the reader thread, for every message, so it must not block: look at the first
+    /// bytes before anything else. A panic in it ends the client with the kind `HandlerPanicked`.
+    ///
+    /// The heartbeat thread writes the responses in their order, after pongs and before pings that
+    /// are due, uncompressed. Each is a message like those that the program sends: it has a
+    /// sequence number, and stands between no fragments of another. At most 16 wait for room in the
+    /// socket, and the oldest makes room. They end with their connection. One that is longer than
+    /// [`max_outgoing_message_size`](Builder::max_outgoing_message_size) is left out, as an
+    /// application ping is. Defaults to none.
+    ///
+    /// # Examples
+    /// ```
+    /// # use tautline::Client;
+    /// // HTX sends {"ping":1492420473027}, and wants {"pong":1492420473027}.
+    /// let htx = Client::builder("wss://stream.example.com/ws").auto_respond(|message| {
+    ///     let rest = message.text()?.strip_prefix(r#"{"ping":"#)?;
+    ///     Some(format!(r#"{{"pong":{rest}"#).into())
+    /// });
+    /// // Deribit closes the connection if its test_request stays unanswered.
+    /// let deribit = Client::builder("wss://stream.example.com/ws").auto_respond(|message| {
+    ///     let text = message.text().filter(|text| text.len() < 200)?;
+    ///     text.contains(r#""type":"test_request""#)
+    ///         .then_some(r#"{"jsonrpc":"2.0","id":0,"method":"public/test","params":{}}"#.into())
+    /// });
+    /// ```
+    pub fn auto_respond(
+        mut self,
+        respond: impl for<'a> Fn(MessageRef<'a>) -> Option<Cow<'a, str>> + Send + Sync + 'static,
+    ) -> Self {
+        self.settings.auto_respond = Some(Arc::new(respond));
         self
     }
 
@@ -414,8 +453,9 @@ impl Builder {
     /// and the connection goes on. Of a batch the messages before it are sent. A message in
     /// fragments that turns out to be longer once its first fragment has gone cannot be taken back:
     /// it is [`Unknown`](crate::SendError::Unknown), and the connection is aborted. An
-    /// [`app_ping`](Builder::app_ping) that is longer is left out, with a warning in the log at the
-    /// first of a connection. Defaults to none.
+    /// [`app_ping`](Builder::app_ping) or a response of [`auto_respond`](Builder::auto_respond)
+    /// that is longer is left out, with a warning in the log at the first of a connection. Defaults
+    /// to none.
     pub fn max_outgoing_message_size(mut self, bytes: usize) -> Self {
         self.settings.max_outgoing_message_size = Some(bytes);
         self

@@ -111,8 +111,8 @@
 //! # Threads
 //! | thread | does | calls the program's |
 //! |---|---|---|
-//! | `taut-reader` | dials, reads | handler, endpoint closure, retry policy, [`before_reconnect`] |
-//! | `taut-heartbeat` | writes pings, pongs, close frames; checks liveness | [`AppPing::made_by`] |
+//! | `taut-reader` | dials, reads, delivers | handler, endpoints, retry policy, `auto_respond`, [`before_reconnect`] |
+//! | `taut-heartbeat` | pings, pongs, responds, closes; checks liveness | [`AppPing::made_by`] |
 //! | `taut-resolver` | looks up one host name, then ends | [`Resolver`] |
 //! | `taut-roots` | reads the system's TLS roots once per process, then ends | nothing |
 //!
@@ -151,6 +151,7 @@
 //! | [`ping_interval`](Builder::ping_interval) | 15 s |
 //! | [`pong_timeout`](Builder::pong_timeout) | 10 s |
 //! | [`idle_timeout`](Builder::idle_timeout), [`app_ping`](Builder::app_ping) | none |
+//! | [`auto_respond`](Builder::auto_respond) | none |
 //! | [`retry_delay_min`](Builder::retry_delay_min) | 250 ms |
 //! | [`retry_delay_max`](Builder::retry_delay_max) | 30 s |
 //! | [`retry_after_max`](Builder::retry_after_max): the longest `Retry-After` obeyed | 5 min |
@@ -184,7 +185,7 @@
 //! Log records go through the [`log`] crate, under targets that begin with `tautline`:
 //! - error: a client was dropped and one of its threads did not end in time, or a bug of this crate
 //! - warn: the client gave up, the handler takes longer than `pong_timeout`, or an application ping
-//!   is longer than `max_outgoing_message_size`
+//!   or a response of `auto_respond` is longer than `max_outgoing_message_size`
 //! - info: a connection opened or ended, a dial failed, and what follows
 //! - debug: the steps of a dial, changes of state
 //! - trace: the kinds and sizes of frames sent and received

@@ -13,11 +13,13 @@ use crate::sync::atomic::{AtomicU64, Ordering};
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct Stats {
-    /// The number of data messages received.
+    /// The number of data messages received, those included that
+    /// [`auto_respond`](crate::Builder::auto_respond) answered.
     pub messages_received: u64,
     /// The payload bytes of data messages received, after decompression.
     pub bytes_received: u64,
-    /// The number of data messages that the kernel took whole, application pings included.
+    /// The number of data messages that the kernel took whole, application pings and responses of
+    /// [`auto_respond`](crate::Builder::auto_respond) included.
     pub messages_sent: u64,
     /// The bytes of their frames, headers included.
     pub bytes_sent: u64,

@@ -1,5 +1,6 @@
 //! The settings of a client: their defaults and their validation.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -34,6 +35,7 @@ pub(crate) struct Settings {
     pub(crate) pong_timeout: Duration,
     pub(crate) idle_timeout: Option<Duration>,
     pub(crate) app_pings: Vec<AppPing>,
+    pub(crate) auto_respond: Option<AutoRespond>,
     pub(crate) retry_delay_min: Duration,
     pub(crate) retry_delay_max: Duration,
     pub(crate) retry_after_max: Duration,
@@ -69,6 +71,7 @@ impl Default for Settings {
             pong_timeout: Duration::from_secs(10),
             idle_timeout: None,
             app_pings: Vec::new(),
+            auto_respond: None,
             retry_delay_min: Duration::from_millis(250),
             retry_delay_max: Duration::from_secs(30),
             retry_after_max: Duration::from_secs(300),
@@ -96,6 +99,10 @@ pub(crate) type RetryPolicy = Arc<dyn Fn(&Error, RetryDecision) -> RetryDecision
 /// dial.
 pub(crate) type BeforeReconnect =
     Arc<dyn Fn(&Disconnect, &DialContext) -> RetryDecision + Send + Sync>;
+
+/// Returns the answer to a message that asks for one.
+pub(crate) type AutoRespond =
+    Arc<dyn for<'a> Fn(MessageRef<'a>) -> Option<Cow<'a, str>> + Send + Sync>;
 
 /// Returns the key of a message whose latest value alone matters.
 pub(crate) type Conflate = Arc<dyn for<'a> Fn(MessageRef<'a>) -> Option<&'a [u8]> + Send + Sync>;
@@ -252,6 +259,7 @@ mod tests {
         assert_eq!(settings.queue, bounds);
         assert!(settings.deflate.is_none() && settings.app_pings.is_empty());
         assert!(settings.send_limits.is_empty() && settings.connect_limit.is_none());
+        assert!(settings.auto_respond.is_none());
         assert!(!settings.has_wakeups);
         assert!(settings.check().is_ok());
         assert!(settings.name.is_none());

@@ -1,4 +1,4 @@
-//! Control frames that the heartbeat thread writes: pongs, pings and the close frame.
+//! Frames that the heartbeat thread writes: pongs, pings, responses and the close frame.
 //!
 //! Nothing here waits for room, nor longer than [`LOCK_TIMEOUT`] for the writer: the heartbeat
 //! thread tries again, and looks at shutdown in between.
@@ -26,10 +26,15 @@ const LOCK_TIMEOUT: Duration = Duration::from_millis(10);
 /// room.
 const PONGS_MAX: usize = 16;
 
+/// The number of responses that may be pending. The oldest makes room.
+const RESPONSES_MAX: usize = 16;
+
 /// The frames that the heartbeat thread has to write. Filled by the reader and by users.
 #[derive(Default)]
 pub(super) struct PendingControl {
     pongs: VecDeque<Vec<u8>>,
+    /// The texts of messages that answer the server's.
+    responses: VecDeque<String>,
     /// The program has asked for a ping. One answers all who asked before it.
     wants_ping: bool,
 }
@@ -69,6 +74,17 @@ impl OpenConnection {
         }
         pending.pongs.push_back(payload.to_vec());
         self.has_pending_pongs.store(true, Ordering::Release);
+        drop(pending);
+        self.wake_heartbeat();
+    }
+
+    /// A message came that is to be answered with `text`.
+    pub(crate) fn queue_response(&self, text: String) {
+        let mut pending = self.pending.lock();
+        if pending.responses.len() == RESPONSES_MAX {
+            pending.responses.pop_front();
+        }
+        pending.responses.push_back(text);
         drop(pending);
         self.wake_heartbeat();
     }
@@ -157,6 +173,22 @@ impl OpenConnection {
             self.pings.lock().withdraw();
         }
         Ok(is_out)
+    }
+
+    /// Writes the responses that are pending, those that come meanwhile excepted: they wake the
+    /// heartbeat thread again. Returns `false` when there is no room for one now.
+    pub(crate) fn write_responses(&self) -> io::Result<bool> {
+        for _ in 0..RESPONSES_MAX {
+            let Some(text) = self.pending.lock().responses.pop_front() else { break };
+            if !self.attempt_message(&text, "a response", || ())? {
+                let mut pending = self.pending.lock();
+                if pending.responses.len() < RESPONSES_MAX {
+                    pending.responses.push_front(text);
+                }
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     /// Writes the application ping number `index`. Returns `false` when there is no room for it

@@ -462,7 +462,7 @@ impl Transport {
                     // not, and cannot be begun anew.
                     Encrypted::Some { advanced, .. } if advanced > 0 => {
                         return Err(io::Error::other(
-                            "the peer renegotiates TLS in the middle of an application ping",
+                            "the peer renegotiates TLS in the middle of a message",
                         ));
                     }
                     Encrypted::Some { .. } => {

@@ -239,6 +239,8 @@ impl Heartbeat {
         if connection.close_deadline().is_some() {
             return Ok(true);
         }
+        // They wait for a fragmented message that is under way, and pings do not.
+        let are_responses_written = connection.write_responses()?;
         if monitor.ping_due_since.is_some() {
             if !connection.write_ping(now)? {
                 return Ok(false);
@@ -250,7 +252,7 @@ impl Heartbeat {
                 return Ok(false);
             }
         }
-        Ok(true)
+        Ok(are_responses_written)
     }
 
     /// Makes the application ping number `index`, unless that was done before, and writes it.

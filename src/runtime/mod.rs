@@ -3,6 +3,7 @@
 pub(crate) mod backoff;
 pub(crate) mod endpoint_pool;
 pub(crate) mod heartbeat;
+pub(crate) mod inspection;
 pub(crate) mod liveness;
 pub(crate) mod read_loop;
 pub(crate) mod reader_thread;

@@ -6,7 +6,6 @@ use std::time::{Duration, Instant};
 
 use tungstenite::protocol::frame::coding::CloseCode;
 
-use crate::config::app_ping::ReplyMatcher;
 use crate::config::settings::Settings;
 use crate::connection::OpenConnection;
 use crate::connection::close::CloseFrame;
@@ -18,6 +17,7 @@ use crate::protocol::ProtocolError;
 use crate::protocol::assembler::{Assembler, Incoming, Limits};
 use crate::protocol::deflate::Inflater;
 use crate::protocol::read_buffer::ReadBuffer;
+use crate::runtime::inspection::Inspection;
 use crate::sender::Sender;
 use crate::sync;
 use crate::sync::panic::{self, Panic};
@@ -34,8 +34,7 @@ pub(crate) struct Reader {
     read_half: ReadHalf,
     buffer: ReadBuffer,
     assembler: Assembler,
-    /// The number of each application ping that has replies, and their matcher.
-    matchers: Vec<(usize, ReplyMatcher)>,
+    inspection: Option<Inspection>,
     shrunk_at: Instant,
     /// The time at which the reader first waited after the last byte. A dead connection must not
     /// look alive because its handler is woken now and then.
@@ -103,16 +102,13 @@ impl Reader {
         inflater: Option<Inflater>,
     ) -> Self {
         let limits = Limits { max_message_size: settings.max_message_size };
-        let matchers = settings.app_pings.iter().enumerate();
-        let matchers =
-            matchers.filter_map(|(index, ping)| Some((index, ping.is_reply.clone()?))).collect();
         Reader {
             read_half: connection.transport.read_half(),
             connection,
             opened,
             buffer: ReadBuffer::with_leftover(&leftover),
             assembler: Assembler::new(limits, inflater),
-            matchers,
+            inspection: Inspection::new(settings),
             shrunk_at: sync::now(),
             waits_since: None,
             awaits_close: true,
@@ -247,12 +243,12 @@ impl Reader {
         arrival: Arrival,
     ) -> (BatchEnd, Delivered) {
         let is_delivery_over = self.connection.is_delivery_over();
-        let Reader { connection, opened, buffer, assembler, matchers, .. } = self;
+        let Reader { connection, opened, buffer, assembler, inspection, .. } = self;
         // One check per message for what is rare.
         let traces = log::log_enabled!(log::Level::Trace);
-        let is_special = is_delivery_over || !matchers.is_empty() || traces;
+        let is_special = is_delivery_over || inspection.is_some() || traces;
         let mut view = Connection::new(connection, opened, sender);
-        let (mut messages, mut bytes, mut replies) = (0u64, 0u64, 0u64);
+        let (mut messages, mut bytes) = (0u64, 0u64);
         let mut unread = buffer.unread();
         let batch = loop {
             let payload = match assembler.next_simple(&mut unread) {
@@ -275,7 +271,7 @@ impl Reader {
                     Err(violation) => break BatchEnd::Violation(violation),
                 },
             };
-            let message = MessageRef::new(payload, opened.epoch, arrival);
+            let mut message = MessageRef::new(payload, opened.epoch, arrival);
             if is_special {
                 if traces {
                     trace_received(connection, payload);
@@ -283,7 +279,16 @@ impl Reader {
                 if is_delivery_over {
                     continue;
                 }
-                replies += u64::from(match_reply(connection, matchers, message, sender));
+                if let Some(inspection) = inspection.as_mut() {
+                    match inspection.inspect(message, connection, sender) {
+                        Some(inspected) => message = inspected,
+                        // As after each message that is delivered.
+                        None if shutdown.is_requested() | connection.is_delivery_over() => {
+                            break BatchEnd::DeliveryOver;
+                        }
+                        None => continue,
+                    }
+                }
             }
             messages += 1;
             bytes += message.bytes().len() as u64;
@@ -293,12 +298,14 @@ impl Reader {
                 break BatchEnd::DeliveryOver;
             }
         };
-        if messages > 0 {
-            connection.counters.received(messages, bytes);
+        let findings = inspection.as_mut().map(Inspection::take_findings).unwrap_or_default();
+        let received = messages + findings.answered;
+        if received > 0 {
+            connection.counters.received(received, bytes + findings.answered_bytes);
         }
         let delivered = match messages {
             0 => Delivered::Nothing,
-            _ if messages > replies => Delivered::Data,
+            _ if messages > findings.replies => Delivered::Data,
             _ => Delivered::Replies,
         };
         (batch, delivered)
@@ -409,32 +416,6 @@ impl Reader {
 #[cold]
 fn trace_received(connection: &OpenConnection, payload: Payload<'_>) {
     log::trace!("{}: received {payload:?}", connection.label());
-}
-
-/// Asks the program's matchers whether a message answers an application ping, or several.
-#[cold]
-fn match_reply(
-    connection: &OpenConnection,
-    matchers: &[(usize, ReplyMatcher)],
-    message: MessageRef<'_>,
-    sender: &Sender,
-) -> bool {
-    let mut is_any = false;
-    for (index, is_reply) in matchers {
-        match panic::catch(|| is_reply(message)) {
-            Ok(true) => {
-                connection.activity.note_app_reply(*index);
-                is_any = true;
-            }
-            Ok(false) => {}
-            Err(panic) => {
-                let context = "the matcher of replies to application pings panicked";
-                sender.abort_for_panic(connection, panic, context);
-                break;
-            }
-        }
-    }
-    is_any
 }
 
 fn close_reason(close: Option<(u16, &str)>) -> CloseReason {

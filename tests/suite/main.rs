@@ -12,6 +12,7 @@ mod limits;
 mod naming;
 mod openssl;
 mod reconnecting;
+mod responding;
 mod sending;
 mod stopping;
 mod support;

@@ -1,0 +1,87 @@
+//! Messages before their delivery, where a setting asks to see them: answers and replies.
+
+use crate::config::app_ping::ReplyMatcher;
+use crate::config::settings::{AutoRespond, Settings};
+use crate::connection::OpenConnection;
+use crate::event::MessageRef;
+use crate::sender::Sender;
+use crate::sync::panic;
+
+/// The settings that see each message, and what they found. Used by the reader thread alone.
+pub(crate) struct Inspection {
+    auto_respond: Option<AutoRespond>,
+    /// The number of each application ping that has replies, and their matcher.
+    matchers: Vec<(usize, ReplyMatcher)>,
+    findings: Findings,
+}
+
+/// The messages of a batch that are no data.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Findings {
+    /// Replies to application pings, which are delivered.
+    pub(crate) replies: u64,
+    /// Messages that were answered, which are not.
+    pub(crate) answered: u64,
+    pub(crate) answered_bytes: u64,
+}
+
+impl Inspection {
+    /// Returns `None` where no setting sees messages.
+    pub(crate) fn new(settings: &Settings) -> Option<Self> {
+        let auto_respond = settings.auto_respond.clone();
+        let pings = settings.app_pings.iter().enumerate();
+        let matchers: Vec<_> =
+            pings.filter_map(|(index, ping)| Some((index, ping.is_reply.clone()?))).collect();
+        let sees = auto_respond.is_some() || !matchers.is_empty();
+        sees.then(|| Inspection { auto_respond, matchers, findings: Findings::default() })
+    }
+
+    /// Returns the message to be delivered. `None`: it has been answered.
+    // Not inlined: the loop over messages has the registers to itself.
+    #[inline(never)]
+    pub(crate) fn inspect<'m>(
+        &mut self,
+        message: MessageRef<'m>,
+        connection: &OpenConnection,
+        sender: &Sender,
+    ) -> Option<MessageRef<'m>> {
+        if let Some(auto_respond) = &self.auto_respond {
+            match panic::catch(|| auto_respond(message).map(|text| text.into_owned())) {
+                Ok(Some(text)) => {
+                    connection.queue_response(text);
+                    self.findings.answered += 1;
+                    self.findings.answered_bytes += message.bytes().len() as u64;
+                    return None;
+                }
+                Ok(None) => {}
+                Err(panic) => {
+                    let context = "the closure of `auto_respond` panicked";
+                    sender.abort_for_panic(connection, panic, context);
+                    return Some(message);
+                }
+            }
+        }
+        let mut is_reply_to_any = false;
+        for (index, is_reply) in &self.matchers {
+            match panic::catch(|| is_reply(message)) {
+                Ok(true) => {
+                    connection.activity.note_app_reply(*index);
+                    is_reply_to_any = true;
+                }
+                Ok(false) => {}
+                Err(panic) => {
+                    let context = "the matcher of replies to application pings panicked";
+                    sender.abort_for_panic(connection, panic, context);
+                    break;
+                }
+            }
+        }
+        self.findings.replies += u64::from(is_reply_to_any);
+        Some(message)
+    }
+
+    /// Returns what was found since the last call.
+    pub(crate) fn take_findings(&mut self) -> Findings {
+        std::mem::take(&mut self.findings)
+    }
+}
