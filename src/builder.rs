@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::app_ping::AppPing;
+use crate::config::decode::Decode;
 use crate::config::dial_context::DialContext;
 use crate::config::endpoint::Endpoint;
 use crate::config::queue_bounds::WhenFull;
@@ -436,12 +437,35 @@ impl Builder {
         self
     }
 
-    /// Sets the length of the longest message that is accepted, in bytes after decompression.
+    /// Sets the length of the longest message that is accepted, in bytes after decompression and
+    /// [`decode`](Builder::decode).
     ///
     /// A longer one ends the connection with the code 1009 and the kind
     /// [`TooBig`](crate::ErrorKind::TooBig), before memory is allocated for it. Defaults to 16 MiB.
     pub fn max_message_size(mut self, bytes: usize) -> Self {
         self.settings.max_message_size = bytes;
+        self
+    }
+
+    /// Decodes binary messages whose payload the server's application has compressed. Text messages
+    /// are delivered as they are.
+    ///
+    /// The handler, the events and the closures of this builder see what was decoded, binary or as
+    /// [text](Decode::as_text), and [`Stats::bytes_received`](crate::Stats::bytes_received) counts
+    /// that. A message that decodes to more than [`max_message_size`](Builder::max_message_size)
+    /// ends the connection as a longer one does. One that does not decode, or has further bytes
+    /// behind its end, ends it with the code 1007 and the kind
+    /// [`Undecodable`](crate::ErrorKind::Undecodable).
+    ///
+    /// Takes about 120 KiB for each open connection. Defaults to none.
+    ///
+    /// # Examples
+    /// ```
+    /// # use tautline::{Client, Decode};
+    /// let htx = Client::builder("wss://stream.example.com/ws").decode(Decode::gzip().as_text());
+    /// ```
+    pub fn decode(mut self, decode: Decode) -> Self {
+        self.settings.decode = Some(decode);
         self
     }
 
@@ -648,8 +672,9 @@ impl Builder {
 
     /// Sets the size of each thread's stack, in bytes.
     ///
-    /// At least 96 KiB, or 160 KiB with [`compress`](Builder::compress): a dev build needs 66 and
-    /// 97 KiB of that, and the handler and the other closures need the rest. `Config` at the start
+    /// At least 96 KiB, or 160 KiB with [`compress`](Builder::compress) or
+    /// [`decode`](Builder::decode): a dev build needs 66 and 97 KiB of that, and the handler and
+    /// the other closures need the rest. `Config` at the start
     /// if it is less, since a thread that overflows its stack aborts the process. Defaults to
     /// Rust's own size, 2 MiB of address space, of which only the pages in use take memory.
     pub fn thread_stack_size(mut self, bytes: usize) -> Self {

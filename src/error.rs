@@ -107,6 +107,9 @@ pub enum ErrorKind {
     TooBig,
     /// A rate limit leaves no room for a message in time; see [`Error::retry_in`].
     Limited,
+    /// A binary message does not [`decode`](crate::Builder::decode): it is compressed in another
+    /// way, corrupt or cut, something follows its end, or its text is not UTF-8.
+    Undecodable,
     /// A read or write failed, or the system had no descriptors, threads or memory to give.
     Io,
     /// The handler panicked.
@@ -134,6 +137,7 @@ impl ErrorKind {
             ErrorKind::Lagged => "lagged",
             ErrorKind::TooBig => "too_big",
             ErrorKind::Limited => "limited",
+            ErrorKind::Undecodable => "undecodable",
             ErrorKind::Io => "io",
             ErrorKind::HandlerPanicked => "handler_panicked",
             ErrorKind::Stopped => "stopped",

@@ -159,6 +159,7 @@
 //! | [`max_attempts`](Builder::max_attempts), [`retry_policy`](Builder::retry_policy) | none |
 //! | [`before_reconnect`](Builder::before_reconnect) | none |
 //! | [`max_message_size`](Builder::max_message_size) | 16 MiB |
+//! | [`decode`](Builder::decode) | none |
 //! | [`max_outgoing_message_size`](Builder::max_outgoing_message_size) | none |
 //! | [`max_outgoing_frame_size`](Builder::max_outgoing_frame_size) | none |
 //! | [`send_limit`](Builder::send_limit), [`connect_limit`](Builder::connect_limit) | none |
@@ -176,10 +177,12 @@
 //! arrive. The buffers shrink with the first bytes that arrive 10 s or more after the last need.
 //!
 //! A fragmented or compressed message takes up to `max_message_size` once more while it is
-//! assembled, of which up to 64 KiB are kept for the next one. At the default limit of 16 MiB, the
-//! most that a server can make a connection take is thus 32 MiB, besides the engines of TLS and of
-//! compression (see [`Deflate`]). A send takes 64 KiB, twice that over TLS, and a compressed one as
-//! much as its compressed length. The event queue takes what its limits allow.
+//! assembled, of which up to 64 KiB are kept for the next one. With [`decode`](Builder::decode) a
+//! message takes up to `max_message_size` once more while it is decoded. At the default limit of 16
+//! MiB, the most that a server can make a connection take is thus 32 MiB, and 48 MiB with `decode`,
+//! besides the engines of TLS and of compression (see [`Deflate`]). A send takes 64 KiB, twice that
+//! over TLS, and a compressed one as much as its compressed length. The event queue takes what its
+//! limits allow.
 //!
 //! # Logs
 //! Log records go through the [`log`] crate, under targets that begin with `tautline`:
@@ -252,6 +255,7 @@ struct Readme;
 pub use builder::Builder;
 pub use client::{Client, Pull, Push};
 pub use config::app_ping::AppPing;
+pub use config::decode::Decode;
 pub use config::dial_context::DialContext;
 pub use config::endpoint::Endpoint;
 pub use config::queue_bounds::WhenFull;

@@ -16,7 +16,8 @@ pub struct Stats {
     /// The number of data messages received, those included that
     /// [`auto_respond`](crate::Builder::auto_respond) answered.
     pub messages_received: u64,
-    /// The payload bytes of data messages received, after decompression.
+    /// The payload bytes of data messages received, after decompression and
+    /// [`decode`](crate::Builder::decode).
     pub bytes_received: u64,
     /// The number of data messages that the kernel took whole, application pings and responses of
     /// [`auto_respond`](crate::Builder::auto_respond) included.

@@ -1,6 +1,7 @@
 //! Settings: their defaults in one place, validated once.
 
 pub(crate) mod app_ping;
+pub(crate) mod decode;
 pub(crate) mod dial_context;
 pub(crate) mod endpoint;
 pub(crate) mod queue_bounds;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::config::app_ping::AppPing;
+use crate::config::decode::Decode;
 use crate::config::dial_context::DialContext;
 use crate::config::queue_bounds::{Bounds, WhenFull};
 use crate::connection::Timeouts;
@@ -44,6 +45,7 @@ pub(crate) struct Settings {
     pub(crate) retry_policy: Option<RetryPolicy>,
     pub(crate) before_reconnect: Option<BeforeReconnect>,
     pub(crate) max_message_size: usize,
+    pub(crate) decode: Option<Decode>,
     pub(crate) max_outgoing_message_size: Option<usize>,
     pub(crate) max_outgoing_frame_size: Option<usize>,
     pub(crate) queue: Bounds,
@@ -80,6 +82,7 @@ impl Default for Settings {
             retry_policy: None,
             before_reconnect: None,
             max_message_size: 16 << 20,
+            decode: None,
             max_outgoing_message_size: None,
             max_outgoing_frame_size: None,
             queue: Bounds { messages: 65_536, bytes: 64 << 20, when_full: WhenFull::default() },
@@ -204,7 +207,8 @@ impl Settings {
         if self.tcp.keepalive.is_some_and(|idle| !keepalives.contains(&idle)) {
             return Err(Error::config("tcp_keepalive must be from 1 s to 32,767 s"));
         }
-        let stack_min = if self.deflate.is_some() { STACK_MIN_COMPRESSING } else { STACK_MIN };
+        let compresses = self.deflate.is_some() || self.decode.is_some();
+        let stack_min = if compresses { STACK_MIN_COMPRESSING } else { STACK_MIN };
         if let Some(bytes) = self.threads.stack_size.filter(|bytes| *bytes < stack_min) {
             return Err(Error::config(format!(
                 "thread_stack_size is {bytes} bytes: with these settings it must be at least \
@@ -224,7 +228,8 @@ const NAME_MAX: usize = 64;
 /// is for the handler and the other closures.
 const STACK_MIN: usize = 96 * 1024;
 
-/// The smallest stack that is accepted with compression. A dev build was measured to need 97 KiB.
+/// The smallest stack that is accepted with compression or `decode`. A dev build was measured to
+/// need 97 KiB with compression, whose engine for what is received is that of `decode`.
 const STACK_MIN_COMPRESSING: usize = 160 * 1024;
 
 #[cfg(test)]
@@ -259,7 +264,7 @@ mod tests {
         assert_eq!(settings.queue, bounds);
         assert!(settings.deflate.is_none() && settings.app_pings.is_empty());
         assert!(settings.send_limits.is_empty() && settings.connect_limit.is_none());
-        assert!(settings.auto_respond.is_none());
+        assert!(settings.auto_respond.is_none() && settings.decode.is_none());
         assert!(!settings.has_wakeups);
         assert!(settings.check().is_ok());
         assert!(settings.name.is_none());

@@ -1,6 +1,7 @@
 //! WebSocket frames and messages (RFC 6455, RFC 7692): no clock, no thread, no socket.
 
 pub(crate) mod assembler;
+pub(crate) mod decode;
 pub(crate) mod deflate;
 pub(crate) mod frame;
 pub(crate) mod mask;

@@ -10,7 +10,7 @@ const SIZE_MIN: usize = 16 * 1024;
 const SIZE_BURST: usize = 256 * 1024;
 
 /// After this long without a burst or a long frame the buffer shrinks.
-const QUIET: Duration = Duration::from_secs(10);
+pub(super) const QUIET: Duration = Duration::from_secs(10);
 
 /// Bytes that have been received and not yet been understood.
 ///

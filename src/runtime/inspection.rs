@@ -1,14 +1,18 @@
-//! Messages before their delivery, where a setting asks to see them: answers and replies.
+//! Messages before their delivery, where a setting asks to see them: decoding, answers, replies.
+
+use std::time::Instant;
 
 use crate::config::app_ping::ReplyMatcher;
 use crate::config::settings::{AutoRespond, Settings};
 use crate::connection::OpenConnection;
-use crate::event::MessageRef;
+use crate::event::{MessageRef, Payload};
+use crate::protocol::decode::{DecodeError, Decoder};
 use crate::sender::Sender;
 use crate::sync::panic;
 
 /// The settings that see each message, and what they found. Used by the reader thread alone.
 pub(crate) struct Inspection {
+    decoder: Option<Decoder>,
     auto_respond: Option<AutoRespond>,
     /// The number of each application ping that has replies, and their matcher.
     matchers: Vec<(usize, ReplyMatcher)>,
@@ -28,36 +32,47 @@ pub(crate) struct Findings {
 impl Inspection {
     /// Returns `None` where no setting sees messages.
     pub(crate) fn new(settings: &Settings) -> Option<Self> {
+        let decoder = settings
+            .decode
+            .map(|decode| Decoder::new(decode.format, decode.is_text, settings.max_message_size));
         let auto_respond = settings.auto_respond.clone();
         let pings = settings.app_pings.iter().enumerate();
         let matchers: Vec<_> =
             pings.filter_map(|(index, ping)| Some((index, ping.is_reply.clone()?))).collect();
-        let sees = auto_respond.is_some() || !matchers.is_empty();
-        sees.then(|| Inspection { auto_respond, matchers, findings: Findings::default() })
+        let sees = decoder.is_some() || auto_respond.is_some() || !matchers.is_empty();
+        let findings = Findings::default();
+        sees.then(|| Inspection { decoder, auto_respond, matchers, findings })
     }
 
     /// Returns the message to be delivered. `None`: it has been answered.
+    ///
+    /// # Errors
+    /// If the message does not decode.
     // Not inlined: the loop over messages has the registers to itself.
     #[inline(never)]
     pub(crate) fn inspect<'m>(
-        &mut self,
-        message: MessageRef<'m>,
+        &'m mut self,
+        mut message: MessageRef<'m>,
         connection: &OpenConnection,
         sender: &Sender,
-    ) -> Option<MessageRef<'m>> {
+    ) -> Result<Option<MessageRef<'m>>, DecodeError> {
+        if let (Some(decoder), Payload::Binary(bytes)) = (&mut self.decoder, message.payload()) {
+            let decoded = decoder.decode(bytes)?;
+            message = MessageRef::new(decoded, message.epoch(), message.arrival());
+        }
         if let Some(auto_respond) = &self.auto_respond {
             match panic::catch(|| auto_respond(message).map(|text| text.into_owned())) {
                 Ok(Some(text)) => {
                     connection.queue_response(text);
                     self.findings.answered += 1;
                     self.findings.answered_bytes += message.bytes().len() as u64;
-                    return None;
+                    return Ok(None);
                 }
                 Ok(None) => {}
                 Err(panic) => {
                     let context = "the closure of `auto_respond` panicked";
                     sender.abort_for_panic(connection, panic, context);
-                    return Some(message);
+                    return Ok(Some(message));
                 }
             }
         }
@@ -77,7 +92,14 @@ impl Inspection {
             }
         }
         self.findings.replies += u64::from(is_reply_to_any);
-        Some(message)
+        Ok(Some(message))
+    }
+
+    /// Shrinks a buffer whose size was not needed for a while.
+    pub(crate) fn settle(&mut self, now: Instant) {
+        if let Some(decoder) = &mut self.decoder {
+            decoder.settle(now);
+        }
     }
 
     /// Returns what was found since the last call.

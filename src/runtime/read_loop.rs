@@ -15,6 +15,7 @@ use crate::event::{Arrival, MessageRef, Opened, Payload};
 use crate::handler::{Connection, EventSink, Full, WokenContext};
 use crate::protocol::ProtocolError;
 use crate::protocol::assembler::{Assembler, Incoming, Limits};
+use crate::protocol::decode::{DecodeError, Fault};
 use crate::protocol::deflate::Inflater;
 use crate::protocol::read_buffer::ReadBuffer;
 use crate::runtime::inspection::Inspection;
@@ -81,6 +82,8 @@ enum BatchEnd {
     /// The peer's close frame came.
     Closed(CloseReason),
     Violation(ProtocolError),
+    /// A message is not what `decode` expects.
+    Undecodable(Fault),
     QueueFull,
 }
 
@@ -197,6 +200,9 @@ impl Reader {
             if self.buffer.settle(now) {
                 self.connection.transport.shrink(&mut self.read_half);
             }
+            if let Some(inspection) = &mut self.inspection {
+                inspection.settle(now);
+            }
         }
         received.map(|received| (received, now))
     }
@@ -281,12 +287,16 @@ impl Reader {
                 }
                 if let Some(inspection) = inspection.as_mut() {
                     match inspection.inspect(message, connection, sender) {
-                        Some(inspected) => message = inspected,
+                        Ok(Some(inspected)) => message = inspected,
                         // As after each message that is delivered.
-                        None if shutdown.is_requested() | connection.is_delivery_over() => {
+                        Ok(None) if shutdown.is_requested() | connection.is_delivery_over() => {
                             break BatchEnd::DeliveryOver;
                         }
-                        None => continue,
+                        Ok(None) => continue,
+                        Err(DecodeError::TooLong) => {
+                            break BatchEnd::Violation(ProtocolError::too_long());
+                        }
+                        Err(DecodeError::Undecodable(fault)) => break BatchEnd::Undecodable(fault),
                     }
                 }
             }
@@ -339,6 +349,11 @@ impl Reader {
             BatchEnd::Violation(violation) => {
                 let frame = CloseFrame::new(u16::from(violation.code));
                 ReadEnd::Close(self.violation_error(&violation), frame)
+            }
+            BatchEnd::Undecodable(fault) => {
+                let context = format!("a message of {} does not decode: {fault}", connection.peer);
+                let frame = CloseFrame::new(u16::from(CloseCode::Invalid));
+                ReadEnd::Close(Error::new(ErrorKind::Undecodable, context), frame)
             }
             BatchEnd::QueueFull => {
                 let context = "the events queue was full: read faster, or choose another rule";

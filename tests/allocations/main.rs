@@ -6,13 +6,16 @@
 mod queue;
 
 use std::alloc::System;
+use std::io::Write;
 use std::thread;
 use std::time::Duration;
 
 use crossbeam_channel::{Sender, bounded};
+use flate2::Compression;
+use flate2::write::GzEncoder;
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 use tautline::testing::TestServer;
-use tautline::{Builder, Client, Connection, EventRef, Handler, MessageRef, WhenFull};
+use tautline::{Builder, Client, Connection, Decode, EventRef, Handler, MessageRef, WhenFull};
 
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
@@ -32,15 +35,28 @@ const SOON: Duration = Duration::from_secs(60);
 fn main() {
     for (name, settings) in [("plain", TestServer::builder()), ("TLS", TestServer::builder().tls())]
     {
-        let server = settings.discard_messages().start(|peer| {
+        let server = settings.clone().discard_messages().start(|peer| {
             peer.upgrade()?;
             peer.flood(200)
         });
-        let allocations = count(&server);
+        let allocations = count(client(&server), WARM_UP, COUNTED);
         println!("{name}: {allocations} allocations in {COUNTED} messages to a handler");
         assert!(allocations <= SLACK);
         let allocations = count_in_batches(&server);
         println!("{name}: {allocations} allocations in {COUNTED} messages in batches");
+        assert!(allocations <= SLACK);
+        let server = settings.discard_messages().start(|peer| {
+            peer.upgrade()?;
+            let burst = gzip_frame().repeat(100);
+            loop {
+                peer.write(&burst)?;
+            }
+        });
+        let builder = client(&server).decode(Decode::gzip().as_text());
+        // Fewer, because decoding takes its time in a dev build.
+        let counted = COUNTED / 10;
+        let allocations = count(builder, WARM_UP / 10, counted);
+        println!("{name}: {allocations} allocations in {counted} messages that are decoded");
         assert!(allocations <= SLACK);
     }
     queue::run();
@@ -54,11 +70,22 @@ fn client(server: &TestServer) -> Builder {
         .close_timeout(Duration::from_millis(50))
 }
 
-/// Counts how often memory was asked for while `COUNTED` messages came.
-fn count(server: &TestServer) -> usize {
+/// Returns a frame with a binary message of 1 KiB, compressed by gzip.
+fn gzip_frame() -> Vec<u8> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::new(6));
+    let content: String = (0..128).map(|number| format!("{:8}", number * number)).collect();
+    let encoded = encoder.write_all(content.as_bytes()).and_then(|()| encoder.finish());
+    let payload = encoded.expect("memory takes all of it");
+    let len = u16::try_from(payload.len()).expect("it is short");
+    assert!((126..1024).contains(&len));
+    [&[0x82, 126], &len.to_be_bytes()[..], &payload].concat()
+}
+
+/// Counts how often memory was asked for while `counted` messages came, after as many as `warm_up`.
+fn count(builder: Builder, warm_up: u64, counted: u64) -> usize {
     let (tell, told) = bounded(1);
-    let client = client(server)
-        .start_with(Count { messages: 0, before: 0, tell })
+    let client = builder
+        .start_with(Count { warm_up, counted, messages: 0, before: 0, tell })
         .expect("the settings are good");
     let allocations = told.recv_timeout(SOON).expect("the flood comes");
     assert!(client.stop(SOON).is_clean());
@@ -89,6 +116,8 @@ fn count_in_batches(server: &TestServer) -> usize {
 }
 
 struct Count {
+    warm_up: u64,
+    counted: u64,
     messages: u64,
     before: usize,
     tell: Sender<usize>,
@@ -97,10 +126,10 @@ struct Count {
 impl Handler for Count {
     fn message(&mut self, connection: &mut Connection<'_>, _: MessageRef<'_>) {
         self.messages += 1;
-        if self.messages == WARM_UP {
+        if self.messages == self.warm_up {
             self.before = allocations();
         }
-        if self.messages == WARM_UP + COUNTED {
+        if self.messages == self.warm_up + self.counted {
             self.tell.send(allocations() - self.before).expect("the test waits");
             connection.stop();
         }

@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{bounded, unbounded};
 use tautline::testing::{Peer, Request, TestServer};
-use tautline::{AppPing, Builder, Client, Deflate, Endpoint, Error, ErrorKind, Event, Timeout};
+use tautline::{
+    AppPing, Builder, Client, Decode, Deflate, Endpoint, Error, ErrorKind, Event, Timeout,
+};
 
 use crate::support::{
     MS, SOON, builder, dial_failed, disconnected, echo, message, next, opened, plain_and_tls,
@@ -379,6 +381,7 @@ fn settings_that_can_never_work_are_refused_before_anything_starts() {
         good().tcp_send_buffer(0),
         good().thread_stack_size(96 * 1024 - 1),
         good().thread_stack_size(160 * 1024 - 1).compress(Deflate::new()),
+        good().thread_stack_size(160 * 1024 - 1).decode(Decode::gzip()),
         good().tls_root("-----BEGIN CERTIFICATE-----\nnonsense\n-----END CERTIFICATE-----\n"),
         good().tls_root("neither PEM nor DER"),
         good().tls_identity_pem("nonsense", "nonsense"),

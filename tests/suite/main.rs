@@ -4,6 +4,7 @@ mod addresses;
 mod batches;
 mod callbacks;
 mod closing;
+mod decoding;
 mod delivery;
 mod dialing;
 mod heartbeat;
