@@ -1,6 +1,6 @@
 //! Parts that eat any bytes at all, and check themselves.
 
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::sync::Arc;
 
 use crossbeam_channel::bounded;
@@ -15,6 +15,7 @@ use crate::event::{Carried, DialFailure, Disconnect, MessageRef, Opened, Payload
 use crate::handler::{Connection, EventSink, Full};
 use crate::name::ClientName;
 use crate::protocol::assembler::{Assembler, Incoming, Limits};
+use crate::protocol::decode::{Decoder, Format};
 use crate::protocol::deflate::{Deflate, Deflater, Inflater};
 use crate::protocol::frame::FrameHeader;
 use crate::protocol::read_buffer::ReadBuffer;
@@ -166,6 +167,54 @@ fn reference(content: &[u8]) -> Option<Vec<u8>> {
         }
     }
     Some(out)
+}
+
+/// Decodes messages beside flate2's own decoders. The first byte says in which format, and if text
+/// is expected.
+pub fn decode(bytes: &[u8]) {
+    let Some((&shape, content)) = bytes.split_first() else { return };
+    let format = match shape % 3 {
+        0 => Format::Gzip,
+        1 => Format::Zlib,
+        _ => Format::Deflate,
+    };
+    let is_text = shape & 0x80 != 0;
+    let mut decoder = Decoder::new(format, is_text, MAX_MESSAGE);
+    let expected = decode_reference(format, content);
+    // The second time behind a message that may have failed.
+    for _ in 0..2 {
+        let decoded = decoder.decode(content);
+        match &expected {
+            Some(expected) if expected.len() > MAX_MESSAGE => assert!(decoded.is_err()),
+            Some(expected) if is_text => match std::str::from_utf8(expected) {
+                Ok(text) => assert_eq!(decoded, Ok(Payload::Text(text))),
+                Err(_) => assert!(decoded.is_err()),
+            },
+            Some(expected) => assert_eq!(decoded, Ok(Payload::Binary(expected))),
+            None => assert!(decoded.is_err()),
+        }
+        assert!(decoder.held() <= MAX_MESSAGE + 1);
+    }
+}
+
+/// Decodes a message; one byte more than `MAX_MESSAGE` of one that is longer.
+fn decode_reference(format: Format, content: &[u8]) -> Option<Vec<u8>> {
+    let mut out = Vec::new();
+    let has_header = match format {
+        Format::Gzip => {
+            let decoder = flate2::bufread::MultiGzDecoder::new(content);
+            decoder.take(MAX_MESSAGE as u64 + 1).read_to_end(&mut out).ok()?;
+            return Some(out);
+        }
+        Format::Zlib => true,
+        Format::Deflate => false,
+    };
+    // Its readers of these take a message that is cut for a whole one.
+    out.reserve_exact(MAX_MESSAGE + 1);
+    let mut engine = flate2::Decompress::new(has_header);
+    let status = engine.decompress_vec(content, &mut out, flate2::FlushDecompress::Finish).ok()?;
+    let is_whole = status == flate2::Status::StreamEnd && engine.total_in() == content.len() as u64;
+    (is_whole || out.len() > MAX_MESSAGE).then_some(out)
 }
 
 /// Parses the head of an answer to the opening handshake.

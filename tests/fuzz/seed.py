@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Writes the seed corpus of the fuzz targets: small inputs that reach far, the same in each run."""
 
+import gzip
 import os
 import zlib
 
@@ -77,6 +78,32 @@ for name, content in {"empty": b"", "json": b'{"code":-2015}', "long": b"x" * 50
     for shape in (b"\x00\x00", b"\x07\x03", b"\xff\xff"):
         write("refusals", name + "-" + shape.hex(), shape + content)
         write("inflate", name + "-" + shape.hex(), shape + content)
+# The formats of `decode`: a member with each optional field, two members, a bomb, one that is cut.
+def raw(payload):
+    engine = zlib.compressobj(6, zlib.DEFLATED, -15)
+    return engine.compress(payload) + engine.flush()
+
+
+JSON = b'{"ping":1492420473027}'
+MEMBER = gzip.compress(JSON, mtime=0)
+HEAD = b"\x1f\x8b\x08\x1e" + MEMBER[4:10] + b"\x02\x00xx" + b"name\x00" + b"comment\x00"
+DECODED = {
+    0: {
+        "member": MEMBER,
+        "members": MEMBER + gzip.compress(b"", mtime=0) + MEMBER,
+        "fields": HEAD + (zlib.crc32(HEAD) & 0xFFFF).to_bytes(2, "little") + MEMBER[10:],
+        "bomb": gzip.compress(bytes(1 << 20), mtime=0),
+        "cut": MEMBER[:-5],
+        "trailing": MEMBER + b"x",
+    },
+    1: {"whole": zlib.compress(JSON), "cut": zlib.compress(JSON)[:-3], "bomb": zlib.compress(bytes(1 << 20))},
+    2: {"whole": raw(JSON), "cut": raw(JSON)[:-3], "bomb": raw(bytes(1 << 20)), "trailing": raw(JSON) + b"x"},
+}
+for shape, contents in DECODED.items():
+    for name, content in contents.items():
+        write("decode", f"{name}-{shape}", bytes([shape]) + content)
+# The upper bit asks for text; what is left of 0x80 by 3 is 2.
+write("decode", "text", bytes([0x80]) + raw("grüße €".encode()))
 # Messages that end in a final block, and one that is cut.
 for name, content in {"final": "0b4fcd49cecf4d0500", "cut": "f248cdc9", "whole": "f248cdc9c90700"}.items():
     write("inflate", name, b"\x01\x00" + bytes.fromhex(content))
