@@ -9,7 +9,7 @@ use std::hint::black_box;
 use gungraun::{
     Callgrind, EventKind, LibraryBenchmarkConfig, library_benchmark, library_benchmark_group, main,
 };
-use tautline_parts::Work;
+use tautline_parts::{DecodeWork, Work};
 
 /// The work is handed back, so that dropping it is not counted.
 fn limit(instructions: u64) -> LibraryBenchmarkConfig {
@@ -47,6 +47,12 @@ fn check_text(work: Work) -> (usize, Work) {
     (black_box(work.check_text()), work)
 }
 
+#[library_benchmark]
+#[bench::medium(args = (), setup = DecodeWork::new, config = limit(DECODE_1024))]
+fn decode(mut work: DecodeWork) -> (usize, DecodeWork) {
+    (black_box(work.decode()), work)
+}
+
 const HEADS: u64 = 33_126;
 const READ_200: u64 = 122_530;
 const READ_2048: u64 = 350_530;
@@ -54,6 +60,7 @@ const READ_COMPRESSED: u64 = 2_421_320;
 const WRITE_200: u64 = 254_625;
 const WRITE_2048: u64 = 961_422;
 const CHECK_2048: u64 = 322_463;
+const DECODE_1024: u64 = 10_000_000;
 
-library_benchmark_group!(name = parts, benchmarks = [heads, read, write, check_text]);
+library_benchmark_group!(name = parts, benchmarks = [heads, read, write, check_text, decode]);
 main!(library_benchmark_groups = parts);

@@ -4,6 +4,7 @@ use tungstenite::protocol::frame::coding::{Data, OpCode};
 
 use crate::event::Payload;
 use crate::protocol::assembler::{Assembler, Incoming, Limits};
+use crate::protocol::decode::{Decoder, Format};
 use crate::protocol::deflate::{Deflate, Deflater, Inflater};
 use crate::protocol::frame::{Frame, FrameHeader};
 use crate::protocol::mask::{MaskingKeys, mask};
@@ -103,6 +104,28 @@ impl Reading {
             };
         }
         payload
+    }
+}
+
+/// From messages that are compressed by gzip inside their frames to what the program gets.
+pub struct Decoding {
+    decoder: Decoder,
+}
+
+impl Decoding {
+    /// Nothing decoded yet.
+    #[allow(clippy::new_without_default, reason = "a default would promise something")]
+    pub fn new() -> Self {
+        Decoding { decoder: Decoder::new(Format::Gzip, false, 16 << 20) }
+    }
+
+    /// Decodes a message; how many bytes it has then.
+    pub fn decode(&mut self, payload: &[u8]) -> usize {
+        match self.decoder.decode(payload) {
+            Ok(Payload::Text(text)) => text.len(),
+            Ok(Payload::Binary(bytes)) => bytes.len(),
+            Err(_) => 0,
+        }
     }
 }
 
