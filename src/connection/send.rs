@@ -310,16 +310,21 @@ impl OpenConnection {
     }
 
     /// Waits until the limits let `weight` messages through; `None` where there are none.
+    #[inline]
     fn permit(&self, weight: u32, deadline: Deadline) -> Result<Option<Permit>, Error> {
-        if self.limits.is_empty() {
-            return Ok(None);
+        match self.limits.is_empty() {
+            true => Ok(None),
+            false => self.acquire(weight, deadline).map(Some),
         }
+    }
+
+    fn acquire(&self, weight: u32, deadline: Deadline) -> Result<Permit, Error> {
         // Whatever runs on these threads would wait for itself, or keep the connection from being
         // read and written.
         let may_wait = !self.threads.is_own_thread();
         let is_over = || self.sequence.check().is_err();
         match self.limits.acquire(SendKind::Sends, weight, deadline.at(), may_wait, is_over) {
-            Ok(permit) => Ok(Some(permit)),
+            Ok(permit) => Ok(permit),
             Err(Refused::Late { retry_in }) => Err(Error::limited(retry_in)),
             Err(Refused::Over) => Err(self.sequence.check().err().unwrap_or_else(Error::stopped)),
         }

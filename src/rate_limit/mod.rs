@@ -938,6 +938,17 @@ mod tests {
                 assert!(!self.has_room(connection, kind, weight, true), "one sleeps on");
             }
         }
+
+        /// Lets all look who sleep: none of them has slept too long.
+        fn check_sleepers(&mut self) {
+            for place in 0..self.waiting.len() {
+                let is_woken = self.waiting[place].waiter.inner.lock().is_woken;
+                if !is_woken {
+                    self.waiting[place].until = self.take(&self.waiting[place]);
+                    assert!(self.waiting[place].until > self.now, "one has slept too long");
+                }
+            }
+        }
     }
 
     #[derive(Clone, Debug)]
@@ -947,6 +958,7 @@ mod tests {
         TryAcquire { connection: usize, kind: SendKind, weight: u32 },
         Settle { place: usize, sent: u32 },
         GiveUp { place: usize },
+        Check,
     }
 
     fn step() -> impl Strategy<Value = Step> {
@@ -971,6 +983,7 @@ mod tests {
             (0..4usize, 0..4u32).prop_map(|(place, sent)| Step::Settle { place, sent }),
             (0..4usize, 3..4u32).prop_map(|(place, sent)| Step::Settle { place, sent }),
             (0..9usize).prop_map(|place| Step::GiveUp { place }),
+            Just(Step::Check),
         ]
     }
 
@@ -1040,6 +1053,7 @@ mod tests {
                         let limits = &simulation.connections[sleeper.connection];
                         drop(Waits { limits, waiter: sleeper.waiter });
                     }
+                    Step::Check => simulation.check_sleepers(),
                     Step::Settle { .. } | Step::GiveUp { .. } => {}
                 }
                 simulation.look();

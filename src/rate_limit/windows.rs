@@ -355,6 +355,16 @@ mod tests {
     }
 
     #[test]
+    fn who_read_the_clock_first_and_settles_last_makes_no_room() {
+        let mut windows = Windows::new(vec![window(2, SECOND)], Duration::ZERO);
+        let now = Instant::now();
+        windows.take(2);
+        windows.settle(1, 1, now + 500 * MS);
+        windows.settle(1, 1, now);
+        assert_eq!(windows.earliest(0, 2, true, now + 500 * MS), now + 1500 * MS);
+    }
+
+    #[test]
     fn what_is_kept_is_left_to_what_is_urgent() {
         let mut windows =
             Windows::new(vec![Window { count: 5, per: SECOND, keep: 2 }], Duration::ZERO);
