@@ -19,7 +19,6 @@ use crate::protocol::decode::{Decoder, Format};
 use crate::protocol::deflate::{Deflate, Deflater, Inflater};
 use crate::protocol::frame::FrameHeader;
 use crate::protocol::read_buffer::ReadBuffer;
-use crate::rate_limit::Limits;
 use crate::runtime::read_loop::{Drained, ReadEnd, Reader};
 use crate::runtime::shared::Shared;
 use crate::sender::Sender;
@@ -248,7 +247,7 @@ pub fn connection(bytes: &[u8]) {
         settings.timeouts(),
         wakeup,
         Arc::new(Counters::default()),
-        Limits::default(),
+        crate::rate_limit::Limits::default(),
         Arc::clone(&shared.threads),
     ));
     let opened = Opened {

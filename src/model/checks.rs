@@ -911,7 +911,7 @@ fn no_wake_up_is_lost_by_whoever_waits_for_a_rate_limit() {
     explore(|| {
         // One message an hour, for two connections together.
         let limit = RateLimit::shared().window(1, 3600 * SECOND);
-        let limits = [(); 2].map(|()| Limits::for_connection(&[limit.clone()]));
+        let limits = [(); 2].map(|()| Limits::for_connection(std::slice::from_ref(&limit)));
         let permit = limits[0].try_acquire(SendKind::Calls, 1, sync::now()).expect("there is room");
         let is_over = Arc::new(AtomicBool::new(false));
         let waits = |limits: &Limits, is_over: &Arc<AtomicBool>| {
