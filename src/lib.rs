@@ -111,12 +111,14 @@
 //! # Threads
 //! | thread | does | calls the program's |
 //! |---|---|---|
-//! | `taut-reader` | dials, reads, delivers | handler, endpoints, retry policy, `auto_respond`, [`before_reconnect`] |
-//! | `taut-heartbeat` | pings, pongs, responds, closes; checks liveness | [`AppPing::made_by`] |
+//! | `taut-reader` | dials, reads, delivers, backs off | handler, closures of the [`Builder`] |
+//! | `taut-heartbeat` | writes pings, pongs, responses, close frames | [`AppPing::made_by`] |
 //! | `taut-resolver` | looks up one host name, then ends | [`Resolver`] |
 //! | `taut-roots` | reads the system's TLS roots once per process, then ends | nothing |
 //!
-//! [`before_reconnect`]: Builder::before_reconnect
+//! The closures of the builder name an endpoint, decide on retries, run before a reconnect, match
+//! replies to pings, respond, and name the key of `conflate`.
+//! [`on_thread_start`](Builder::on_thread_start) runs on each thread.
 //!
 //! The first two live as long as the client, however often it reconnects. A closure that blocks
 //! delays what its thread does, so give the calls that it makes a timeout. To the system the
