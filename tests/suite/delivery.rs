@@ -312,16 +312,15 @@ fn every_thread_calls_the_hook_first_and_outlives_a_panic_in_it() {
         std::panic::resume_unwind(Box::new("on purpose"));
     };
     let client = builder(&server).on_thread_start(hook).connect().expect("it opens all the same");
-    let mut names: Vec<String> = (0..3)
-        .map(|_| {
-            let (name, own) = threads.recv_timeout(SOON).expect("three threads start");
-            assert_eq!(own.as_deref(), Some(name.as_str()));
-            name
-        })
-        .collect();
+    assert!(client.stop(SOON).is_clean());
+    let names = threads.try_iter().map(|(name, own)| {
+        assert_eq!(own.as_deref(), Some(name.as_str()));
+        name
+    });
+    // The roots of the system are read once per process, by whichever client is the first.
+    let mut names: Vec<String> = names.filter(|name| name != "taut-roots").collect();
     names.sort();
     assert_eq!(names, ["taut-heartbeat", "taut-reader", "taut-resolver"]);
-    assert!(client.stop(SOON).is_clean());
 }
 
 #[test]
