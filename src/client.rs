@@ -25,6 +25,7 @@ use crate::runtime::heartbeat::Heartbeat;
 use crate::runtime::reader_thread::ReaderThread;
 use crate::runtime::reconnect::State;
 use crate::runtime::shared::{Active, Shared};
+use crate::runtime::work::HeartbeatWork;
 use crate::sender::{Sender, Stopper};
 use crate::stats::Stats;
 use crate::sync;
@@ -87,6 +88,19 @@ impl Client {
     }
 }
 
+/// The layer above a client's threads: the receiver of the reader's events, and the work of the
+/// heartbeat thread.
+pub(crate) struct Layer<D> {
+    pub(crate) sink: D,
+    pub(crate) work: Option<Box<dyn HeartbeatWork>>,
+}
+
+impl<D> From<D> for Layer<D> {
+    fn from(sink: D) -> Self {
+        Layer { sink, work: None }
+    }
+}
+
 /// A dial that is this much later than its own deadline must be in an endpoint closure.
 const CLOSURE_GRACE: Duration = Duration::from_millis(500);
 
@@ -113,7 +127,7 @@ impl Builder {
     /// As [`connect`](Builder::connect). The handler has been told of the failure then too.
     pub fn connect_with(self, handler: impl Handler) -> Result<Client<Push>, Error> {
         let connect_timeout = self.settings.connect_timeout;
-        self.launch(true, |_, _| HandlerSink(handler))?.after_first_dial(connect_timeout)
+        self.launch(true, |_, _| HandlerSink(handler).into())?.after_first_dial(connect_timeout)
     }
 
     /// Returns a client to pull from at once. It dials in the background, and retries.
@@ -144,20 +158,20 @@ impl Builder {
     /// # Ok(()) }
     /// ```
     pub fn start_with(self, handler: impl Handler) -> Result<Client<Push>, Error> {
-        self.launch(false, |_, _| HandlerSink(handler))
+        self.launch(false, |_, _| HandlerSink(handler).into())
     }
 
     fn pulled(self, first_decides: bool) -> Result<Client<Pull>, Error> {
         let conflate = self.settings.conflate.clone();
         self.launch(first_decides, |queue, shared| {
-            QueueSink::new(Arc::clone(queue), shared.shutdown.clone(), conflate)
+            QueueSink::new(Arc::clone(queue), shared.shutdown.clone(), conflate).into()
         })
     }
 
-    fn launch<M, D: EventSink>(
+    pub(crate) fn launch<M, D: EventSink>(
         self,
         first_decides: bool,
-        delivery: impl FnOnce(&Arc<Queue>, &Shared) -> D,
+        layer: impl FnOnce(&Arc<Queue>, &Arc<Shared>) -> Layer<D>,
     ) -> Result<Client<M>, Error> {
         let config = self.check()?;
         let settings = &config.settings;
@@ -181,10 +195,10 @@ impl Builder {
         };
         let dialer = Dialer::new(dial, Arc::clone(&shared.threads));
         let (reading, reader) = bounded(0);
-        let heartbeat = Heartbeat::new(Arc::clone(&shared), wakeup, reader, settings);
-        let delivery = delivery(&queue, &shared);
+        let Layer { sink, work } = layer(&queue, &shared);
+        let heartbeat = Heartbeat::new(Arc::clone(&shared), wakeup, reader, settings, work);
         let reader_thread =
-            ReaderThread::new(Arc::clone(&shared), config, dialer, delivery, first_decides);
+            ReaderThread::new(Arc::clone(&shared), config, dialer, sink, first_decides);
 
         // From here on an early return drops the client, which stops whatever has been started.
         shared.threads.spawn("taut-heartbeat", JoinTimeout::Deadline, move || heartbeat.run())?;
@@ -200,7 +214,7 @@ impl Builder {
 
 impl<D> Client<D> {
     /// Waits until the first dial has succeeded; otherwise ends the client.
-    fn after_first_dial(mut self, connect_timeout: Duration) -> Result<Self, Error> {
+    pub(crate) fn after_first_dial(mut self, connect_timeout: Duration) -> Result<Self, Error> {
         // The dial keeps its own deadline; this one is for an endpoint closure that does not.
         let Err(error) = self.shared.wait_first_open(connect_timeout.saturating_add(CLOSURE_GRACE))
         else {

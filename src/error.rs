@@ -44,6 +44,11 @@ enum Detail {
         retry_after: Option<Duration>,
     },
     Close(CloseReason),
+    /// A step of the opening script failed.
+    Step {
+        name: &'static str,
+        retry_after: Option<Duration>,
+    },
     /// The program asked for a new connection, with this close reason.
     ReconnectRequested(CloseReason),
     Limited {
@@ -110,6 +115,10 @@ pub enum ErrorKind {
     /// A binary message does not [`decode`](crate::Builder::decode): it is compressed in another
     /// way, corrupt or cut, something follows its end, or its text is not UTF-8.
     Undecodable,
+    /// A step of a session's opening script was rejected or took too long; see [`Error::step`].
+    Opening,
+    /// The session is not ready: no connection is open, or its opening script is not done.
+    NotReady,
     /// A read or write failed, or the system had no descriptors, threads or memory to give.
     Io,
     /// The handler panicked.
@@ -138,6 +147,8 @@ impl ErrorKind {
             ErrorKind::TooBig => "too_big",
             ErrorKind::Limited => "limited",
             ErrorKind::Undecodable => "undecodable",
+            ErrorKind::Opening => "opening",
+            ErrorKind::NotReady => "not_ready",
             ErrorKind::Io => "io",
             ErrorKind::HandlerPanicked => "handler_panicked",
             ErrorKind::Stopped => "stopped",
@@ -163,6 +174,13 @@ pub enum Timeout {
     Close,
     /// The argument of [`Client::wait_open`](crate::Client::wait_open).
     WaitOpen,
+    /// The argument of [`SessionHandle::wait_ready`](crate::session::SessionHandle::wait_ready).
+    WaitReady,
+    /// The argument of
+    /// [`SessionHandle::wait_subscribed`](crate::session::SessionHandle::wait_subscribed).
+    WaitSubscribed,
+    /// [`Request::within`](crate::session::Request::within), which bounds one call.
+    Call,
 }
 
 impl Timeout {
@@ -173,6 +191,9 @@ impl Timeout {
             Timeout::Send => "send_timeout",
             Timeout::Close => "close_timeout",
             Timeout::WaitOpen => "wait_open",
+            Timeout::WaitReady => "wait_ready",
+            Timeout::WaitSubscribed => "wait_subscribed",
+            Timeout::Call => "within",
         }
     }
 }
@@ -331,6 +352,29 @@ impl Error {
         )
     }
 
+    /// The step `name` of the opening script failed, as `what` says.
+    pub(crate) fn opening_step(
+        name: &'static str,
+        what: impl fmt::Display,
+        retry_after: Option<Duration>,
+    ) -> Self {
+        let context = format!("step {name} of the opening script: {what}");
+        let detail = Detail::Step { name, retry_after };
+        Self::build(ErrorKind::Opening, context.into(), Some(detail), None)
+    }
+
+    /// The same error with a cause that is the program's or the server's text: `source` alone shows
+    /// it.
+    pub(crate) fn because_of_text(self, text: impl Into<String>) -> Self {
+        let Repr { kind, context, detail, .. } = &*self.repr;
+        let cause = Some(Cause::Program(text.into().into()));
+        Error {
+            is_permanent: self.is_permanent,
+            client: self.client,
+            ..Self::build(*kind, context.clone(), detail.clone(), cause)
+        }
+    }
+
     /// Tells whether the connection ended because the program asked for a new one.
     pub(crate) fn is_reconnect_requested(&self) -> bool {
         matches!(self.repr.detail, Some(Detail::ReconnectRequested(_)))
@@ -384,10 +428,22 @@ impl Error {
 
     /// Returns the delay that the header `Retry-After` of the [`response`](Error::response) asked
     /// for, counted from the arrival of the response, in either form of the header (RFC 9110
-    /// section 10.2.3).
+    /// section 10.2.3); for [`ErrorKind::Opening`], the delay of the venue's
+    /// [`Rejection::transient`](crate::session::Rejection::transient).
     pub fn retry_after(&self) -> Option<Duration> {
         match self.repr.detail {
-            Some(Detail::Response { retry_after, .. }) => retry_after,
+            Some(Detail::Response { retry_after, .. } | Detail::Step { retry_after, .. }) => {
+                retry_after
+            }
+            _ => None,
+        }
+    }
+
+    /// Returns the name of the step of the opening script that failed, for
+    /// [`ErrorKind::Opening`].
+    pub fn step(&self) -> Option<&'static str> {
+        match self.repr.detail {
+            Some(Detail::Step { name, .. }) => Some(name),
             _ => None,
         }
     }
@@ -428,6 +484,7 @@ impl Error {
     /// - a panic of the handler
     /// - a stop
     /// - an error for which this is `false`, if the endpoint closure returned it
+    /// - a permanent rejection of a step of a session's opening script
     ///
     /// Every other status is retried, those of redirects included: they are not followed.
     pub fn is_retryable(&self) -> bool {

@@ -9,6 +9,7 @@ use http::HeaderMap;
 
 use crate::error::{CloseReason, Error, ErrorKind};
 use crate::name::ClientName;
+use crate::session_event::SessionEvent;
 
 /// An event of a client. Events come in the order in which they happened.
 #[derive(Clone, Debug)]
@@ -24,6 +25,8 @@ pub enum Event {
     DialFailed(DialFailure),
     /// The event queue was full and lost messages.
     Lagged(Lagged),
+    /// A [session](crate::session) has news. A client without a session has none.
+    Session(SessionEvent),
     /// The client ended. This is its last event.
     Stopped(Stopped),
 }
@@ -376,8 +379,32 @@ pub struct Disconnect {
     /// instead. [`before_reconnect`](crate::Builder::before_reconnect), which is called after this
     /// was told, may decide otherwise.
     pub retry_in: Option<Duration>,
+    /// The error that the server sent in the second before the end, if it did: a session whose
+    /// protocol calls a message a [`Failure`](crate::session::Class::Failure) keeps its text.
+    pub server_error: Option<ServerError>,
     /// `true` if the server's close frame had arrived when this was reported.
     pub(crate) has_peer_closed: bool,
+}
+
+/// The text of an error that a server sent. `Debug` hides it. Cheap to clone.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ServerError(Arc<str>);
+
+impl ServerError {
+    pub(crate) fn new(text: &str) -> Self {
+        ServerError(text.into())
+    }
+
+    /// Returns the text.
+    pub fn text(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for ServerError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ServerError({} bytes)", self.0.len())
+    }
 }
 
 impl Disconnect {
@@ -531,6 +558,7 @@ mod tests {
                 sent: 0,
                 confirmed: 0,
                 retry_in: None,
+                server_error: None,
                 has_peer_closed,
             }
             .is_clean()
@@ -548,6 +576,7 @@ mod tests {
             sent: 0,
             confirmed: 0,
             retry_in: Some(Duration::from_millis(250)),
+            server_error: None,
             has_peer_closed: false,
         };
         assert_eq!(

@@ -12,6 +12,7 @@ use crate::event::{DialFailure, Disconnect, Event, Lagged, MessageRef, Opened, S
 use crate::name::ClientName;
 use crate::queue::backlog::{Item, Items, Share, Taken};
 use crate::queue::{Queue, TakeResult};
+use crate::session_event::SessionEvent;
 use crate::sync::Mutex;
 use crate::sync::channel::Receiver;
 
@@ -264,6 +265,8 @@ pub enum EventRef<'a> {
     DialFailed(&'a DialFailure),
     /// See [`Event::Lagged`].
     Lagged(Lagged),
+    /// See [`Event::Session`].
+    Session(&'a SessionEvent),
     /// See [`Event::Stopped`].
     Stopped(&'a Stopped),
 }
@@ -277,6 +280,7 @@ impl EventRef<'_> {
             EventRef::Disconnected(disconnect) => Event::Disconnected(disconnect.clone()),
             EventRef::DialFailed(failure) => Event::DialFailed(failure.clone()),
             EventRef::Lagged(lag) => Event::Lagged(lag),
+            EventRef::Session(event) => Event::Session(event.clone()),
             EventRef::Stopped(stopped) => Event::Stopped(stopped.clone()),
         }
     }
@@ -290,6 +294,7 @@ impl<'a> From<&'a Event> for EventRef<'a> {
             Event::Disconnected(disconnect) => EventRef::Disconnected(disconnect),
             Event::DialFailed(failure) => EventRef::DialFailed(failure),
             Event::Lagged(lag) => EventRef::Lagged(*lag),
+            Event::Session(event) => EventRef::Session(event),
             Event::Stopped(stopped) => EventRef::Stopped(stopped),
         }
     }

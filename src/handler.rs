@@ -7,9 +7,10 @@ use std::time::Instant;
 
 use crate::connection::OpenConnection;
 use crate::connection::close::CloseFrame;
-use crate::error::{BatchError, CloseReason, SendError};
+use crate::error::{BatchError, CloseReason, Error, SendError};
 use crate::event::{DialFailure, Disconnect, MessageRef, Opened, Payload, Receipt, Stopped};
 use crate::sender::{Sender, Stopper};
+use crate::session_event::SessionEvent;
 use crate::sync::panic::Panic;
 use crate::sync::wakeups::Due;
 
@@ -29,6 +30,13 @@ pub trait Handler: Send + 'static {
     /// Called when a connection is open, before any message of that connection: the place to
     /// subscribe.
     fn opened(&mut self, connection: &mut Connection<'_>) {
+        let _ = connection;
+    }
+
+    /// Called when a [session](crate::session) is ready on this connection: its opening script is
+    /// done, and calls may go out. Before any later message. A client without a session never calls
+    /// it.
+    fn ready(&mut self, connection: &mut Connection<'_>) {
         let _ = connection;
     }
 
@@ -176,6 +184,16 @@ impl<'a> Connection<'a> {
     /// Keeps the panic of a closure of the program's, and ends the connection for it.
     pub(crate) fn abort_for_panic(&self, panic: Panic, context: &'static str) {
         self.sender.abort_for_panic(self.connection, panic, context);
+    }
+
+    /// Closes this connection for an error of a layer above.
+    pub(crate) fn close_because(&self, error: Error) {
+        self.connection.close_because(error);
+    }
+
+    /// Has the heartbeat thread send `text`, as the answer to a message of the server.
+    pub(crate) fn queue_response(&self, text: String) {
+        self.connection.queue_response(text);
     }
 
     /// Returns how this connection was opened.
@@ -343,9 +361,22 @@ pub(crate) trait EventSink: Send + 'static {
     fn batch_end(&mut self, connection: &mut Connection<'_>) {
         let _ = connection;
     }
+    /// Returns how many messages were no data, since the last call.
+    #[inline]
+    fn take_ignored(&mut self) -> u64 {
+        0
+    }
     /// A time has come, or a thread has called.
     fn woken(&mut self, context: &mut WokenContext<'_>) {
         let _ = context;
+    }
+    /// The session is ready.
+    fn ready(&mut self, connection: &mut Connection<'_>) {
+        let _ = connection;
+    }
+    /// The session has news.
+    fn session_event(&mut self, event: SessionEvent) {
+        let _ = event;
     }
     /// Nothing more of a `recv` is delivered. `Err` ends the connection: the queue is full and its
     /// rule says so.
@@ -381,6 +412,10 @@ impl<H: Handler> EventSink for HandlerSink<H> {
 
     fn woken(&mut self, context: &mut WokenContext<'_>) {
         self.0.woken(context);
+    }
+
+    fn ready(&mut self, connection: &mut Connection<'_>) {
+        self.0.ready(connection);
     }
 
     #[inline]

@@ -214,8 +214,8 @@
 //!
 //! # Features
 //! - `vendored-tls` builds OpenSSL from source, for Linux machines without its headers.
-//! - `testing` adds `tautline::testing`: a scriptable WebSocket server and a leak check, for the
-//!   tests of programs that use this crate.
+//! - `testing` adds `tautline::testing`: a scriptable WebSocket server, simulated exchanges and a
+//!   leak check, for the tests of programs that use this crate.
 #![deny(unsafe_code)]
 // The model replaces dialing, and only its checks use much of it.
 #![cfg_attr(shuttle, allow(dead_code, unused_imports))]
@@ -240,6 +240,8 @@ mod queue;
 mod rate_limit;
 mod runtime;
 mod sender;
+pub mod session;
+mod session_event;
 mod stats;
 mod sync;
 #[cfg(feature = "testing")]
@@ -264,7 +266,8 @@ pub use config::queue_bounds::WhenFull;
 pub use dial::Resolver;
 pub use error::{BatchError, CloseReason, Error, ErrorKind, SendError, Timeout};
 pub use event::{
-    DialFailure, Disconnect, Event, Lagged, Message, MessageRef, Opened, Payload, Receipt, Stopped,
+    DialFailure, Disconnect, Event, Lagged, Message, MessageRef, Opened, Payload, Receipt,
+    ServerError, Stopped,
 };
 pub use events::{Batch, BatchEvents, EventRef, Events, TryNextError};
 pub use handler::{Connection, Handler, WokenContext};

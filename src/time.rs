@@ -32,6 +32,11 @@ impl Deadline {
         now >= self.at
     }
 
+    /// Returns the earlier of the two.
+    pub(crate) fn or_earlier(self, other: Deadline) -> Deadline {
+        if other.at < self.at { other } else { self }
+    }
+
     /// The error of an operation that was `context` when its time was over.
     pub(crate) fn error(self, context: &str) -> Error {
         Error::timed_out(self.timeout, self.budget, context)
@@ -73,5 +78,26 @@ mod tests {
     fn a_deadline_that_never_comes_does_not_overflow() {
         let now = Instant::now();
         assert!(Deadline::new(Timeout::Send, Duration::MAX, now).left(now).is_some());
+        assert!(after(now, Duration::MAX) > after(now, Duration::from_secs(900_000_000)));
+        assert_eq!(after(now, 3 * MS), now + 3 * MS);
+    }
+
+    #[test]
+    fn the_earliest_of_no_times_is_none() {
+        let now = Instant::now();
+        assert_eq!(earliest([]), None);
+        assert_eq!(earliest([None, None]), None);
+        assert_eq!(earliest([None, Some(now + MS), Some(now), None]), Some(now));
+    }
+
+    #[test]
+    fn the_earlier_of_two_deadlines_brings_its_timeout() {
+        let now = Instant::now();
+        let connect = Deadline::new(Timeout::Connect, 5 * MS, now);
+        let send = Deadline::new(Timeout::Send, 6 * MS, now);
+        for earlier in [connect.or_earlier(send), send.or_earlier(connect)] {
+            assert_eq!(earlier.at(), connect.at());
+            assert_eq!(earlier.error("x").to_string(), connect.error("x").to_string());
+        }
     }
 }

@@ -9,7 +9,8 @@ use std::hint::black_box;
 use gungraun::{
     Callgrind, EventKind, LibraryBenchmarkConfig, library_benchmark, library_benchmark_group, main,
 };
-use tautline_parts::{DecodeWork, Work};
+use tautline::internals::parts::Delivering;
+use tautline_parts::{DecodeWork, Work, delivering};
 
 /// The work is handed back, so that dropping it is not counted.
 fn limit(instructions: u64) -> LibraryBenchmarkConfig {
@@ -53,14 +54,27 @@ fn decode(mut work: DecodeWork) -> (usize, DecodeWork) {
     (black_box(work.decode()), work)
 }
 
+// What a session adds to a message is the difference between the two.
+#[library_benchmark]
+#[bench::handler(args = (200, false), setup = delivering, config = limit(DELIVER))]
+#[bench::session(args = (200, true), setup = delivering, config = limit(DELIVER_SESSION))]
+fn deliver(mut delivering: Delivering) -> (u64, Delivering) {
+    (black_box(delivering.deliver()), delivering)
+}
+
 const HEADS: u64 = 33_126;
 const READ_200: u64 = 122_530;
 const READ_2048: u64 = 350_530;
-const READ_COMPRESSED: u64 = 2_421_320;
+const READ_COMPRESSED: u64 = 2_359_061;
 const WRITE_200: u64 = 254_625;
 const WRITE_2048: u64 = 961_422;
 const CHECK_2048: u64 = 322_463;
-const DECODE_1024: u64 = 10_000_000;
+const DECODE_1024: u64 = 44_168_183;
+const DELIVER: u64 = 136_957;
+const DELIVER_SESSION: u64 = 162_145;
 
-library_benchmark_group!(name = parts, benchmarks = [heads, read, write, check_text, decode]);
+library_benchmark_group!(
+    name = parts,
+    benchmarks = [heads, read, write, check_text, decode, deliver]
+);
 main!(library_benchmark_groups = parts);

@@ -6,7 +6,9 @@ use std::io::{Read, Write};
 use flate2::Compression;
 use flate2::read::GzDecoder;
 use flate2::write::GzEncoder;
-use tautline::internals::parts::{Decoding, Reading, Writing, heads, is_text, stream, text};
+use tautline::internals::parts::{
+    Decoding, Delivering, Reading, Writing, heads, is_text, stream, text,
+};
 use zlib_rs::{Inflate, InflateFlush, Status};
 
 /// The number of messages in a piece of work: a thousand, or as many as fit in a few MiB.
@@ -16,6 +18,16 @@ pub fn count(size: usize) -> usize {
 
 /// The sizes of messages.
 pub const SIZES: [usize; 3] = [200, 2048, 65_536];
+
+/// Returns a connection that has received the messages of a piece of work, and delivers them to a
+/// handler, or to it through a session.
+pub fn delivering(size: usize, has_session: bool) -> Delivering {
+    let frames = stream(size, count(size), false);
+    match has_session {
+        true => Delivering::through_session(&frames),
+        false => Delivering::to_handler(&frames),
+    }
+}
 
 /// Everything that one piece needs, made before it is measured.
 pub struct Work {

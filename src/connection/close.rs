@@ -137,6 +137,8 @@ pub(crate) enum CloseInput {
     Close { frame: CloseFrame, deadline: Instant },
     /// As `Close`, because the program wants another connection: nothing more is delivered.
     Reconnect { frame: CloseFrame, deadline: Instant },
+    /// As `Close`, for an error of a layer above: nothing more is delivered.
+    Fail { error: Error, frame: CloseFrame, deadline: Instant },
     /// The peer's close frame came.
     Received { close: CloseReason, deadline: Instant },
     /// Our close frame is written.
@@ -209,6 +211,11 @@ impl Close {
                 self.is_delivery_over = true;
                 let sent = self.sent.as_ref().unwrap_or(&frame).to_close_reason();
                 self.reason.get_or_insert_with(|| Error::reconnect_requested(sent));
+                self.close(frame, deadline)
+            }
+            CloseInput::Fail { error, frame, deadline } => {
+                self.is_delivery_over = true;
+                self.reason.get_or_insert(error);
                 self.close(frame, deadline)
             }
             CloseInput::Received { close, deadline } => {
@@ -358,6 +365,7 @@ mod tests {
         vec![
             CloseInput::Close { frame: CloseFrame::new(code), deadline },
             CloseInput::Reconnect { frame: CloseFrame::new(code), deadline },
+            CloseInput::Fail { error: error("fail"), frame: CloseFrame::new(code), deadline },
             CloseInput::Received { close: CloseReason::new(code, "x"), deadline },
             CloseInput::Written,
             CloseInput::HalfClosed,
@@ -455,7 +463,8 @@ mod tests {
             for step in steps.iter().filter(|step| rank(step.before) < 6) {
                 match &step.input {
                     CloseInput::Close { frame, deadline }
-                    | CloseInput::Reconnect { frame, deadline } => {
+                    | CloseInput::Reconnect { frame, deadline }
+                    | CloseInput::Fail { frame, deadline, .. } => {
                         frames.push(frame.clone());
                         deadlines.push(*deadline);
                     }
@@ -508,12 +517,13 @@ mod tests {
     }
 
     #[test]
-    fn delivery_is_over_after_an_abort_or_a_reconnect_and_the_first_reason_is_kept() {
+    fn delivery_is_over_after_an_abort_a_reconnect_or_a_failure_and_the_first_reason_is_kept() {
         for_every_sequence(4, &mut |steps, close| {
             let mut reason = None;
             for step in steps.iter().filter(|step| rank(step.before) < 6) {
                 match &step.input {
                     CloseInput::Abort(error)
+                    | CloseInput::Fail { error, .. }
                     | CloseInput::WriteFailed { fault: WriteFault::Broken, error } => {
                         reason.get_or_insert(error.to_string());
                     }

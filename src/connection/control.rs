@@ -39,6 +39,18 @@ pub(super) struct PendingControl {
     wants_ping: bool,
 }
 
+/// The fate of a message of the library's own.
+#[derive(Debug)]
+pub(crate) enum MessageWrite {
+    Sent,
+    /// There is no room for it now, or a fragmented message is under way.
+    Later,
+    /// It is too long.
+    Refused(Error),
+    /// No message may begin any more.
+    Over,
+}
+
 /// Control frames that were written under the writer's lock, to be logged without it: a logger is
 /// the program's, and may send.
 #[derive(Default)]
@@ -180,7 +192,7 @@ impl OpenConnection {
     pub(crate) fn write_responses(&self) -> io::Result<bool> {
         for _ in 0..RESPONSES_MAX {
             let Some(text) = self.pending.lock().responses.pop_front() else { break };
-            if !self.attempt_message(&text, "a response", || ())? {
+            if !self.attempt_own_message(&text, "a response", || ())? {
                 let mut pending = self.pending.lock();
                 if pending.responses.len() < RESPONSES_MAX {
                     pending.responses.push_front(text);
@@ -205,7 +217,7 @@ impl OpenConnection {
                 self.activity.note_app_ping(index, now);
             }
         };
-        let is_written = self.attempt_message(text, "an application ping", note)?;
+        let is_written = self.attempt_own_message(text, "an application ping", note)?;
         if !is_written && awaits_reply {
             // One that finds no room is no fault of a peer that takes something now and then.
             self.activity.withdraw_app_ping(index, now);
@@ -213,43 +225,68 @@ impl OpenConnection {
         Ok(is_written)
     }
 
-    /// Writes a text message of the library's own without waiting. `note` is called before it
-    /// leaves: the answer may be here before this returns.
+    /// Writes a message of the library's own without waiting. `note` is called before it leaves:
+    /// the answer may be here before this returns.
     ///
-    /// Returns `false` when there is no room for it now, or a fragmented message is under way.
-    /// Nothing is left to write where no message may begin any more, nor of one that is too long.
-    fn attempt_message(
+    /// Returns `false` when there is no room for it now. Nothing is left to write where no message
+    /// may begin any more, nor of one that is too long.
+    fn attempt_own_message(
         &self,
         text: &str,
         what: &'static str,
         note: impl FnOnce(),
     ) -> io::Result<bool> {
-        let Some(mut writer) = self.writer.try_lock_for(LOCK_TIMEOUT) else { return Ok(false) };
+        Ok(match self.attempt_message(Payload::Text(text), what, note)? {
+            MessageWrite::Later => false,
+            MessageWrite::Sent => {
+                self.count_ping();
+                true
+            }
+            MessageWrite::Over => true,
+            MessageWrite::Refused(refused) => {
+                self.warn_of_refusal(what, &refused);
+                true
+            }
+        })
+    }
+
+    /// Writes a message without waiting. `note` is called before it leaves: the answer may be here
+    /// before this returns.
+    pub(crate) fn attempt_message(
+        &self,
+        payload: Payload<'_>,
+        what: &'static str,
+        note: impl FnOnce(),
+    ) -> io::Result<MessageWrite> {
+        let Some(mut writer) = self.writer.try_lock_for(LOCK_TIMEOUT) else {
+            return Ok(MessageWrite::Later);
+        };
         if writer.is_fragmenting() {
-            return Ok(false);
+            return Ok(MessageWrite::Later);
         }
-        if let Err(refused) = writer.check_len(text.len()) {
-            drop(writer);
-            self.warn_of_refusal(what, &refused);
-            return Ok(true);
+        let len = match payload {
+            Payload::Text(text) => text.len(),
+            Payload::Binary(bytes) => bytes.len(),
+        };
+        if let Err(refused) = writer.check_len(len) {
+            return Ok(MessageWrite::Refused(refused));
         }
         if self.sequence.begin(1).is_err() {
-            return Ok(true);
+            return Ok(MessageWrite::Over);
         }
         note();
-        let result = writer.attempt_text(&self.transport, text);
+        let result = writer.attempt_message(&self.transport, payload);
         if !matches!(result, Ok((Attempt::Sent | Attempt::Kept, _))) {
             self.sequence.take_back(1);
         }
         drop(writer);
         let (attempt, bytes) = result?;
         if attempt == Attempt::Later {
-            return Ok(false);
+            return Ok(MessageWrite::Later);
         }
-        self.count_ping();
         self.counters.sent(1, bytes);
-        log::trace!("{}: sent {:?}, {what}", self.label(), Payload::Text(text));
-        Ok(true)
+        log::trace!("{}: sent {payload:?}, {what}", self.label());
+        Ok(MessageWrite::Sent)
     }
 
     /// Nobody waits for the error of such a message: it is told once per connection.

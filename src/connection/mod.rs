@@ -2,7 +2,7 @@
 
 pub(crate) mod activity;
 pub(crate) mod close;
-mod control;
+pub(crate) mod control;
 pub(crate) mod pending_pings;
 mod send;
 mod sequence;
@@ -164,6 +164,12 @@ impl OpenConnection {
         self.is_marked_stable.load(Ordering::Relaxed)
     }
 
+    /// # Errors
+    /// The reason why no message may begin any more.
+    pub(crate) fn check_open(&self) -> Result<(), Error> {
+        self.sequence.check()
+    }
+
     // ---- The end ----
 
     /// Begins the closing handshake, which has to be over by `deadline`. The first frame's words
@@ -181,6 +187,12 @@ impl OpenConnection {
     pub(crate) fn close_for_reconnect(&self, frame: CloseFrame) {
         let deadline = after(sync::now(), self.timeouts.close);
         self.end(CloseInput::Reconnect { frame, deadline });
+    }
+
+    /// Closes for an error of a layer above. No further message is delivered.
+    pub(crate) fn close_because(&self, error: Error) {
+        let deadline = after(sync::now(), self.timeouts.close);
+        self.end(CloseInput::Fail { error, frame: CloseFrame::normal(), deadline });
     }
 
     /// The peer's close frame came.
@@ -235,7 +247,9 @@ impl OpenConnection {
     fn feed_close(&self, input: CloseInput) -> CloseAction {
         // An error may hold a value of the program's: it must not be dropped under the lock.
         let _error = match &input {
-            CloseInput::Abort(error) | CloseInput::WriteFailed { error, .. } => Some(error.clone()),
+            CloseInput::Abort(error)
+            | CloseInput::Fail { error, .. }
+            | CloseInput::WriteFailed { error, .. } => Some(error.clone()),
             _ => None,
         };
         let mut close = self.close.lock();

@@ -91,12 +91,20 @@ impl Drop for Fragmenting<'_> {
 impl OpenConnection {
     /// Sends one message within `send_timeout`.
     pub(crate) fn send(&self, payload: Payload<'_>) -> Result<Receipt, SendError> {
-        self.send_one(payload).map_err(|error| error.of_client(&self.client))
+        let deadline = self.send_deadline();
+        let sent = self
+            .permit(SendKind::Sends, 1, deadline)
+            .map_err(SendError::NotSent)
+            .and_then(|permit| self.send_permitted(payload, permit, deadline));
+        sent.map_err(|error| error.of_client(&self.client))
     }
 
-    fn send_one(&self, payload: Payload<'_>) -> Result<Receipt, SendError> {
-        let deadline = self.send_deadline();
-        let permit = self.permit(1, deadline).map_err(SendError::NotSent)?;
+    fn send_permitted(
+        &self,
+        payload: Payload<'_>,
+        permit: Option<Permit>,
+        deadline: Deadline,
+    ) -> Result<Receipt, SendError> {
         let mut writer = self.writer_until(deadline).map_err(SendError::NotSent)?;
         let pongs = self.flush_pongs(&mut writer);
         let result = match self.sequence.begin(1) {
@@ -116,6 +124,18 @@ impl OpenConnection {
         log::trace!("{}: sent {payload:?}", self.label());
         self.counters.sent(1, bytes);
         Ok(self.receipt(sequence))
+    }
+
+    /// Sends one message that the limits have let through, by `deadline` and within `send_timeout`.
+    pub(crate) fn send_by(
+        &self,
+        payload: Payload<'_>,
+        permit: Option<Permit>,
+        deadline: Deadline,
+    ) -> Result<Receipt, SendError> {
+        let deadline = deadline.or_earlier(self.send_deadline());
+        let sent = self.send_permitted(payload, permit, deadline);
+        sent.map_err(|error| error.of_client(&self.client))
     }
 
     /// Sends several messages within `send_timeout`, as many as fit in a chunk by one system call,
@@ -139,7 +159,7 @@ impl OpenConnection {
         loop {
             let rest = &payloads[sent..];
             let weight = u32::try_from(rest.len()).unwrap_or(u32::MAX).min(most);
-            let permit = self.permit(weight, deadline);
+            let permit = self.permit(SendKind::Sends, weight, deadline);
             let permit = permit.map_err(|reason| failed(sent, SendError::NotSent(reason)))?;
             let receipt = self
                 .send_part(&rest[..weight as usize], permit, deadline)
@@ -218,7 +238,7 @@ impl OpenConnection {
             let reason = Error::config("a message of no fragments: give it at least one");
             return Err(SendError::NotSent(reason));
         };
-        let permit = self.permit(1, deadline).map_err(SendError::NotSent)?;
+        let permit = self.permit(SendKind::Sends, 1, deadline).map_err(SendError::NotSent)?;
         let mut writer = self.writer_until(deadline).map_err(SendError::NotSent)?;
         writer.begin_fragments();
         let panicked = "what gave the fragments of a message panicked in the middle of it";
@@ -311,19 +331,24 @@ impl OpenConnection {
 
     /// Waits until the limits let `weight` messages through; `None` where there are none.
     #[inline]
-    fn permit(&self, weight: u32, deadline: Deadline) -> Result<Option<Permit>, Error> {
+    pub(crate) fn permit(
+        &self,
+        kind: SendKind,
+        weight: u32,
+        deadline: Deadline,
+    ) -> Result<Option<Permit>, Error> {
         match self.limits.is_empty() {
             true => Ok(None),
-            false => self.acquire(weight, deadline).map(Some),
+            false => self.acquire(kind, weight, deadline).map(Some),
         }
     }
 
-    fn acquire(&self, weight: u32, deadline: Deadline) -> Result<Permit, Error> {
+    fn acquire(&self, kind: SendKind, weight: u32, deadline: Deadline) -> Result<Permit, Error> {
         // Whatever runs on these threads would wait for itself, or keep the connection from being
         // read and written.
         let may_wait = !self.threads.is_own_thread();
         let is_over = || self.sequence.check().is_err();
-        match self.limits.acquire(SendKind::Sends, weight, deadline.at(), may_wait, is_over) {
+        match self.limits.acquire(kind, weight, deadline.at(), may_wait, is_over) {
             Ok(permit) => Ok(permit),
             Err(Refused::Late { retry_in }) => Err(Error::limited(retry_in)),
             Err(Refused::Over) => Err(self.sequence.check().err().unwrap_or_else(Error::stopped)),

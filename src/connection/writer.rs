@@ -291,15 +291,16 @@ impl FrameWriter {
         transport.attempt(&mut self.write_buffer, &self.plain)
     }
 
-    /// Sends a text message without waiting, uncompressed. Also returns the number of bytes of its
+    /// Sends a message without waiting, uncompressed. Also returns the number of bytes of its
     /// frames.
-    pub(crate) fn attempt_text(
+    pub(crate) fn attempt_message(
         &mut self,
         transport: &Transport,
-        text: &str,
+        payload: Payload<'_>,
     ) -> std::io::Result<(Attempt, usize)> {
         self.plain.clear();
-        let message = Frame::whole(OpCode::Data(Data::Text), text.as_bytes());
+        let (opcode, bytes) = parts(payload);
+        let message = Frame::whole(opcode, bytes);
         for frame in split(message, self.limits.max_frame_size) {
             frame.put(&mut self.plain, self.keys.next());
         }

@@ -1,30 +1,17 @@
 //! Parts that eat any bytes at all, and check themselves.
 
 use std::io::{Read as _, Write as _};
-use std::sync::Arc;
-
-use crossbeam_channel::bounded;
-use socket2::{Domain, Socket, Type};
 
 use crate::config::settings::Settings;
-use crate::connection::OpenConnection;
-use crate::connection::Receiving;
-use crate::connection::socket::StreamSocket;
-use crate::connection::writer::{FrameWriter, OutgoingLimits};
-use crate::event::{Carried, DialFailure, Disconnect, MessageRef, Opened, Payload, Stopped};
+use crate::event::{DialFailure, Disconnect, MessageRef, Payload, Stopped};
 use crate::handler::{Connection, EventSink, Full};
-use crate::name::ClientName;
+use crate::internals::reading::OpenReader;
 use crate::protocol::assembler::{Assembler, Incoming, Limits};
 use crate::protocol::decode::{Decoder, Format};
 use crate::protocol::deflate::{Deflate, Deflater, Inflater};
 use crate::protocol::frame::FrameHeader;
 use crate::protocol::read_buffer::ReadBuffer;
-use crate::runtime::read_loop::{Drained, ReadEnd, Reader};
-use crate::runtime::shared::Shared;
-use crate::sender::Sender;
-use crate::stats::Counters;
-use crate::sync::threads::{ThreadOptions, Threads};
-use crate::sync::wakeups::Wakeups;
+use crate::runtime::read_loop::{Drained, ReadEnd};
 
 /// The longest message that a fuzzed connection takes.
 const MAX_MESSAGE: usize = 64 * 1024;
@@ -224,52 +211,24 @@ pub fn head(bytes: &[u8]) {
 /// Reads a whole connection whose server sends `bytes` and ends: from the socket to the handler.
 pub fn connection(bytes: &[u8]) {
     let Some((&shape, bytes)) = bytes.split_first() else { return };
-    let Ok((ours, mut theirs)) = Socket::pair(Domain::UNIX, Type::STREAM, None) else { return };
+    let settings = Settings { max_message_size: MAX_MESSAGE, ..Settings::default() };
+    let Some((mut open, mut theirs)) = OpenReader::new(&[], &settings, engines(shape)) else {
+        return;
+    };
     let bytes = &bytes[..bytes.len().min(32 * 1024)];
     // It fits into the kernel's buffer, so nobody has to read meanwhile.
     if theirs.write_all(bytes).is_err() || theirs.shutdown(std::net::Shutdown::Write).is_err() {
         return;
     }
-    let settings = Settings { max_message_size: MAX_MESSAGE, ..Settings::default() };
-    let Ok(wakeups) = Wakeups::new(false) else { return };
-    let threads = Threads::new(ThreadOptions::default());
-    let (shared, _wakeup) = Shared::new(threads, settings.timeouts(), wakeups);
-    let (wakeup, _heartbeat) = bounded(1);
-    let (inflater, deflater) = engines(shape).unzip();
-    let writer = FrameWriter::new(deflater, OutgoingLimits::default());
-    let connection = Arc::new(OpenConnection::new(
-        1,
-        "fuzz:1".to_owned(),
-        ClientName::default(),
-        StreamSocket::new(ours, Receiving::default()),
-        None,
-        writer,
-        settings.timeouts(),
-        wakeup,
-        Arc::new(Counters::default()),
-        crate::rate_limit::Limits::default(),
-        Arc::clone(&shared.threads),
-    ));
-    let opened = Opened {
-        epoch: 1,
-        took: std::time::Duration::ZERO,
-        peer: ([127, 0, 0, 1], 1).into(),
-        subprotocol: None,
-        headers: http::HeaderMap::new(),
-        is_compressed: inflater.is_some(),
-        carried: Carried::default(),
-        client: ClientName::default(),
-    };
-    let mut reader = Reader::new(Arc::clone(&connection), opened, Vec::new(), &settings, inflater);
-    let sender = Sender::new(Arc::clone(&shared));
     // Nobody stops it, so it has to end by itself, with an error and not with a panic.
-    match reader.run(&mut Sink, &sender, &shared.shutdown, &shared.wakeups) {
-        ReadEnd::Close(_, frame) => connection.close_within_timeout(frame),
+    match open.run(&mut Sink) {
+        ReadEnd::Close(_, frame) => open.connection.close_within_timeout(frame),
         ReadEnd::Aborted(_) | ReadEnd::Closing(_) => {}
         ReadEnd::Stopped | ReadEnd::Panicked(_) => panic!("nobody stops it, and nothing panics"),
     }
-    assert_eq!(reader.drain(&shared.wakeups), Drained::Over);
-    assert!(connection.flush_pending(std::time::Instant::now()).is_ok() || connection.is_aborted());
+    assert_eq!(open.reader.drain(&open.shared.wakeups), Drained::Over);
+    let flushed = open.connection.flush_pending(std::time::Instant::now());
+    assert!(flushed.is_ok() || open.connection.is_aborted());
 }
 
 /// A handler that checks what it gets.

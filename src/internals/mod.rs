@@ -3,3 +3,4 @@
 
 pub mod fuzz;
 pub mod parts;
+mod reading;

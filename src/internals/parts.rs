@@ -1,14 +1,21 @@
 //! Parts with nothing to wait for, to be timed and counted.
 
+use std::hint::black_box;
+
 use tungstenite::protocol::frame::coding::{Data, OpCode};
 
-use crate::event::Payload;
+use crate::config::settings::Settings;
+use crate::event::{MessageRef, Payload};
+use crate::handler::{Connection, EventSink, HandlerSink};
+use crate::internals::reading::OpenReader;
 use crate::protocol::assembler::{Assembler, Incoming, Limits};
 use crate::protocol::decode::{Decoder, Format};
 use crate::protocol::deflate::{Deflate, Deflater, Inflater};
 use crate::protocol::frame::{Frame, FrameHeader};
 use crate::protocol::mask::{MaskingKeys, mask};
 use crate::protocol::read_buffer::ReadBuffer;
+use crate::runtime::read_loop::ReadEnd;
+use crate::session::{self, Class, Context, Outgoing, Protocol, SubscriptionRequest};
 
 /// Returns what a market feed sends: text of `size` bytes, hardly the same twice.
 pub fn text(size: usize, number: usize) -> String {
@@ -126,6 +133,56 @@ impl Decoding {
             Ok(Payload::Binary(bytes)) => bytes.len(),
             Err(_) => 0,
         }
+    }
+}
+
+/// From bytes to the handler, as the reader thread does it.
+pub struct Delivering {
+    open: OpenReader,
+    run: Box<dyn FnMut(&mut OpenReader) -> ReadEnd>,
+}
+
+impl Delivering {
+    /// A connection that has received these bytes and ends, and a handler that does nothing.
+    pub fn to_handler(received: &[u8]) -> Self {
+        Self::to(received, idle_handler())
+    }
+
+    /// The same through a session of which data is told by its first bytes.
+    pub fn through_session(received: &[u8]) -> Self {
+        Self::to(received, session::sink(Prefix, idle_handler()))
+    }
+
+    fn to(received: &[u8], mut sink: impl EventSink) -> Self {
+        let open = OpenReader::new(received, &Settings::default(), None);
+        // Its end comes behind what has been received.
+        let (open, _) = open.expect("the process has descriptors");
+        Delivering { open, run: Box::new(move |open| open.run(&mut sink)) }
+    }
+
+    /// Delivers all messages; how many there are.
+    pub fn deliver(&mut self) -> u64 {
+        (self.run)(&mut self.open);
+        self.open.connection.counters.snapshot().messages_received
+    }
+}
+
+fn idle_handler() -> impl EventSink {
+    HandlerSink(|_: &mut Connection<'_>, message: MessageRef<'_>| {
+        black_box(message.bytes());
+    })
+}
+
+/// The protocol of what [`text`] returns.
+struct Prefix;
+
+impl Protocol for Prefix {
+    fn classify<'m>(&self, message: MessageRef<'m>, _: &Context) -> Class<'m> {
+        if message.bytes().starts_with(br#"{"e":"#) { Class::Data } else { Class::Ignored }
+    }
+
+    fn subscription_request(&self, _: &SubscriptionRequest, _: &Context) -> Outgoing {
+        Outgoing::nothing()
     }
 }
 

@@ -24,15 +24,15 @@ use crate::{
     SendError, SendKind, State, ThreadOutcome, WhenFull, WokenContext,
 };
 
-const SECOND: Duration = Duration::from_secs(1);
+pub(super) const SECOND: Duration = Duration::from_secs(1);
 
 /// So short that the heartbeat retries only a few times meanwhile.
 const MOMENT: Duration = Duration::from_millis(30);
 
 /// The duration of a stop in which every thread does as it should: nothing waits for a time.
-const AT_ONCE: Duration = Duration::ZERO;
+pub(super) const AT_ONCE: Duration = Duration::ZERO;
 
-fn builder(scheme: &str) -> Builder {
+pub(super) fn builder(scheme: &str) -> Builder {
     // An address needs no lookup, and an hour between pings keeps them out of the way.
     Client::builder(format!("{scheme}://127.0.0.1:1/"))
         .ping_interval(3600 * SECOND)
@@ -40,7 +40,7 @@ fn builder(scheme: &str) -> Builder {
         .drop_timeout(60 * SECOND)
 }
 
-fn opens(run: impl FnOnce(&mut Peer) + Send + 'static) -> Dial {
+pub(super) fn opens(run: impl FnOnce(&mut Peer) + Send + 'static) -> Dial {
     Dial::Opens(Box::new(run))
 }
 
@@ -65,6 +65,11 @@ fn comes_and_goes(number: usize) -> Dial {
 
 /// Stops the client, and checks that everything has ended within `timeout`.
 fn stop<D>(client: Client<D>, timeout: Duration) {
+    stop_client(&client, timeout);
+}
+
+/// As [`stop`].
+pub(super) fn stop_client<D>(client: &Client<D>, timeout: Duration) {
     let began = elapsed();
     let report = client.stop(60 * SECOND);
     assert!(report.is_clean(), "{report}, after {:?}, exact: {}", elapsed() - began, is_exact());

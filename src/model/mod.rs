@@ -19,3 +19,5 @@ pub(crate) mod world;
 mod checks;
 #[cfg(test)]
 mod mutation;
+#[cfg(test)]
+mod session_checks;

@@ -11,6 +11,7 @@ use crate::config::queue_bounds::{Bounds, WhenFull};
 use crate::error::Error;
 use crate::event::{Event, Lagged, MessageRef};
 use crate::queue::chunk::Chunk;
+use crate::session_event::{SessionEvent, SubscriptionState};
 
 /// The number of notices (openings, ends, failed dials) that are kept beside the messages.
 const NOTICES: usize = 1024;
@@ -600,8 +601,23 @@ pub(crate) fn notice_bytes(event: &Event) -> usize {
             }
             Event::DialFailed(failure) => error_bytes(&failure.error),
             Event::Stopped(stopped) => error_bytes(&stopped.reason),
+            Event::Session(event) => session_event_bytes(event),
             Event::Message(_) | Event::Lagged(_) => 0,
         }
+}
+
+fn session_event_bytes(event: &SessionEvent) -> usize {
+    match event {
+        SessionEvent::Subscription { topic, state, .. } => {
+            let reason = match state {
+                SubscriptionState::Rejected(rejection) => rejection.reason().len(),
+                _ => 0,
+            };
+            topic.len() + reason
+        }
+        SessionEvent::Silent { topic, .. } => topic.len(),
+        _ => 0,
+    }
 }
 
 /// About the number of bytes that a header takes in a map beside its name and its value.

@@ -12,6 +12,7 @@ use crate::event::{DialFailure, Disconnect, Event, Lagged, MessageRef, Stopped};
 use crate::handler::{Connection, EventSink, Full};
 use crate::queue::backlog::{Backlog, Share, Stuck, Taken, notice_bytes};
 use crate::queue::chunk::Chunk;
+use crate::session_event::SessionEvent;
 use crate::sync::channel::{Receiver, Sender as WakeTx, bounded};
 use crate::sync::panic;
 #[cfg(all(unix, not(shuttle)))]
@@ -110,6 +111,28 @@ impl Queue {
         let inner = self.inner.lock();
         let backlog = &inner.backlog;
         QueueCounts { depth: backlog.len(), lost: backlog.lost(), conflated: backlog.conflated() }
+    }
+
+    /// Adds the news of a session, from the heartbeat thread, unless the client has ended.
+    pub(crate) fn push_session_event(&self, event: SessionEvent) {
+        let event = Event::Session(event);
+        let bytes = notice_bytes(&event);
+        let event = Box::new(event);
+        // Notices may hold values of the program's: they are dropped without the lock.
+        let mut dropped = Vec::new();
+        let wake = {
+            let mut inner = self.inner.lock();
+            if inner.is_ended {
+                return;
+            }
+            inner.backlog.push_notice(event, bytes, &mut dropped);
+            self.show_fd(true);
+            inner.wake.clone()
+        };
+        if let Some(wake) = wake {
+            // Full means that nobody has received the last one yet.
+            let _ = wake.try_send(());
+        }
     }
 
     // ---- Consumers ----
@@ -429,6 +452,14 @@ impl EventSink for QueueSink {
 
     fn dial_failed(&mut self, failure: &DialFailure) {
         self.push_notice(Event::DialFailed(failure.clone()));
+    }
+
+    fn session_event(&mut self, event: SessionEvent) {
+        // It stands behind the messages that came before it.
+        if self.chunks.first().is_some_and(|first| !first.is_empty()) {
+            self.publish();
+        }
+        self.push_notice(Event::Session(event));
     }
 
     fn stopped(&mut self, stopped: &Stopped) {

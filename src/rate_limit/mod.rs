@@ -496,10 +496,6 @@ impl Limits {
     ///
     /// # Errors
     /// The time to look again.
-    #[cfg_attr(
-        not(test),
-        allow(dead_code, reason = "for what is not urgent, such as subscriptions")
-    )]
     pub(crate) fn try_acquire(
         &self,
         kind: SendKind,

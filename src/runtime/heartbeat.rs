@@ -17,6 +17,7 @@ use crate::connection::close::WriteFault;
 use crate::error::{Error, ErrorKind};
 use crate::runtime::liveness::{Liveness, LivenessStatus, PingSchedule};
 use crate::runtime::shared::{Active, Shared, WaitForReader};
+use crate::runtime::work::HeartbeatWork;
 use crate::sync;
 use crate::sync::channel::Receiver;
 use crate::sync::panic;
@@ -48,6 +49,8 @@ pub(crate) struct Heartbeat {
     pong_timeout: Duration,
     idle_timeout: Option<Duration>,
     app_pings: Vec<AppPing>,
+    /// The work of a layer above.
+    work: Option<Box<dyn HeartbeatWork>>,
 }
 
 /// The state of the connection that the thread monitors.
@@ -59,7 +62,7 @@ struct Monitor {
     /// The application pings, in the order of their numbers.
     app_pings: Vec<AppPingState>,
     /// The time at which the last application ping had been made.
-    app_ping_made_at: Option<Instant>,
+    program_ran_at: Option<Instant>,
     /// The time at which the process last woke from a sleep.
     awake_since: Option<Instant>,
     /// A warning was logged about the handler, which has not returned since.
@@ -93,6 +96,7 @@ impl Heartbeat {
         wakeup: Receiver<()>,
         reader: Receiver<Infallible>,
         settings: &Settings,
+        work: Option<Box<dyn HeartbeatWork>>,
     ) -> Self {
         Heartbeat {
             shared,
@@ -102,11 +106,12 @@ impl Heartbeat {
             pong_timeout: settings.pong_timeout,
             idle_timeout: settings.idle_timeout,
             app_pings: settings.app_pings.clone(),
+            work,
         }
     }
 
     /// Runs until the client stops.
-    pub(crate) fn run(self) {
+    pub(crate) fn run(mut self) {
         let abort_on_panic = AbortOnPanic { shared: Arc::clone(&self.shared) };
         let mut monitor: Option<Monitor> = None;
         let mut due = None;
@@ -148,8 +153,7 @@ impl Heartbeat {
     fn has_overslept(&self, due: Option<Instant>, monitor: &Monitor, now: Instant) -> bool {
         let limit = (self.pong_timeout / OVERSLEPT_PARTS).max(OVERSLEPT_MIN);
         // What came due while the program's own maker of pings took its time was not missed.
-        let missed =
-            due.map(|due| monitor.app_ping_made_at.map_or(due, |made_at| made_at.max(due)));
+        let missed = due.map(|due| monitor.program_ran_at.map_or(due, |made_at| made_at.max(due)));
         missed.is_some_and(|missed| now.saturating_duration_since(missed) > limit)
     }
 
@@ -165,20 +169,24 @@ impl Heartbeat {
             pings: PingSchedule::new(self.ping_interval, now),
             ping_due_since: None,
             app_pings,
-            app_ping_made_at: None,
+            program_ran_at: None,
             awake_since: None,
             has_warned: false,
         }
     }
 
     /// Does what is due on an open connection, and returns when to look again.
-    fn poll(&self, monitor: &mut Monitor, now: Instant) -> Option<Instant> {
+    fn poll(&mut self, monitor: &mut Monitor, now: Instant) -> Option<Instant> {
         let connection = Arc::clone(&monitor.connection);
         if connection.is_aborted() {
             return None;
         }
         // What is due next waits for what could not be written.
-        let [next, next_app] = match self.write_due(monitor, now) {
+        let written = self.write_due(monitor, now);
+        let may_write = matches!(written, Ok(true)) && connection.close_deadline().is_none();
+        let worked = self.work(monitor, may_write, now);
+        let next_work = *worked.as_ref().unwrap_or(&None);
+        let [next, next_app] = match worked.and(written) {
             Ok(true) => {
                 let next_app = monitor.app_pings.iter().filter_map(|ping| ping.schedule.next());
                 [monitor.pings.next(), next_app.min()]
@@ -200,12 +208,12 @@ impl Heartbeat {
             connection.abort_overdue_close();
         }
         if close_deadline.is_some() || connection.is_aborted() {
-            return earliest([close_deadline, next]);
+            return earliest([close_deadline, next, next_work]);
         }
         match self.check(monitor, now) {
             Check::Aborted => None,
-            Check::Idle => earliest([next, next_app]),
-            Check::At(at) => earliest([Some(at), next, next_app]),
+            Check::Idle => earliest([next, next_app, next_work]),
+            Check::At(at) => earliest([Some(at), next, next_app, next_work]),
         }
     }
 
@@ -255,6 +263,19 @@ impl Heartbeat {
         Ok(are_responses_written)
     }
 
+    /// Does the work of a layer above. Returns when to look again.
+    fn work(
+        &mut self,
+        monitor: &mut Monitor,
+        may_write: bool,
+        now: Instant,
+    ) -> io::Result<Option<Instant>> {
+        let Some(work) = &mut self.work else { return Ok(None) };
+        let next = work.run(&monitor.connection, may_write, now)?;
+        monitor.program_ran_at = Some(sync::now());
+        Ok(next)
+    }
+
     /// Makes the application ping number `index`, unless that was done before, and writes it.
     /// Returns `false` when there is no room for it now, or when a panic has ended the connection.
     fn write_app_ping(
@@ -263,13 +284,13 @@ impl Heartbeat {
         index: usize,
         now: Instant,
     ) -> io::Result<bool> {
-        let Monitor { connection, app_pings, app_ping_made_at, .. } = monitor;
+        let Monitor { connection, app_pings, program_ran_at, .. } = monitor;
         let (state, ping) = (&mut app_pings[index], &self.app_pings[index]);
         let text = match &mut state.made {
             Some(text) => text,
             made @ None => {
                 let text = panic::catch(|| (ping.make)());
-                *app_ping_made_at = Some(sync::now());
+                *program_ran_at = Some(sync::now());
                 match text {
                     Ok(text) => made.insert(text),
                     Err(panic) => {
@@ -280,7 +301,7 @@ impl Heartbeat {
                 }
             }
         };
-        let now = app_ping_made_at.map_or(now, |made_at| made_at.max(now));
+        let now = program_ran_at.map_or(now, |made_at| made_at.max(now));
         let is_written = connection.write_app_ping(index, text, ping.is_reply.is_some(), now)?;
         if is_written {
             (state.due_since, state.made) = (None, None);

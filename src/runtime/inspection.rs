@@ -44,18 +44,16 @@ impl Inspection {
         sees.then(|| Inspection { decoder, auto_respond, matchers, findings })
     }
 
-    /// Returns the message to be delivered. `None`: it has been answered.
+    /// Returns the payload to be delivered. `None`: the message has been answered.
     ///
     /// # Errors
     /// If the message does not decode.
-    // Not inlined: the loop over messages has the registers to itself.
-    #[inline(never)]
     pub(crate) fn inspect<'m>(
         &'m mut self,
         mut message: MessageRef<'m>,
         connection: &OpenConnection,
         sender: &Sender,
-    ) -> Result<Option<MessageRef<'m>>, DecodeError> {
+    ) -> Result<Option<Payload<'m>>, DecodeError> {
         if let (Some(decoder), Payload::Binary(bytes)) = (&mut self.decoder, message.payload()) {
             let decoded = decoder.decode(bytes)?;
             message = MessageRef::new(decoded, message.epoch(), message.arrival());
@@ -72,7 +70,7 @@ impl Inspection {
                 Err(panic) => {
                     let context = "the closure of `auto_respond` panicked";
                     sender.abort_for_panic(connection, panic, context);
-                    return Ok(Some(message));
+                    return Ok(Some(message.payload()));
                 }
             }
         }
@@ -92,7 +90,7 @@ impl Inspection {
             }
         }
         self.findings.replies += u64::from(is_reply_to_any);
-        Ok(Some(message))
+        Ok(Some(message.payload()))
     }
 
     /// Shrinks a buffer whose size was not needed for a while.

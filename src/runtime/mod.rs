@@ -9,3 +9,4 @@ pub(crate) mod read_loop;
 pub(crate) mod reader_thread;
 pub(crate) mod reconnect;
 pub(crate) mod shared;
+pub(crate) mod work;

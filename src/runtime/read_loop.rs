@@ -253,11 +253,21 @@ impl Reader {
         // One check per message for what is rare.
         let traces = log::log_enabled!(log::Level::Trace);
         let is_special = is_delivery_over || inspection.is_some() || traces;
+        let mut special = Special {
+            is_delivery_over,
+            traces,
+            inspection: inspection.as_mut(),
+            connection,
+            sender,
+            shutdown,
+            arrival,
+            end: None,
+        };
         let mut view = Connection::new(connection, opened, sender);
         let (mut messages, mut bytes) = (0u64, 0u64);
         let mut unread = buffer.unread();
         let batch = loop {
-            let payload = match assembler.next_simple(&mut unread) {
+            let mut payload = match assembler.next_simple(&mut unread) {
                 Some(payload) => payload,
                 None => match assembler.next(&mut unread) {
                     Ok(Some(Incoming::Text(text))) => Payload::Text(text),
@@ -277,29 +287,23 @@ impl Reader {
                     Err(violation) => break BatchEnd::Violation(violation),
                 },
             };
-            let mut message = MessageRef::new(payload, opened.epoch, arrival);
             if is_special {
-                if traces {
-                    trace_received(connection, payload);
-                }
-                if is_delivery_over {
-                    continue;
-                }
-                if let Some(inspection) = inspection.as_mut() {
-                    match inspection.inspect(message, connection, sender) {
-                        Ok(Some(inspected)) => message = inspected,
-                        // As after each message that is delivered.
-                        Ok(None) if shutdown.is_requested() | connection.is_delivery_over() => {
-                            break BatchEnd::DeliveryOver;
-                        }
-                        Ok(None) => continue,
-                        Err(DecodeError::TooLong) => {
-                            break BatchEnd::Violation(ProtocolError::too_long());
-                        }
-                        Err(DecodeError::Undecodable(fault)) => break BatchEnd::Undecodable(fault),
-                    }
+                // Taken apart on both ways: a payload that was lent whole would be in memory, for
+                // every message.
+                let inspected = match payload {
+                    Payload::Text(text) => special.inspect(Payload::Text(text)),
+                    Payload::Binary(bytes) => special.inspect(Payload::Binary(bytes)),
+                };
+                match inspected {
+                    Some(Payload::Text(text)) => payload = Payload::Text(text),
+                    Some(Payload::Binary(bytes)) => payload = Payload::Binary(bytes),
+                    None => match special.end.take() {
+                        Some(end) => break end,
+                        None => continue,
+                    },
                 }
             }
+            let message = MessageRef::new(payload, opened.epoch, arrival);
             messages += 1;
             bytes += message.bytes().len() as u64;
             sink.message(&mut view, message);
@@ -313,6 +317,7 @@ impl Reader {
         if received > 0 {
             connection.counters.received(received, bytes + findings.answered_bytes);
         }
+        let messages = messages - sink.take_ignored();
         let delivered = match messages {
             0 => Delivered::Nothing,
             _ if messages > findings.replies => Delivered::Data,
@@ -428,9 +433,47 @@ impl Reader {
     }
 }
 
-#[cold]
-fn trace_received(connection: &OpenConnection, payload: Payload<'_>) {
-    log::trace!("{}: received {payload:?}", connection.label());
+/// The rare things that happen to a message before it is delivered, and what they need: one
+/// pointer, so that the loop over messages has the registers to itself.
+struct Special<'r> {
+    is_delivery_over: bool,
+    traces: bool,
+    inspection: Option<&'r mut Inspection>,
+    connection: &'r OpenConnection,
+    sender: &'r Sender,
+    shutdown: &'r Shutdown,
+    arrival: Arrival,
+    /// The batch ends with the last message.
+    end: Option<BatchEnd>,
+}
+
+impl Special<'_> {
+    /// Returns the payload to be delivered, if one is.
+    #[inline(never)]
+    fn inspect<'m>(&'m mut self, payload: Payload<'m>) -> Option<Payload<'m>> {
+        let connection = self.connection;
+        if self.traces {
+            log::trace!("{}: received {payload:?}", connection.label());
+        }
+        if self.is_delivery_over {
+            return None;
+        }
+        let Some(inspection) = &mut self.inspection else { return Some(payload) };
+        let message = MessageRef::new(payload, connection.epoch, self.arrival);
+        match inspection.inspect(message, connection, self.sender) {
+            Ok(Some(inspected)) => return Some(inspected),
+            // As after each message that is delivered.
+            Ok(None) if self.shutdown.is_requested() | connection.is_delivery_over() => {
+                self.end = Some(BatchEnd::DeliveryOver);
+            }
+            Ok(None) => {}
+            Err(DecodeError::TooLong) => {
+                self.end = Some(BatchEnd::Violation(ProtocolError::too_long()));
+            }
+            Err(DecodeError::Undecodable(fault)) => self.end = Some(BatchEnd::Undecodable(fault)),
+        }
+        None
+    }
 }
 
 fn close_reason(close: Option<(u16, &str)>) -> CloseReason {

@@ -426,6 +426,7 @@ impl<D: EventSink> ReaderThread<D> {
             sent,
             confirmed,
             retry_in,
+            server_error: None,
             has_peer_closed,
         };
         self.deliver(|sink| sink.disconnected(&disconnect));

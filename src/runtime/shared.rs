@@ -53,6 +53,8 @@ struct Inner {
     stop_deadline: Option<Instant>,
     /// The close frame of the first of all stops.
     stop_frame: Option<CloseFrame>,
+    /// Counts the changes that somebody may wait for.
+    changes: u64,
 }
 
 /// The part of a stop's budget that is kept for the threads to end in after the connection was
@@ -97,6 +99,7 @@ impl Shared {
                 panic: None,
                 stop_deadline: None,
                 stop_frame: None,
+                changes: 0,
             }),
             changed: Condvar::new(),
             wakeup: wakeup_tx,
@@ -126,7 +129,18 @@ impl Shared {
             }
             _ => {}
         }
+        self.notify(&mut inner);
+    }
+
+    /// Whoever waits looks again.
+    fn notify(&self, inner: &mut Inner) {
+        inner.changes += 1;
         self.changed.notify_all();
+    }
+
+    /// A layer above has changed: whoever waits for it looks again.
+    pub(crate) fn note_change(&self) {
+        self.notify(&mut self.inner.lock());
     }
 
     /// Shows a stop what the reader may be blocked in. The caller looks at the shutdown signal
@@ -147,7 +161,7 @@ impl Shared {
             let mut inner = self.inner.lock();
             inner.stop_reason.get_or_insert_with(|| reason.clone());
             inner.state = State::Closed;
-            self.changed.notify_all();
+            self.notify(&mut inner);
             std::mem::replace(&mut inner.active, Active::None)
         };
         drop(before);
@@ -285,6 +299,65 @@ impl Shared {
         }
     }
 
+    /// Waits until `look`, which is called without a lock, finds something, as `context` says.
+    ///
+    /// # Errors
+    /// `Timeout`, with the failure of the last dial as its cause; `Config` on a thread of the
+    /// client's own; otherwise the reason why the client has ended.
+    pub(crate) fn wait_for<T>(
+        &self,
+        deadline: Deadline,
+        context: &str,
+        mut look: impl FnMut() -> Option<T>,
+    ) -> Result<T, Error> {
+        let is_own_thread = self.threads.is_own_thread();
+        loop {
+            let seen = self.inner.lock().changes;
+            if let Some(found) = look() {
+                return Ok(found);
+            }
+            let waited = self.await_change(seen, deadline, context, is_own_thread);
+            waited.map_err(|error| self.named(error))?;
+        }
+    }
+
+    /// Waits until something has changed since `seen`.
+    fn await_change(
+        &self,
+        seen: u64,
+        deadline: Deadline,
+        context: &str,
+        is_own_thread: bool,
+    ) -> Result<(), Error> {
+        let mut inner = self.inner.lock();
+        loop {
+            if inner.changes != seen {
+                return Ok(());
+            }
+            if inner.state == State::Closed {
+                return Err(inner.stop_reason.clone().unwrap_or_else(Error::stopped));
+            }
+            if self.shutdown.is_requested() {
+                return Err(Error::stopped());
+            }
+            if is_own_thread {
+                let context = format!(
+                    "{context} on a thread of the client's own, which would wait for itself: \
+                     return from the handler first"
+                );
+                return Err(Error::config(context));
+            }
+            let timed_out = self.changed.wait_until(&mut inner, deadline.at()).timed_out();
+            if timed_out && inner.changes == seen && deadline.has_passed(sync::now()) {
+                let late = deadline.error(context);
+                return Err(match inner.last_failure.clone() {
+                    Some(failure) => late.because(failure),
+                    None => late,
+                });
+            }
+        }
+    }
+
     /// Waits until the client has ended, and returns why. On a thread of the client's own it does
     /// not wait: the client cannot end while that call keeps it from it.
     pub(crate) fn wait_closed(&self, timeout: Duration) -> Option<Error> {
@@ -342,8 +415,7 @@ impl Shared {
         self.threads.shutdown();
         // Whoever waits for an opening has to hear of the stop, and the heartbeat thread of an
         // earlier deadline. Taking the lock makes this wake whoever is about to wait.
-        drop(self.inner.lock());
-        self.changed.notify_all();
+        self.note_change();
         self.wake_heartbeat();
     }
 

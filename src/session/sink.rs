@@ -1,0 +1,312 @@
+//! The reader's side of a session: every message is classified before the program gets it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::error::{Error, ErrorKind};
+use crate::event::{DialFailure, Disconnect, MessageRef, ServerError, Stopped};
+use crate::handler::{Connection, EventSink, Full, WokenContext};
+use crate::session::builder::OnEvent;
+use crate::session::calls::{ReplyRef, ReplyTo};
+use crate::session::handle::fail;
+use crate::session::protocol::{Class, Context, Protocol};
+use crate::session::script::{OpeningScript, ScriptRun, StepOutcome};
+use crate::session::shared::{SessionShared, leave_by, rejected_step};
+use crate::session::subscriptions::Changes;
+use crate::session_event::SessionEvent;
+use crate::sync;
+
+/// An error message of the venue is taken for the reason of an end that follows it within this.
+const SERVER_ERROR_WITHIN: Duration = Duration::from_secs(1);
+
+/// Stands between the reader thread and whoever gets the messages.
+pub(crate) struct SessionSink<P, D> {
+    pub(crate) inner: D,
+    pub(crate) protocol: Arc<P>,
+    pub(crate) shared: Arc<SessionShared>,
+    pub(crate) script: OpeningScript,
+    pub(crate) on_event: Option<OnEvent>,
+    pub(crate) drain_timeout: Duration,
+    /// The program wakes its handler, besides the session.
+    pub(crate) has_wakeups: bool,
+    pub(crate) context: Context,
+    pub(crate) connection: ConnectionState,
+}
+
+/// The sink's view of the connection.
+pub(crate) struct ConnectionState {
+    /// The opening script may be under way.
+    is_opening: bool,
+    opened_at: Instant,
+    /// The messages of this `recv` that are no data.
+    ignored: u64,
+    server_error: Option<(ServerError, Instant)>,
+}
+
+impl ConnectionState {
+    pub(crate) fn new(opened_at: Instant) -> Self {
+        ConnectionState { is_opening: false, opened_at, ignored: 0, server_error: None }
+    }
+}
+
+impl<P: Protocol, D: EventSink> SessionSink<P, D> {
+    /// Shows a message to the step that listens. Returns `true` if it is the answer.
+    #[cold]
+    fn step(&mut self, connection: &mut Connection<'_>, message: MessageRef<'_>) -> bool {
+        let listening = match self.shared.listening_step(&self.script) {
+            Ok(listening) => listening,
+            Err(()) => {
+                // The heartbeat thread has written the last message of the script.
+                self.announce(connection);
+                return false;
+            }
+        };
+        let Some((index, step)) = listening else { return false };
+        let Some(matcher) = &step.matcher else { return false };
+        match matcher(message, &self.context) {
+            StepOutcome::Unrelated => return false,
+            StepOutcome::Accepted => {
+                self.context = self.context.with_answer(step.name, message);
+                let (context, now) = (self.context.clone(), sync::now());
+                let to = |run: ScriptRun| run.accepted(index, &self.script, now);
+                if self.shared.move_script(Some(context), to) {
+                    self.announce(connection);
+                } else {
+                    self.shared.wake_heartbeat();
+                }
+            }
+            StepOutcome::Rejected(rejection) => {
+                connection.close_because(rejected_step(step.name, &rejection));
+            }
+        }
+        true
+    }
+
+    /// Tells the program that the session is ready, and lets subscriptions go.
+    fn announce(&mut self, connection: &mut Connection<'_>) {
+        if !std::mem::take(&mut self.connection.is_opening) {
+            return;
+        }
+        self.shared.note_change();
+        self.inner.ready(connection);
+        let took = sync::now().saturating_duration_since(self.connection.opened_at);
+        self.tell(SessionEvent::Ready { epoch: connection.epoch(), took });
+        self.shared.subscriptions.lock().begin(connection.epoch());
+        self.shared.announced();
+    }
+
+    fn tell(&mut self, event: SessionEvent) {
+        if let Some(on_event) = &self.on_event {
+            on_event(&event);
+        }
+        self.inner.session_event(event);
+    }
+
+    /// Does what a class asks for. Returns `true` if the message is to be delivered.
+    #[cold]
+    #[inline(never)]
+    fn handle(
+        &mut self,
+        connection: &mut Connection<'_>,
+        message: MessageRef<'_>,
+        class: Class<'_>,
+    ) -> bool {
+        let (epoch, now) = (connection.epoch(), message.received_at());
+        match class {
+            Class::Data => true,
+            Class::Ignored => false,
+            Class::Reply(id) => self.reply(connection, message, id),
+            Class::Subscription { topic, update, alias } => {
+                let changes = self.shared.subscriptions.lock().update(
+                    &topic,
+                    &update,
+                    alias.as_deref(),
+                    epoch,
+                    now,
+                );
+                let is_unknown = changes.is_none();
+                self.tell_changes(epoch, changes.unwrap_or_default());
+                is_unknown
+            }
+            Class::ActiveTopics(topics) => {
+                let names = topics.iter().map(AsRef::as_ref);
+                let changes = self.shared.subscriptions.lock().active_topics(names, epoch, now);
+                self.tell_changes(epoch, changes);
+                false
+            }
+            Class::Respond(text) => {
+                connection.queue_response(text.into_owned());
+                false
+            }
+            Class::GoingAway(within) => {
+                self.shared.going_away(leave_by(sync::now(), within, self.drain_timeout));
+                self.tell(SessionEvent::GoingAway { epoch, within });
+                false
+            }
+            Class::Failure(text) => {
+                self.connection.server_error = Some((ServerError::new(&text), now));
+                true
+            }
+            Class::Batch(classes) => classes.into_iter().fold(false, |is_delivered, class| {
+                self.handle(connection, message, class) | is_delivered
+            }),
+        }
+    }
+
+    /// Gives a reply to the call or the subscription request that it answers. Returns `true` if
+    /// there is none.
+    fn reply(&mut self, connection: &mut Connection<'_>, message: MessageRef<'_>, id: u64) -> bool {
+        let call = self.shared.calls.lock().take(id);
+        if let Some(call) = call {
+            if self.shared.is_leaving() {
+                self.shared.wake_heartbeat();
+            }
+            match call.then {
+                // It has room for the one message that comes. A caller that has gone needs none.
+                ReplyTo::Caller(caller) => drop(caller.try_send(Ok(message.to_owned()))),
+                ReplyTo::Closure(then) => {
+                    let took = message.received_at().saturating_duration_since(call.began);
+                    then(Ok(ReplyRef { message, took }));
+                }
+            }
+            return false;
+        }
+        let Some(request) = self.shared.subscriptions.lock().request(id) else { return true };
+        let acceptance = self.protocol.subscription_reply(&request, message, &self.context);
+        let epoch = connection.epoch();
+        let now = message.received_at();
+        let changes = self.shared.subscriptions.lock().reply(id, &acceptance, epoch, now);
+        self.tell_changes(epoch, changes);
+        false
+    }
+
+    /// Tells the program how the state of topics has changed.
+    fn tell_changes(&mut self, epoch: u64, changes: Changes) {
+        for (topic, state) in changes {
+            self.tell(SessionEvent::Subscription { epoch, topic, state });
+        }
+        let (settled, has_work) = {
+            let mut subscriptions = self.shared.subscriptions.lock();
+            (subscriptions.take_settled(epoch), subscriptions.has_work())
+        };
+        if let Some(subscribed) = settled {
+            self.tell(SessionEvent::Subscribed(subscribed));
+        }
+        self.shared.note_change();
+        if has_work {
+            self.shared.wake_heartbeat();
+        }
+    }
+
+    /// Ends the calls of a connection that has ended.
+    fn end_calls(&self, why: &Error) {
+        self.shared.disconnected(why);
+        let ended = self.shared.calls.lock().ended(why);
+        for call in ended {
+            fail(call, why);
+        }
+    }
+}
+
+impl<P: Protocol, D: EventSink> EventSink for SessionSink<P, D> {
+    const CAN_BE_WOKEN: bool = true;
+
+    fn opened(&mut self, connection: &mut Connection<'_>) {
+        let now = sync::now();
+        self.context = self.context.of_connection(connection.opening());
+        self.connection = ConnectionState::new(now);
+        self.inner.opened(connection);
+        self.connection.is_opening = true;
+        if self.shared.opened(self.context.clone(), &self.script, now) {
+            self.shared.note_change();
+            self.shared.wake_heartbeat();
+        } else {
+            self.announce(connection);
+        }
+    }
+
+    #[inline]
+    fn message(&mut self, connection: &mut Connection<'_>, message: MessageRef<'_>) {
+        if self.connection.is_opening && self.step(connection, message) {
+            self.connection.ignored += 1;
+            return;
+        }
+        let class = self.protocol.classify(message, &self.context);
+        let is_data = if matches!(class, Class::Data) {
+            // It holds nothing. To drop it costs a call, which looks for what it holds.
+            std::mem::forget(class);
+            true
+        } else {
+            self.handle(connection, message, class)
+        };
+        if is_data {
+            self.inner.message(connection, message);
+        } else {
+            self.connection.ignored += 1;
+        }
+    }
+
+    #[inline]
+    fn take_ignored(&mut self) -> u64 {
+        std::mem::take(&mut self.connection.ignored)
+    }
+
+    #[inline]
+    fn batch_end(&mut self, connection: &mut Connection<'_>) {
+        self.inner.batch_end(connection);
+    }
+
+    fn woken(&mut self, context: &mut WokenContext<'_>) {
+        if self.connection.is_opening && self.shared.listening_step(&self.script).is_err() {
+            if let Some(connection) = context.connection() {
+                self.announce(connection);
+            }
+        }
+        // A wake-up of the session's own is not the handler's.
+        if D::CAN_BE_WOKEN && (self.has_wakeups || context.due().is_some()) {
+            self.inner.woken(context);
+        }
+    }
+
+    fn end_recv(&mut self) -> Result<(), Full> {
+        self.inner.end_recv()
+    }
+
+    fn disconnected(&mut self, disconnect: &Disconnect) {
+        self.connection.is_opening = false;
+        let now = sync::now();
+        self.end_calls(&disconnect.error);
+        // A close frame or the end of TCP: a failing network says nothing about topics.
+        let is_by_peer = disconnect.error.kind() == ErrorKind::Closed;
+        let suspects = self.shared.subscriptions.lock().ended(is_by_peer, now);
+        for (topic, state) in suspects {
+            self.tell(SessionEvent::Subscription { epoch: disconnect.epoch, topic, state });
+        }
+        self.shared.note_change();
+        let server_error = self.connection.server_error.take().and_then(|(text, at)| {
+            (now.saturating_duration_since(at) <= SERVER_ERROR_WITHIN).then_some(text)
+        });
+        let disconnect = Disconnect { server_error, ..disconnect.clone() };
+        self.inner.disconnected(&disconnect);
+    }
+
+    fn dial_failed(&mut self, failure: &DialFailure) {
+        self.inner.dial_failed(failure);
+    }
+
+    fn stopped(&mut self, stopped: &Stopped) {
+        self.inner.stopped(stopped);
+    }
+}
+
+impl<P, D> Drop for SessionSink<P, D> {
+    /// After a panic of the handler nobody tells the sink of the end.
+    fn drop(&mut self) {
+        let why = Error::stopped();
+        self.shared.disconnected(&why);
+        let ended = self.shared.calls.lock().ended(&why);
+        for call in ended {
+            fail(call, &why);
+        }
+    }
+}

@@ -1,0 +1,400 @@
+//! The heartbeat thread's side of a session: the messages of the opening script, subscription
+//! requests, and whatever is late.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::connection::OpenConnection;
+use crate::connection::close::CloseFrame;
+use crate::connection::control::MessageWrite;
+use crate::error::{Error, Timeout};
+use crate::queue::Queue;
+use crate::rate_limit::SendKind;
+use crate::runtime::work::HeartbeatWork;
+use crate::session::builder::OnEvent;
+use crate::session::handle::fail;
+use crate::session::protocol::{Acceptance, Context, Outgoing, Protocol};
+use crate::session::script::{OpeningScript, ScriptRun};
+use crate::session::shared::{SessionShared, Task, late_step};
+use crate::session::subscriptions::Changes;
+use crate::session::watch::Silence;
+use crate::session_event::{Rejection, SessionEvent};
+use crate::sync::{self, panic};
+use crate::time::{after, earliest};
+
+/// The time after which the thread tries again what found no room.
+const RETRY_INTERVAL: Duration = Duration::from_millis(10);
+
+/// The time after which it looks again whether a late answer lies unread.
+const UNREAD_INTERVAL: Duration = Duration::from_millis(100);
+
+/// The number of subscription requests that are written before pongs and pings have their turn.
+const REQUESTS_PER_TURN: usize = 16;
+
+/// A maker of messages that takes longer than this delays pongs.
+const SLOW_MAKER: Duration = Duration::from_millis(10);
+
+/// Writes a message without waiting. One that says nothing counts as sent.
+fn write(
+    connection: &OpenConnection,
+    outgoing: &Outgoing,
+    what: &'static str,
+) -> io::Result<MessageWrite> {
+    match outgoing.payload() {
+        Some(payload) => connection.attempt_message(payload, what, || ()),
+        None => Ok(MessageWrite::Sent),
+    }
+}
+
+/// The work of the heartbeat thread for a session.
+pub(crate) struct SessionWork<P> {
+    pub(crate) protocol: Arc<P>,
+    pub(crate) shared: Arc<SessionShared>,
+    pub(crate) script: OpeningScript,
+    pub(crate) on_event: Option<OnEvent>,
+    /// The queue of a session that is pulled.
+    pub(crate) queue: Option<Arc<Queue>>,
+    pub(crate) batch: Batch,
+    /// A message of the script that was made and has found no room.
+    pub(crate) made: Option<(u64, usize, Outgoing)>,
+}
+
+/// The limits of one subscription request.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Batch {
+    pub(crate) topics: usize,
+    pub(crate) bytes: usize,
+}
+
+/// The result of a try to write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Write {
+    Done,
+    /// There is no room now.
+    Later,
+    /// The rate limits leave no room before this time.
+    Limited(Instant),
+    /// The program's code panicked, and the connection ends.
+    Over,
+}
+
+impl<P: Protocol> HeartbeatWork for SessionWork<P> {
+    fn run(
+        &mut self,
+        connection: &Arc<OpenConnection>,
+        may_write: bool,
+        now: Instant,
+    ) -> io::Result<Option<Instant>> {
+        // First, and whether anything can be written or not: callers wait for it.
+        let next_call = self.expire_calls(connection, now);
+        let next = self.advance(connection, may_write, now)?;
+        Ok(earliest([next, next_call]))
+    }
+}
+
+impl<P: Protocol> SessionWork<P> {
+    /// Carries on with the script, or with subscriptions.
+    fn advance(
+        &mut self,
+        connection: &Arc<OpenConnection>,
+        may_write: bool,
+        now: Instant,
+    ) -> io::Result<Option<Instant>> {
+        let epoch = connection.epoch;
+        loop {
+            match self.shared.task(epoch) {
+                Task::Nothing => return Ok(None),
+                Task::Step { run, .. } if run.is_late(now) => {
+                    self.fail_step(connection, run);
+                    return Ok(None);
+                }
+                Task::Step { run, context } if run.is_unwritten() && may_write => {
+                    let retry_at = match self.write_step(connection, run, &context)? {
+                        Write::Done => continue,
+                        Write::Later => after(now, RETRY_INTERVAL),
+                        Write::Limited(at) => at,
+                        Write::Over => return Ok(None),
+                    };
+                    return Ok(earliest([run.until(), Some(retry_at)]));
+                }
+                Task::Step { run, .. } => return Ok(run.until()),
+                Task::Ready { context } if may_write => {
+                    return self.subscribe(connection, &context, now);
+                }
+                Task::Ready { .. } => return Ok(None),
+                Task::Leave { by } => {
+                    let is_drained = self.shared.calls.lock().count(epoch) == 0;
+                    if is_drained || by <= now {
+                        connection.close_for_reconnect(CloseFrame::normal());
+                        return Ok(None);
+                    }
+                    return Ok(Some(by));
+                }
+            }
+        }
+    }
+
+    fn fail_step(&self, connection: &OpenConnection, run: ScriptRun) {
+        let Some(step) = self.script.steps().get(run.step()) else { return };
+        // One that is closing has its reason.
+        if connection.check_open().is_err() {
+            return;
+        }
+        connection.close_because(late_step(step.name, step.within.unwrap_or_default()));
+    }
+
+    /// Writes the message of a step.
+    fn write_step(
+        &mut self,
+        connection: &Arc<OpenConnection>,
+        run: ScriptRun,
+        context: &Context,
+    ) -> io::Result<Write> {
+        let (epoch, index) = (connection.epoch, run.step());
+        let permit = match connection.limits.try_acquire(SendKind::Opening, 1, sync::now()) {
+            Ok(permit) => permit,
+            Err(at) => return Ok(Write::Limited(at)),
+        };
+        let kept = self.made.take().filter(|(of, step, _)| (*of, *step) == (epoch, index));
+        let outgoing = match kept {
+            Some((_, _, outgoing)) => outgoing,
+            None => {
+                let make = self.script.steps().get(index).and_then(|step| step.make.clone());
+                let Some(make) = make else { return Ok(Write::Done) };
+                match self.make(connection, || make(context)) {
+                    Some(outgoing) => outgoing,
+                    None => return Ok(Write::Over),
+                }
+            }
+        };
+        // Written down before it is written out: the answer may come at once.
+        self.shared.move_script(None, |run| Some(run.writing(index)));
+        let written = write(connection, &outgoing, "a step of the opening script")?;
+        match written {
+            MessageWrite::Sent if outgoing.payload().is_some() => permit.commit(sync::now()),
+            MessageWrite::Sent => {}
+            MessageWrite::Over => return Ok(Write::Over),
+            MessageWrite::Later => {
+                self.shared.move_script(None, |run| Some(run.not_written(index)));
+                self.made = Some((epoch, index, outgoing));
+                return Ok(Write::Later);
+            }
+            MessageWrite::Refused(why) => {
+                let name = self.script.steps().get(index).map_or("", |step| step.name);
+                let error = Error::opening_step(name, "its message may not be sent", None);
+                connection.close_because(error.because(why).permanent());
+                return Ok(Write::Over);
+            }
+        }
+        let now = sync::now();
+        if self.shared.move_script(None, |run| run.written(index, &self.script, now)) {
+            // The reader tells the program that the session is ready.
+            self.shared.note_change();
+            if let Ok(client) = self.shared.client() {
+                let _ = client.wakeups.wake();
+            }
+        }
+        Ok(Write::Done)
+    }
+
+    /// Calls the program's maker of a message. `None` if it panicked.
+    fn make(
+        &self,
+        connection: &Arc<OpenConnection>,
+        make: impl FnOnce() -> Outgoing,
+    ) -> Option<Outgoing> {
+        let began = sync::now();
+        let made = panic::catch(make);
+        let took = sync::now().saturating_duration_since(began);
+        if took > SLOW_MAKER {
+            let label = connection.label();
+            log::warn!("{label}: making a message took {took:.1?}: no pong is written meanwhile");
+        }
+        self.settle(connection, made, "what makes messages of the session panicked")
+    }
+
+    /// Ends the connection for a panic of the program's code.
+    fn settle<T>(
+        &self,
+        connection: &OpenConnection,
+        result: Result<T, panic::Panic>,
+        context: &'static str,
+    ) -> Option<T> {
+        match (result, self.shared.client()) {
+            (Ok(value), _) => Some(value),
+            (Err(panic), Ok(client)) => {
+                client.abort_for_panic(connection, panic, context);
+                None
+            }
+            (Err(_), Err(_)) => None,
+        }
+    }
+
+    /// Asks for topics and ends others, as far as there is room, and looks for what is late.
+    fn subscribe(
+        &mut self,
+        connection: &Arc<OpenConnection>,
+        context: &Context,
+        now: Instant,
+    ) -> io::Result<Option<Instant>> {
+        let epoch = connection.epoch;
+        // An answer that lies unread is not missing.
+        let is_reading = connection.activity.is_in_recv();
+        if is_reading {
+            let late = self.shared.subscriptions.lock().overdue(epoch, now);
+            self.tell_changes(connection, epoch, late);
+        }
+        let mut retry_at = None;
+        for turn in 0.. {
+            if turn == REQUESTS_PER_TURN {
+                retry_at = Some(now);
+                break;
+            }
+            match self.write_request(connection, context)? {
+                None => break,
+                Some(Write::Done) => {}
+                Some(Write::Later) => {
+                    retry_at = Some(after(now, RETRY_INTERVAL));
+                    break;
+                }
+                Some(Write::Limited(at)) => {
+                    retry_at = Some(at);
+                    break;
+                }
+                Some(Write::Over) => return Ok(None),
+            }
+        }
+        let silent_at = self.look_for_silence(connection, now);
+        let due = self.shared.subscriptions.lock().next_due();
+        let due = due.map(|due| match is_reading {
+            true => due,
+            false => due.max(after(now, UNREAD_INTERVAL)),
+        });
+        Ok(earliest([retry_at, due, silent_at]))
+    }
+
+    /// Writes the next subscription request. `None` if there is none.
+    fn write_request(
+        &mut self,
+        connection: &Arc<OpenConnection>,
+        context: &Context,
+    ) -> io::Result<Option<Write>> {
+        let epoch = connection.epoch;
+        let mut topics_max = self.batch.topics;
+        if !self.shared.subscriptions.lock().is_due(sync::now()) {
+            return Ok(None);
+        }
+        let kind = SendKind::Subscriptions;
+        let permit = match connection.limits.try_acquire(kind, 1, sync::now()) {
+            Ok(permit) => permit,
+            Err(at) => return Ok(Some(Write::Limited(at))),
+        };
+        loop {
+            let (id, now) = (self.shared.ids.next(), sync::now());
+            let next = self.shared.subscriptions.lock().request_on(epoch, id, topics_max, now);
+            let Some(request) = next else { return Ok(None) };
+            let make = || self.protocol.subscription_request(&request, context);
+            let Some(outgoing) = self.make(connection, make) else {
+                return Ok(Some(Write::Over));
+            };
+            let count = request.topics.len();
+            if outgoing.len() > self.batch.bytes && count > 1 {
+                self.shared.subscriptions.lock().withdraw(id, now);
+                topics_max = count.div_ceil(2);
+                continue;
+            }
+            // Written down before it is written out: the answer may come at once.
+            self.shared.subscriptions.lock().written(id, now);
+            let written = write(connection, &outgoing, "a subscription request")?;
+            let now = sync::now();
+            match written {
+                MessageWrite::Sent if outgoing.payload().is_some() => permit.commit(now),
+                MessageWrite::Sent => {}
+                // Its end, which is about to be told, forgets the request.
+                MessageWrite::Over => return Ok(Some(Write::Over)),
+                MessageWrite::Later => {
+                    self.shared.subscriptions.lock().withdraw(id, now);
+                    return Ok(Some(Write::Later));
+                }
+                MessageWrite::Refused(_) if count > 1 => {
+                    self.shared.subscriptions.lock().withdraw(id, now);
+                    topics_max = count.div_ceil(2);
+                    continue;
+                }
+                MessageWrite::Refused(why) => {
+                    let refused = Acceptance::Nothing(Rejection::permanent(why.to_string()));
+                    self.answer(connection, id, &refused, now);
+                    return Ok(Some(Write::Done));
+                }
+            }
+            if !outgoing.is_answered() {
+                self.answer(connection, id, &Acceptance::All, now);
+            }
+            return Ok(Some(Write::Done));
+        }
+    }
+
+    /// Answers a request in the venue's place.
+    fn answer(&self, connection: &OpenConnection, id: u64, acceptance: &Acceptance, now: Instant) {
+        let epoch = connection.epoch;
+        let changes = self.shared.subscriptions.lock().reply(id, acceptance, epoch, now);
+        self.tell_changes(connection, epoch, changes);
+    }
+
+    fn look_for_silence(&self, connection: &Arc<OpenConnection>, now: Instant) -> Option<Instant> {
+        let active_since = |topic: &str| self.shared.subscriptions.lock().active_since(topic);
+        let (silent, next) = self.shared.watches.silent(active_since, now);
+        for silent in silent {
+            let epoch = connection.epoch;
+            let (topic, since) = (silent.topic.clone(), silent.since);
+            self.tell(connection, SessionEvent::Silent { epoch, topic, since });
+            match silent.then {
+                Silence::Tell => {}
+                Silence::Resubscribe => {
+                    self.shared.subscriptions.lock().resubscribe(&silent.topic);
+                    self.shared.wake_heartbeat();
+                }
+                Silence::Reconnect => connection.close_for_reconnect(CloseFrame::normal()),
+            }
+        }
+        next
+    }
+
+    /// Ends calls whose time is up. Returns when the next one's is.
+    fn expire_calls(&self, connection: &Arc<OpenConnection>, now: Instant) -> Option<Instant> {
+        let expired = self.shared.calls.lock().expired(now);
+        for call in expired {
+            let within = call.until.saturating_duration_since(call.began);
+            let why = Error::timed_out(Timeout::Call, within, "waiting for the reply");
+            let why = self.shared.client().map_or(why.clone(), |client| client.named(why));
+            let told = panic::catch(|| fail(call, &why));
+            self.settle(connection, told, "what awaits the reply to a call panicked");
+        }
+        self.shared.calls.lock().next_due()
+    }
+
+    fn tell_changes(&self, connection: &OpenConnection, epoch: u64, changes: Changes) {
+        if changes.is_empty() {
+            return;
+        }
+        for (topic, state) in changes {
+            self.tell(connection, SessionEvent::Subscription { epoch, topic, state });
+        }
+        let settled = self.shared.subscriptions.lock().take_settled(epoch);
+        if let Some(subscribed) = settled {
+            self.tell(connection, SessionEvent::Subscribed(subscribed));
+        }
+        self.shared.note_change();
+    }
+
+    fn tell(&self, connection: &OpenConnection, event: SessionEvent) {
+        if let Some(on_event) = &self.on_event {
+            let told = panic::catch(|| on_event(&event));
+            self.settle(connection, told, "the closure of `on_event` panicked");
+        }
+        if let Some(queue) = &self.queue {
+            queue.push_session_event(event);
+        }
+    }
+}
