@@ -1,9 +1,11 @@
-//! A message on its way to a handler or into a batch costs no allocation, plain and over TLS, and
-//! events that nobody pulls take no more memory than their bounds allow.
+//! A message on its way to a handler or into a batch costs no allocation: plain, over TLS and through
+//! a session. Events that nobody pulls take no more memory than their bounds allow, and neither do
+//! topics and calls.
 //!
 //! A program of its own, because it counts the allocations of the whole process.
 
 mod queue;
+mod session;
 
 use std::alloc::System;
 use std::io::Write;
@@ -15,7 +17,10 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 use tautline::testing::TestServer;
-use tautline::{Builder, Client, Connection, Decode, EventRef, Handler, MessageRef, WhenFull};
+use tautline::{
+    Builder, Client, Connection, Decode, Error, EventRef, Events, Handler, MessageRef, Push, Stats,
+    StopReport, WhenFull,
+};
 
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
@@ -39,12 +44,14 @@ fn main() {
             peer.upgrade()?;
             peer.flood(200)
         });
-        let allocations = count(client(&server), WARM_UP, COUNTED);
-        println!("{name}: {allocations} allocations in {COUNTED} messages to a handler");
-        assert!(allocations <= SLACK);
-        let allocations = count_in_batches(&server);
-        println!("{name}: {allocations} allocations in {COUNTED} messages in batches");
-        assert!(allocations <= SLACK);
+        let report = |allocations: usize, what: &str| {
+            println!("{name}: {allocations} allocations in {COUNTED} messages {what}");
+            assert!(allocations <= SLACK);
+        };
+        let stop = |client: Client<Push>| client.stop(SOON);
+        report(count(|handler| client(&server).start_with(handler), stop), "to a handler");
+        report(count_in_client_batches(&server), "in batches");
+        session::count_messages(&server, report);
         let server = settings.discard_messages().start(|peer| {
             peer.upgrade()?;
             let burst = gzip_frame().repeat(100);
@@ -55,11 +62,13 @@ fn main() {
         let builder = client(&server).decode(Decode::gzip().as_text());
         // Fewer, because decoding takes its time in a dev build.
         let counted = COUNTED / 10;
-        let allocations = count(builder, WARM_UP / 10, counted);
+        let start = |handler| builder.start_with(handler);
+        let allocations = count_of(WARM_UP / 10, counted, start, stop);
         println!("{name}: {allocations} allocations in {counted} messages that are decoded");
         assert!(allocations <= SLACK);
     }
     queue::run();
+    session::run();
 }
 
 fn client(server: &TestServer) -> Builder {
@@ -81,26 +90,47 @@ fn gzip_frame() -> Vec<u8> {
     [&[0x82, 126], &len.to_be_bytes()[..], &payload].concat()
 }
 
-/// Counts how often memory was asked for while `counted` messages came, after as many as `warm_up`.
-fn count(builder: Builder, warm_up: u64, counted: u64) -> usize {
+/// Returns the number of allocations while `COUNTED` messages came to the handler of what is
+/// started.
+fn count<C>(
+    start: impl FnOnce(Count) -> Result<C, Error>,
+    stop: impl FnOnce(C) -> StopReport,
+) -> usize {
+    count_of(WARM_UP, COUNTED, start, stop)
+}
+
+/// Returns the number of allocations while `counted` messages came, after as many as `warm_up`.
+fn count_of<C>(
+    warm_up: u64,
+    counted: u64,
+    start: impl FnOnce(Count) -> Result<C, Error>,
+    stop: impl FnOnce(C) -> StopReport,
+) -> usize {
     let (tell, told) = bounded(1);
-    let client = builder
-        .start_with(Count { warm_up, counted, messages: 0, before: 0, tell })
-        .expect("the settings are good");
+    let handler = Count { warm_up, counted, messages: 0, before: 0, tell };
+    let client = start(handler).expect("the settings are good");
     let allocations = told.recv_timeout(SOON).expect("the flood comes");
-    assert!(client.stop(SOON).is_clean());
+    assert!(stop(client).is_clean());
     allocations
 }
 
+fn count_in_client_batches(server: &TestServer) -> usize {
+    let client = queued(client(server)).start().expect("the settings are good");
+    let counted = count_in_batches(client.events(), || client.stats());
+    assert!(client.stop(SOON).is_clean());
+    counted
+}
+
+fn queued(builder: Builder) -> Builder {
+    builder.queue_messages(QUEUE).when_full(WhenFull::Block)
+}
+
 /// Returns the number of allocations while `COUNTED` messages came in batches.
-fn count_in_batches(server: &TestServer) -> usize {
-    let client = client(server).queue_messages(QUEUE).when_full(WhenFull::Block).start();
-    let client = client.expect("the settings are good");
-    let mut events = client.events();
+fn count_in_batches(mut events: Events, stats: impl Fn() -> Stats) -> usize {
     let (mut messages, mut before) = (0, None);
     while messages < WARM_UP + COUNTED {
         // While it warms up the queue is full each time, so that it has all its buffers.
-        while messages < WARM_UP && client.stats().queue_depth < QUEUE {
+        while messages < WARM_UP && stats().queue_depth < QUEUE {
             thread::yield_now();
         }
         let batch = events.next_batch_timeout(SOON).expect("the flood comes");
@@ -110,9 +140,7 @@ fn count_in_batches(server: &TestServer) -> usize {
             before.get_or_insert_with(allocations);
         }
     }
-    let counted = allocations() - before.expect("it has warmed up");
-    assert!(client.stop(SOON).is_clean());
-    counted
+    allocations() - before.expect("it has warmed up")
 }
 
 struct Count {
@@ -139,4 +167,10 @@ impl Handler for Count {
 fn allocations() -> usize {
     let stats = ALLOCATOR.stats();
     stats.allocations + stats.reallocations
+}
+
+/// Returns the bytes on the heap.
+fn live_heap() -> isize {
+    let stats = ALLOCATOR.stats();
+    stats.bytes_allocated as isize - stats.bytes_deallocated as isize
 }

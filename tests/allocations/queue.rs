@@ -10,7 +10,7 @@ use crossbeam_channel::bounded;
 use tautline::testing::{Received, TestServer};
 use tautline::{ErrorKind, Event, WhenFull};
 
-use crate::{ALLOCATOR, SOON, client};
+use crate::{SOON, client, live_heap};
 
 /// The bytes that a flood may leave: a read buffer of 256 KiB, and room in the queue for 1,000
 /// messages, and as much for those that the reader gathers.
@@ -118,9 +118,4 @@ fn refusals_stay_within_the_bytes_of_the_queue(what: &str, headers: &str, body: 
         }
     }
     assert_eq!(told + lost, u64::from(REFUSALS));
-}
-
-fn live_heap() -> isize {
-    let stats = ALLOCATOR.stats();
-    stats.bytes_allocated as isize - stats.bytes_deallocated as isize
 }
