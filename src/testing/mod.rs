@@ -1,5 +1,5 @@
-//! A scripted server on a loopback port and a check for leaks, for the tests of programs that use
-//! this crate.
+//! A scripted server on a loopback port, simulated [exchanges](exchange) and a check for leaks, for
+//! the tests of programs that use this crate.
 //!
 //! A script is a closure that plays the server's side of one connection, on a thread of its own.
 //! The connection ends when the closure returns, and whatever it waits for ends when the server is
@@ -57,6 +57,7 @@
 //! assert!(client.stop(Duration::from_secs(5)).is_clean());
 //! ```
 
+pub mod exchange;
 #[cfg(target_os = "linux")]
 mod leaks;
 mod peer;
@@ -67,3 +68,17 @@ mod server;
 pub use leaks::{ResourceSnapshot, assert_no_leaks};
 pub use peer::{Peer, Received, Request};
 pub use server::{TestServer, TestServerBuilder};
+
+use crate::event::{Arrival, MessageRef, Payload};
+use crate::session::{Class, Context, Protocol};
+use crate::sync;
+
+/// Returns what a protocol takes a text message for, without a connection.
+///
+/// The [`Context`] that the protocol is given has no [`opening`](Context::opening) and no answers,
+/// and its epoch is 0.
+pub fn classify<'m>(protocol: &impl Protocol, text: &'m str) -> Class<'m> {
+    let arrival = Arrival { at: sync::now(), kernel: None };
+    let message = MessageRef::new(Payload::Text(text), 0, arrival);
+    protocol.classify(message, &Context::without_connection())
+}

@@ -1,0 +1,114 @@
+//! Market data and orders of two exchanges by sessions, whose protocols are files to copy:
+//! `binance.rs` and `okx.rs`. The exchanges are simulated, and cut every connection meanwhile.
+//!
+//!     cargo run --release --example protocols
+
+mod binance;
+mod okx;
+
+use std::error::Error;
+use std::time::Duration;
+
+use tautline::Event;
+use tautline::session::{Session, SessionHandle};
+use tautline::testing::exchange::{Exchange, Misbehavior};
+
+/// Long enough for everything here.
+const SOON: Duration = Duration::from_secs(10);
+
+/// The number of data messages that are read before and after the cut.
+const MESSAGES: usize = 100;
+
+fn main() -> Result<(), Box<dyn Error>> {
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
+
+    let exchange = Exchange::binance().tick(Duration::from_millis(5)).start();
+    let connects = binance::connect_limit();
+    let streams = binance::client(&exchange.url())
+        .name("binance streams")
+        .connect_limit(connects.clone())
+        .send_limit(binance::message_limit())
+        .session(binance::Streams)
+        .batch(200, 16 << 10)
+        .topics_max(1024)
+        .start()?;
+    streams.handle().subscribe(["btcusdt@bookTicker", "ethusdt@bookTicker"])?;
+    watch(&exchange, &streams)?;
+
+    // A program that trades for real signs with its key here.
+    let api = binance::WebSocketApi::new("key", |_| "signature".into());
+    let trading = binance::client(&exchange.private_url())
+        .name("binance orders")
+        .connect_limit(connects)
+        .session(api)
+        .connect()?;
+    place(trading.handle(), |handle, id| {
+        let order = binance::MarketOrder { symbol: "BTCUSDT", side: "BUY", quantity: "0.001", id };
+        let fate = binance::fate(handle.call(order.place()));
+        let known = binance::fate(handle.call(binance::order_status("BTCUSDT", id)));
+        format!("{fate:?}, and Binance says {known:?}")
+    });
+    finish(&exchange);
+
+    let exchange = Exchange::okx().tick(Duration::from_millis(5)).start();
+    let connects = okx::connect_limit();
+    let public = okx::client(&exchange.url())
+        .name("okx books")
+        .connect_limit(connects.clone())
+        .session(okx::Okx::public())
+        .batch(100, 60 << 10)
+        .start()?;
+    public.handle().subscribe(["books:BTC-USDT", "tickers:ETH-USDT"])?;
+    watch(&exchange, &public)?;
+
+    let login = okx::Login::new("key", "passphrase", |_| "signature".into());
+    let private = okx::client(&exchange.private_url())
+        .name("okx orders")
+        .connect_limit(connects)
+        .session(okx::Okx::private(login))
+        .connect()?;
+    private.handle().subscribe(["orders:ANY"])?;
+    place(private.handle(), |handle, id| {
+        let order = okx::MarketOrder { instrument: "BTC-USDT", side: "buy", size: "0.001", id };
+        format!("{:?}", okx::fate(handle.call(order.place())))
+    });
+    finish(&exchange);
+    Ok(())
+}
+
+/// Prints what the exchange has recorded.
+fn finish(exchange: &Exchange) {
+    println!("{} orders in the ledger", exchange.orders().len());
+    assert!(exchange.violations().is_empty(), "the protocol keeps to the rules");
+}
+
+/// Reads data, has the connection cut, and reads on: the session has subscribed again.
+fn watch(exchange: &Exchange, session: &Session) -> Result<(), Box<dyn Error>> {
+    let mut events = session.events();
+    let (mut count, mut epoch) = (0, 1);
+    while count < MESSAGES || epoch == 1 {
+        match events.next_timeout(SOON) {
+            Ok(Event::Message(message)) => {
+                if message.epoch() > epoch {
+                    (count, epoch) = (0, message.epoch());
+                }
+                count += 1;
+                if (count, epoch) == (MESSAGES, 1) {
+                    exchange.misbehave(Misbehavior::Disconnect);
+                }
+            }
+            Ok(Event::Session(event)) => println!("{event:?}"),
+            Ok(_) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Places three orders, and prints what has become of them.
+fn place(handle: &SessionHandle, place: impl Fn(&SessionHandle, &str) -> String) {
+    for number in 1..=3 {
+        let id = format!("bot{number}");
+        println!("order {id}: {}", place(handle, &id));
+    }
+}
