@@ -1,13 +1,16 @@
-//! A bot that follows a market, places an order when the spread is wide, and survives the failures
-//! of its venue.
+//! A bot that logs on, follows hundreds of topics, places an order when the spread is wide, and
+//! survives the failures of its venue.
 //!
-//! `cargo run --release --example market_feed` simulates a venue in the same process. Within
-//! fifteen seconds it announces a shutdown, resets the connection and falls silent, once each. With
-//! `--url` and `--subscribe` the bot follows a real venue instead, and places no orders.
+//! `cargo run --release --example market_feed` simulates a venue in the same process. It takes five
+//! messages a second and refuses one topic of three hundred; within fifteen seconds it announces a
+//! shutdown, resets the connection and falls silent, once each. In the end the bot and the venue
+//! agree on every order. With `--url` and `--subscribe` the bot follows a real venue instead, and
+//! places no orders.
 
 mod exchange;
+mod protocol;
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -17,7 +20,15 @@ use clap::Parser;
 use crossbeam_channel::{after, select, tick};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
-use tautline::{Client, Connection, Disconnect, ErrorKind, Handler, MessageRef, State};
+use tautline::session::{
+    CallContext, CallError, Outgoing, Request, Session, SessionBuilder, SessionHandle,
+    SubscriptionState,
+};
+use tautline::{
+    Client, Connection, Disconnect, ErrorKind, Handler, MessageRef, Push, RateLimit, State,
+};
+
+use protocol::{Spot, parse};
 
 /// Follows a market on a simulated or a real venue, and prints statistics twice a second
 #[derive(Parser)]
@@ -38,6 +49,9 @@ struct Options {
     threshold: f64,
 }
 
+/// The least time between two orders.
+const BETWEEN_ORDERS: Duration = Duration::from_secs(1);
+
 /// The time in which the simulated venue goes through all of its failures.
 const FULL_RUN: Duration = Duration::from_secs(15);
 
@@ -54,68 +68,124 @@ fn main() -> ExitCode {
     }
 }
 
-/// Runs the bot. Returns true if the client stopped cleanly, did not give up before, and survived
-/// every failure of the simulated venue.
+/// Runs the bot. Returns true if the session stopped cleanly, did not give up before, survived
+/// every failure of the simulated venue, and agrees with it on every order.
 fn run(options: &Options) -> Result<bool, tautline::Error> {
     let figures = Arc::new(Mutex::new(Figures::default()));
-    let (client, simulation) = match &options.url {
+    let (session, ledger) = match &options.url {
         Some(url) => {
-            let bot = Bot::new(options.subscribe.clone(), f64::INFINITY, Arc::clone(&figures));
-            (Client::builder(url).name("market_feed").start_with(bot)?, None)
+            let builder = Client::builder(url).name("market_feed").session(Spot { key: None });
+            let session = builder.batch(50, 16 << 10);
+            session.handle().subscribe(&options.subscribe)?;
+            (start(session, f64::INFINITY, &figures)?, None)
         }
         None => {
-            let streams = ["btcusdt", "ethusdt", "solusdt", "bnbusdt"]
-                .map(|symbol| format!("{symbol}@bookTicker"));
-            let bot = Bot::new(streams.to_vec(), options.threshold, Arc::clone(&figures));
             let (venue, ledger) = exchange::open();
-            // Short limits, so that fifteen seconds are enough to see everything.
-            let client = Client::builder(venue.url())
+            // The venue counts pings too, which never wait: one a second at most is left to them.
+            // Of the rest one is kept for an order.
+            let limit = RateLimit::per_connection()
+                .window(exchange::MESSAGES_PER_SECOND - 1, Duration::from_secs(1))
+                .keep(1)
+                .counting_pings();
+            // Short times, so that fifteen seconds are enough to see everything.
+            let builder = Client::builder(venue.url())
                 .name("market_feed")
-                .ping_interval(Duration::from_millis(500))
+                .ping_interval(Duration::from_millis(1500))
                 .pong_timeout(Duration::from_millis(700))
-                .start_with(bot)?;
-            (client, Some((venue, ledger)))
+                .send_limit(limit);
+            let session =
+                builder.session(Spot { key: Some("key".to_owned()) }).batch(100, 16 << 10);
+            let streams = (0..exchange::SYMBOLS).map(exchange::stream);
+            session.handle().subscribe(streams.chain(["delisted@bookTicker".to_owned()]))?;
+            (start(session, options.threshold, &figures)?, Some((venue, ledger)))
         }
     };
 
-    show_until(&client, &figures, options.duration);
+    show_until(&session, &figures, options.duration);
+    // Orders in doubt are asked for on whatever connection is ready.
+    settle_orders(session.handle(), &figures);
 
-    let report = client.stop(Duration::from_secs(5));
-    let gave_up = client.stop_reason().filter(|end| end.kind() != ErrorKind::Stopped);
+    let report = session.stop(Duration::from_secs(5));
+    let end = session.client().stop_reason();
+    let gave_up = end.filter(|end| end.kind() != ErrorKind::Stopped);
     if let Some(reason) = &gave_up {
         eprintln!("market_feed: gave up: {}", reason.chain());
     }
     println!("stopped {report}");
-    let stats = client.stats();
+    let stats = session.stats();
     let trip = match stats.round_trip.count {
         0 => "not measured".to_owned(),
         _ => format!("{:.1?} to {:.1?}", stats.round_trip.min, stats.round_trip.max),
     };
     let (messages, epochs) = (stats.messages_received, stats.epochs);
     println!("{messages} messages in {epochs} epochs; drops: {:?}; round trip {trip}", stats.drops);
-    let figures = figures.lock();
-    if let Some((_, ledger)) = &simulation {
-        let executed = ledger.orders.load(std::sync::atomic::Ordering::Relaxed);
-        let (sent, acknowledged) = (figures.orders, figures.acknowledged);
+    let mut is_good = report.is_clean() && gave_up.is_none();
+    if let Some((_, ledger)) = ledger {
+        let (figures, books) = (figures.lock(), ledger.books());
+        let Figures { placed, refused, .. } = &*figures;
         println!(
-            "{sent} orders sent, {acknowledged} acknowledged, {executed} executed by the venue"
+            "{} orders placed, {} of them executed by the venue, which has {}; {} topics active, \
+             {refused} refused",
+            placed.len(),
+            placed.intersection(&books.orders).count(),
+            books.orders.len(),
+            figures.active,
         );
+        if books.repeated > 0 || books.violations > 0 || *placed != books.orders {
+            eprintln!("market_feed: the bot and the venue do not agree");
+            is_good = false;
+        }
         // A full run meets every failure, with orders in between. A shorter one does not.
         let failures = ["closed", "io", "pong_timeout"];
-        let has_seen_all =
-            epochs >= 4 && failures.iter().all(|kind| stats.drops.contains_key(kind));
-        if options.duration >= FULL_RUN
-            && !(has_seen_all && acknowledged > 0 && executed >= acknowledged)
-        {
+        let has_seen_all = epochs >= 4
+            && failures.iter().all(|kind| stats.drops.contains_key(kind))
+            && (figures.active, *refused) == (exchange::SYMBOLS, 1);
+        if options.duration >= FULL_RUN && (!has_seen_all || placed.is_empty()) {
             eprintln!("market_feed: the run did not meet every failure of the venue");
-            return Ok(false);
+            is_good = false;
         }
     }
-    Ok(report.is_clean() && gave_up.is_none())
+    Ok(is_good)
+}
+
+fn start(
+    session: SessionBuilder<Spot>,
+    threshold: f64,
+    figures: &Arc<Mutex<Figures>>,
+) -> Result<Session<Push>, tautline::Error> {
+    let bot = Bot {
+        handle: session.handle(),
+        threshold,
+        next_order_at: Instant::now(),
+        figures: Arc::clone(figures),
+    };
+    session.start_with(bot)
+}
+
+/// Asks the venue what became of the orders that are in doubt.
+fn settle_orders(handle: &SessionHandle, figures: &Mutex<Figures>) {
+    let in_doubt = std::mem::take(&mut figures.lock().in_doubt);
+    for id in in_doubt {
+        if handle.wait_ready(Duration::from_secs(3)).is_err() {
+            return;
+        }
+        match handle.call(Request::new(status_of(&id))) {
+            Ok(reply) => figures.lock().settle(id, &parse(reply.message.as_ref())),
+            Err(error) => eprintln!("market_feed: order {id} is in doubt: {error}"),
+        }
+    }
+}
+
+fn status_of(id: &str) -> impl FnOnce(&CallContext<'_>) -> Outgoing + use<> {
+    let params = json!({"newClientOrderId": id});
+    move |context| {
+        json!({"id": context.id(), "method": "order.status", "params": params}).to_string().into()
+    }
 }
 
 /// Prints the statistics twice a second. On a terminal they stay on one line.
-fn show_until(client: &Client<tautline::Push>, figures: &Mutex<Figures>, duration: Duration) {
+fn show_until(session: &Session<Push>, figures: &Mutex<Figures>, duration: Duration) {
+    let client = session.client();
     let (end, ticks) = (after(duration), tick(Duration::from_millis(500)));
     let began = Instant::now();
     let (mut last_messages, mut last_at) = (0, began);
@@ -133,17 +203,23 @@ fn show_until(client: &Client<tautline::Push>, figures: &Mutex<Figures>, duratio
         let rate = (stats.messages_received - last_messages) as f64
             / now.duration_since(last_at).as_secs_f64();
         (last_messages, last_at) = (stats.messages_received, now);
-        let figures = figures.lock();
+        let states = session.handle().subscriptions();
+        let count = |is: fn(&SubscriptionState) -> bool| {
+            states.iter().filter(|(_, state)| is(state)).count()
+        };
+        let mut figures = figures.lock();
+        figures.active = count(|state| matches!(state, SubscriptionState::Active { .. }));
+        figures.refused = count(|state| matches!(state, SubscriptionState::Rejected(_)));
         let drops: u64 = stats.drops.values().sum();
         let line = format!(
-            "{:4.1} s  {rate:6.0} msg/s  round trip {:>8.1?}  epoch {}  drops {drops}  \
-             orders {}/{}  {}",
+            "{:4.1} s  {rate:5.0} msg/s  epoch {}  drops {drops}  topics {}/{}  orders {}/{}  {}",
             began.elapsed().as_secs_f64(),
-            stats.round_trip.last,
             stats.epochs,
-            figures.acknowledged,
-            figures.orders,
-            figures.best(),
+            figures.active,
+            states.len(),
+            figures.placed.len(),
+            figures.sent,
+            figures.last(),
         );
         if is_terminal {
             print!("\r\x1b[K{line}");
@@ -158,112 +234,133 @@ fn show_until(client: &Client<tautline::Push>, figures: &Mutex<Figures>, duratio
     }
 }
 
-/// The figures that the bot shows.
+/// The figures that the bot shows, and its view of its orders.
 #[derive(Default)]
 struct Figures {
-    /// The best bid and ask of each symbol.
-    book: BTreeMap<String, (f64, f64)>,
-    orders: usize,
-    acknowledged: usize,
+    /// The latest bid and ask.
+    quote: Option<(String, f64, f64)>,
     last_drop: Option<String>,
+    active: usize,
+    refused: usize,
+    /// The number of orders that were sent.
+    sent: usize,
+    /// The orders that the venue has executed.
+    placed: BTreeSet<String>,
+    /// The orders of which nobody knows.
+    in_doubt: BTreeSet<String>,
 }
 
 impl Figures {
-    fn best(&self) -> String {
-        let quotes = self
-            .book
-            .iter()
-            .take(2)
-            .map(|(symbol, (bid, ask))| format!("{symbol} {bid:.2}/{ask:.2}"));
-        let quotes = quotes.collect::<Vec<_>>().join("  ");
+    fn last(&self) -> String {
+        let quote = match &self.quote {
+            Some((symbol, bid, ask)) => format!("{symbol} {bid:.2}/{ask:.2}"),
+            None => String::new(),
+        };
         match &self.last_drop {
-            Some(kind) => format!("{quotes}  (last drop: {kind})"),
-            None => quotes,
+            Some(kind) => format!("{quote}  (last drop: {kind})"),
+            None => quote,
+        }
+    }
+
+    /// The venue has said what became of an order.
+    fn settle(&mut self, id: String, reply: &Value) {
+        if reply["status"] == 200 {
+            self.placed.insert(id);
         }
     }
 }
 
 /// The strategy. Only the reader thread calls it.
 struct Bot {
-    streams: Vec<String>,
+    handle: SessionHandle,
     threshold: f64,
-    /// The orders of this epoch that are not acknowledged yet, by id.
-    open_orders: BTreeMap<u64, String>,
-    next_id: u64,
+    /// One order at a time, and not too soon after the last.
+    next_order_at: Instant,
     figures: Arc<Mutex<Figures>>,
 }
 
 impl Bot {
-    fn new(streams: Vec<String>, threshold: f64, figures: Arc<Mutex<Figures>>) -> Self {
-        Bot { streams, threshold, open_orders: BTreeMap::new(), next_id: 1, figures }
-    }
-
-    fn next_id(&mut self) -> u64 {
-        self.next_id += 1;
-        self.next_id
-    }
-
-    fn quote(&mut self, connection: &mut Connection<'_>, symbol: &str, bid: f64, ask: f64) {
-        self.figures.lock().book.insert(symbol.to_owned(), (bid, ask));
-        if ask - bid >= self.threshold && self.open_orders.is_empty() {
-            self.order(connection, symbol, bid);
+    fn quote(&mut self, epoch: u64, symbol: &str, bid: f64, ask: f64) {
+        self.figures.lock().quote = Some((symbol.to_owned(), bid, ask));
+        let now = Instant::now();
+        if ask - bid >= self.threshold && self.next_order_at <= now {
+            self.next_order_at = now + BETWEEN_ORDERS;
+            self.order(epoch, symbol, bid);
         }
     }
 
-    fn order(&mut self, connection: &mut Connection<'_>, symbol: &str, price: f64) {
-        let id = self.next_id();
+    /// Places an order on the connection that the quote came by, and keeps what becomes of it.
+    fn order(&mut self, epoch: u64, symbol: &str, price: f64) {
         let price = format!("{price:.2}");
-        let params = json!({"symbol": symbol, "side": "BUY", "price": price, "quantity": "0.01"});
-        let order = json!({"id": id, "method": "order.place", "params": params});
-        match connection.send_text(&order.to_string()) {
-            Ok(_) => {
-                self.open_orders.insert(id, symbol.to_owned());
-                self.figures.lock().orders += 1;
+        let id = {
+            let mut figures = self.figures.lock();
+            figures.sent += 1;
+            format!("bot-{}", figures.sent)
+        };
+        let params = json!({
+            "symbol": symbol, "side": "BUY", "price": price, "quantity": "0.01",
+            "newClientOrderId": id,
+        });
+        let request = Request::new(|context| {
+            json!({"id": context.id(), "method": "order.place", "params": params})
+                .to_string()
+                .into()
+        });
+        let (figures, order) = (Arc::clone(&self.figures), id.clone());
+        let sent = self.handle.call_with(
+            request.within(Duration::from_secs(2)).on_epoch(epoch),
+            move |fate| match fate {
+                Ok(reply) => figures.lock().settle(order, &parse(reply.message)),
+                Err(CallError::NotSent(_)) => {}
+                // Asked for later, by the id that the bot gave it.
+                Err(_) => {
+                    figures.lock().in_doubt.insert(order);
+                }
+            },
+        );
+        match sent {
+            Ok(_) => {}
+            // Not ready, or over the limit of the venue: the price will have moved anyway.
+            Err(error) if error.is_not_sent() => self.figures.lock().sent -= 1,
+            Err(_) => {
+                self.figures.lock().in_doubt.insert(id);
             }
-            // `examples/orders.rs` shows how to handle `NotSent` and `Unknown`.
-            Err(error) => log::warn!("order {id}: {error}: {}", error.reason().chain()),
-        }
-    }
-
-    fn acknowledge(&mut self, id: u64) {
-        if self.open_orders.remove(&id).is_some() {
-            self.figures.lock().acknowledged += 1;
         }
     }
 }
 
 impl Handler for Bot {
-    fn opened(&mut self, connection: &mut Connection<'_>) {
-        // A new connection has no subscriptions, and the prices of the last one are stale.
-        self.figures.lock().book.clear();
-        let subscribe = json!({"method": "SUBSCRIBE", "params": self.streams, "id": 1});
-        if let Err(error) = connection.send_text(&subscribe.to_string()) {
-            log::warn!("subscribe: {error}");
-        }
-    }
-
-    fn message(&mut self, connection: &mut Connection<'_>, message: MessageRef<'_>) {
-        let Some(Ok(parsed)) = message.text().map(serde_json::from_str::<Value>) else { return };
-        if parsed["e"] == "serverShutdown" {
-            // Reconnect before the server closes: the new connection opens sooner.
-            connection.reconnect();
-            return;
-        }
-        let number = |key: &str| parsed[key].as_str().and_then(|text| text.parse::<f64>().ok());
-        match (parsed["s"].as_str(), number("b"), number("a")) {
-            (Some(symbol), Some(bid), Some(ask)) => self.quote(connection, symbol, bid, ask),
-            _ => {
-                if let Some(id) = parsed["id"].as_u64() {
-                    self.acknowledge(id);
+    fn ready(&mut self, _: &mut Connection<'_>) {
+        let in_doubt = std::mem::take(&mut self.figures.lock().in_doubt);
+        for id in in_doubt {
+            let (figures, order) = (Arc::clone(&self.figures), id.clone());
+            let request = Request::new(status_of(&id));
+            let sent = self.handle.call_with(request, move |fate| match fate {
+                Ok(reply) => figures.lock().settle(order, &parse(reply.message)),
+                Err(_) => {
+                    figures.lock().in_doubt.insert(order);
                 }
+            });
+            if sent.is_err() {
+                self.figures.lock().in_doubt.insert(id);
             }
         }
     }
 
-    fn disconnected(&mut self, disconnect: &Disconnect) {
-        for (id, symbol) in std::mem::take(&mut self.open_orders) {
-            log::warn!("order {id} for {symbol} is in doubt: its status has to be queried");
+    fn message(&mut self, connection: &mut Connection<'_>, message: MessageRef<'_>) {
+        let quote = parse(message);
+        let number = |key: &str| quote[key].as_str().and_then(|text| text.parse::<f64>().ok());
+        if let (Some(symbol), Some(bid), Some(ask)) =
+            (quote["s"].as_str(), number("b"), number("a"))
+        {
+            self.quote(connection.epoch(), symbol, bid, ask);
         }
-        self.figures.lock().last_drop = Some(disconnect.error.kind().to_string());
+    }
+
+    fn disconnected(&mut self, disconnect: &Disconnect) {
+        let mut figures = self.figures.lock();
+        // The prices of the last connection are stale.
+        figures.quote = None;
+        figures.last_drop = Some(disconnect.error.kind().to_string());
     }
 }
