@@ -77,6 +77,12 @@
 //! or not; another thread calls it with [`Sender::wake`]. [`Handler::batch_end`] is called after
 //! the last of the messages that came at once.
 //!
+//! # Sessions
+//! A bot that logs in, subscribes and trades is a [`session`] on top of a client: it logs in and
+//! subscribes again after every reconnect, and tells what became of each call. Each part that it
+//! needs of a client is useful alone: [`RateLimit`], [`Builder::decode`],
+//! [`Builder::auto_respond`], [`Builder::before_reconnect`], [`Endpoint::carry`].
+//!
 //! # The life of a connection
 //! ```text
 //!                     dialed                close frame, or stop

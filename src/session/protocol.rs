@@ -426,7 +426,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_class_fits_into_a_cache_line() {
+    fn a_class_has_at_most_64_bytes() {
         assert!(size_of::<Class<'_>>() <= 64, "{}", size_of::<Class<'_>>());
     }
 }

@@ -1,6 +1,6 @@
-//! A message on its way to a handler or into a batch costs no allocation: plain, over TLS and through
-//! a session. Events that nobody pulls take no more memory than their bounds allow, and neither do
-//! topics and calls.
+//! A message on its way to a handler or into a batch costs no allocation: plain, over TLS and
+//! through a session. Events that nobody pulls take no more memory than their bounds allow, and
+//! neither do topics and calls.
 //!
 //! A program of its own, because it counts the allocations of the whole process.
 
