@@ -137,6 +137,8 @@
 //! An acknowledgement does not prove that data follows: see [`SessionHandle::watch`]. A reply says
 //! what the venue says, a refusal or "unknown" included: it is for the program to read. Sequence
 //! numbers, order books, the state of orders and the repetition of orders are the program's.
+//! A handler that blocks, and a full queue under [`WhenFull::Block`](crate::WhenFull::Block), hold
+//! up replies and acknowledgements as they hold up everything that is read.
 //!
 //! # Who runs what
 //! | thread | code of the program's | may |

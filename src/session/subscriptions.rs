@@ -452,7 +452,7 @@ impl Subscriptions {
     }
 
     /// The request did not leave: its topics are asked for later.
-    pub(crate) fn withdraw(&mut self, id: u64, _now: Instant) {
+    pub(crate) fn withdraw(&mut self, id: u64) {
         let Some(request) = self.remove_request(id) else { return };
         for order in request.topics {
             if self.awaits(order, id) {
@@ -1214,15 +1214,15 @@ mod tests {
                 assert_eq!(sent.to_string(), expected);
                 if expected == "-old" {
                     let since = session.subscriptions.active_since("old");
-                    session.subscriptions.withdraw(sent.id, session.now);
+                    session.subscriptions.withdraw(sent.id);
                     assert!(since.is_none() && session.state("old") == "active");
                     assert!(session.subscriptions.active_since("old").is_some());
                     let again = session.next(9).expect("it has been withdrawn");
                     assert_eq!(again.to_string(), "-old");
                     session.subscribe(&["old"]);
-                    session.subscriptions.withdraw(again.id, session.now);
+                    session.subscriptions.withdraw(again.id);
                 } else {
-                    session.subscriptions.withdraw(sent.id, session.now);
+                    session.subscriptions.withdraw(sent.id);
                 }
                 session.check();
                 assert!(session.subscriptions.request(sent.id).is_none());
@@ -1231,13 +1231,13 @@ mod tests {
         }
         // Nobody asks for what is wanted no more when it comes back.
         let sent = session.next(9).expect("to end it");
-        session.subscriptions.withdraw(sent.id, session.now);
+        session.subscriptions.withdraw(sent.id);
         let sent = session.next(1).expect("the same");
         session.subscriptions.written(sent.id, session.now);
         let (a, b) = (session.next(1).expect("a"), session.next(1).expect("b"));
         session.unsubscribe(&["a"]);
-        session.subscriptions.withdraw(a.id, session.now);
-        session.subscriptions.withdraw(b.id, session.now);
+        session.subscriptions.withdraw(a.id);
+        session.subscriptions.withdraw(b.id);
         session.check();
         assert_eq!((session.state("a"), session.state("b")), ("none".into(), "pending".into()));
     }
@@ -1250,7 +1250,7 @@ mod tests {
         session.subscriptions.resubscribe("a");
         let sent = session.next(1).expect("its end");
         assert_eq!(session.subscriptions.active_since("a"), None);
-        session.subscriptions.withdraw(sent.id, session.now);
+        session.subscriptions.withdraw(sent.id);
         assert_eq!(session.subscriptions.active_since("a"), since);
     }
 
@@ -1775,7 +1775,7 @@ mod tests {
         );
         let sent = session.next(2).expect("their end");
         assert_eq!(sent.to_string(), "-a,b");
-        session.subscriptions.withdraw(sent.id, session.now);
+        session.subscriptions.withdraw(sent.id);
         assert_eq!(session.state("a"), "unsubscribing");
         let sent = session.ask(2).expect("their end");
         session.refuse(sent.id);
@@ -2371,7 +2371,7 @@ mod tests {
                 assert!(is_wanted || !sent.is_subscribe);
             }
             if !is_written {
-                self.session.subscriptions.withdraw(sent.id, self.session.now);
+                self.session.subscriptions.withdraw(sent.id);
                 self.session.check();
                 return true;
             }

@@ -300,7 +300,7 @@ impl<P: Protocol> SessionWork<P> {
             };
             let count = request.topics.len();
             if outgoing.len() > self.batch.bytes && count > 1 {
-                self.shared.subscriptions.lock().withdraw(id, now);
+                self.shared.subscriptions.lock().withdraw(id);
                 topics_max = count.div_ceil(2);
                 continue;
             }
@@ -314,11 +314,11 @@ impl<P: Protocol> SessionWork<P> {
                 // Its end, which is about to be told, forgets the request.
                 MessageWrite::Over => return Ok(Some(Write::Over)),
                 MessageWrite::Later => {
-                    self.shared.subscriptions.lock().withdraw(id, now);
+                    self.shared.subscriptions.lock().withdraw(id);
                     return Ok(Some(Write::Later));
                 }
                 MessageWrite::Refused(_) if count > 1 => {
-                    self.shared.subscriptions.lock().withdraw(id, now);
+                    self.shared.subscriptions.lock().withdraw(id);
                     topics_max = count.div_ceil(2);
                     continue;
                 }
