@@ -92,7 +92,7 @@ fn trade(handle: &SessionHandle, order: u64) {
             }
             // It may have arrived: the venue is asked before anything else is sent.
             Err(error) => {
-                println!("order {order}: {error}");
+                println!("order {order}: {error} ({})", error.reason());
                 if is_executed(handle, order) {
                     return;
                 }
@@ -114,7 +114,7 @@ fn is_executed(handle: &SessionHandle, order: u64) -> bool {
                 return status == "FILLED";
             }
             // A question may be repeated.
-            Err(error) => println!("order {order}: the question failed: {error}"),
+            Err(error) => println!("order {order}: {error} ({})", error.reason()),
         }
     }
 }

@@ -504,7 +504,7 @@ impl Builder {
 
     /// Sets the number of messages that the event queue holds.
     ///
-    /// Defaults to 65,536. Without effect on [`start_with`](Builder::start_with), which has no
+    /// Defaults to 65,536. Without effect on a client with a handler, which has no
     /// queue.
     pub fn queue_messages(mut self, messages: usize) -> Self {
         self.settings.queue.messages = messages;
@@ -514,7 +514,7 @@ impl Builder {
     /// Sets the number of payload bytes that the event queue holds. Openings, ends and failed dials
     /// have as many of their own; see [`WhenFull`].
     ///
-    /// Defaults to 64 MiB. Without effect on [`start_with`](Builder::start_with), which has no
+    /// Defaults to 64 MiB. Without effect on a client with a handler, which has no
     /// queue.
     pub fn queue_bytes(mut self, bytes: usize) -> Self {
         self.settings.queue.bytes = bytes;
@@ -542,7 +542,7 @@ impl Builder {
     /// with the kind `HandlerPanicked`. The bytes of the keys count against
     /// [`queue_bytes`](Builder::queue_bytes).
     ///
-    /// Defaults to off. Without effect on [`start_with`](Builder::start_with), which has no queue.
+    /// Defaults to off. Without effect on a client with a handler, which has no queue.
     ///
     /// # Examples
     /// ```

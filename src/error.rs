@@ -592,7 +592,7 @@ impl fmt::Debug for Error {
 }
 
 /// Writes what stands before a text about an error: the name of its client, if it was given one.
-fn write_name(error: &Error, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+pub(crate) fn write_name(error: &Error, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     match error.given_name() {
         Some(name) => write!(f, "{name}: "),
         None => Ok(()),

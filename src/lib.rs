@@ -175,6 +175,7 @@
 //! | [`queue_messages`](Builder::queue_messages) | 65,536 |
 //! | [`queue_bytes`](Builder::queue_bytes) | 64 MiB |
 //! | [`when_full`](Builder::when_full) | [`WhenFull::Disconnect`] |
+//! | [`conflate`](Builder::conflate) | none |
 //! | [`wakeups`](Builder::wakeups) | off |
 //! | [`thread_stack_size`](Builder::thread_stack_size) | Rust's own, 2 MiB |
 //!

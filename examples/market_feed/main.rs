@@ -171,7 +171,9 @@ fn settle_orders(handle: &SessionHandle, figures: &Mutex<Figures>) {
         }
         match handle.call(Request::new(status_of(&id))) {
             Ok(reply) => figures.lock().settle(id, &parse(reply.message.as_ref())),
-            Err(error) => eprintln!("market_feed: order {id} is in doubt: {error}"),
+            Err(error) => {
+                eprintln!("market_feed: order {id}: {error}: {}", error.reason().chain());
+            }
         }
     }
 }

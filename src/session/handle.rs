@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::connection::OpenConnection;
-use crate::error::{Error, ErrorKind, SendError, Timeout};
+use crate::error::{Error, ErrorKind, SendError, Timeout, write_name};
 use crate::event::{Message, Receipt};
 use crate::rate_limit::{Permit, SendKind};
 use crate::session::calls::{Call, ReplyRef, ReplyTo, SentCall};
@@ -140,10 +140,11 @@ impl CallError {
 
 impl fmt::Display for CallError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            CallError::NotSent(reason) => write!(f, "not sent: {reason}"),
-            CallError::Unknown { why, .. } => write!(f, "the outcome is unknown: {why}"),
-        }
+        write_name(self.reason(), f)?;
+        f.write_str(match self {
+            CallError::NotSent(_) => "the request was not sent",
+            CallError::Unknown { .. } => "the request was sent, and its fate is unknown",
+        })
     }
 }
 
@@ -482,5 +483,26 @@ pub(crate) fn fail(call: Call, why: &Error) {
         // It has room for the one message that comes. A caller that has gone needs none.
         ReplyTo::Caller(caller) => drop(caller.try_send(Err(why.clone()))),
         ReplyTo::Closure(then) => then(Err(CallError::Unknown { why: why.clone(), receipt })),
+    }
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_of_a_call_says_its_reason_once() {
+        let reason = || Error::new(ErrorKind::Closed, "the connection ended");
+        for (error, text) in [
+            (CallError::NotSent(reason()), "the request was not sent"),
+            (
+                CallError::Unknown { why: reason(), receipt: None },
+                "the request was sent, and its fate is unknown",
+            ),
+        ] {
+            assert_eq!(error.to_string(), text);
+            let source = std::error::Error::source(&error).expect("the reason");
+            assert_eq!(source.to_string(), "the connection ended");
+        }
     }
 }
