@@ -70,7 +70,7 @@ impl Rejection {
     }
 
     /// A refusal that passes: maintenance, too many requests. The session asks again, no sooner
-    /// than after `retry_after`.
+    /// than after `retry_after`; for a subscription that is 1 s at least.
     pub fn transient(reason: impl Into<String>, retry_after: Duration) -> Self {
         let retry_after = Some(retry_after);
         Rejection(Arc::new(Reason { reason: reason.into().into(), retry_after }))

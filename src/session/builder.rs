@@ -116,8 +116,8 @@ impl<P: Protocol> SessionBuilder<P> {
     /// Sets the time after which a subscription request counts as lost that the venue has not
     /// answered. Its topics are then asked for again, with twice the time, and so on up to 5 min.
     ///
-    /// It is not judged while the handler runs, because the answer may lie unread. Defaults to
-    /// 10 s.
+    /// It is not judged while the handler runs, because the answer may lie unread. `Config` at the
+    /// start if it is zero. Defaults to 10 s.
     pub fn ack_timeout(mut self, limit: Duration) -> Self {
         self.settings.ack_timeout = limit;
         self.shared.subscriptions.lock().set_limits(limit, self.settings.topics_max);
@@ -205,6 +205,9 @@ impl<P: Protocol> SessionBuilder<P> {
         is_pulled: bool,
         inner: impl FnOnce(&Arc<Queue>, &Shared) -> D,
     ) -> Result<Session<M>, Error> {
+        if self.settings.ack_timeout.is_zero() {
+            return Err(Error::config("ack_timeout is zero: it must be longer"));
+        }
         let handle = self.handle();
         let SessionBuilder { mut builder, protocol, script, settings, shared } = self;
         let has_wakeups = builder.settings.has_wakeups && D::CAN_BE_WOKEN;

@@ -40,7 +40,9 @@ pub trait Protocol: Send + Sync + 'static {
     /// Returns what the venue's reply to a subscription request accepts: for a message of which
     /// [`classify`](Protocol::classify) said that it is the [`Reply`](Class::Reply) to it.
     ///
-    /// Called on the reader thread. Defaults to [`Acceptance::All`].
+    /// Called on the reader thread. A request may be repeated whose answer was lost: call it
+    /// accepted if the venue says that a topic is subscribed already. Defaults to
+    /// [`Acceptance::All`].
     fn subscription_reply(
         &self,
         request: &SubscriptionRequest,

@@ -265,6 +265,8 @@ impl<P: Protocol> SessionWork<P> {
                 Some(Write::Over) => return Ok(None),
             }
         }
+        // Nothing may be left to ask: the last topic has been unsubscribed, for example.
+        self.tell_settled(connection);
         let silent_at = self.look_for_silence(connection, now);
         let due = self.shared.subscriptions.lock().next_due();
         let due = due.map(|due| match is_reading {
@@ -381,11 +383,16 @@ impl<P: Protocol> SessionWork<P> {
         for (topic, state) in changes {
             self.tell(connection, SessionEvent::Subscription { epoch, topic, state });
         }
-        let settled = self.shared.subscriptions.lock().take_settled(epoch);
+        self.tell_settled(connection);
+        self.shared.note_change();
+    }
+
+    /// Tells the program that everything has been answered, once.
+    fn tell_settled(&self, connection: &OpenConnection) {
+        let settled = self.shared.subscriptions.lock().take_settled(connection.epoch);
         if let Some(subscribed) = settled {
             self.tell(connection, SessionEvent::Subscribed(subscribed));
         }
-        self.shared.note_change();
     }
 
     fn tell(&self, connection: &OpenConnection, event: SessionEvent) {

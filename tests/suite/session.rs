@@ -586,6 +586,26 @@ fn more_topics_than_a_connection_may_have_are_refused_all_or_none() {
 }
 
 #[test]
+fn an_ack_timeout_of_zero_is_refused() {
+    let server = plain(obliging);
+    let refused = session(&server, Words::default()).ack_timeout(Duration::ZERO).start();
+    let error = refused.expect_err("every request would be late");
+    assert_eq!(error.kind(), ErrorKind::Config);
+}
+
+#[test]
+fn nothing_left_to_ask_counts_as_answered() {
+    let server = plain(obliging);
+    let session = session(&server, Words::default()).connect().expect("ready");
+    let handle = session.handle();
+    // Given up before it has left, or after.
+    handle.subscribe(["a"]).expect("there is no limit");
+    handle.unsubscribe(["a"]);
+    until_event(&mut session.events(), "subscribed 0/0");
+    assert_eq!(handle.subscriptions(), []);
+}
+
+#[test]
 fn a_watched_topic_that_falls_silent_is_told_and_asked_for_again() {
     let server = plain(obliging);
     let session = session(&server, Words::default()).connect().expect("ready");
