@@ -1746,6 +1746,20 @@ mod tests {
     }
 
     #[test]
+    fn a_refusal_is_an_answer_and_its_halves_begin_with_the_shortest_time() {
+        let mut session = Session::new();
+        session.subscribe(&["a", "b"]);
+        session.ask(2);
+        session.now += ACK_TIMEOUT;
+        session.overdue();
+        let sent = session.ask(2).expect("both again");
+        assert_eq!(session.subscriptions.next_due(), Some(session.now + 2 * ACK_TIMEOUT));
+        session.refuse(sent.id);
+        session.ask(1);
+        assert_eq!(session.subscriptions.next_due(), Some(session.now + ACK_TIMEOUT));
+    }
+
+    #[test]
     fn a_new_connection_begins_with_the_shortest_time() {
         let mut session = Session::new();
         session.subscribe(&["a"]);
@@ -1903,6 +1917,7 @@ mod tests {
         let mut session = Session::with_active(&["a", "b", "c"]);
         session.update_with("a", &TopicUpdate::Subscribed, Some("5"));
         session.update("5", &TopicUpdate::Unsubscribed);
+        assert_eq!(session.update("5", &TopicUpdate::Subscribed), None);
         session.update_with("b", &TopicUpdate::Subscribed, Some("5"));
         session.update_with("a", &TopicUpdate::Subscribed, Some("6"));
         assert_eq!(session.update("5", &refused(permanent())).expect("b"), ["b rejected"]);
