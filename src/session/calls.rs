@@ -298,6 +298,7 @@ mod tests {
                         .filter(|&call| progress[call] == Progress::Waiting)
                         .collect();
                     let ended = self.calls.ended(&Error::stopped());
+                    assert_eq!(self.calls.next_due(), None, "its calls are over");
                     let mut ended: Vec<usize> = ended.iter().map(|call| self.fate(call)).collect();
                     ended.sort_unstable();
                     assert_eq!(ended, Vec::<usize>::from_iter::<Vec<usize>>(waiting));

@@ -165,8 +165,8 @@ mod tests {
     #[test]
     fn the_first_of_several_is_looked_for_and_one_that_is_added_meanwhile_is_kept() {
         let watches = Watches::default();
-        let _long = watches.add("long", 9 * SECOND, Silence::Tell);
         let _short = watches.add("short", 3 * SECOND, Silence::Tell);
+        let _long = watches.add("long", 9 * SECOND, Silence::Tell);
         let _off = watches.add("off", SECOND, Silence::Tell);
         let start = Instant::now();
         let added = std::cell::RefCell::new(Vec::new());
@@ -183,7 +183,7 @@ mod tests {
             let watches = watches.0.lock();
             watches.iter().map(|watched| watched.topic.as_str().to_owned()).collect::<Vec<_>>()
         };
-        assert_eq!(topics(&watches), ["long", "short", "off", "added"]);
+        assert_eq!(topics(&watches), ["short", "long", "off", "added"]);
     }
 
     #[test]
