@@ -55,13 +55,18 @@ pub(super) trait Dialect {
 
     /// Returns the announcement of the end of the connection.
     fn shutdown_notice(&self) -> String;
+
+    /// Connections open during maintenance, and are told of it. Otherwise the status is 503.
+    fn opens_in_maintenance(&self) -> bool {
+        false
+    }
 }
 
 /// One connection, from the exchange's side.
 pub(super) struct Connection<'a> {
     peer: &'a mut Peer,
-    settings: Settings,
-    record: &'a Record,
+    pub(super) settings: Settings,
+    pub(super) record: &'a Record,
     number: usize,
     limits: Limits,
     arrivals: Arrivals,
@@ -73,6 +78,8 @@ pub(super) struct Connection<'a> {
     pinged: Option<(String, Instant)>,
     /// The time of the last message in either direction.
     active_at: Instant,
+    /// The time of the exchange's last message.
+    pub(super) sent_at: Instant,
     /// The connection is closed then, because its end has been announced.
     ends_at: Option<Instant>,
     /// The number of commands that have been obeyed.
@@ -103,6 +110,9 @@ pub(super) fn serve(
     let Some(mut dialect) = (profile.dialect)(path) else {
         return refuse(peer, "404 Not Found");
     };
+    if !dialect.opens_in_maintenance() && record.read(State::is_in_maintenance) {
+        return refuse(peer, "503 Service Unavailable");
+    }
     // Before the client knows that it is open: a test may look at once.
     let number = record.change(|state| state.open(path));
     let mut connection =
@@ -112,7 +122,7 @@ pub(super) fn serve(
         .write(request.acceptance("").as_bytes())
         .and_then(|()| dialect.opened(&mut connection, &request.path))
         .and_then(|()| connection.run(&mut *dialect));
-    record.change(|state| state.connections[number].is_open = false);
+    record.change(|state| state.close(number));
     result
 }
 
@@ -145,6 +155,7 @@ impl<'a> Connection<'a> {
             next_ping,
             pinged: None,
             active_at: now,
+            sent_at: now,
             ends_at: None,
             obeyed: record.read(|state| state.connections[number].commands_before),
         }
@@ -261,7 +272,7 @@ impl<'a> Connection<'a> {
     // ---- What dialects do ----
 
     /// Changes the record. The closure gets the number of this connection too.
-    fn change<T>(&self, change: impl FnOnce(&mut State, usize) -> T) -> T {
+    pub(super) fn change<T>(&self, change: impl FnOnce(&mut State, usize) -> T) -> T {
         self.record.change(|state| change(state, self.number))
     }
 
@@ -277,6 +288,7 @@ impl<'a> Connection<'a> {
     /// Sends a message now.
     pub(super) fn send(&mut self, text: &str) -> io::Result<()> {
         self.active_at = sync::now();
+        self.sent_at = self.active_at;
         self.peer.send_text(text)
     }
 

@@ -34,6 +34,9 @@ pub enum Misbehavior {
     /// Sends no data of this topic on the connections that are open now, where it stays active,
     /// until it is subscribed anew.
     Mute(String),
+    /// Is under maintenance for this time from now on: opens connections and says so where the
+    /// exchange does that (Kraken), and otherwise refuses opening handshakes with status 503.
+    Maintenance(Duration),
 }
 
 /// A fault of the connections that are open when it is asked for.

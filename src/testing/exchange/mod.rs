@@ -28,8 +28,37 @@
 //! - Topics are `books`, `tickers` or `trades`, a colon and an instrument; private ones are
 //!   `orders:ANY`, `positions:ANY` and `account`. The number of a message is `seqId`.
 //!
-//! Signatures are not checked: they need to be there. A message is 64 KiB long at most: 1009
-//! otherwise.
+//! [`Exchange::deribit`]: market data and orders at `/ws/api/v2`, as JSON-RPC.
+//!
+//! - 10 requests to subscribe in 3 seconds on a connection: error 10028 otherwise.
+//! - One acknowledgment by id, which lists the channels that were accepted.
+//! - `public/auth` before private methods: error 13009 otherwise.
+//! - After `public/set_heartbeat` a `test_request` at each interval: 4000 if none has been answered
+//!   by `public/test` before the next.
+//! - `private/enable_cancel_on_disconnect` cancels what rests when the connection ends.
+//! - Topics are `book` or `trades`, an instrument and `100ms` or `agg2`, with dots between them;
+//!   `user.orders.any.any.raw` is private. The number of a message is `change_id` or `trade_seq`.
+//! - `label` is the client order id. A second order with the same label is refused with error
+//!   10009, although the real exchange takes it. `platform_state` announces the end of the
+//!   connection, even to those who have not subscribed to it.
+//!
+//! [`Exchange::kraken`]: market data and orders at `/v2`.
+//!
+//! - 150 opening handshakes in 10 minutes: status 429 otherwise.
+//! - `status` as the greeting and when it changes, and `heartbeat` after a second without another
+//!   message of the exchange.
+//! - One channel for each request. One acknowledgment or error for each symbol, all with the
+//!   `req_id` of the request. Errors name the symbol, not the channel.
+//! - A token in each request that concerns orders: error `ESession:Invalid session` otherwise. The
+//!   first one on a connection is its login.
+//! - `cancel_all_orders_after` cancels what rests at its timeout, by whichever connection it came.
+//! - Topics are `book`, `ticker` or `trade`, a slash and a symbol, and the private `executions`.
+//!   The number of a message is the `qty` of its bid, `bid_qty` or `trade_id`.
+//! - `query_orders` returns the order with a `cl_ord_id`: the simulator's own, because the real
+//!   exchange has it in its REST API alone.
+//!
+//! Signatures and tokens are not checked: they need to be there. A message is 64 KiB long at most:
+//! 1009 otherwise.
 //!
 //! ```
 //! use std::time::Duration;
@@ -48,6 +77,8 @@
 
 mod binance;
 mod connection;
+mod deribit;
+mod kraken;
 mod limits;
 mod misbehavior;
 mod okx;
@@ -94,6 +125,16 @@ impl Exchange {
         ExchangeBuilder::new(&okx::PROFILE)
     }
 
+    /// Returns the settings of an exchange that speaks like Deribit v2.
+    pub fn deribit() -> ExchangeBuilder {
+        ExchangeBuilder::new(&deribit::PROFILE)
+    }
+
+    /// Returns the settings of an exchange that speaks like Kraken v2.
+    pub fn kraken() -> ExchangeBuilder {
+        ExchangeBuilder::new(&kraken::PROFILE)
+    }
+
     /// Returns the URL of market data.
     pub fn url(&self) -> String {
         self.url_of(self.profile.path)
@@ -127,6 +168,7 @@ impl Exchange {
 
     /// Returns the ledger: every order that has come, in order.
     pub fn orders(&self) -> Vec<Order> {
+        self.record.cancel_due();
         self.record.read(|state| state.orders.clone())
     }
 
@@ -177,7 +219,8 @@ impl ExchangeBuilder {
     }
 
     /// Sets the number of messages that a connection with such a limit takes within `per`, instead
-    /// of the exchange's own, scaled limit. `usize::MAX` lifts it.
+    /// of the exchange's own, scaled limit. Deribit counts requests to subscribe alone.
+    /// `usize::MAX` lifts it.
     pub fn message_limit(mut self, count: usize, per: Duration) -> Self {
         self.settings.message_limit = Some(Limit { count, per });
         self

@@ -78,7 +78,7 @@ pub enum OrderStatus {
     Resting,
     /// It has been filled.
     Filled,
-    /// The client has canceled it.
+    /// It has been canceled.
     Canceled,
 }
 
@@ -100,6 +100,8 @@ pub struct ConnectionRecord {
     pub topics: BTreeMap<String, TopicRecord>,
     /// The code and reason of the exchange's close frame, if it sent one.
     pub closed: Option<(u16, String)>,
+    /// Its resting orders are canceled when it ends.
+    pub(super) cancels_on_disconnect: bool,
     /// The number of commands that are not for it, because they are older.
     pub(super) commands_before: usize,
 }
@@ -144,6 +146,9 @@ pub(super) struct State {
     pub(super) connects: Arrivals,
     pub(super) faults: Faults,
     pub(super) commands: Vec<Command>,
+    /// The time at which all resting orders are canceled.
+    pub(super) cancel_at: Option<Instant>,
+    maintenance_until: Option<Instant>,
     changes: u64,
 }
 
@@ -162,6 +167,11 @@ impl Record {
         read(&self.state.lock())
     }
 
+    /// Cancels all resting orders if it is time.
+    pub(super) fn cancel_due(&self) {
+        self.state.lock().cancel_due();
+    }
+
     /// Waits until `is_there`, which is asked without the lock after every change. Returns whether
     /// it was within `timeout`.
     pub(super) fn wait(&self, timeout: Duration, is_there: impl Fn() -> bool) -> bool {
@@ -173,9 +183,13 @@ impl Record {
             }
             let mut state = self.state.lock();
             while state.changes == seen {
-                if self.changed.wait_until(&mut state, deadline).timed_out() {
-                    drop(state);
-                    return is_there();
+                let until = state.cancel_at.map_or(deadline, |at| at.min(deadline));
+                if self.changed.wait_until(&mut state, until).timed_out() {
+                    state.cancel_due();
+                    if sync::now() >= deadline {
+                        drop(state);
+                        return is_there();
+                    }
                 }
             }
         }
@@ -195,9 +209,39 @@ impl State {
             messages: 0,
             topics: BTreeMap::new(),
             closed: None,
+            cancels_on_disconnect: false,
             commands_before: self.commands.len(),
         });
         number
+    }
+
+    /// Notes the end of a connection.
+    pub(super) fn close(&mut self, number: usize) {
+        let connection = &mut self.connections[number];
+        connection.is_open = false;
+        if connection.cancels_on_disconnect {
+            self.cancel_all(|order| order.connection == number);
+        }
+    }
+
+    pub(super) fn is_in_maintenance(&self) -> bool {
+        self.maintenance_until.is_some_and(|until| sync::now() < until)
+    }
+
+    /// Cancels all resting orders if it is time. There may be no connection that would do it.
+    pub(super) fn cancel_due(&mut self) {
+        if self.cancel_at.take_if(|at| *at <= sync::now()).is_some() {
+            self.changes += 1;
+            self.cancel_all(|_| true);
+        }
+    }
+
+    fn cancel_all(&mut self, is_meant: impl Fn(&Order) -> bool) {
+        for order in self.orders.iter_mut().filter(|order| is_meant(order)) {
+            if order.status == OrderStatus::Resting {
+                order.status = OrderStatus::Canceled;
+            }
+        }
     }
 
     pub(super) fn violation(
@@ -249,6 +293,9 @@ impl State {
             Misbehavior::RejectLogins(count) => faults.rejected_logins = count,
             Misbehavior::Refuse(topic) => drop(faults.refused.insert(topic)),
             Misbehavior::Mute(topic) => self.mute(&topic),
+            Misbehavior::Maintenance(time) => {
+                self.maintenance_until = Some(after(sync::now(), time));
+            }
         }
     }
 
