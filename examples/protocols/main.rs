@@ -1,9 +1,12 @@
-//! Market data and orders of two exchanges by sessions, whose protocols are files to copy:
-//! `binance.rs` and `okx.rs`. The exchanges are simulated, and cut every connection meanwhile.
+//! Market data and orders of exchanges by sessions, whose protocols are files to copy:
+//! `binance.rs`, `deribit.rs`, `kraken.rs` and `okx.rs`. The exchanges are simulated, and cut every
+//! connection meanwhile.
 //!
 //!     cargo run --release --example protocols
 
 mod binance;
+mod deribit;
+mod kraken;
 mod okx;
 
 use std::error::Error;
@@ -71,6 +74,54 @@ fn main() -> Result<(), Box<dyn Error>> {
     place(private.handle(), |handle, id| {
         let order = okx::MarketOrder { instrument: "BTC-USDT", side: "buy", size: "0.001", id };
         format!("{:?}", okx::fate(handle.call(order.place())))
+    });
+    finish(&exchange);
+
+    let exchange = Exchange::deribit().tick(Duration::from_millis(5)).start();
+    let public = deribit::client(&exchange.url())
+        .name("deribit books")
+        .session(deribit::Deribit::public())
+        .batch(100, 16 << 10)
+        .start()?;
+    public.handle().subscribe(["book.BTC-PERPETUAL.100ms", "trades.ETH-PERPETUAL.100ms"])?;
+    watch(&exchange, &public)?;
+
+    let login = deribit::Login::new("client", |_| "signature".into());
+    let private = deribit::client(&exchange.private_url())
+        .name("deribit orders")
+        .session(deribit::Deribit::private(login))
+        .connect()?;
+    private.handle().subscribe(["user.orders.any.any.raw"])?;
+    place(private.handle(), |handle, id| {
+        let instrument = "BTC-PERPETUAL";
+        let order = deribit::MarketOrder { instrument, side: "buy", amount: 10.0, id };
+        let fate = deribit::fate(handle.call(order.place()));
+        let known = deribit::fate(handle.call(deribit::order_status("BTC", id)));
+        format!("{fate:?}, and Deribit says {known:?}")
+    });
+    finish(&exchange);
+
+    let exchange = Exchange::kraken().tick(Duration::from_millis(5)).start();
+    let connects = kraken::connect_limit();
+    let public = kraken::client(&exchange.url())
+        .name("kraken books")
+        .connect_limit(connects.clone())
+        .session(kraken::Kraken)
+        .batch(50, 16 << 10)
+        .start()?;
+    public.handle().subscribe(["book/BTC/USD", "trade/ETH/USD"])?;
+    watch(&exchange, &public)?;
+
+    // A program that trades for real asks for a token by REST here.
+    let private = kraken::private_client(&exchange.private_url(), |_| Ok("token".into()))
+        .name("kraken orders")
+        .connect_limit(connects)
+        .session(kraken::Kraken)
+        .connect()?;
+    private.handle().subscribe(["executions"])?;
+    place(private.handle(), |handle, id| {
+        let order = kraken::MarketOrder { symbol: "BTC/USD", side: "buy", quantity: 0.001, id };
+        format!("{:?}", kraken::fate(handle.call(order.place())))
     });
     finish(&exchange);
     Ok(())

@@ -24,6 +24,7 @@ use tautline::testing::{TestServer, classify};
 use tautline::{Builder, Client, ErrorKind, Event, Events, TryNextError};
 
 use crate::support::{MS, SOON, disconnected, until};
+use crate::{exchanges_deribit, exchanges_kraken};
 
 /// The number of topics, one of which the exchange refuses.
 const TOPICS: usize = 200;
@@ -33,14 +34,14 @@ const TRADERS: usize = 4;
 const ORDERS: usize = 40;
 
 /// Fast, and without the limits that only a rate limit of the client keeps.
-fn lenient(exchange: ExchangeBuilder) -> Exchange {
+pub(crate) fn lenient(exchange: ExchangeBuilder) -> Exchange {
     let no_time = Duration::ZERO;
     let exchange = exchange.message_limit(usize::MAX, no_time).connect_limit(usize::MAX, no_time);
     exchange.tick(20 * MS).start()
 }
 
 /// Retries fast, and notices a silent exchange fast.
-fn fast(client: Builder) -> Builder {
+pub(crate) fn fast(client: Builder) -> Builder {
     client
         .tls_root(TestServer::root_pem())
         .retry_delay_min(MS)
@@ -58,20 +59,20 @@ fn binance_api() -> binance::WebSocketApi {
 }
 
 /// Reads the events of a session, and checks that no data message is missing.
-struct Feed {
+pub(crate) struct Feed {
     events: Events,
     /// The number of the last message, by epoch and topic.
     numbers: HashMap<(u64, String), u64>,
 }
 
 impl Feed {
-    fn new(session: &Session) -> Self {
+    pub(crate) fn new(session: &Session) -> Self {
         Feed { events: session.events(), numbers: HashMap::new() }
     }
 
     /// Reads until `is_there`, which sees every event of the session and, at intervals, `None`, and
     /// the number of data messages that have come since the last event of the session.
-    fn until(
+    pub(crate) fn until(
         &mut self,
         what: &str,
         mut is_there: impl FnMut(Option<&SessionEvent>, usize) -> bool,
@@ -100,13 +101,16 @@ impl Feed {
 
     fn check(&mut self, epoch: u64, text: &str) {
         let data: serde_json::Value = serde_json::from_str(text).expect("it is JSON");
-        if !data["id"].is_null() {
+        if !data["id"].is_null() || !data["req_id"].is_null() {
             // The second copy of an acknowledgment, which nobody waits for.
             return;
         }
-        let (topic, number) = match data["stream"].as_str() {
-            Some(stream) => (stream.to_owned(), data["data"]["u"].as_u64()),
-            None => {
+        let other =
+            exchanges_deribit::numbered(&data).or_else(|| exchanges_kraken::numbered(&data));
+        let (topic, number) = match (other, data["stream"].as_str()) {
+            (Some((topic, number)), _) => (topic, Some(number)),
+            (None, Some(stream)) => (stream.to_owned(), data["data"]["u"].as_u64()),
+            (None, None) => {
                 let (arg, entry) = (&data["arg"], &data["data"][0]);
                 let instrument = arg["instId"].as_str().expect("an instrument");
                 (format!("books:{instrument}"), entry["seqId"].as_u64())
@@ -134,7 +138,7 @@ fn settles(feed: &mut Feed, exchange: &Exchange, handle: &SessionHandle, connect
 }
 
 /// Takes a session of market data through everything that an exchange may do.
-fn ordeal<P: Protocol>(
+pub(crate) fn ordeal<P: Protocol>(
     exchange: &Exchange,
     session: SessionBuilder<P>,
     topic: impl Fn(usize) -> String,
@@ -224,7 +228,7 @@ fn okx_books_come_through_everything_that_the_exchange_does() {
 
 /// Changes wishes at random while the exchange misbehaves at random. Once it is quiet, the exchange
 /// has what is wanted.
-fn wander<P: Protocol>(
+pub(crate) fn wander<P: Protocol>(
     exchange: &Exchange,
     session: SessionBuilder<P>,
     topic: impl Fn(usize) -> String,
@@ -341,7 +345,7 @@ fn a_topic_that_is_given_up_between_a_refusal_and_its_acknowledgment_is_ended() 
 }
 
 /// The seeds of the random tests. `EXCHANGE_SEEDS=100` tries so many.
-fn seeds() -> std::ops::Range<u64> {
+pub(crate) fn seeds() -> std::ops::Range<u64> {
     0..std::env::var("EXCHANGE_SEEDS").map_or(3, |count| count.parse().expect("a number"))
 }
 
@@ -367,7 +371,7 @@ fn okx_has_what_is_wanted_after_random_wishes_and_faults() {
 
 /// The fates of a call, for both exchanges.
 #[derive(Clone, Debug, PartialEq)]
-enum Fate {
+pub(crate) enum Fate {
     Accepted,
     Refused,
     NotSent,
@@ -376,7 +380,7 @@ enum Fate {
 
 /// Places orders from several threads while the exchange misbehaves. Returns what each is said to
 /// have become. An order that was not sent is placed again under the same id.
-fn trade(
+pub(crate) fn trade(
     exchange: &Exchange,
     handle: &SessionHandle,
     place: impl Fn(&str) -> Fate + Sync,
@@ -425,7 +429,7 @@ fn trade(
 }
 
 /// Compares the ledger with what the bot was told.
-fn agree(exchange: &Exchange, fates: &BTreeMap<String, Fate>) {
+pub(crate) fn agree(exchange: &Exchange, fates: &BTreeMap<String, Fate>) {
     let orders: HashMap<String, _> =
         exchange.orders().into_iter().map(|order| (order.client_order_id.clone(), order)).collect();
     for (id, fate) in fates {
@@ -566,13 +570,13 @@ fn clients_with_the_limits_of_the_protocols_violate_no_limit() {
 // ---- The rules that the exchanges enforce ----
 
 /// Returns the kinds of the violations, once there are some.
-fn violations(exchange: &Exchange) -> Vec<ViolationKind> {
+pub(crate) fn violations(exchange: &Exchange) -> Vec<ViolationKind> {
     assert!(exchange.wait_until(SOON, |exchange| !exchange.violations().is_empty()));
     exchange.violations().iter().map(|violation| violation.kind).collect()
 }
 
 /// Sends these texts, and returns the code that the exchange closes with.
-fn close_code(exchange: &Exchange, texts: &[String]) -> u16 {
+pub(crate) fn close_code(exchange: &Exchange, texts: &[String]) -> u16 {
     let client = Client::builder(exchange.url()).max_attempts(1).connect().expect("it opens");
     for text in texts {
         // The connection may have been closed before the last one.
@@ -662,7 +666,7 @@ fn okx_closes_a_silent_connection_with_4004_unless_it_is_pinged() {
     assert!(pinging.stop(SOON).is_clean());
 }
 
-fn disconnected_after_opening(events: &mut Events) -> u16 {
+pub(crate) fn disconnected_after_opening(events: &mut Events) -> u16 {
     assert!(matches!(events.next_timeout(SOON), Ok(Event::Opened(_))));
     disconnected(events).close.code
 }
