@@ -345,8 +345,8 @@ impl OpenConnection {
 
     fn acquire(&self, kind: SendKind, weight: u32, deadline: Deadline) -> Result<Permit, Error> {
         // Whatever runs on these threads would wait for itself, or keep the connection from being
-        // read and written.
-        let may_wait = !self.threads.is_own_thread();
+        // read and written. Asked only where there is no room: it takes a lock.
+        let may_wait = || !self.threads.is_own_thread();
         let is_over = || self.sequence.check().is_err();
         match self.limits.acquire(kind, weight, deadline.at(), may_wait, is_over) {
             Ok(permit) => Ok(permit),

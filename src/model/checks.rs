@@ -924,7 +924,7 @@ fn no_wake_up_is_lost_by_whoever_waits_for_a_rate_limit() {
             spawn(move || {
                 let deadline = sync::now() + 3 * 3600 * SECOND;
                 let is_over = || is_over.load(Ordering::SeqCst);
-                limits.acquire(SendKind::Calls, 1, deadline, true, is_over).map(drop)
+                limits.acquire(SendKind::Calls, 1, deadline, || true, is_over).map(drop)
             })
         };
         // Both get what is given back, one after the other: nobody sends.

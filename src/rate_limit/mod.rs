@@ -462,7 +462,7 @@ impl Limits {
         kind: SendKind,
         weight: u32,
         deadline: Instant,
-        may_wait: bool,
+        may_wait: impl Fn() -> bool,
         is_over: impl Fn() -> bool,
     ) -> Result<Permit, Refused> {
         if weight > self.weight_max(kind, true) {
@@ -481,7 +481,7 @@ impl Limits {
             if waits.is_some() && is_over() {
                 return Err(Refused::Over);
             }
-            if !may_wait || at > deadline {
+            if at > deadline || !may_wait() {
                 return Err(Refused::Late { retry_in: at.saturating_duration_since(now) });
             }
             match &waits {
@@ -616,7 +616,7 @@ mod tests {
     }
 
     fn acquire(limits: &Limits, deadline: Instant) -> Result<Permit, Refused> {
-        limits.acquire(SendKind::Sends, 1, deadline, true, || false)
+        limits.acquire(SendKind::Sends, 1, deadline, || true, || false)
     }
 
     #[test]
@@ -698,7 +698,7 @@ mod tests {
         permit.commit_part(2, now);
         assert!(limits.try_acquire(SendKind::Sends, 4, now).is_err());
         assert!(limits.try_acquire(SendKind::Sends, 3, now).is_ok());
-        let heavy = limits.acquire(SendKind::Sends, 6, now + HOUR, true, || false);
+        let heavy = limits.acquire(SendKind::Sends, 6, now + HOUR, || true, || false);
         assert_eq!(heavy.err(), Some(Refused::Late { retry_in: Duration::MAX }));
     }
 
@@ -709,7 +709,7 @@ mod tests {
         let began = Instant::now();
         let refusals = [
             acquire(&limits, began + 60 * SECOND),
-            limits.acquire(SendKind::Sends, 1, began + 2 * HOUR, false, || false),
+            limits.acquire(SendKind::Sends, 1, began + 2 * HOUR, || false, || false),
         ];
         for refused in refusals {
             let Err(Refused::Late { retry_in }) = refused else { panic!("it has to be refused") };
@@ -733,9 +733,13 @@ mod tests {
         let is_over = AtomicBool::new(false);
         thread::scope(|scope| {
             let wait = || {
-                limits.acquire(SendKind::Sends, 1, Instant::now() + 3 * HOUR, true, || {
-                    is_over.load(Ordering::SeqCst)
-                })
+                limits.acquire(
+                    SendKind::Sends,
+                    1,
+                    Instant::now() + 3 * HOUR,
+                    || true,
+                    || is_over.load(Ordering::SeqCst),
+                )
             };
             let waiting = |count| {
                 let state = &limits.states()[0];
