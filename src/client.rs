@@ -175,7 +175,8 @@ impl Builder {
     ) -> Result<Client<M>, Error> {
         let config = self.check()?;
         let settings = &config.settings;
-        let wakeups = Wakeups::new(settings.has_wakeups && D::CAN_BE_WOKEN)
+        let hears_program = settings.has_wakeups && D::CAN_BE_WOKEN;
+        let wakeups = Wakeups::new(hears_program || settings.layer_wakes, hears_program)
             .map_err(|error| error.of_client(&config.client))?;
         let threads = ThreadOptions { client: config.client.clone(), ..settings.threads.clone() };
         let (shared, wakeup) = Shared::new(Threads::new(threads), settings.timeouts(), wakeups);

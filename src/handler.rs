@@ -196,6 +196,11 @@ impl<'a> Connection<'a> {
         self.connection.queue_response(text);
     }
 
+    /// Returns `true` if nothing more is delivered.
+    pub(crate) fn is_delivery_over(&self) -> bool {
+        self.connection.is_delivery_over()
+    }
+
     /// Returns how this connection was opened.
     pub fn opening(&self) -> &Opened {
         self.opened
@@ -308,6 +313,11 @@ pub struct WokenContext<'a> {
 }
 
 impl<'a> WokenContext<'a> {
+    /// Returns `true` if a layer above the client alone has called.
+    pub(crate) fn is_for_layer(&self) -> bool {
+        !self.due.is_for_handler
+    }
+
     pub(crate) fn new(due: Due, connection: Option<Connection<'a>>, sender: &'a Sender) -> Self {
         WokenContext { due, connection, sender }
     }
@@ -321,7 +331,7 @@ impl<'a> WokenContext<'a> {
     /// Returns the time that was set and has come. It is not set any more. `None` if the handler is
     /// woken by [`Sender::wake`] alone; a time that comes with such a call is returned.
     pub fn due(&self) -> Option<Instant> {
-        self.due.0
+        self.due.at
     }
 
     /// Sets the time of the next call. See [`Connection::wake_at`].
@@ -361,6 +371,11 @@ pub(crate) trait EventSink: Send + 'static {
     fn batch_end(&mut self, connection: &mut Connection<'_>) {
         let _ = connection;
     }
+    /// Some messages may be no data.
+    #[inline]
+    fn ignores(&self) -> bool {
+        false
+    }
     /// Returns how many messages were no data, since the last call.
     #[inline]
     fn take_ignored(&mut self) -> u64 {
@@ -381,7 +396,12 @@ pub(crate) trait EventSink: Send + 'static {
     /// Nothing more of a `recv` is delivered. `Err` ends the connection: the queue is full and its
     /// rule says so.
     fn end_recv(&mut self) -> Result<(), Full>;
-    fn disconnected(&mut self, disconnect: &Disconnect);
+    /// `false`: the connection is open, and what is above it is not ready.
+    fn is_ready(&self) -> bool {
+        true
+    }
+    /// The connection has ended. Whatever a layer above knows of the end is filled in.
+    fn disconnected(&mut self, disconnect: &mut Disconnect);
     fn dial_failed(&mut self, failure: &DialFailure);
     fn stopped(&mut self, stopped: &Stopped);
 }
@@ -423,7 +443,7 @@ impl<H: Handler> EventSink for HandlerSink<H> {
         Ok(())
     }
 
-    fn disconnected(&mut self, disconnect: &Disconnect) {
+    fn disconnected(&mut self, disconnect: &mut Disconnect) {
         self.0.disconnected(disconnect);
     }
 

@@ -55,6 +55,8 @@ pub(crate) struct Settings {
     pub(crate) threads: ThreadOptions,
     /// Any thread may wake the handler.
     pub(crate) has_wakeups: bool,
+    /// A layer above the client wakes the reader.
+    pub(crate) layer_wakes: bool,
 }
 
 impl Default for Settings {
@@ -91,6 +93,7 @@ impl Default for Settings {
             connect_limit: None,
             threads: ThreadOptions::default(),
             has_wakeups: false,
+            layer_wakes: false,
         }
     }
 }

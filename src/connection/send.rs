@@ -116,8 +116,10 @@ impl OpenConnection {
         };
         drop(writer);
         if let Some(permit) = permit {
-            let has_left = result.as_ref().map_or_else(|settled| settled.has_left(), |_| true);
-            permit.commit_part(u32::from(has_left), sync::now());
+            // Of one that did not leave the permit is given back.
+            if result.as_ref().map_or_else(Settled::has_left, |_| true) {
+                permit.commit(sync::now());
+            }
         }
         pongs.log(self);
         let (sequence, bytes) = result.map_err(|settled| self.tell(settled))?;

@@ -245,7 +245,7 @@ impl EventSink for Sink {
         Ok(())
     }
 
-    fn disconnected(&mut self, _: &Disconnect) {}
+    fn disconnected(&mut self, _: &mut Disconnect) {}
 
     fn dial_failed(&mut self, _: &DialFailure) {}
 

@@ -42,7 +42,7 @@ impl OpenReader {
     ) -> Option<(OpenReader, Socket)> {
         let (ours, theirs) = Socket::pair(Domain::UNIX, Type::STREAM, None).ok()?;
         let threads = Threads::new(ThreadOptions::default());
-        let wakeups = Wakeups::new(false).ok()?;
+        let wakeups = Wakeups::new(false, false).ok()?;
         let (shared, reader_wakeup) = Shared::new(threads, settings.timeouts(), wakeups);
         let (wakeup, heartbeat_wakeup) = bounded(1);
         let (inflater, deflater) = engines.unzip();

@@ -647,7 +647,7 @@ fn no_call_is_lost_between_a_look_and_a_sleep() {
         let (ours, _theirs) = StreamSocket::pair();
         let transport = Transport::new(ours, None);
         let (mut read_half, mut buffer) = (transport.read_half(), ReadBuffer::with_leftover(&[]));
-        let wakeups = Arc::new(Wakeups::new(true).expect("it has descriptors"));
+        let wakeups = Arc::new(Wakeups::new(true, true).expect("it has descriptors"));
         let waker = {
             let wakeups = Arc::clone(&wakeups);
             spawn(move || wakeups.wake().expect("it has signals"))

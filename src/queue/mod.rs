@@ -67,6 +67,8 @@ struct Inner {
     room: WakeTx<()>,
     /// No event follows.
     is_ended: bool,
+    /// The epoch of the connection whose opening is in the queue, and whose end is not.
+    epoch: Option<u64>,
 }
 
 /// The result of an attempt to take events.
@@ -99,6 +101,7 @@ impl Queue {
                 wake: Some(wake),
                 room: room_tx,
                 is_ended: false,
+                epoch: None,
             }),
             ready,
             room,
@@ -113,8 +116,8 @@ impl Queue {
         QueueCounts { depth: backlog.len(), lost: backlog.lost(), conflated: backlog.conflated() }
     }
 
-    /// Adds the news of a session, from the heartbeat thread, unless the client has ended.
-    pub(crate) fn push_session_event(&self, event: SessionEvent) {
+    /// Adds the news of a session, from the heartbeat thread, unless its connection has ended.
+    pub(crate) fn push_session_event(&self, epoch: u64, event: SessionEvent) {
         let event = Event::Session(event);
         let bytes = notice_bytes(&event);
         let event = Box::new(event);
@@ -122,7 +125,8 @@ impl Queue {
         let mut dropped = Vec::new();
         let wake = {
             let mut inner = self.inner.lock();
-            if inner.is_ended {
+            // It does not stand behind the end of its connection.
+            if inner.is_ended || inner.epoch != Some(epoch) {
                 return;
             }
             inner.backlog.push_notice(event, bytes, &mut dropped);
@@ -408,6 +412,11 @@ impl QueueSink {
         let mut dropped = Vec::new();
         {
             let mut inner = self.queue.inner.lock();
+            match &*event {
+                Event::Opened(opened) => inner.epoch = Some(opened.epoch),
+                Event::Disconnected(_) => inner.epoch = None,
+                _ => {}
+            }
             inner.backlog.push_notice(event, bytes, &mut dropped);
             self.queue.show_fd(true);
         }
@@ -446,7 +455,7 @@ impl EventSink for QueueSink {
         if self.is_full { Err(Full) } else { Ok(()) }
     }
 
-    fn disconnected(&mut self, disconnect: &Disconnect) {
+    fn disconnected(&mut self, disconnect: &mut Disconnect) {
         self.push_notice(Event::Disconnected(disconnect.clone()));
     }
 

@@ -104,7 +104,7 @@ impl RateLimit {
     }
 
     /// Keeps `count` messages of the last window that was added for what is urgent. A program's own
-    /// sends and its calls are urgent, subscriptions are not.
+    /// sends and its calls are urgent, subscriptions and the steps of an opening script are not.
     ///
     /// Defaults to 0. `Config` at the start if it is not less than the count of the window, or if
     /// there is no window before it.

@@ -148,6 +148,10 @@ impl Heartbeat {
             }
         });
         drop(abort_on_panic);
+        // It may hold the last of a value of the program's.
+        if let Err(panic) = panic::catch(|| drop(self.work.take())) {
+            self.shared.keep_panic(panic);
+        }
     }
 
     fn has_overslept(&self, due: Option<Instant>, monitor: &Monitor, now: Instant) -> bool {
@@ -179,7 +183,8 @@ impl Heartbeat {
     fn poll(&mut self, monitor: &mut Monitor, now: Instant) -> Option<Instant> {
         let connection = Arc::clone(&monitor.connection);
         if connection.is_aborted() {
-            return None;
+            // The reader may still be in the handler.
+            return self.work(monitor, false, now).ok().flatten();
         }
         // What is due next waits for what could not be written.
         let written = self.write_due(monitor, now);

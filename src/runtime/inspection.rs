@@ -16,6 +16,8 @@ pub(crate) struct Inspection {
     auto_respond: Option<AutoRespond>,
     /// The number of each application ping that has replies, and their matcher.
     matchers: Vec<(usize, ReplyMatcher)>,
+    /// The last message is a reply to an application ping.
+    pub(crate) is_reply: bool,
     findings: Findings,
 }
 
@@ -41,7 +43,8 @@ impl Inspection {
             pings.filter_map(|(index, ping)| Some((index, ping.is_reply.clone()?))).collect();
         let sees = decoder.is_some() || auto_respond.is_some() || !matchers.is_empty();
         let findings = Findings::default();
-        sees.then(|| Inspection { decoder, auto_respond, matchers, findings })
+        let is_reply = false;
+        sees.then(|| Inspection { decoder, auto_respond, matchers, is_reply, findings })
     }
 
     /// Returns the payload to be delivered. `None`: the message has been answered.
@@ -74,12 +77,12 @@ impl Inspection {
                 }
             }
         }
-        let mut is_reply_to_any = false;
+        self.is_reply = false;
         for (index, is_reply) in &self.matchers {
             match panic::catch(|| is_reply(message)) {
                 Ok(true) => {
                     connection.activity.note_app_reply(*index);
-                    is_reply_to_any = true;
+                    self.is_reply = true;
                 }
                 Ok(false) => {}
                 Err(panic) => {
@@ -89,7 +92,7 @@ impl Inspection {
                 }
             }
         }
-        self.findings.replies += u64::from(is_reply_to_any);
+        self.findings.replies += u64::from(self.is_reply);
         Ok(Some(message.payload()))
     }
 

@@ -265,6 +265,8 @@ impl Reader {
         };
         let mut view = Connection::new(connection, opened, sender);
         let (mut messages, mut bytes) = (0u64, 0u64);
+        // Messages that were no data, and those of them that are replies to pings as well.
+        let (mut ignored, mut ignored_replies) = (0u64, 0u64);
         let mut unread = buffer.unread();
         let batch = loop {
             let mut payload = match assembler.next_simple(&mut unread) {
@@ -307,6 +309,11 @@ impl Reader {
             messages += 1;
             bytes += message.bytes().len() as u64;
             sink.message(&mut view, message);
+            if sink.ignores() && is_special {
+                let latest = sink.take_ignored();
+                ignored += latest;
+                ignored_replies += if special.is_reply() { latest } else { 0 };
+            }
             // One branch for both.
             if shutdown.is_requested() | connection.is_delivery_over() {
                 break BatchEnd::DeliveryOver;
@@ -317,10 +324,11 @@ impl Reader {
         if received > 0 {
             connection.counters.received(received, bytes + findings.answered_bytes);
         }
-        let messages = messages - sink.take_ignored();
+        let messages = messages - ignored - sink.take_ignored();
+        let replies = findings.replies - ignored_replies;
         let delivered = match messages {
             0 => Delivered::Nothing,
-            _ if messages > findings.replies => Delivered::Data,
+            _ if messages > replies => Delivered::Data,
             _ => Delivered::Replies,
         };
         (batch, delivered)
@@ -448,6 +456,11 @@ struct Special<'r> {
 }
 
 impl Special<'_> {
+    /// Returns `true` if the last message is a reply to an application ping.
+    fn is_reply(&self) -> bool {
+        self.inspection.as_ref().is_some_and(|inspection| inspection.is_reply)
+    }
+
     /// Returns the payload to be delivered, if one is.
     #[inline(never)]
     fn inspect<'m>(&'m mut self, payload: Payload<'m>) -> Option<Payload<'m>> {

@@ -357,7 +357,10 @@ impl<D: EventSink> ReaderThread<D> {
         };
         let by = match error.is_reconnect_requested() {
             true => EndedBy::Program,
-            false => EndedBy::Peer { is_marked_stable: connection.is_marked_stable() },
+            false => EndedBy::Peer {
+                is_marked_stable: connection.is_marked_stable(),
+                is_ready: self.sink.is_ready(),
+            },
         };
         Input::Ended { failure: self.failure(error), is_closing, by }
     }
@@ -418,7 +421,7 @@ impl<D: EventSink> ReaderThread<D> {
             ErrorKind::Stopped => (connection.sent_close(), false),
             _ => connection.close_reason(),
         };
-        let disconnect = Disconnect {
+        let mut disconnect = Disconnect {
             epoch,
             error,
             close,
@@ -429,7 +432,7 @@ impl<D: EventSink> ReaderThread<D> {
             server_error: None,
             has_peer_closed,
         };
-        self.deliver(|sink| sink.disconnected(&disconnect));
+        self.deliver(|sink| sink.disconnected(&mut disconnect));
         let is_told = retry_in.is_some() && self.config.settings.before_reconnect.is_some();
         self.ended = is_told.then_some((disconnect, now));
     }

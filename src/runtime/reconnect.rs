@@ -68,7 +68,8 @@ pub(crate) enum EndedBy {
     /// The program, to have another: that is no failure, and counts against nothing.
     Program,
     /// The peer, the network or this client. The program may have marked it stable before.
-    Peer { is_marked_stable: bool },
+    /// One whose opening script is not done never was stable.
+    Peer { is_marked_stable: bool, is_ready: bool },
 }
 
 /// A failure, with everything that decides what follows it.
@@ -206,8 +207,9 @@ impl ReconnectState {
                 let error = failure.error.clone();
                 let then = match by {
                     EndedBy::Program => policy.after_reconnect(failure, attempt, lasted, now),
-                    EndedBy::Peer { is_marked_stable } => {
-                        let is_stable = is_marked_stable || lasted >= policy.stable_after;
+                    EndedBy::Peer { is_marked_stable, is_ready } => {
+                        let is_stable =
+                            is_ready && (is_marked_stable || lasted >= policy.stable_after);
                         policy.after_failure(failure, if is_stable { 0 } else { attempt }, now)
                     }
                 };
@@ -326,7 +328,7 @@ mod tests {
         max_attempts: None,
     };
 
-    const PEER: EndedBy = EndedBy::Peer { is_marked_stable: false };
+    const PEER: EndedBy = EndedBy::Peer { is_marked_stable: false, is_ready: true };
 
     fn failure(decision: RetryDecision) -> Failure {
         Failure {
@@ -649,7 +651,7 @@ mod tests {
         let (state, ..) = end(ReconnectState::new(), MS, PEER, &POLICY);
         let (state, wait, attempt) = end(state, MS, PEER, &POLICY);
         assert_eq!((wait, attempt), (200 * MS, 3));
-        let marked = EndedBy::Peer { is_marked_stable: true };
+        let marked = EndedBy::Peer { is_marked_stable: true, is_ready: true };
         let (_, wait, attempt) = end(state, MS, marked, &POLICY);
         assert_eq!((wait, attempt), (100 * MS, 1));
     }

@@ -200,7 +200,13 @@ impl Shared {
         context: &'static str,
     ) {
         self.keep_panic(panic);
-        connection.abort(Error::new(ErrorKind::HandlerPanicked, context));
+        let error = Error::new(ErrorKind::HandlerPanicked, context);
+        connection.abort(error.clone());
+        // The connection may be over already, for another reason.
+        let reason = connection.reason();
+        if reason.is_none_or(|reason| reason.kind() != ErrorKind::HandlerPanicked) {
+            self.stop_because(error);
+        }
     }
 
     /// The client is gone: lets go of the program's values that errors and a panic hold. One of
@@ -338,7 +344,7 @@ impl Shared {
                 return Err(inner.stop_reason.clone().unwrap_or_else(Error::stopped));
             }
             if self.shutdown.is_requested() {
-                return Err(Error::stopped());
+                return Err(inner.stop_reason.clone().unwrap_or_else(Error::stopped));
             }
             if is_own_thread {
                 let context = format!(

@@ -90,7 +90,6 @@ pub(crate) fn sink<P: Protocol>(protocol: P, inner: impl EventSink) -> impl Even
         script: OpeningScript::new(),
         on_event: settings.on_event,
         drain_timeout: settings.drain_timeout,
-        has_wakeups: false,
         connection: ConnectionState::new(sync::now()),
     }
 }
@@ -149,7 +148,8 @@ impl<P: Protocol> SessionBuilder<P> {
     /// Makes one dial, runs the opening script, and returns a session to pull from once it is
     /// ready. After later drops it dials again as usual.
     ///
-    /// Blocks for [`connect_timeout`](Builder::connect_timeout) and the times of the steps at most.
+    /// Blocks for [`connect_timeout`](Builder::connect_timeout) and the times of the steps at most,
+    /// and for as long as rate limits hold up a dial, or a step without a time.
     ///
     /// # Errors
     /// As [`Builder::connect`]; the kind [`Opening`](crate::ErrorKind::Opening) if a step was
@@ -210,9 +210,8 @@ impl<P: Protocol> SessionBuilder<P> {
         }
         let handle = self.handle();
         let SessionBuilder { mut builder, protocol, script, settings, shared } = self;
-        let has_wakeups = builder.settings.has_wakeups && D::CAN_BE_WOKEN;
         // The heartbeat thread has to tell the reader that such a script is done.
-        builder.settings.has_wakeups = has_wakeups || script.ends_with_send();
+        builder.settings.layer_wakes = script.ends_with_send();
         let client: Client<M> = builder.launch(first_decides, |queue, client| {
             shared.adopt_client(client);
             let sink = SessionSink {
@@ -223,7 +222,6 @@ impl<P: Protocol> SessionBuilder<P> {
                 script: script.clone(),
                 on_event: settings.on_event.clone(),
                 drain_timeout: settings.drain_timeout,
-                has_wakeups,
                 connection: ConnectionState::new(sync::now()),
             };
             let work: Box<dyn HeartbeatWork> = Box::new(SessionWork {

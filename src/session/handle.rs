@@ -16,6 +16,7 @@ use crate::session::watch::{Silence, Watch};
 use crate::session_event::{Subscribed, SubscriptionState, Topic};
 use crate::sync;
 use crate::sync::channel::bounded;
+use crate::sync::panic::{self, Panic};
 use crate::sync::wait::{Woken, wait};
 use crate::time::Deadline;
 
@@ -207,7 +208,9 @@ impl SessionHandle {
     /// once it has answered; unknown ones are ignored.
     pub fn unsubscribe<T: AsRef<str>>(&self, topics: impl IntoIterator<Item = T>) {
         let names: Vec<T> = topics.into_iter().collect();
-        self.shared.subscriptions.lock().unsubscribe(names.iter().map(AsRef::as_ref));
+        // The program's `as_ref` does not run under the lock.
+        let names: Vec<&str> = names.iter().map(AsRef::as_ref).collect();
+        self.shared.subscriptions.lock().unsubscribe(names);
         self.shared.note_change();
         self.shared.wake_heartbeat();
     }
@@ -358,10 +361,11 @@ impl SessionHandle {
 
     /// Sends a request and returns. `then` gets the reply on the reader thread, borrowed from the
     /// read buffer, or the failure on the thread that finds it: the reader, the heartbeat thread or
-    /// the caller. It must be quick, and a panic in it ends the client.
+    /// the caller. It must be quick. A panic in it ends the client, on the caller's thread excepted,
+    /// where it goes on to the caller.
     ///
-    /// `then` is called once if this returns `Ok`, and not at all if it returns `NotSent`. The
-    /// deadline is as for [`call`](SessionHandle::call).
+    /// `then` is called once if this returns `Ok`, and not at all if it returns `NotSent`. After
+    /// `Unknown` it is dropped, unless a reply has come all the same. The deadline is as for [`call`](SessionHandle::call).
     ///
     /// # Errors
     /// As [`Sender::send_text`](crate::Sender::send_text), and `NotSent` with the kind
@@ -403,6 +407,9 @@ impl SessionHandle {
     fn route<F>(&self, request: &Request<F>) -> Result<Route, Error> {
         let began = sync::now();
         let client = self.shared.client()?;
+        if client.shutdown.is_requested() {
+            return Err(client.named(Error::stopped()));
+        }
         let context = self.shared.ready(request.epoch).map_err(|error| client.named(error))?;
         let connection = client.open_connection()?;
         if connection.epoch != context.epoch() {
@@ -474,6 +481,21 @@ impl fmt::Debug for SessionHandle {
         }
         shown.field("state", &self.state()).finish_non_exhaustive()
     }
+}
+
+/// Tells calls that they have failed: those first that a thread waits for, which must not wait for
+/// the closures of others. Returns the first panic of a closure.
+#[must_use = "a panic of the program's code ends the client"]
+pub(crate) fn fail_all(calls: Vec<Call>, why: &Error) -> Option<Panic> {
+    let (waited_for, others): (Vec<Call>, Vec<Call>) =
+        calls.into_iter().partition(|call| matches!(call.then, ReplyTo::Caller(_)));
+    let mut first = None;
+    for call in waited_for.into_iter().chain(others) {
+        if let Err(panic) = panic::catch(|| fail(call, why)) {
+            first.get_or_insert(panic);
+        }
+    }
+    first
 }
 
 /// Tells a call that it has failed.

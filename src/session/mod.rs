@@ -269,8 +269,9 @@ impl<D> Session<D> {
         self.client.stats()
     }
 
-    /// Stops the session. See [`Client::stop`]. Calls under way end at once, as
-    /// [`Unknown`](CallError::Unknown). No topics are unsubscribed.
+    /// Stops the session. See [`Client::stop`]. Threads that wait for replies get
+    /// [`Unknown`](CallError::Unknown) at once, closures when the connection has ended. No topics
+    /// are unsubscribed.
     pub fn stop(&self, timeout: Duration) -> StopReport {
         self.client.stop(timeout)
     }

@@ -20,7 +20,8 @@ use crate::sync::atomic::{AtomicU64, Ordering};
 pub trait Protocol: Send + Sync + 'static {
     /// Returns what is said and awaited after each opening, before the session is ready.
     ///
-    /// Called once, when the session starts. Defaults to nothing: a session is ready at once.
+    /// Called once, by [`Builder::session`](crate::Builder::session); clones of that builder have
+    /// the same script. Defaults to nothing: a session is ready at once.
     fn opening(&self) -> OpeningScript {
         OpeningScript::new()
     }

@@ -32,6 +32,8 @@ pub(crate) struct SessionShared {
 /// The life of a session on one connection after the other.
 struct Inner {
     stage: Stage,
+    /// The venue has announced the end: the connection is left by this time.
+    leaves_by: Option<Instant>,
     context: Context,
     /// The reason why the first connection ended before the session was ready.
     first_failure: Option<Error>,
@@ -46,8 +48,6 @@ enum Stage {
     Ready {
         /// The program has been told, and subscriptions may be asked for.
         is_announced: bool,
-        /// The venue has announced the end: the connection is left by this time.
-        leaves_by: Option<Instant>,
     },
 }
 
@@ -80,7 +80,7 @@ pub enum SessionState {
         /// The current step.
         step: &'static str,
     },
-    /// Calls and subscriptions go out.
+    /// The script is done: calls and subscriptions go out until the connection closes or is left.
     Ready {
         /// The epoch of the connection.
         epoch: u64,
@@ -96,6 +96,7 @@ impl SessionShared {
         Arc::new(SessionShared {
             inner: Mutex::new(Inner {
                 stage: Stage::Disconnected,
+                leaves_by: None,
                 context: Context::new(Arc::clone(&ids)),
                 first_failure: None,
                 has_been_ready: false,
@@ -174,7 +175,7 @@ impl SessionShared {
             Stage::Opening(_) => {
                 refused("the opening script is not done: wait until the session is ready")
             }
-            Stage::Ready { leaves_by: Some(_), .. } => {
+            Stage::Ready { .. } if inner.leaves_by.is_some() => {
                 refused("the venue ends this connection: wait until the session is ready again")
             }
             Stage::Ready { .. } if epoch.is_some_and(|epoch| epoch != inner.context.epoch()) => {
@@ -189,6 +190,7 @@ impl SessionShared {
         let mut inner = self.inner.lock();
         let run = ScriptRun::begin(script, now);
         inner.context = context;
+        inner.leaves_by = None;
         inner.stage = run.map_or(Stage::READY, Stage::Opening);
         inner.has_been_ready |= run.is_none();
         run.is_some()
@@ -209,14 +211,19 @@ impl SessionShared {
         }
     }
 
-    /// Moves the script on. Returns `true` if that was its end.
+    /// Moves the script on, if it still runs on the connection of `epoch`. Returns `true` if that
+    /// was its end.
     pub(crate) fn move_script(
         &self,
+        epoch: u64,
         context: Option<Context>,
         to: impl FnOnce(ScriptRun) -> Option<ScriptRun>,
     ) -> bool {
         let mut inner = self.inner.lock();
         let Stage::Opening(run) = inner.stage else { return false };
+        if inner.context.epoch() != epoch {
+            return false;
+        }
         let next = to(run);
         inner.stage = next.map_or(Stage::READY, Stage::Opening);
         inner.has_been_ready |= next.is_none();
@@ -227,9 +234,21 @@ impl SessionShared {
         next.is_none()
     }
 
+    /// The current step of the connection of `epoch` is late, and no answer to it counts any more.
+    /// Returns `false` if it has been answered meanwhile.
+    pub(crate) fn give_up_step(&self, epoch: u64, now: Instant) -> bool {
+        let mut inner = self.inner.lock();
+        let is_late = matches!(inner.stage, Stage::Opening(run) if run.is_late(now))
+            && inner.context.epoch() == epoch;
+        if is_late {
+            inner.stage = Stage::Disconnected;
+        }
+        is_late
+    }
+
     /// The program has been told that the session is ready.
     pub(crate) fn announced(&self) {
-        if let Stage::Ready { is_announced, .. } = &mut self.inner.lock().stage {
+        if let Stage::Ready { is_announced } = &mut self.inner.lock().stage {
             *is_announced = true;
         }
         self.wake_heartbeat();
@@ -237,14 +256,20 @@ impl SessionShared {
 
     /// The venue has announced the end of the connection, which is left by `by`.
     pub(crate) fn going_away(&self, by: Instant) {
-        if let Stage::Ready { leaves_by, .. } = &mut self.inner.lock().stage {
-            *leaves_by = Some(leaves_by.map_or(by, |earlier| earlier.min(by)));
+        {
+            let mut inner = self.inner.lock();
+            inner.leaves_by = Some(inner.leaves_by.map_or(by, |earlier| earlier.min(by)));
         }
         self.wake_heartbeat();
     }
 
     pub(crate) fn is_leaving(&self) -> bool {
-        matches!(self.inner.lock().stage, Stage::Ready { leaves_by: Some(_), .. })
+        self.inner.lock().leaves_by.is_some()
+    }
+
+    /// The reader has gone.
+    pub(crate) fn close(&self) {
+        self.inner.lock().stage = Stage::Disconnected;
     }
 
     /// The connection has ended.
@@ -276,15 +301,18 @@ impl SessionShared {
         let context = inner.context.clone();
         match inner.stage {
             Stage::Opening(run) => Task::Step { run, context },
-            Stage::Ready { is_announced: true, leaves_by: None } => Task::Ready { context },
-            Stage::Ready { leaves_by: Some(by), .. } => Task::Leave { by },
-            Stage::Disconnected | Stage::Ready { .. } => Task::Nothing,
+            Stage::Ready { is_announced } => match inner.leaves_by {
+                Some(by) => Task::Leave { by },
+                None if is_announced => Task::Ready { context },
+                None => Task::Nothing,
+            },
+            Stage::Disconnected => Task::Nothing,
         }
     }
 }
 
 impl Stage {
-    const READY: Stage = Stage::Ready { is_announced: false, leaves_by: None };
+    const READY: Stage = Stage::Ready { is_announced: false };
 }
 
 /// The error of a step that the venue has rejected.

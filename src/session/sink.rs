@@ -8,12 +8,12 @@ use crate::event::{DialFailure, Disconnect, MessageRef, ServerError, Stopped};
 use crate::handler::{Connection, EventSink, Full, WokenContext};
 use crate::session::builder::OnEvent;
 use crate::session::calls::{ReplyRef, ReplyTo};
-use crate::session::handle::fail;
+use crate::session::handle::fail_all;
 use crate::session::protocol::{Class, Context, Protocol};
 use crate::session::script::{OpeningScript, ScriptRun, StepOutcome};
 use crate::session::shared::{SessionShared, leave_by, rejected_step};
 use crate::session::subscriptions::Changes;
-use crate::session_event::SessionEvent;
+use crate::session_event::{SessionEvent, SubscriptionState};
 use crate::sync;
 
 /// An error message of the venue is taken for the reason of an end that follows it within this.
@@ -27,8 +27,6 @@ pub(crate) struct SessionSink<P, D> {
     pub(crate) script: OpeningScript,
     pub(crate) on_event: Option<OnEvent>,
     pub(crate) drain_timeout: Duration,
-    /// The program wakes its handler, besides the session.
-    pub(crate) has_wakeups: bool,
     pub(crate) context: Context,
     pub(crate) connection: ConnectionState,
 }
@@ -69,7 +67,7 @@ impl<P: Protocol, D: EventSink> SessionSink<P, D> {
                 self.context = self.context.with_answer(step.name, message);
                 let (context, now) = (self.context.clone(), sync::now());
                 let to = |run: ScriptRun| run.accepted(index, &self.script, now);
-                if self.shared.move_script(Some(context), to) {
+                if self.shared.move_script(connection.epoch(), Some(context), to) {
                     self.announce(connection);
                 } else {
                     self.shared.wake_heartbeat();
@@ -148,6 +146,9 @@ impl<P: Protocol, D: EventSink> SessionSink<P, D> {
                 true
             }
             Class::Batch(classes) => classes.into_iter().fold(false, |is_delivered, class| {
+                if self.is_over(connection) {
+                    return false;
+                }
                 self.handle(connection, message, class) | is_delivered
             }),
         }
@@ -182,6 +183,9 @@ impl<P: Protocol, D: EventSink> SessionSink<P, D> {
 
     /// Tells the program how the state of topics has changed.
     fn tell_changes(&mut self, epoch: u64, changes: Changes) {
+        let is_active =
+            |state: &SubscriptionState| matches!(state, SubscriptionState::Active { .. });
+        let has_begun = changes.iter().any(|(_, state)| is_active(state));
         for (topic, state) in changes {
             self.tell(SessionEvent::Subscription { epoch, topic, state });
         }
@@ -189,34 +193,33 @@ impl<P: Protocol, D: EventSink> SessionSink<P, D> {
             let mut subscriptions = self.shared.subscriptions.lock();
             (subscriptions.take_settled(epoch), subscriptions.has_work())
         };
+        let is_watched = has_begun && !self.shared.watches.is_empty();
         if let Some(subscribed) = settled {
             self.tell(SessionEvent::Subscribed(subscribed));
         }
         self.shared.note_change();
-        if has_work {
+        if has_work || is_watched {
             self.shared.wake_heartbeat();
         }
     }
 
-    /// Ends the calls of a connection that has ended.
-    fn end_calls(&self, why: &Error) {
-        self.shared.disconnected(why);
-        let ended = self.shared.calls.lock().ended(why);
-        for call in ended {
-            fail(call, why);
-        }
+    /// Nothing more is delivered: the program has stopped the client, or given the connection up.
+    fn is_over(&self, connection: &Connection<'_>) -> bool {
+        connection.is_delivery_over()
+            || self.shared.client().is_ok_and(|client| client.shutdown.is_requested())
     }
 }
 
 impl<P: Protocol, D: EventSink> EventSink for SessionSink<P, D> {
-    const CAN_BE_WOKEN: bool = true;
+    const CAN_BE_WOKEN: bool = D::CAN_BE_WOKEN;
 
     fn opened(&mut self, connection: &mut Connection<'_>) {
-        let now = sync::now();
         self.context = self.context.of_connection(connection.opening());
-        self.connection = ConnectionState::new(now);
+        self.connection = ConnectionState::new(sync::now());
         self.inner.opened(connection);
         self.connection.is_opening = true;
+        // The time of the first step does not count the handler.
+        let now = sync::now();
         if self.shared.opened(self.context.clone(), &self.script, now) {
             self.shared.note_change();
             self.shared.wake_heartbeat();
@@ -227,7 +230,9 @@ impl<P: Protocol, D: EventSink> EventSink for SessionSink<P, D> {
 
     #[inline]
     fn message(&mut self, connection: &mut Connection<'_>, message: MessageRef<'_>) {
-        if self.connection.is_opening && self.step(connection, message) {
+        if self.connection.is_opening
+            && (self.step(connection, message) || self.is_over(connection))
+        {
             self.connection.ignored += 1;
             return;
         }
@@ -237,13 +242,18 @@ impl<P: Protocol, D: EventSink> EventSink for SessionSink<P, D> {
             std::mem::forget(class);
             true
         } else {
-            self.handle(connection, message, class)
+            self.handle(connection, message, class) && !self.is_over(connection)
         };
         if is_data {
             self.inner.message(connection, message);
         } else {
             self.connection.ignored += 1;
         }
+    }
+
+    #[inline]
+    fn ignores(&self) -> bool {
+        true
     }
 
     #[inline]
@@ -263,7 +273,7 @@ impl<P: Protocol, D: EventSink> EventSink for SessionSink<P, D> {
             }
         }
         // A wake-up of the session's own is not the handler's.
-        if D::CAN_BE_WOKEN && (self.has_wakeups || context.due().is_some()) {
+        if !context.is_for_layer() {
             self.inner.woken(context);
         }
     }
@@ -272,22 +282,33 @@ impl<P: Protocol, D: EventSink> EventSink for SessionSink<P, D> {
         self.inner.end_recv()
     }
 
-    fn disconnected(&mut self, disconnect: &Disconnect) {
+    fn is_ready(&self) -> bool {
+        !self.connection.is_opening
+    }
+
+    fn disconnected(&mut self, disconnect: &mut Disconnect) {
         self.connection.is_opening = false;
-        let now = sync::now();
-        self.end_calls(&disconnect.error);
+        let (now, why) = (sync::now(), &disconnect.error);
+        self.shared.disconnected(why);
+        let ended = self.shared.calls.lock().ended(why);
+        let panic = fail_all(ended, why);
         // A close frame or the end of TCP: a failing network says nothing about topics.
-        let is_by_peer = disconnect.error.kind() == ErrorKind::Closed;
+        let is_by_peer = why.kind() == ErrorKind::Closed;
         let suspects = self.shared.subscriptions.lock().ended(is_by_peer, now);
-        for (topic, state) in suspects {
-            self.tell(SessionEvent::Subscription { epoch: disconnect.epoch, topic, state });
+        let server_error = self.connection.server_error.take();
+        disconnect.server_error = server_error
+            .filter(|(_, at)| now.saturating_duration_since(*at) <= SERVER_ERROR_WITHIN)
+            .map(|(error, _)| error);
+        if panic.is_none() {
+            for (topic, state) in suspects {
+                self.tell(SessionEvent::Subscription { epoch: disconnect.epoch, topic, state });
+            }
         }
         self.shared.note_change();
-        let server_error = self.connection.server_error.take().and_then(|(text, at)| {
-            (now.saturating_duration_since(at) <= SERVER_ERROR_WITHIN).then_some(text)
-        });
-        let disconnect = Disconnect { server_error, ..disconnect.clone() };
-        self.inner.disconnected(&disconnect);
+        self.inner.disconnected(disconnect);
+        if let Some(panic) = panic {
+            std::panic::resume_unwind(panic.into_payload());
+        }
     }
 
     fn dial_failed(&mut self, failure: &DialFailure) {
@@ -302,11 +323,11 @@ impl<P: Protocol, D: EventSink> EventSink for SessionSink<P, D> {
 impl<P, D> Drop for SessionSink<P, D> {
     /// After a panic of the handler nobody tells the sink of the end.
     fn drop(&mut self) {
+        self.shared.close();
         let why = Error::stopped();
-        self.shared.disconnected(&why);
         let ended = self.shared.calls.lock().ended(&why);
-        for call in ended {
-            fail(call, &why);
+        if let (Some(panic), Ok(client)) = (fail_all(ended, &why), self.shared.client()) {
+            client.keep_panic(panic);
         }
     }
 }

@@ -26,6 +26,9 @@ const SUSPICIOUS: Duration = Duration::from_secs(1);
 /// The time for which a topic is rejected that seems to end connections. It doubles.
 const SUSPECT_REJECTED_FOR: Duration = Duration::from_secs(60);
 
+/// The number of requests whose late answers are still understood.
+const LATE_MAX: usize = 1024;
+
 /// The topics of a session and the requests that are under way.
 pub(crate) struct Subscriptions {
     /// By the order of their subscription.
@@ -42,6 +45,8 @@ pub(crate) struct Subscriptions {
     unanswered: BTreeSet<u64>,
     /// The times by which requests have to be answered.
     deadlines: BTreeSet<(Instant, u64)>,
+    /// The requests that were not answered in time: a late answer still counts.
+    late: BTreeMap<u64, Request>,
     /// The last request that asked for a half of a refused one.
     cohort_request: Option<u64>,
     next_order: u64,
@@ -129,6 +134,7 @@ impl Subscriptions {
             requests: BTreeMap::new(),
             unanswered: BTreeSet::new(),
             deadlines: BTreeSet::new(),
+            late: BTreeMap::new(),
             cohort_request: None,
             next_order: 0,
             next_cohort: 0,
@@ -271,6 +277,10 @@ impl Subscriptions {
     /// Returns the counts like [`settled`](Subscriptions::settled), once after each time at which
     /// something was asked.
     pub(crate) fn take_settled(&mut self, epoch: u64) -> Option<Subscribed> {
+        // A late look for an old connection takes nothing away from the next.
+        if self.epoch.is_some_and(|current| current != epoch) {
+            return None;
+        }
         let settled = if self.is_settling { self.settled(epoch)? } else { return None };
         self.is_settling = false;
         Some(settled)
@@ -349,12 +359,6 @@ impl Subscriptions {
     /// Returns `true` if the heartbeat thread has something to ask, or to look for.
     pub(crate) fn has_work(&self) -> bool {
         !self.due.is_empty() || !self.delayed.is_empty()
-    }
-
-    /// Returns `true` if there is something to ask now.
-    pub(crate) fn is_due(&mut self, now: Instant) -> bool {
-        self.wake_delayed(now);
-        self.first_due().is_some()
     }
 
     fn wake_delayed(&mut self, now: Instant) {
@@ -485,7 +489,7 @@ impl Subscriptions {
 
     /// Returns the request with this id, if no reply to it has come.
     pub(crate) fn request(&self, id: u64) -> Option<SubscriptionRequest> {
-        let request = self.requests.get(&id)?;
+        let request = self.requests.get(&id).or_else(|| self.late.get(&id))?;
         Some(SubscriptionRequest { id, kind: request.kind, topics: request.names.clone() })
     }
 
@@ -505,7 +509,9 @@ impl Subscriptions {
         epoch: u64,
         now: Instant,
     ) -> Changes {
-        let Some(request) = self.remove_request(id) else { return Changes::new() };
+        let Some(request) = self.remove_request(id) else {
+            return self.late_reply(id, acceptance, epoch, now);
+        };
         // What has been answered by name meanwhile stays as it is.
         let open: Vec<u64> =
             request.topics.iter().copied().filter(|order| self.awaits(*order, id)).collect();
@@ -544,6 +550,31 @@ impl Subscriptions {
                 .filter_map(|order| self.rejected(order, rejection, epoch, now))
                 .collect(),
         }
+    }
+
+    /// An answer has come after its time: what it accepts is active. What it refuses has been asked
+    /// for again, and has its answer there.
+    fn late_reply(
+        &mut self,
+        id: u64,
+        acceptance: &Acceptance,
+        epoch: u64,
+        now: Instant,
+    ) -> Changes {
+        let Some(request) = self.late.remove(&id) else { return Changes::new() };
+        let accepts = |name: &str| match acceptance {
+            Acceptance::All => true,
+            Acceptance::Only(names) => names.iter().any(|accepted| accepted == name),
+            Acceptance::Nothing(_) => false,
+        };
+        let mut changes = Changes::new();
+        for order in request.topics {
+            let Some(entry) = self.topics.get(&order) else { continue };
+            if accepts(&entry.name) && matches!(entry.world, World::Off | World::Requested(_)) {
+                changes.extend(self.active(order, epoch, now));
+            }
+        }
+        changes
     }
 
     /// The venue has named a topic. `None` if it is not one of the session's.
@@ -640,10 +671,16 @@ impl Subscriptions {
         let mut changes = Changes::new();
         while let Some(&(_, id)) = self.deadlines.first().filter(|(until, _)| *until <= now) {
             let Some(request) = self.remove_request(id) else { break };
-            for order in request.topics {
+            for &order in &request.topics {
                 if self.awaits(order, id) {
                     changes.extend(self.not_answered(order, epoch));
                 }
+            }
+            if request.kind == SubscriptionRequestKind::Subscribe {
+                self.late.insert(id, request);
+            }
+            if self.late.len() > LATE_MAX {
+                self.late.pop_first();
             }
         }
         changes
@@ -673,6 +710,7 @@ impl Subscriptions {
         }
         self.unanswered.clear();
         self.deadlines.clear();
+        self.late.clear();
         self.aliases.clear();
         let orders: Vec<u64> = self.topics.keys().copied().collect();
         for &order in &orders {

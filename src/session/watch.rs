@@ -88,6 +88,10 @@ impl Watches {
         Watch { seen }
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.lock().is_empty()
+    }
+
     /// Returns the topics that have been silent for too long, each once per silence, and when to
     /// look again. `active_since` says since when a topic is active.
     pub(crate) fn silent(
@@ -104,9 +108,10 @@ impl Watches {
             let nanos = seen.nanos.load(Ordering::Relaxed);
             let since = active.max(after(seen.base, Duration::from_nanos(nanos)));
             let due = after(since, watched.silence);
-            if due > now {
-                next = Some(next.map_or(due, |next| next.min(due)));
-            } else if watched.told != Some(since) {
+            // Data that comes after a silence was told wakes nobody: it is looked for.
+            let look_at = if due > now { due } else { after(now, watched.silence) };
+            next = Some(next.map_or(look_at, |next| next.min(look_at)));
+            if due <= now && watched.told != Some(since) {
                 watched.told = Some(since);
                 let Watched { topic, then, .. } = watched;
                 silent.push(Silent { topic: topic.clone(), since, then: *then });

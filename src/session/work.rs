@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use crate::connection::OpenConnection;
 use crate::connection::close::CloseFrame;
 use crate::connection::control::MessageWrite;
-use crate::error::{Error, Timeout};
+use crate::error::{CloseReason, Error, Timeout};
 use crate::queue::Queue;
-use crate::rate_limit::SendKind;
+use crate::rate_limit::{Permit, SendKind};
 use crate::runtime::work::HeartbeatWork;
 use crate::session::builder::OnEvent;
 use crate::session::handle::fail;
@@ -29,11 +29,36 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(10);
 /// The time after which it looks again whether a late answer lies unread.
 const UNREAD_INTERVAL: Duration = Duration::from_millis(100);
 
+/// The rate limits may have room sooner than they said, because a message that was let through did
+/// not leave: the thread looks again after this time.
+const LIMITED_INTERVAL: Duration = Duration::from_millis(250);
+
 /// The number of subscription requests that are written before pongs and pings have their turn.
 const REQUESTS_PER_TURN: usize = 16;
 
 /// A maker of messages that takes longer than this delays pongs.
 const SLOW_MAKER: Duration = Duration::from_millis(10);
+
+/// Returns the room that the rate limits have for a message. One that says nothing needs none.
+///
+/// # Errors
+/// The time to look again.
+fn permit_for(
+    connection: &OpenConnection,
+    kind: SendKind,
+    outgoing: &Outgoing,
+) -> Result<Option<Permit>, Instant> {
+    match outgoing.payload() {
+        Some(_) => connection.limits.try_acquire(kind, 1, sync::now()).map(Some),
+        None => Ok(None),
+    }
+}
+
+fn commit(permit: Option<Permit>) {
+    if let Some(permit) = permit {
+        permit.commit(sync::now());
+    }
+}
 
 /// Writes a message without waiting. One that says nothing counts as sent.
 fn write(
@@ -105,15 +130,21 @@ impl<P: Protocol> SessionWork<P> {
         loop {
             match self.shared.task(epoch) {
                 Task::Nothing => return Ok(None),
+                // An answer that lies unread is not missing.
+                Task::Step { run, .. } if run.is_late(now) && !connection.activity.is_in_recv() => {
+                    return Ok(Some(after(now, UNREAD_INTERVAL)));
+                }
                 Task::Step { run, .. } if run.is_late(now) => {
-                    self.fail_step(connection, run);
-                    return Ok(None);
+                    if self.shared.give_up_step(epoch, now) {
+                        self.fail_step(connection, run);
+                        return Ok(None);
+                    }
                 }
                 Task::Step { run, context } if run.is_unwritten() && may_write => {
                     let retry_at = match self.write_step(connection, run, &context)? {
                         Write::Done => continue,
                         Write::Later => after(now, RETRY_INTERVAL),
-                        Write::Limited(at) => at,
+                        Write::Limited(at) => at.min(after(now, LIMITED_INTERVAL)),
                         Write::Over => return Ok(None),
                     };
                     return Ok(earliest([run.until(), Some(retry_at)]));
@@ -126,7 +157,11 @@ impl<P: Protocol> SessionWork<P> {
                 Task::Leave { by } => {
                     let is_drained = self.shared.calls.lock().count(epoch) == 0;
                     if is_drained || by <= now {
-                        connection.close_for_reconnect(CloseFrame::normal());
+                        // Not like a reconnect of the program's, which is dialed at once: a server
+                        // that announces an end after each opening is backed off from.
+                        let close = CloseReason::new(1000, "");
+                        let context = "the server announced the end of the connection";
+                        connection.close_because(Error::closed(close, context));
                         return Ok(None);
                     }
                     return Ok(Some(by));
@@ -152,10 +187,6 @@ impl<P: Protocol> SessionWork<P> {
         context: &Context,
     ) -> io::Result<Write> {
         let (epoch, index) = (connection.epoch, run.step());
-        let permit = match connection.limits.try_acquire(SendKind::Opening, 1, sync::now()) {
-            Ok(permit) => permit,
-            Err(at) => return Ok(Write::Limited(at)),
-        };
         let kept = self.made.take().filter(|(of, step, _)| (*of, *step) == (epoch, index));
         let outgoing = match kept {
             Some((_, _, outgoing)) => outgoing,
@@ -168,15 +199,19 @@ impl<P: Protocol> SessionWork<P> {
                 }
             }
         };
+        let permit = match permit_for(connection, SendKind::Opening, &outgoing) {
+            Ok(permit) => permit,
+            // Made anew then, with a timestamp of then.
+            Err(at) => return Ok(Write::Limited(at)),
+        };
         // Written down before it is written out: the answer may come at once.
-        self.shared.move_script(None, |run| Some(run.writing(index)));
+        self.shared.move_script(epoch, None, |run| Some(run.writing(index)));
         let written = write(connection, &outgoing, "a step of the opening script")?;
         match written {
-            MessageWrite::Sent if outgoing.payload().is_some() => permit.commit(sync::now()),
-            MessageWrite::Sent => {}
+            MessageWrite::Sent => commit(permit),
             MessageWrite::Over => return Ok(Write::Over),
             MessageWrite::Later => {
-                self.shared.move_script(None, |run| Some(run.not_written(index)));
+                self.shared.move_script(epoch, None, |run| Some(run.not_written(index)));
                 self.made = Some((epoch, index, outgoing));
                 return Ok(Write::Later);
             }
@@ -188,11 +223,11 @@ impl<P: Protocol> SessionWork<P> {
             }
         }
         let now = sync::now();
-        if self.shared.move_script(None, |run| run.written(index, &self.script, now)) {
+        if self.shared.move_script(epoch, None, |run| run.written(index, &self.script, now)) {
             // The reader tells the program that the session is ready.
             self.shared.note_change();
             if let Ok(client) = self.shared.client() {
-                let _ = client.wakeups.wake();
+                client.wakeups.wake_layer();
             }
         }
         Ok(Write::Done)
@@ -243,7 +278,9 @@ impl<P: Protocol> SessionWork<P> {
         let is_reading = connection.activity.is_in_recv();
         if is_reading {
             let late = self.shared.subscriptions.lock().overdue(epoch, now);
-            self.tell_changes(connection, epoch, late);
+            if !late.is_empty() {
+                self.tell_changes(connection, epoch, late);
+            }
         }
         let mut retry_at = None;
         for turn in 0.. {
@@ -259,7 +296,7 @@ impl<P: Protocol> SessionWork<P> {
                     break;
                 }
                 Some(Write::Limited(at)) => {
-                    retry_at = Some(at);
+                    retry_at = Some(at.min(after(now, LIMITED_INTERVAL)));
                     break;
                 }
                 Some(Write::Over) => return Ok(None),
@@ -267,7 +304,12 @@ impl<P: Protocol> SessionWork<P> {
         }
         // Nothing may be left to ask: the last topic has been unsubscribed, for example.
         self.tell_settled(connection);
-        let silent_at = self.look_for_silence(connection, now);
+        // Data that lies unread is no silence.
+        let silent_at = match is_reading {
+            true => self.look_for_silence(connection, now),
+            false if self.shared.watches.is_empty() => None,
+            false => Some(after(now, UNREAD_INTERVAL)),
+        };
         let due = self.shared.subscriptions.lock().next_due();
         let due = due.map(|due| match is_reading {
             true => due,
@@ -284,14 +326,6 @@ impl<P: Protocol> SessionWork<P> {
     ) -> io::Result<Option<Write>> {
         let epoch = connection.epoch;
         let mut topics_max = self.batch.topics;
-        if !self.shared.subscriptions.lock().is_due(sync::now()) {
-            return Ok(None);
-        }
-        let kind = SendKind::Subscriptions;
-        let permit = match connection.limits.try_acquire(kind, 1, sync::now()) {
-            Ok(permit) => permit,
-            Err(at) => return Ok(Some(Write::Limited(at))),
-        };
         loop {
             let (id, now) = (self.shared.ids.next(), sync::now());
             let next = self.shared.subscriptions.lock().request_on(epoch, id, topics_max, now);
@@ -302,25 +336,34 @@ impl<P: Protocol> SessionWork<P> {
             };
             let count = request.topics.len();
             if outgoing.len() > self.batch.bytes && count > 1 {
-                self.shared.subscriptions.lock().withdraw(id);
+                self.withdraw(id);
                 topics_max = count.div_ceil(2);
                 continue;
             }
+            let permit = match permit_for(connection, SendKind::Subscriptions, &outgoing) {
+                Ok(permit) => permit,
+                Err(at) => {
+                    self.withdraw(id);
+                    return Ok(Some(Write::Limited(at)));
+                }
+            };
             // Written down before it is written out: the answer may come at once.
             self.shared.subscriptions.lock().written(id, now);
             let written = write(connection, &outgoing, "a subscription request")?;
             let now = sync::now();
             match written {
-                MessageWrite::Sent if outgoing.payload().is_some() => permit.commit(now),
-                MessageWrite::Sent => {}
-                // Its end, which is about to be told, forgets the request.
-                MessageWrite::Over => return Ok(Some(Write::Over)),
+                MessageWrite::Sent => commit(permit),
+                // It did not leave, so that the end which is about to be told is not its fault.
+                MessageWrite::Over => {
+                    self.withdraw(id);
+                    return Ok(Some(Write::Over));
+                }
                 MessageWrite::Later => {
-                    self.shared.subscriptions.lock().withdraw(id);
+                    self.withdraw(id);
                     return Ok(Some(Write::Later));
                 }
                 MessageWrite::Refused(_) if count > 1 => {
-                    self.shared.subscriptions.lock().withdraw(id);
+                    self.withdraw(id);
                     topics_max = count.div_ceil(2);
                     continue;
                 }
@@ -335,6 +378,13 @@ impl<P: Protocol> SessionWork<P> {
             }
             return Ok(Some(Write::Done));
         }
+    }
+
+    /// The request did not leave.
+    fn withdraw(&self, id: u64) {
+        self.shared.subscriptions.lock().withdraw(id);
+        // It may have been about a topic that nobody wants any more.
+        self.shared.note_change();
     }
 
     /// Answers a request in the venue's place.
@@ -377,11 +427,12 @@ impl<P: Protocol> SessionWork<P> {
     }
 
     fn tell_changes(&self, connection: &OpenConnection, epoch: u64, changes: Changes) {
-        if changes.is_empty() {
-            return;
-        }
         for (topic, state) in changes {
-            self.tell(connection, SessionEvent::Subscription { epoch, topic, state });
+            // The reader may have found a later state meanwhile.
+            let current = self.shared.subscriptions.lock().state(&topic, epoch);
+            if current.as_ref() == Some(&state) {
+                self.tell(connection, SessionEvent::Subscription { epoch, topic, state });
+            }
         }
         self.tell_settled(connection);
         self.shared.note_change();
@@ -401,7 +452,7 @@ impl<P: Protocol> SessionWork<P> {
             self.settle(connection, told, "the closure of `on_event` panicked");
         }
         if let Some(queue) = &self.queue {
-            queue.push_session_event(event);
+            queue.push_session_event(connection.epoch, event);
         }
     }
 }

@@ -22,6 +22,8 @@ pub(crate) struct Wakeups {
     is_pending: AtomicBool,
     /// `None`: a sleeping reader hears of nothing, so that only its own thread may ask.
     signals: Option<Signals>,
+    /// The program may ask from any thread too, not the layer above the client alone.
+    hears_program: bool,
     /// Received from between dials.
     signaled: Receiver<()>,
     /// Set when the reader thread begins.
@@ -32,6 +34,8 @@ pub(crate) struct Wakeups {
 struct Pending {
     at: Option<Instant>,
     is_called: bool,
+    /// A layer above the client has called, and the handler is not meant.
+    is_layer_called: bool,
 }
 
 /// The ways to wake a reader that sleeps.
@@ -40,16 +44,22 @@ struct Signals {
     channel: Sender<()>,
 }
 
-/// A wake-up that has come, and the time that was set for it, if it was a time that came.
+/// A wake-up that has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Due(pub(crate) Option<Instant>);
+pub(crate) struct Due {
+    /// The time that was set for it, if it was a time that came.
+    pub(crate) at: Option<Instant>,
+    /// It is meant for the handler.
+    pub(crate) is_for_handler: bool,
+}
 
 impl Wakeups {
-    /// With signals, any thread may ask for a wake-up.
+    /// With signals, any thread may ask for a wake-up: of the program's if it is heard, and
+    /// otherwise of a layer above the client.
     ///
     /// # Errors
     /// `Io` when there are no descriptors.
-    pub(crate) fn new(has_signals: bool) -> Result<Self, Error> {
+    pub(crate) fn new(has_signals: bool, hears_program: bool) -> Result<Self, Error> {
         let (signals, signaled) = match has_signals {
             true => {
                 let (channel, signaled) = bounded(1);
@@ -64,6 +74,7 @@ impl Wakeups {
             pending: Mutex::default(),
             is_pending: AtomicBool::new(false),
             signals,
+            hears_program: has_signals && hears_program,
             signaled,
             reader: OnceLock::new(),
         })
@@ -99,25 +110,34 @@ impl Wakeups {
 
     /// Signals only what is news: whoever brought the rest has signaled it, or is about to.
     fn ask(&self, change: impl FnOnce(&mut Pending) -> bool) -> Result<(), Error> {
-        let is_heard = self.signals.is_some() || self.reader.get() == Some(&thread::current().id());
+        let is_heard = self.hears_program || self.reader.get() == Some(&thread::current().id());
         if !is_heard {
             let context = "waking the handler from another thread: build the client with \
                            `wakeups`, and with a handler";
             return Err(Error::config(context));
         }
+        self.change_and_signal(change);
+        Ok(())
+    }
+
+    /// Asks for a wake-up of the reader for a layer above the client.
+    pub(crate) fn wake_layer(&self) {
+        self.change_and_signal(|pending| !std::mem::replace(&mut pending.is_layer_called, true));
+    }
+
+    fn change_and_signal(&self, change: impl FnOnce(&mut Pending) -> bool) {
         let is_news = self.change(change);
         if let Some(signals) = self.signals.as_ref().filter(|_| is_news) {
             signals.pair.signal();
             // A full channel means that a signal is on its way already.
             let _ = signals.channel.try_send(());
         }
-        Ok(())
     }
 
     fn change<T>(&self, change: impl FnOnce(&mut Pending) -> T) -> T {
         let mut pending = self.pending.lock();
         let changed = change(&mut pending);
-        let is_pending = pending.is_called || pending.at.is_some();
+        let is_pending = pending.is_called || pending.is_layer_called || pending.at.is_some();
         self.is_pending.store(is_pending, Ordering::Release);
         changed
     }
@@ -144,7 +164,7 @@ impl Wakeups {
     /// signaled.
     pub(crate) fn next(&self, now: Instant) -> Option<Instant> {
         let pending = self.pending.lock();
-        if pending.is_called { Some(now) } else { pending.at }
+        if pending.is_called || pending.is_layer_called { Some(now) } else { pending.at }
     }
 
     /// Takes what is due. Whatever is asked for from here on is another wake-up.
@@ -154,9 +174,10 @@ impl Wakeups {
         }
         let now = sync::now();
         self.change(|pending| {
-            let due = pending.at.take_if(|at| *at <= now);
-            let is_called = std::mem::take(&mut pending.is_called);
-            (is_called || due.is_some()).then_some(Due(due))
+            let at = pending.at.take_if(|at| *at <= now);
+            let is_layer_called = std::mem::take(&mut pending.is_layer_called);
+            let is_for_handler = std::mem::take(&mut pending.is_called) || at.is_some();
+            (is_for_handler || is_layer_called).then_some(Due { at, is_for_handler })
         })
     }
 
@@ -180,13 +201,13 @@ mod tests {
 
     #[test]
     fn calls_are_remembered_as_one_and_a_time_until_it_comes() {
-        let wakeups = Wakeups::new(true).expect("descriptors are there");
+        let wakeups = Wakeups::new(true, true).expect("descriptors are there");
         assert_eq!((wakeups.is_due(), wakeups.take_due()), (false, None));
         for _ in 0..3 {
             wakeups.wake().expect("it has signals");
         }
         assert!(wakeups.is_due());
-        assert_eq!(wakeups.take_due(), Some(Due(None)));
+        assert_eq!(wakeups.take_due(), Some(Due { at: None, is_for_handler: true }));
         assert_eq!(wakeups.take_due(), None);
 
         let now = Instant::now();
@@ -197,10 +218,10 @@ mod tests {
         // A call leaves the time alone.
         wakeups.wake().expect("it has signals");
         assert_eq!(wakeups.next(now), Some(now));
-        assert_eq!(wakeups.take_due(), Some(Due(None)));
+        assert_eq!(wakeups.take_due(), Some(Due { at: None, is_for_handler: true }));
         // The last time counts, earlier or later.
         wakeups.wake_at(Some(now)).expect("it has signals");
-        assert_eq!(wakeups.take_due(), Some(Due(Some(now))));
+        assert_eq!(wakeups.take_due(), Some(Due { at: Some(now), is_for_handler: true }));
         assert_eq!(wakeups.next(now), None);
         wakeups.wake_at(Some(now)).expect("it has signals");
         wakeups.wake_at(None).expect("it has signals");
@@ -208,13 +229,13 @@ mod tests {
         // One wake-up for both.
         wakeups.wake_at(Some(now)).expect("it has signals");
         wakeups.wake().expect("it has signals");
-        assert_eq!(wakeups.take_due(), Some(Due(Some(now))));
+        assert_eq!(wakeups.take_due(), Some(Due { at: Some(now), is_for_handler: true }));
         assert_eq!(wakeups.take_due(), None);
     }
 
     #[test]
     fn without_signals_only_the_reader_may_ask() {
-        let wakeups = Wakeups::new(false).expect("it needs none");
+        let wakeups = Wakeups::new(false, false).expect("it needs none");
         let refused = |result: Result<(), Error>| {
             assert_eq!(result.expect_err("nobody would hear it").kind(), ErrorKind::Config);
         };
@@ -226,7 +247,7 @@ mod tests {
         std::thread::scope(|scope| {
             scope.spawn(|| refused(wakeups.wake_at(Some(Instant::now()))));
         });
-        assert_eq!(wakeups.take_due(), Some(Due(None)));
+        assert_eq!(wakeups.take_due(), Some(Due { at: None, is_for_handler: true }));
         assert!(!wakeups.are_in_use());
     }
 }
