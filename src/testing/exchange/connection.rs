@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::limits::{Arrivals, Limit, Limits, Settings};
 use super::misbehavior::{Command, Sending};
-use super::record::{Order, OrderStatus, Record, State, ViolationKind};
+use super::record::{Order, OrderStatus, Record, State, TopicRecord, ViolationKind};
 use crate::sync;
 use crate::testing::peer::{Peer, Received};
 use crate::time::after;
@@ -65,6 +65,8 @@ pub(super) trait Dialect {
 /// One connection, from the exchange's side.
 pub(super) struct Connection<'a> {
     peer: &'a mut Peer,
+    /// Puts a message into a frame. A text frame, unless the dialect replaces it.
+    pub(super) write: fn(&mut Peer, &str) -> io::Result<()>,
     pub(super) settings: Settings,
     pub(super) record: &'a Record,
     number: usize,
@@ -145,6 +147,7 @@ impl<'a> Connection<'a> {
         let next_ping = after(now, limits.ping.map_or(Duration::ZERO, |(every, _)| every));
         Connection {
             peer,
+            write: Peer::send_text,
             settings,
             record,
             number,
@@ -168,13 +171,11 @@ impl<'a> Connection<'a> {
             self.enforce_times(now)?;
             dialect.turn(self, now)?;
             self.send_due(dialect, now)?;
-            let Some(received) = self.peer.receive_timeout(TURN.min(self.settings.tick))? else {
-                continue;
-            };
-            match received {
-                Received::Close(code, _) => return self.peer.close(code.unwrap_or(1000), ""),
-                Received::End => return Ok(()),
-                received => {
+            match self.peer.receive_timeout(TURN.min(self.settings.tick))? {
+                None => {}
+                Some(Received::Close(code, _)) => return self.peer.close(code.unwrap_or(1000), ""),
+                Some(Received::End) => return Ok(()),
+                Some(received) => {
                     self.count_message()?;
                     self.handle(dialect, received)?;
                 }
@@ -200,9 +201,8 @@ impl<'a> Connection<'a> {
 
     /// Does what the program has asked for since the last look.
     fn obey(&mut self, dialect: &dyn Dialect, now: Instant) -> io::Result<()> {
-        let obeyed = self.obeyed;
         let commands: Vec<Command> =
-            self.record.read(|state| state.commands.iter().skip(obeyed).copied().collect());
+            self.record.read(|state| state.commands.iter().skip(self.obeyed).copied().collect());
         self.obeyed += commands.len();
         for command in commands {
             match command {
@@ -289,7 +289,7 @@ impl<'a> Connection<'a> {
     pub(super) fn send(&mut self, text: &str) -> io::Result<()> {
         self.active_at = sync::now();
         self.sent_at = self.active_at;
-        self.peer.send_text(text)
+        (self.write)(self.peer, text)
     }
 
     /// Answers a subscription request, or a part of it.
@@ -335,10 +335,12 @@ impl<'a> Connection<'a> {
     }
 
     pub(super) fn is_subscribed(&self, topic: &str) -> bool {
-        self.record.read(|state| {
-            let topics = &state.connections[self.number].topics;
-            topics.get(topic).is_some_and(|topic| topic.is_active)
-        })
+        self.topic(topic).is_some_and(|topic| topic.is_active)
+    }
+
+    /// Returns a topic, if it has been asked for.
+    pub(super) fn topic(&self, name: &str) -> Option<TopicRecord> {
+        self.record.read(|state| state.connections[self.number].topics.get(name).cloned())
     }
 
     /// Logs the client in. Returns `false` if the login is to be rejected.

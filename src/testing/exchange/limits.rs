@@ -60,18 +60,22 @@ impl Settings {
     pub(super) fn scaled_limit(&self, limit: Limit) -> Limit {
         Limit { count: limit.count, per: self.scaled(limit.per) }
     }
+
+    /// Returns the limit of messages that the builder wants instead of the exchange's own.
+    pub(super) fn message_limit_or(&self, own: Limit) -> Limit {
+        self.message_limit.unwrap_or_else(|| self.scaled_limit(own))
+    }
 }
 
 impl Limits {
     /// Returns the limits as the builder wants them.
     pub(super) fn scaled(self, settings: &Settings) -> Limits {
-        let scaled = self.messages.map(|limit| settings.scaled_limit(limit));
         let (time, pair) = (
             |time| settings.scaled(time),
             |(every, within)| (settings.scaled(every), settings.scaled(within)),
         );
         Limits {
-            messages: scaled.and(settings.message_limit).or(scaled),
+            messages: self.messages.map(|limit| settings.message_limit_or(limit)),
             message_size: self.message_size,
             ping: self.ping.map(pair),
             silence: self.silence.map(|(silence, code)| (time(silence), code)),

@@ -28,6 +28,7 @@
 //! - Topics are `books`, `tickers` or `trades`, a colon and an instrument; private ones are
 //!   `orders:ANY`, `positions:ANY` and `account`. The number of a message is `seqId`.
 //!
+<<<<<<< HEAD
 //! [`Exchange::deribit`]: market data and orders at `/ws/api/v2`, as JSON-RPC.
 //!
 //! - 10 requests to subscribe in 3 seconds on a connection: error 10028 otherwise.
@@ -59,6 +60,21 @@
 //!
 //! Signatures and tokens are not checked: they need to be there. A message is 64 KiB long at most:
 //! 1009 otherwise.
+=======
+//! [`Exchange::htx`]: market data at `/feed`, orders at `/ws/v2`.
+//!
+//! - Every message that it sends is gzip in a binary frame.
+//! - `{"ping":N}` every 5 seconds, to be answered with `{"pong":N}`. 1003 if four in a row are not.
+//! - 40 subscribes a second on a connection: error `too-many-requests` otherwise.
+//! - One topic in a request, acknowledged by id. `req` gets the snapshot of a book.
+//! - `req` of `auth` before orders: error `auth-fail` otherwise. Orders, `order.place` and
+//!   `order.cancel`, are the simulator's own, and so is `{"op":"close"}` before a shutdown.
+//! - Topics are `market.`, a symbol and `.mbp.150` (or 5, 20, 400), `.bbo` or `.trade.detail`. The
+//!   number of a message is `seqNum`, `seqId` or `tradeId`.
+//!
+//! Signatures are not checked: they need to be there. A message is 64 KiB long at most: 1009
+//! otherwise.
+>>>>>>> bc61fe5 (A simulated HTX: gzip in binary frames, and pings that are messages)
 //!
 //! ```
 //! use std::time::Duration;
@@ -77,8 +93,12 @@
 
 mod binance;
 mod connection;
+<<<<<<< HEAD
 mod deribit;
 mod kraken;
+=======
+mod htx;
+>>>>>>> bc61fe5 (A simulated HTX: gzip in binary frames, and pings that are messages)
 mod limits;
 mod misbehavior;
 mod okx;
@@ -125,6 +145,7 @@ impl Exchange {
         ExchangeBuilder::new(&okx::PROFILE)
     }
 
+<<<<<<< HEAD
     /// Returns the settings of an exchange that speaks like Deribit v2.
     pub fn deribit() -> ExchangeBuilder {
         ExchangeBuilder::new(&deribit::PROFILE)
@@ -133,6 +154,11 @@ impl Exchange {
     /// Returns the settings of an exchange that speaks like Kraken v2.
     pub fn kraken() -> ExchangeBuilder {
         ExchangeBuilder::new(&kraken::PROFILE)
+=======
+    /// Returns the settings of an exchange that speaks like HTX spot.
+    pub fn htx() -> ExchangeBuilder {
+        ExchangeBuilder::new(&htx::PROFILE)
+>>>>>>> bc61fe5 (A simulated HTX: gzip in binary frames, and pings that are messages)
     }
 
     /// Returns the URL of market data.
@@ -219,8 +245,13 @@ impl ExchangeBuilder {
     }
 
     /// Sets the number of messages that a connection with such a limit takes within `per`, instead
+<<<<<<< HEAD
     /// of the exchange's own, scaled limit. Deribit counts requests to subscribe alone.
     /// `usize::MAX` lifts it.
+=======
+    /// of the exchange's own, scaled limit: to HTX, the number of subscribes. `usize::MAX` lifts
+    /// it.
+>>>>>>> bc61fe5 (A simulated HTX: gzip in binary frames, and pings that are messages)
     pub fn message_limit(mut self, count: usize, per: Duration) -> Self {
         self.settings.message_limit = Some(Limit { count, per });
         self
