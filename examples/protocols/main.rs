@@ -1,11 +1,12 @@
 //! Market data and orders of exchanges by sessions, whose protocols are files to copy:
-//! `binance.rs`, `deribit.rs`, `kraken.rs` and `okx.rs`. The exchanges are simulated, and cut every
-//! connection meanwhile.
+//! `binance.rs`, `deribit.rs`, `htx.rs`, `kraken.rs` and `okx.rs`. The exchanges are simulated, and
+//! cut every connection meanwhile.
 //!
 //!     cargo run --release --example protocols
 
 mod binance;
 mod deribit;
+mod htx;
 mod kraken;
 mod okx;
 
@@ -122,6 +123,35 @@ fn main() -> Result<(), Box<dyn Error>> {
     place(private.handle(), |handle, id| {
         let order = kraken::MarketOrder { symbol: "BTC/USD", side: "buy", quantity: 0.001, id };
         format!("{:?}", kraken::fate(handle.call(order.place())))
+    });
+    finish(&exchange);
+
+    let exchange = Exchange::htx().tick(Duration::from_millis(5)).start();
+    let market = htx::client(&exchange.url())
+        .name("htx books")
+        .send_limit(htx::subscription_limit())
+        .session(htx::Htx::market());
+    let (books, topic) = (htx::Books::new(market.handle()), "market.btcusdt.mbp.150");
+    market.handle().subscribe([topic])?;
+    let market = market.start_with(books.clone())?;
+    for epoch in 1..=2 {
+        // A snapshot and the updates behind it, before and after the cut.
+        let book = || books.book(topic);
+        let is_whole = |_: &Exchange| book().epoch == epoch && book().applied >= MESSAGES;
+        assert!(exchange.wait_until(SOON, is_whole));
+        println!("{topic}: {:?}", book());
+        exchange.misbehave(Misbehavior::Disconnect);
+    }
+    drop(market);
+
+    let login = htx::Login::new("key", |_| "signature".into());
+    let orders = htx::client(&exchange.private_url())
+        .name("htx orders")
+        .session(htx::Htx::orders(login))
+        .connect()?;
+    place(orders.handle(), |handle, id| {
+        let order = htx::MarketOrder { symbol: "btcusdt", side: "buy", amount: "0.001", id };
+        format!("{:?}", htx::fate(handle.call(order.place())))
     });
     finish(&exchange);
     Ok(())

@@ -447,12 +447,13 @@ impl<P: Protocol> SessionWork<P> {
     }
 
     fn tell(&self, connection: &OpenConnection, event: SessionEvent) {
+        // Before the program's closure, which may take its time.
+        if let Some(queue) = &self.queue {
+            queue.push_session_event(connection.epoch, event.clone());
+        }
         if let Some(on_event) = &self.on_event {
             let told = panic::catch(|| on_event(&event));
             self.settle(connection, told, "the closure of `on_event` panicked");
-        }
-        if let Some(queue) = &self.queue {
-            queue.push_session_event(connection.epoch, event);
         }
     }
 }

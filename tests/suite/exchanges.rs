@@ -107,10 +107,11 @@ impl Feed {
         }
         let other =
             exchanges_deribit::numbered(&data).or_else(|| exchanges_kraken::numbered(&data));
-        let (topic, number) = match (other, data["stream"].as_str()) {
-            (Some((topic, number)), _) => (topic, Some(number)),
-            (None, Some(stream)) => (stream.to_owned(), data["data"]["u"].as_u64()),
-            (None, None) => {
+        let (topic, number) = match (other, data["stream"].as_str(), data["ch"].as_str()) {
+            (Some((topic, number)), ..) => (topic, Some(number)),
+            (None, Some(stream), _) => (stream.to_owned(), data["data"]["u"].as_u64()),
+            (None, None, Some(channel)) => (channel.to_owned(), data["tick"]["seqNum"].as_u64()),
+            (None, None, None) => {
                 let (arg, entry) = (&data["arg"], &data["data"][0]);
                 let instrument = arg["instId"].as_str().expect("an instrument");
                 (format!("books:{instrument}"), entry["seqId"].as_u64())

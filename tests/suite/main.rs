@@ -9,6 +9,7 @@ mod delivery;
 mod dialing;
 mod exchanges;
 mod exchanges_deribit;
+mod exchanges_htx;
 mod exchanges_kraken;
 mod exchanges_kraken_rules;
 mod heartbeat;

@@ -28,7 +28,6 @@
 //! - Topics are `books`, `tickers` or `trades`, a colon and an instrument; private ones are
 //!   `orders:ANY`, `positions:ANY` and `account`. The number of a message is `seqId`.
 //!
-<<<<<<< HEAD
 //! [`Exchange::deribit`]: market data and orders at `/ws/api/v2`, as JSON-RPC.
 //!
 //! - 10 requests to subscribe in 3 seconds on a connection: error 10028 otherwise.
@@ -58,9 +57,6 @@
 //! - `query_orders` returns the order with a `cl_ord_id`: the simulator's own, because the real
 //!   exchange has it in its REST API alone.
 //!
-//! Signatures and tokens are not checked: they need to be there. A message is 64 KiB long at most:
-//! 1009 otherwise.
-=======
 //! [`Exchange::htx`]: market data at `/feed`, orders at `/ws/v2`.
 //!
 //! - Every message that it sends is gzip in a binary frame.
@@ -72,9 +68,8 @@
 //! - Topics are `market.`, a symbol and `.mbp.150` (or 5, 20, 400), `.bbo` or `.trade.detail`. The
 //!   number of a message is `seqNum`, `seqId` or `tradeId`.
 //!
-//! Signatures are not checked: they need to be there. A message is 64 KiB long at most: 1009
-//! otherwise.
->>>>>>> bc61fe5 (A simulated HTX: gzip in binary frames, and pings that are messages)
+//! Signatures and tokens are not checked: they need to be there. A message is 64 KiB long at most:
+//! 1009 otherwise.
 //!
 //! ```
 //! use std::time::Duration;
@@ -93,12 +88,9 @@
 
 mod binance;
 mod connection;
-<<<<<<< HEAD
 mod deribit;
-mod kraken;
-=======
 mod htx;
->>>>>>> bc61fe5 (A simulated HTX: gzip in binary frames, and pings that are messages)
+mod kraken;
 mod limits;
 mod misbehavior;
 mod okx;
@@ -145,7 +137,6 @@ impl Exchange {
         ExchangeBuilder::new(&okx::PROFILE)
     }
 
-<<<<<<< HEAD
     /// Returns the settings of an exchange that speaks like Deribit v2.
     pub fn deribit() -> ExchangeBuilder {
         ExchangeBuilder::new(&deribit::PROFILE)
@@ -154,11 +145,11 @@ impl Exchange {
     /// Returns the settings of an exchange that speaks like Kraken v2.
     pub fn kraken() -> ExchangeBuilder {
         ExchangeBuilder::new(&kraken::PROFILE)
-=======
+    }
+
     /// Returns the settings of an exchange that speaks like HTX spot.
     pub fn htx() -> ExchangeBuilder {
         ExchangeBuilder::new(&htx::PROFILE)
->>>>>>> bc61fe5 (A simulated HTX: gzip in binary frames, and pings that are messages)
     }
 
     /// Returns the URL of market data.
@@ -245,13 +236,8 @@ impl ExchangeBuilder {
     }
 
     /// Sets the number of messages that a connection with such a limit takes within `per`, instead
-<<<<<<< HEAD
-    /// of the exchange's own, scaled limit. Deribit counts requests to subscribe alone.
-    /// `usize::MAX` lifts it.
-=======
-    /// of the exchange's own, scaled limit: to HTX, the number of subscribes. `usize::MAX` lifts
-    /// it.
->>>>>>> bc61fe5 (A simulated HTX: gzip in binary frames, and pings that are messages)
+    /// of the exchange's own, scaled limit. Deribit counts requests to subscribe alone, HTX
+    /// subscribes. `usize::MAX` lifts it.
     pub fn message_limit(mut self, count: usize, per: Duration) -> Self {
         self.settings.message_limit = Some(Limit { count, per });
         self
