@@ -1,11 +1,13 @@
-//! Runs many connections against a server that misbehaves at random, and checks every message, send
-//! and epoch, and the use of threads, descriptors and memory.
+//! Runs many connections against a server that misbehaves at random, and sessions with exchanges
+//! that do, and checks every message, send, epoch, topic and call, and the use of threads,
+//! descriptors and memory.
 //!
 //! `cargo run --release --example soak -- --connections 100 --for 30m` is the long run; without
 //! options it takes ten seconds. The seed decides what the server does to each connection. The
 //! timing varies from run to run.
 
 mod delivery;
+mod sessions;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -47,6 +49,9 @@ struct Options {
     /// The number of threads that send, each through every client
     #[arg(long, default_value_t = 4)]
     senders: usize,
+    /// The number of sessions, each with a simulated exchange of its own
+    #[arg(long, default_value_t = sessions::DEFAULT)]
+    sessions: usize,
 }
 
 fn main() -> ExitCode {
@@ -358,7 +363,8 @@ fn run(options: &Options) -> Report {
     let mut samples = Vec::new();
     let began = Instant::now();
     let is_over = AtomicBool::new(false);
-    thread::scope(|scope| {
+    let totals = thread::scope(|scope| {
+        let sessions = scope.spawn(|| sessions::run(options.sessions, seed, &is_over));
         for _ in 0..options.senders {
             scope.spawn(|| send(&clients, &records, &is_over));
         }
@@ -372,6 +378,7 @@ fn run(options: &Options) -> Report {
             samples.push(Sample::take(&clients));
         }
         is_over.store(true, Ordering::Relaxed);
+        sessions.join().expect("it does not panic")
     });
     let stops: Vec<StopReport> =
         clients.iter_mut().map(|client| client.stop(Duration::from_secs(10))).collect();
@@ -380,7 +387,7 @@ fn run(options: &Options) -> Report {
     // Messages in flight arrive, or are lost with their connection.
     server.wait_until_all_closed(Duration::from_secs(10));
     drop(server);
-    Report::new(&records, &stops, connections, samples, began.elapsed())
+    Report::new(options, &records, &stops, connections, totals, samples, began.elapsed())
 }
 
 /// The pause of a sending thread between two rounds over all connections.
@@ -534,6 +541,7 @@ struct Report {
     woken: u64,
     ends: BTreeMap<&'static str, u64>,
     sends: BTreeMap<&'static str, u64>,
+    sessions: sessions::Totals,
     slowest_stop: Duration,
     samples: Vec<Sample>,
     faults: Vec<String>,
@@ -541,9 +549,11 @@ struct Report {
 
 impl Report {
     fn new(
+        options: &Options,
         records: &[Arc<Record>],
         stops: &[StopReport],
         connections: usize,
+        mut sessions: sessions::Totals,
         samples: Vec<Sample>,
         took: Duration,
     ) -> Self {
@@ -558,7 +568,8 @@ impl Report {
             sends: BTreeMap::new(),
             slowest_stop: stops.iter().map(StopReport::took).max().unwrap_or_default(),
             samples,
-            faults: Vec::new(),
+            faults: std::mem::take(&mut sessions.faults),
+            sessions,
         };
         for stop in stops.iter().filter(|stop| !stop.is_clean()) {
             report.faults.push(format!("a stop was not clean: {stop}"));
@@ -566,7 +577,7 @@ impl Report {
         for (index, record) in records.iter().enumerate() {
             report.add(index, record);
         }
-        report.check_flatness(records.len() as u64);
+        report.check_flatness(options);
         report
     }
 
@@ -597,15 +608,17 @@ impl Report {
 
     /// Checks that threads and descriptors stay within bounds, and that memory does not keep
     /// growing.
-    fn check_flatness(&mut self, connections: u64) {
+    fn check_flatness(&mut self, options: &Options) {
+        let (connections, sessions) = (options.connections as u64, options.sessions as u64);
         // Both ends of a connection are in this process, and a dial needs a pair of descriptors to
         // be woken by. The server's end of an ended connection may linger.
-        let descriptors = 100 + 10 * connections;
+        let descriptors = 100 + 10 * (connections + sessions);
         for sample in &self.samples {
             if sample.threads > 2 * connections || sample.descriptors > descriptors {
                 let Sample { threads, descriptors, .. } = sample;
                 self.faults.push(format!(
-                    "{threads} threads and {descriptors} descriptors for {connections} clients"
+                    "{threads} threads and {descriptors} descriptors for {connections} clients \
+                     and {sessions} sessions"
                 ));
             }
         }
@@ -635,6 +648,11 @@ impl Report {
         for (kind, count) in &self.sends {
             println!("  sends {kind}: {count}");
         }
+        let sessions::Totals { connections, messages, calls, .. } = &self.sessions;
+        println!(
+            "{} sessions: {connections} connections, {messages} messages in order, calls {calls:?}",
+            options.sessions
+        );
         println!("slowest stop: {:.1?}", self.slowest_stop);
         print_chart("memory, KiB", self.samples.iter().map(|sample| sample.resident_kib));
         print_chart("descriptors", self.samples.iter().map(|sample| sample.descriptors));
