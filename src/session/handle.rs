@@ -361,11 +361,12 @@ impl SessionHandle {
 
     /// Sends a request and returns. `then` gets the reply on the reader thread, borrowed from the
     /// read buffer, or the failure on the thread that finds it: the reader, the heartbeat thread or
-    /// the caller. It must be quick. A panic in it ends the client, on the caller's thread excepted,
+    /// the caller. It must be quick. A panic in it ends the client, except on the caller's thread,
     /// where it goes on to the caller.
     ///
     /// `then` is called once if this returns `Ok`, and not at all if it returns `NotSent`. After
-    /// `Unknown` it is dropped, unless a reply has come all the same. The deadline is as for [`call`](SessionHandle::call).
+    /// `Unknown` it is dropped, unless a reply has come all the same. The deadline is as for
+    /// [`call`](SessionHandle::call).
     ///
     /// # Errors
     /// As [`Sender::send_text`](crate::Sender::send_text), and `NotSent` with the kind

@@ -552,8 +552,8 @@ impl Subscriptions {
         }
     }
 
-    /// An answer has come after its time: what it accepts is active. What it refuses has been asked
-    /// for again, and has its answer there.
+    /// An answer has come after its time: the topics that it accepts are active. Those that it
+    /// refuses have been asked for again, and have their answer there.
     fn late_reply(
         &mut self,
         id: u64,
@@ -676,7 +676,7 @@ impl Subscriptions {
                     changes.extend(self.not_answered(order, epoch));
                 }
             }
-            if request.kind == SubscriptionRequestKind::Subscribe {
+            if request.kind == SubscriptionRequestKind::Subscribe && request.open > 0 {
                 self.late.insert(id, request);
             }
             if self.late.len() > LATE_MAX {
@@ -1290,6 +1290,20 @@ mod tests {
         assert_eq!(session.subscriptions.active_since("a"), None);
         session.subscriptions.withdraw(sent.id);
         assert_eq!(session.subscriptions.active_since("a"), since);
+    }
+
+    #[test]
+    fn nothing_is_asked_but_on_the_connection_that_is_ready() {
+        let mut session = Session::new();
+        session.subscribe(&["a"]);
+        let (subscriptions, now) = (&mut session.subscriptions, session.now);
+        assert!(subscriptions.request_on(1, 9, 1, now).is_none());
+        subscriptions.begin(1);
+        assert!(subscriptions.ended(false, now).is_empty());
+        assert!(subscriptions.request_on(1, 9, 1, now).is_none());
+        subscriptions.begin(2);
+        assert!(subscriptions.request_on(1, 9, 1, now).is_none());
+        assert!(subscriptions.request_on(2, 9, 1, now).is_some());
     }
 
     // ---- Wishes that change ----
@@ -1911,16 +1925,29 @@ mod tests {
     }
 
     #[test]
-    fn a_late_answer_counts_by_name_and_not_by_id() {
-        let mut session = Session::new();
-        session.subscribe(&["a", "b"]);
-        let sent = session.ask(2).expect("both");
-        session.now += ACK_TIMEOUT;
-        session.overdue();
-        assert!(session.subscriptions.request(sent.id).is_none());
-        assert!(session.accept(sent.id).is_empty());
+    fn a_late_answer_counts_by_name_and_by_id_but_for_what_it_refuses() {
+        let late = || {
+            let mut session = Session::new();
+            session.subscribe(&["a", "b"]);
+            let sent = session.ask(2).expect("both");
+            session.now += ACK_TIMEOUT;
+            session.overdue();
+            (session, sent.id)
+        };
+        let (mut session, _) = late();
         session.update("a", &TopicUpdate::Subscribed);
         assert_eq!(session.asked(2), ["+b"]);
+
+        let (mut session, id) = late();
+        let again = session.ask(2).expect("both again");
+        assert_eq!(session.accept(id), ["a active", "b active"]);
+        // The answer to the second request finds nothing to refuse.
+        assert!(session.refuse(again.id).is_empty());
+        assert!(session.subscriptions.request(id).is_none());
+
+        let (mut session, id) = late();
+        assert!(session.refuse(id).is_empty());
+        assert_eq!(session.asked(2), ["+a,b"]);
     }
 
     // ---- Aliases ----

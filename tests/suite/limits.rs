@@ -164,6 +164,26 @@ fn a_batch_leaves_together_if_a_window_holds_it_and_otherwise_in_parts() {
 }
 
 #[test]
+fn a_message_that_was_blocked_counts_from_the_moment_at_which_it_has_left() {
+    let per = Duration::from_millis(500);
+    let (tell, told) = unbounded();
+    let server = TestServer::start(move |peer| {
+        peer.upgrade()?;
+        peer.wait(per)?;
+        tell.send(Instant::now()).ok();
+        peer.drain()
+    });
+    let limit = RateLimit::per_connection().window(1, per).margin(Duration::ZERO);
+    let client = builder(&server).send_limit(limit).send_timeout(6 * SOON);
+    let client = client.connect().expect("it opens");
+    // More than the buffers of both sides hold: it has not left before the server reads.
+    client.send_binary(&vec![0; 16 << 20]).expect("the server reads after a while");
+    client.send_text("next").expect("it waits for room");
+    let reads = told.recv_timeout(SOON).expect("the server has told");
+    assert!(reads.elapsed() >= per, "{:?}", reads.elapsed());
+}
+
+#[test]
 fn a_send_that_would_be_late_is_refused_at_once_and_says_when_there_is_room() {
     let server = draining(TestServer::builder());
     let limit = RateLimit::per_connection().window(1, HOUR);

@@ -9,7 +9,8 @@
 
 use std::sync::Mutex;
 use std::sync::mpsc::{Sender, channel};
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use tautline::session::{
     Acceptance, CallError, Class, Context, OpeningScript, Outgoing, Protocol, Rejection, Request,
@@ -353,6 +354,38 @@ fn a_step_that_is_late_ends_the_connection_with_its_name() {
     }
 }
 
+/// Says `data` for some seconds, and `last`.
+fn talks(peer: &mut Peer) -> std::io::Result<()> {
+    for _ in 0..400 {
+        peer.send_text("data")?;
+        peer.wait(5 * MS)?;
+    }
+    peer.send_text("last")?;
+    listens(peer)
+}
+
+#[test]
+fn data_gives_no_more_time_to_a_step_or_to_an_answer() {
+    let last = "last".to_owned();
+    let quick = |server: &TestServer| builder(server).close_timeout(MS);
+    let server = plain(talks);
+    let script = OpeningScript::new().expect("greeting", 200 * MS, |_, _| StepOutcome::Unrelated);
+    let words = Words { script, is_silent: false };
+    let late = quick(&server).session(words).start().expect("it starts");
+    let seen = until_event(&mut late.events(), "ended 1");
+    assert!(!seen.contains(&last), "the step was given more time");
+
+    let server = plain(|peer| {
+        heard(peer)?;
+        talks(peer)
+    });
+    let builder = quick(&server).session(Words::default()).ack_timeout(200 * MS);
+    builder.handle().subscribe(["a"]).expect("there is no limit");
+    let late = builder.start().expect("it starts");
+    let seen = until_event(&mut late.events(), "pending a");
+    assert!(!seen.contains(&last), "the answer was given more time");
+}
+
 #[test]
 fn a_greeting_that_comes_in_one_piece_with_the_upgrade_is_seen() {
     let server = TestServer::start(|peer| {
@@ -438,6 +471,25 @@ impl Handler for Ready {
 }
 
 // ---- Subscriptions ----
+
+#[test]
+fn topics_are_asked_for_only_after_the_program_has_been_told_that_the_session_is_ready() {
+    let server = plain(obliging);
+    let builder = session(&server, Words::default());
+    let handle = builder.handle();
+    let (state_tx, state) = channel();
+    let session = builder.on_event(move |event| {
+        if let SessionEvent::Ready { .. } = event {
+            handle.subscribe(["a"]).expect("there is no limit");
+            // That wakes the thread that asks. This gives it time to.
+            thread::sleep(20 * MS);
+            let _ = state_tx.send(handle.subscription("a"));
+        }
+    });
+    let session = session.connect().expect("ready");
+    assert_eq!(state.recv_timeout(SOON), Ok(Some(SubscriptionState::Pending)));
+    assert_eq!(session.handle().wait_subscribed(SOON).expect("it is answered").active, 1);
+}
 
 #[test]
 fn topics_are_asked_for_once_on_each_connection_in_batches_and_in_order() {
@@ -611,10 +663,12 @@ fn a_watched_topic_that_falls_silent_is_told_and_asked_for_again() {
     let session = session(&server, Words::default()).connect().expect("ready");
     let handle = session.handle();
     let watch = handle.watch("a", 30 * MS, Silence::Resubscribe);
+    let began = Instant::now();
     handle.subscribe(["a"]).expect("there is no limit");
     let mut events = session.events();
     let seen = until_event(&mut events, "silent a");
     assert_eq!(seen, ["opened 1", "ready 1", "active a 1", "subscribed 1/0", "silent a"]);
+    assert!(began.elapsed() < SOON / 2, "told after {:?}", began.elapsed());
     assert_eq!(
         until_event(&mut events, "subscribed 1/0"),
         ["pending a", "active a 1", "subscribed 1/0"]
@@ -629,9 +683,12 @@ fn a_call_is_not_sent_while_the_session_is_not_ready() {
     let server = greeting(listens);
     let builder = session(&server, Words::with_login());
     let handle = builder.handle();
-    let refused = |handle: &SessionHandle| match handle.call(call("x")) {
-        Err(CallError::NotSent(error)) => error,
-        other => panic!("{other:?}"),
+    let refused = |handle: &SessionHandle| {
+        let began = Instant::now();
+        match handle.call(call("x")) {
+            Err(CallError::NotSent(error)) if began.elapsed() < SOON => error,
+            other => panic!("{other:?} after {:?}", began.elapsed()),
+        }
     };
     assert_eq!(refused(&handle).kind(), ErrorKind::NotReady);
     let session = builder.start().expect("it starts");
