@@ -9,6 +9,15 @@
 #[path = "../protocols/binance.rs"]
 #[allow(dead_code)]
 mod binance;
+#[path = "../protocols/deribit.rs"]
+#[allow(dead_code)]
+mod deribit;
+#[path = "../protocols/htx.rs"]
+#[allow(dead_code)]
+mod htx;
+#[path = "../protocols/kraken.rs"]
+#[allow(dead_code)]
+mod kraken;
 #[path = "../protocols/okx.rs"]
 #[allow(dead_code)]
 mod okx;
@@ -74,6 +83,69 @@ const KINDS: &[(&str, Kind)] = &[
         };
         run.orders(Exchange::okx(), session, |id, call| {
             let order = okx::MarketOrder { instrument: "BTC-USDT", side: "buy", size: "1", id };
+            call.make(order.place());
+        });
+    }),
+    ("htx books", |run| {
+        run.market(
+            Exchange::htx(),
+            |url| fast(htx::client(url)).session(htx::Htx::market()),
+            |number| format!("market.coin{number}usdt.mbp.150"),
+            |data| Some((data["ch"].as_str()?.to_owned(), data["tick"]["seqNum"].as_u64()?)),
+        );
+    }),
+    ("htx orders", |run| {
+        let session = |url: &str| {
+            let login = htx::Login::new("key", |_| "signature".to_owned());
+            fast(htx::client(url)).wakeups().session(htx::Htx::orders(login))
+        };
+        run.orders(Exchange::htx(), session, |id, call| {
+            let order = htx::MarketOrder { symbol: "btcusdt", side: "buy", amount: "1", id };
+            call.make(order.place());
+        });
+    }),
+    ("deribit books", |run| {
+        run.market(
+            Exchange::deribit().tls(),
+            |url| fast(deribit::client(url)).session(deribit::Deribit::public()).batch(30, 1 << 14),
+            |number| format!("book.COIN{number}-PERPETUAL.100ms"),
+            |data| {
+                let params = &data["params"];
+                let number = params["data"]["change_id"].as_u64()?;
+                Some((params["channel"].as_str()?.to_owned(), number))
+            },
+        );
+    }),
+    ("deribit orders", |run| {
+        let session = |url: &str| {
+            let login = deribit::Login::new("client", |_| "signature".to_owned());
+            fast(deribit::client(url)).wakeups().session(deribit::Deribit::private(login))
+        };
+        run.orders(Exchange::deribit(), session, |id, call| {
+            let instrument = "BTC-PERPETUAL";
+            let order = deribit::MarketOrder { instrument, side: "buy", amount: 10.0, id };
+            call.make(order.place());
+        });
+    }),
+    ("kraken books", |run| {
+        run.market(
+            Exchange::kraken(),
+            |url| fast(kraken::client(url)).session(kraken::Kraken).batch(7, 16 << 10),
+            |number| format!("book/COIN{number}/USD"),
+            |data| {
+                let (channel, entry) = (data["channel"].as_str()?, &data["data"][0]);
+                let number = entry["bids"][0]["qty"].as_f64()? as u64;
+                Some((format!("{channel}/{}", entry["symbol"].as_str()?), number))
+            },
+        );
+    }),
+    ("kraken orders", |run| {
+        let session = |url: &str| {
+            let client = kraken::private_client(url, |_| Ok("token".into()));
+            fast(client).wakeups().session(kraken::Kraken)
+        };
+        run.orders(Exchange::kraken(), session, |id, call| {
+            let order = kraken::MarketOrder { symbol: "BTC/USD", side: "buy", quantity: 1.0, id };
             call.make(order.place());
         });
     }),
