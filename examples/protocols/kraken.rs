@@ -155,8 +155,7 @@ impl Protocol for Kraken {
             (Some("cancel_all_orders_after"), _) if is_done => Class::Ignored,
             (Some("subscribe"), _) if is_done => subscription(&parsed, TopicUpdate::Subscribed),
             (Some("unsubscribe"), _) if is_done => subscription(&parsed, TopicUpdate::Unsubscribed),
-            // The error of one symbol of a request: it names the symbol, and not the channel. What
-            // has been confirmed by name stays.
+            // The error of one symbol of a request: it names the symbol, and not the channel.
             (Some(_), Some(id)) if id > 0 => Class::Reply(id),
             (Some(_), _) if !is_done => Class::Failure(reason(&parsed).into()),
             _ => Class::Data,
@@ -176,20 +175,28 @@ impl Protocol for Kraken {
 
     fn subscription_reply(
         &self,
-        _: &SubscriptionRequest,
+        request: &SubscriptionRequest,
         reply: MessageRef<'_>,
         _: &Context,
     ) -> Acceptance {
-        let reason = reason(&parsed(reply));
+        let reply = parsed(reply);
+        let reason = reason(&reply);
         // Too many requests, and a system that is busy.
         let is_busy =
             ["EAPI:Rate limit", "EService:"].iter().any(|start| reason.starts_with(start));
-        Acceptance::Nothing(match (is_busy, reason.starts_with("ESession:")) {
+        let rejection = match (is_busy, reason.starts_with("ESession:")) {
             (true, _) => Rejection::transient(reason, Duration::from_secs(10)),
             // A token that has expired. The next connection has another.
             (_, true) => Rejection::transient(reason, Duration::from_secs(1)),
             _ => Rejection::permanent(reason),
-        })
+        };
+        // It names the symbol alone; the request has one channel.
+        let symbol = reply["symbol"].as_str();
+        let named = request.topics().find(|topic| symbol.is_some() && symbol_of(topic) == symbol);
+        match named {
+            Some(topic) => Acceptance::Except(vec![(topic.to_owned(), rejection)]),
+            None => Acceptance::Nothing(rejection),
+        }
     }
 
     /// Returns the channel: a message has one.

@@ -138,6 +138,10 @@ pub enum Acceptance {
     All,
     /// These topics. The others have been rejected for good.
     Only(Vec<String>),
+    /// All but these topics are still open: these have been refused, each for its reason, and the
+    /// others have answers of their own, which name them. For venues that answer topic by topic,
+    /// with the id of the request.
+    Except(Vec<(String, Rejection)>),
     /// None of its topics. After a permanent rejection of several topics, each half of them is
     /// asked for again until the refused ones stand alone.
     Nothing(Rejection),

@@ -509,6 +509,9 @@ impl Subscriptions {
         epoch: u64,
         now: Instant,
     ) -> Changes {
+        if let Acceptance::Except(refused) = acceptance {
+            return self.refuse_some(id, refused, epoch, now);
+        }
         let Some(request) = self.remove_request(id) else {
             return self.late_reply(id, acceptance, epoch, now);
         };
@@ -532,6 +535,7 @@ impl Subscriptions {
             Acceptance::All => {
                 open.into_iter().filter_map(|order| self.active(order, epoch, now)).collect()
             }
+            Acceptance::Except(_) => Changes::new(),
             Acceptance::Only(taken) => {
                 let rejection = Rejection::permanent("the venue has left it out of its reply");
                 let taken: BTreeSet<&str> = taken.iter().map(String::as_str).collect();
@@ -552,6 +556,28 @@ impl Subscriptions {
         }
     }
 
+    /// The venue has refused some topics of a request, and says nothing of the others.
+    fn refuse_some(
+        &mut self,
+        id: u64,
+        refused: &[(String, Rejection)],
+        epoch: u64,
+        now: Instant,
+    ) -> Changes {
+        let mut changes = Changes::new();
+        for (name, rejection) in refused {
+            let order = self.names.get(name.as_str()).or_else(|| self.aliases.get(name.as_str()));
+            let Some(&order) = order.filter(|order| self.awaits(**order, id)) else { continue };
+            let is_ending = self.topics.get(&order).is_some_and(Entry::is_ending);
+            changes.extend(match (is_ending, rejection.retry_after()) {
+                (false, _) => self.rejected(order, rejection, epoch, now),
+                (true, Some(wait)) => self.not_ended(order, wait, epoch, now),
+                (true, None) => self.ended_topic(order, epoch),
+            });
+        }
+        changes
+    }
+
     /// An answer has come after its time: the topics that it accepts are active. Those that it
     /// refuses have been asked for again, and have their answer there.
     fn late_reply(
@@ -565,7 +591,7 @@ impl Subscriptions {
         let accepts = |name: &str| match acceptance {
             Acceptance::All => true,
             Acceptance::Only(names) => names.iter().any(|accepted| accepted == name),
-            Acceptance::Nothing(_) => false,
+            Acceptance::Except(_) | Acceptance::Nothing(_) => false,
         };
         let mut changes = Changes::new();
         for order in request.topics {
@@ -1450,6 +1476,30 @@ mod tests {
         session.now += ACK_TIMEOUT;
         assert!(session.overdue().is_empty());
         assert!(session.subscriptions.request(sent.id).is_none());
+    }
+
+    #[test]
+    fn topics_that_a_reply_excepts_are_rejected_and_the_others_stay_open() {
+        let mut session = Session::new();
+        session.subscribe(&["a", "b", "c"]);
+        let sent = session.ask(3).expect("all");
+        let except = |name: &str| {
+            Acceptance::Except(vec![
+                (name.to_owned(), permanent()),
+                ("unknown".into(), permanent()),
+            ])
+        };
+        assert_eq!(session.reply(sent.id, &except("b")), ["b rejected"]);
+        assert_eq!(session.reply(sent.id, &except("b")), Vec::<String>::new());
+        assert_eq!(session.settled(), None);
+        session.update("a", &TopicUpdate::Subscribed);
+        assert_eq!(session.reply(sent.id, &except("c")), ["c rejected"]);
+        assert_eq!(session.settled(), Some((1, 2)));
+
+        session.unsubscribe(&["a"]);
+        let end = session.ask(1).expect("the end");
+        session.reply(end.id, &except("a"));
+        assert_eq!(session.state("a"), "none");
     }
 
     #[test]

@@ -138,8 +138,8 @@ fn an_unknown_symbol_among_others_is_rejected_alone() {
     let session = fast(kraken::client(&exchange.url())).session(kraken::Kraken);
     let session = session.batch(50, 1 << 14).start().expect("it starts");
     let handle = session.handle();
-    handle.subscribe((0..20).map(topic)).expect("there is no limit");
     handle.subscribe(["book/nothing", "book/no/thing/here"]).expect("there is no limit");
+    handle.subscribe((0..20).map(topic)).expect("there is no limit");
     let subscribed = handle.wait_subscribed(SOON).expect("all are answered");
     assert_eq!((subscribed.active, subscribed.rejected), (20, 2));
     match handle.subscription("book/nothing") {
@@ -149,6 +149,12 @@ fn an_unknown_symbol_among_others_is_rejected_alone() {
         }
         other => panic!("{other:?}"),
     }
+    // The others were asked for once.
+    let connections = exchange.connections();
+    let requests = connections[0].topics.iter().map(|(name, topic)| (name, topic.requests));
+    let repeated: Vec<_> =
+        requests.filter(|(name, count)| name.contains("COIN") && *count != 1).collect();
+    assert!(repeated.is_empty(), "{repeated:?}");
 }
 
 #[test]
