@@ -2,6 +2,7 @@
 //! `now` is an argument.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
 use crate::error::Error;
@@ -50,7 +51,7 @@ pub(crate) struct Subscriptions {
     /// The last request that asked for a half of a refused one.
     cohort_request: Option<u64>,
     next_order: u64,
-    next_cohort: u64,
+    next_cohort: u32,
     ack_timeout: Duration,
     topics_max: usize,
     /// The number of topics that are wanted.
@@ -77,13 +78,13 @@ struct Entry {
     /// The time before which nothing is asked: it is in `delayed`, and not in `due`.
     retry_at: Option<Instant>,
     /// The number of requests in a row that were not answered in time.
-    failures: u32,
+    failures: u8,
     /// The number of times in a row that the venue has ended it by itself.
-    evictions: u32,
+    evictions: u8,
     /// The number of connections in a row that ended right after a request for it.
-    suspicions: u32,
+    suspicions: u8,
     /// The half of a refused request that it is in: these are asked for together, and alone.
-    cohort: Option<u64>,
+    cohort: Option<NonZeroU32>,
     /// It is counted as wanted, and as open.
     counted: (bool, bool),
 }
@@ -481,7 +482,7 @@ impl Subscriptions {
         let Some(request) = self.requests.get_mut(&id) else { return };
         let failures = request.topics.iter().filter_map(|order| self.topics.get(order));
         let failures = failures.map(|entry| entry.failures).max().unwrap_or(0);
-        let timeout = doubled(self.ack_timeout, failures);
+        let timeout = doubled(self.ack_timeout, failures.into());
         let until = after(now, timeout);
         request.sent = Some((now, until));
         self.deadlines.insert((until, id));
@@ -728,7 +729,8 @@ impl Subscriptions {
                     continue;
                 }
                 let Some(entry) = self.topics.get_mut(&order) else { continue };
-                entry.suspicions = if is_suspicious { entry.suspicions + 1 } else { 0 };
+                entry.suspicions =
+                    if is_suspicious { entry.suspicions.saturating_add(1) } else { 0 };
                 if entry.suspicions >= 2 {
                     suspects.push(order);
                 }
@@ -764,7 +766,7 @@ impl Subscriptions {
             return Changes::new();
         };
         let Some(entry) = self.topics.get_mut(&order) else { return Changes::new() };
-        let wait = doubled(SUSPECT_REJECTED_FOR, entry.suspicions - 2);
+        let wait = doubled(SUSPECT_REJECTED_FOR, u32::from(entry.suspicions) - 2);
         entry.cohort = None;
         let reason = "two connections ended right after it was asked for";
         self.set(order, World::Rejected(Rejection::transient(reason, wait)));
@@ -855,7 +857,7 @@ impl Subscriptions {
         if matches!(entry.world, World::Active { since } if after(since, RETRY_MAX) <= now) {
             entry.evictions = 0;
         }
-        let wait = doubled(RETRY_MIN, entry.evictions);
+        let wait = doubled(RETRY_MIN, entry.evictions.into());
         entry.evictions = entry.evictions.saturating_add(1);
         self.set(order, World::Off);
         self.drop_alias(order);
@@ -891,10 +893,10 @@ impl Subscriptions {
     fn split(&mut self, orders: &[u64]) {
         let (first, second) = orders.split_at(orders.len().div_ceil(2));
         for half in [first, second] {
-            self.next_cohort += 1;
+            self.next_cohort = self.next_cohort.wrapping_add(1).max(1);
             for order in half {
                 if let Some(entry) = self.topics.get_mut(order) {
-                    entry.cohort = Some(self.next_cohort);
+                    entry.cohort = NonZeroU32::new(self.next_cohort);
                 }
             }
         }
