@@ -72,7 +72,7 @@ struct Entry {
     is_wanted: bool,
     /// It is to be ended and asked for again.
     is_renewed: bool,
-    world: World,
+    state: State,
     /// A request was not answered in time: the venue may have the topic, or may have it no more.
     is_uncertain: bool,
     /// The time before which nothing is asked: it is in `delayed`, and not in `due`.
@@ -91,7 +91,7 @@ struct Entry {
 
 /// The state of a topic at the venue.
 #[derive(Clone)]
-enum World {
+enum State {
     Off,
     /// The request with this id asks for it.
     Requested(u64),
@@ -194,7 +194,7 @@ impl Subscriptions {
                 alias: None,
                 is_wanted: true,
                 is_renewed: false,
-                world: World::Off,
+                state: State::Off,
                 is_uncertain: false,
                 retry_at: None,
                 failures: 0,
@@ -210,11 +210,11 @@ impl Subscriptions {
         let is_new = !std::mem::replace(&mut entry.is_wanted, true);
         // The program insists: it has mended what the venue refused.
         let is_refused = matches!(
-            &entry.world,
-            World::Rejected(rejection) if is_new || rejection.is_permanent()
+            &entry.state,
+            State::Rejected(rejection) if is_new || rejection.is_permanent()
         );
         if is_refused {
-            self.set(order, World::Off);
+            self.set(order, State::Off);
         } else if is_new {
             self.wait_no_more(order);
         }
@@ -237,7 +237,7 @@ impl Subscriptions {
         let Some(&order) = self.names.get(name) else { return false };
         let Some(entry) = self.topics.get_mut(&order) else { return false };
         let is_new =
-            entry.is_wanted && !entry.is_renewed && matches!(entry.world, World::Active { .. });
+            entry.is_wanted && !entry.is_renewed && matches!(entry.state, State::Active { .. });
         if is_new {
             entry.is_renewed = true;
             self.changed(order);
@@ -246,17 +246,20 @@ impl Subscriptions {
     }
 
     pub(crate) fn state(&self, name: &str, epoch: u64) -> Option<SubscriptionState> {
-        self.entry(name).map(|entry| entry.state(epoch))
+        self.entry(name).map(|entry| entry.subscription_state(epoch))
     }
 
     pub(crate) fn states(&self, epoch: u64) -> Changes {
-        self.topics.values().map(|entry| (entry.name.clone(), entry.state(epoch))).collect()
+        self.topics
+            .values()
+            .map(|entry| (entry.name.clone(), entry.subscription_state(epoch)))
+            .collect()
     }
 
     /// Returns since when a topic is active. `None` while it is not.
     pub(crate) fn active_since(&self, name: &str) -> Option<Instant> {
-        match self.entry(name)?.world {
-            World::Active { since } => Some(since),
+        match self.entry(name)?.state {
+            State::Active { since } => Some(since),
             _ => None,
         }
     }
@@ -266,11 +269,11 @@ impl Subscriptions {
         let has_answers = self.open == 0 && self.unanswered.is_empty();
         has_answers.then(|| {
             let wanted = || self.topics.values().filter(|entry| entry.is_wanted);
-            let count = |is: fn(&World) -> bool| wanted().filter(|entry| is(&entry.world)).count();
+            let count = |is: fn(&State) -> bool| wanted().filter(|entry| is(&entry.state)).count();
             Subscribed {
                 epoch,
-                active: count(|world| matches!(world, World::Active { .. })),
-                rejected: count(|world| matches!(world, World::Rejected(_))),
+                active: count(|state| matches!(state, State::Active { .. })),
+                rejected: count(|state| matches!(state, State::Rejected(_))),
             }
         })
     }
@@ -316,11 +319,11 @@ impl Subscriptions {
     }
 
     /// Moves a topic to another state at the venue. A wait ends with the state that it began in.
-    fn set(&mut self, order: u64, world: World) {
+    fn set(&mut self, order: u64, state: State) {
         self.wait_no_more(order);
         let Some(entry) = self.topics.get_mut(&order) else { return };
-        let next = world.asked();
-        let asked = std::mem::replace(&mut entry.world, world).asked();
+        let next = state.asked();
+        let asked = std::mem::replace(&mut entry.state, state).asked();
         let Some(id) = asked.filter(|_| asked != next) else { return };
         let Some(request) = self.requests.get_mut(&id) else { return };
         request.open -= 1;
@@ -365,8 +368,8 @@ impl Subscriptions {
     fn wake_delayed(&mut self, now: Instant) {
         while let Some(&(_, order)) = self.delayed.first().filter(|(at, _)| *at <= now) {
             self.wait_no_more(order);
-            if self.topics.get(&order).is_some_and(|e| matches!(e.world, World::Rejected(_))) {
-                self.set(order, World::Off);
+            if self.topics.get(&order).is_some_and(|e| matches!(e.state, State::Rejected(_))) {
+                self.set(order, State::Off);
             }
             self.changed(order);
         }
@@ -423,16 +426,16 @@ impl Subscriptions {
             self.due.remove(&order);
             let Some(entry) = self.topics.get(&order) else { continue };
             names.push((entry.name.clone(), entry.alias.clone()));
-            let world = match (kind, &entry.world) {
-                (SubscriptionRequestKind::Subscribe, _) => World::Requested(id),
-                (SubscriptionRequestKind::Unsubscribe, World::Active { since }) => {
-                    World::Unsubscribing { id, since: Some(*since) }
+            let state = match (kind, &entry.state) {
+                (SubscriptionRequestKind::Subscribe, _) => State::Requested(id),
+                (SubscriptionRequestKind::Unsubscribe, State::Active { since }) => {
+                    State::Unsubscribing { id, since: Some(*since) }
                 }
                 (SubscriptionRequestKind::Unsubscribe, _) => {
-                    World::Unsubscribing { id, since: None }
+                    State::Unsubscribing { id, since: None }
                 }
             };
-            self.set(order, world);
+            self.set(order, state);
         }
         if cohort.is_some() {
             self.cohort_request = Some(id);
@@ -470,9 +473,9 @@ impl Subscriptions {
     /// A topic is as it was before the request that is under way.
     fn not_asked(&mut self, order: u64) {
         let Some(entry) = self.topics.get(&order) else { return };
-        let before = match entry.world {
-            World::Unsubscribing { since: Some(since), .. } => World::Active { since },
-            _ => World::Off,
+        let before = match entry.state {
+            State::Unsubscribing { since: Some(since), .. } => State::Active { since },
+            _ => State::Off,
         };
         self.set(order, before);
     }
@@ -597,7 +600,7 @@ impl Subscriptions {
         let mut changes = Changes::new();
         for order in request.topics {
             let Some(entry) = self.topics.get(&order) else { continue };
-            if accepts(&entry.name) && matches!(entry.world, World::Off | World::Requested(_)) {
+            if accepts(&entry.name) && matches!(entry.state, State::Off | State::Requested(_)) {
                 changes.extend(self.active(order, epoch, now));
             }
         }
@@ -622,15 +625,15 @@ impl Subscriptions {
             self.aliases.insert(alias.clone(), order);
             self.topics.get_mut(&order)?.alias = Some(alias);
         }
-        let change = match (&self.topics.get(&order)?.world, update) {
+        let change = match (&self.topics.get(&order)?.state, update) {
             // The last word counts.
-            (World::Off | World::Requested(_) | World::Rejected(_), TopicUpdate::Subscribed) => {
+            (State::Off | State::Requested(_) | State::Rejected(_), TopicUpdate::Subscribed) => {
                 self.active(order, epoch, now)
             }
             // It answers the request to end the topic, or comes before it.
             (_, TopicUpdate::Unsubscribed) if is_ending => self.ended_topic(order, epoch),
-            (World::Active { .. }, TopicUpdate::Unsubscribed) => self.evicted(order, epoch, now),
-            (World::Unsubscribing { .. }, TopicUpdate::Rejected(rejection)) => {
+            (State::Active { .. }, TopicUpdate::Unsubscribed) => self.evicted(order, epoch, now),
+            (State::Unsubscribing { .. }, TopicUpdate::Rejected(rejection)) => {
                 match rejection.retry_after() {
                     Some(wait) => self.not_ended(order, wait, epoch, now),
                     None => self.ended_topic(order, epoch),
@@ -641,7 +644,7 @@ impl Subscriptions {
                 false => None,
             },
             (
-                World::Off | World::Requested(_) | World::Active { .. },
+                State::Off | State::Requested(_) | State::Active { .. },
                 TopicUpdate::Rejected(rejection),
             ) => self.rejected(order, rejection, epoch, now),
             // Late, or said before.
@@ -671,18 +674,18 @@ impl Subscriptions {
         for order in orders {
             let is_listed = self.is_named(order, &names);
             let Some(entry) = self.topics.get(&order) else { continue };
-            changes.extend(match (&entry.world, is_listed) {
-                (World::Off | World::Requested(_) | World::Rejected(_), true) => {
+            changes.extend(match (&entry.state, is_listed) {
+                (State::Off | State::Requested(_) | State::Rejected(_), true) => {
                     self.active(order, epoch, now)
                 }
-                (World::Requested(id), false) if answered == Some(*id) => {
+                (State::Requested(id), false) if answered == Some(*id) => {
                     // A list that answers nothing may have crossed the request.
                     self.topics.get_mut(&order).into_iter().for_each(|e| e.is_uncertain = true);
                     self.rejected(order, &rejection, epoch, now)
                 }
-                (World::Unsubscribing { id, .. }, false) if !self.is_sent(*id) => None,
+                (State::Unsubscribing { id, .. }, false) if !self.is_sent(*id) => None,
                 (_, false) if entry.is_ending() => self.ended_topic(order, epoch),
-                (World::Active { .. }, false) => self.evicted(order, epoch, now),
+                (State::Active { .. }, false) => self.evicted(order, epoch, now),
                 _ => None,
             });
         }
@@ -745,8 +748,8 @@ impl Subscriptions {
             let Some(entry) = self.topics.get_mut(&order) else { continue };
             (entry.alias, entry.is_renewed, entry.is_uncertain) = (None, false, false);
             entry.failures = 0;
-            if !matches!(entry.world, World::Rejected(_)) {
-                self.set(order, World::Off);
+            if !matches!(entry.state, State::Rejected(_)) {
+                self.set(order, State::Off);
             }
         }
         let changes = self.suspect(&suspects, now);
@@ -769,7 +772,7 @@ impl Subscriptions {
         let wait = doubled(SUSPECT_REJECTED_FOR, u32::from(entry.suspicions) - 2);
         entry.cohort = None;
         let reason = "two connections ended right after it was asked for";
-        self.set(order, World::Rejected(Rejection::transient(reason, wait)));
+        self.set(order, State::Rejected(Rejection::transient(reason, wait)));
         self.wait_until(order, after(now, wait));
         self.moved(order, 0).into_iter().collect()
     }
@@ -777,7 +780,7 @@ impl Subscriptions {
     // ---- Moves of one topic ----
 
     fn awaits(&self, order: u64, id: u64) -> bool {
-        self.topics.get(&order).is_some_and(|entry| entry.world.asked() == Some(id))
+        self.topics.get(&order).is_some_and(|entry| entry.state.asked() == Some(id))
     }
 
     fn is_named(&self, order: u64, names: &BTreeSet<&str>) -> bool {
@@ -793,7 +796,7 @@ impl Subscriptions {
         epoch: u64,
         now: Instant,
     ) -> Option<(Topic, SubscriptionState)> {
-        self.set(order, World::Active { since: now });
+        self.set(order, State::Active { since: now });
         let entry = self.topics.get_mut(&order)?;
         entry.has_answer();
         (entry.is_uncertain, entry.cohort) = (false, None);
@@ -808,8 +811,8 @@ impl Subscriptions {
         now: Instant,
     ) -> Option<(Topic, SubscriptionState)> {
         // It may be a late answer to a second request: then the venue has it all the same.
-        let was_active = matches!(self.topics.get(&order)?.world, World::Active { .. });
-        self.set(order, World::Rejected(rejection.clone()));
+        let was_active = matches!(self.topics.get(&order)?.state, State::Active { .. });
+        self.set(order, State::Rejected(rejection.clone()));
         self.drop_alias(order);
         let entry = self.topics.get_mut(&order)?;
         entry.has_answer();
@@ -823,7 +826,7 @@ impl Subscriptions {
 
     /// The venue has ended a topic because it was asked to.
     fn ended_topic(&mut self, order: u64, epoch: u64) -> Option<(Topic, SubscriptionState)> {
-        self.set(order, World::Off);
+        self.set(order, State::Off);
         self.drop_alias(order);
         let entry = self.topics.get_mut(&order)?;
         entry.has_answer();
@@ -854,12 +857,12 @@ impl Subscriptions {
         now: Instant,
     ) -> Option<(Topic, SubscriptionState)> {
         let entry = self.topics.get_mut(&order)?;
-        if matches!(entry.world, World::Active { since } if after(since, RETRY_MAX) <= now) {
+        if matches!(entry.state, State::Active { since } if after(since, RETRY_MAX) <= now) {
             entry.evictions = 0;
         }
         let wait = doubled(RETRY_MIN, entry.evictions.into());
         entry.evictions = entry.evictions.saturating_add(1);
-        self.set(order, World::Off);
+        self.set(order, State::Off);
         self.drop_alias(order);
         self.wait_until(order, after(now, wait));
         self.moved(order, epoch)
@@ -867,7 +870,7 @@ impl Subscriptions {
 
     /// The venue has not answered in time.
     fn not_answered(&mut self, order: u64, epoch: u64) -> Option<(Topic, SubscriptionState)> {
-        self.set(order, World::Off);
+        self.set(order, State::Off);
         let entry = self.topics.get_mut(&order)?;
         entry.is_uncertain = true;
         entry.failures = entry.failures.saturating_add(1);
@@ -879,7 +882,7 @@ impl Subscriptions {
         self.split(orders);
         let mut changes = Changes::new();
         for &order in orders {
-            self.set(order, World::Off);
+            self.set(order, State::Off);
             if let Some(entry) = self.topics.get_mut(&order) {
                 entry.has_answer();
                 // A venue that answers for each topic may have taken this one, and say so yet.
@@ -905,18 +908,18 @@ impl Subscriptions {
     /// Puts a topic where it belongs, and returns its state for the program.
     fn moved(&mut self, order: u64, epoch: u64) -> Option<(Topic, SubscriptionState)> {
         let entry = self.topics.get(&order)?;
-        let change = (entry.name.clone(), entry.state(epoch));
+        let change = (entry.name.clone(), entry.subscription_state(epoch));
         let is_wanted = entry.is_wanted;
         self.changed(order);
         is_wanted.then_some(change)
     }
 }
 
-impl World {
+impl State {
     /// Returns the id of the request that is under way.
     fn asked(&self) -> Option<u64> {
         match self {
-            World::Requested(id) | World::Unsubscribing { id, .. } => Some(*id),
+            State::Requested(id) | State::Unsubscribing { id, .. } => Some(*id),
             _ => None,
         }
     }
@@ -925,11 +928,11 @@ impl World {
 impl Entry {
     /// Returns the request that it needs, if none is under way.
     fn next_request(&self) -> Option<SubscriptionRequestKind> {
-        match self.world {
-            World::Off | World::Active { .. } | World::Rejected(_) if self.is_ending() => {
+        match self.state {
+            State::Off | State::Active { .. } | State::Rejected(_) if self.is_ending() => {
                 Some(SubscriptionRequestKind::Unsubscribe)
             }
-            World::Off if self.is_wanted => Some(SubscriptionRequestKind::Subscribe),
+            State::Off if self.is_wanted => Some(SubscriptionRequestKind::Subscribe),
             _ => None,
         }
     }
@@ -937,18 +940,18 @@ impl Entry {
     /// It is to be ended, or is being ended.
     fn is_ending(&self) -> bool {
         let is_over = !self.is_wanted || self.is_renewed;
-        match self.world {
+        match self.state {
             // A second request that is refused says nothing of the first.
-            World::Off | World::Rejected(_) => is_over && self.is_uncertain,
-            World::Active { .. } => is_over,
-            World::Unsubscribing { .. } => true,
-            World::Requested(_) => false,
+            State::Off | State::Rejected(_) => is_over && self.is_uncertain,
+            State::Active { .. } => is_over,
+            State::Unsubscribing { .. } => true,
+            State::Requested(_) => false,
         }
     }
 
     /// Nobody wants it, and the venue does not have it.
     fn is_gone(&self) -> bool {
-        let is_off = matches!(self.world, World::Off | World::Rejected(_));
+        let is_off = matches!(self.state, State::Off | State::Rejected(_));
         !self.is_wanted && is_off && !self.is_uncertain
     }
 
@@ -960,17 +963,17 @@ impl Entry {
     /// The venue has not answered for it.
     fn is_open(&self) -> bool {
         self.is_wanted
-            && (self.is_renewed || !matches!(self.world, World::Active { .. } | World::Rejected(_)))
+            && (self.is_renewed || !matches!(self.state, State::Active { .. } | State::Rejected(_)))
     }
 
-    fn state(&self, epoch: u64) -> SubscriptionState {
-        match &self.world {
-            World::Off | World::Rejected(_) if self.is_ending() => SubscriptionState::Unsubscribing,
-            World::Off => SubscriptionState::Pending,
-            World::Requested(_) => SubscriptionState::Requested,
-            World::Active { .. } => SubscriptionState::Active { epoch },
-            World::Unsubscribing { .. } => SubscriptionState::Unsubscribing,
-            World::Rejected(rejection) => SubscriptionState::Rejected(rejection.clone()),
+    fn subscription_state(&self, epoch: u64) -> SubscriptionState {
+        match &self.state {
+            State::Off | State::Rejected(_) if self.is_ending() => SubscriptionState::Unsubscribing,
+            State::Off => SubscriptionState::Pending,
+            State::Requested(_) => SubscriptionState::Requested,
+            State::Active { .. } => SubscriptionState::Active { epoch },
+            State::Unsubscribing { .. } => SubscriptionState::Unsubscribing,
+            State::Rejected(rejection) => SubscriptionState::Rejected(rejection.clone()),
         }
     }
 }
@@ -1197,12 +1200,12 @@ mod tests {
             if let Some(at) = entry.retry_at {
                 waiting += 1;
                 assert!(delayed.contains(&(at, *order)));
-                assert!(needs_request || matches!(entry.world, World::Rejected(_)));
-            } else if let World::Rejected(rejection) = &entry.world {
+                assert!(needs_request || matches!(entry.state, State::Rejected(_)));
+            } else if let State::Rejected(rejection) = &entry.state {
                 let is_asked = rejection.is_permanent() || needs_request;
                 assert!(is_asked, "nobody would ask for it again");
             }
-            if let Some(id) = entry.world.asked() {
+            if let Some(id) = entry.state.asked() {
                 *awaited.entry(id).or_default() += 1;
                 assert!(requests[&id].topics.contains(order));
             }
@@ -2643,7 +2646,7 @@ mod tests {
 
         fn heard_of(&mut self, topic: &str) {
             let state = self.session.state(topic);
-            let asked = self.session.subscriptions.entry(topic).and_then(|e| e.world.asked());
+            let asked = self.session.subscriptions.entry(topic).and_then(|e| e.state.asked());
             if self.under_way.get(topic).is_some_and(|(id, _)| asked != Some(*id)) {
                 self.under_way.remove(topic);
             }
@@ -2718,15 +2721,15 @@ mod tests {
             ]),
             steps in steps(),
         ) {
-            let mut world = Market::new(answers);
+            let mut market = Market::new(answers);
             for step in &steps {
-                world.step(step);
+                market.step(step);
             }
-            world.calm_down();
-            world.check_calm();
-            world.step(&Step::Drop);
-            world.calm_down();
-            world.check_calm();
+            market.calm_down();
+            market.check_calm();
+            market.step(&Step::Drop);
+            market.calm_down();
+            market.check_calm();
         }
     }
 }
