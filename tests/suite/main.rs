@@ -21,6 +21,7 @@ mod reconnecting;
 mod responding;
 mod sending;
 mod session;
+mod session_edges;
 mod stopping;
 mod support;
 mod trust;

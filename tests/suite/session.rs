@@ -24,26 +24,28 @@ use crate::support::{MS, SOON, builder, disconnected, next, until};
 
 /// The protocol of words.
 #[derive(Clone, Default)]
-struct Words {
-    script: OpeningScript,
+pub(crate) struct Words {
+    pub(crate) script: OpeningScript,
     /// Requests to subscribe are not answered.
-    is_silent: bool,
+    pub(crate) is_silent: bool,
+    /// The time that it takes to make a request to unsubscribe.
+    pub(crate) unsubscribe_delay: Duration,
 }
 
 impl Words {
     /// With a login, after a greeting.
-    fn with_login() -> Self {
+    pub(crate) fn with_login() -> Self {
         let script = OpeningScript::new()
             .expect("greeting", SOON, |message, _| match message.text() {
                 Some("welcome") => StepOutcome::Accepted,
                 _ => StepOutcome::Unrelated,
             })
             .request("login", SOON, |_| "login key".into(), login_outcome);
-        Words { script, is_silent: false }
+        Words { script, ..Words::default() }
     }
 }
 
-fn login_outcome(message: MessageRef<'_>, _: &Context) -> StepOutcome {
+pub(crate) fn login_outcome(message: MessageRef<'_>, _: &Context) -> StepOutcome {
     match message.text() {
         Some("login ok") => StepOutcome::Accepted,
         Some("login no") => StepOutcome::Rejected(Rejection::permanent("secret reason")),
@@ -87,6 +89,9 @@ impl Protocol for Words {
         let topics: Vec<&str> = request.topics().collect();
         let word = request.either("sub", "unsub");
         let text = Outgoing::text(format!("{word} {} {}", request.id(), topics.join(" ")));
+        if word == "unsub" {
+            thread::sleep(self.unsubscribe_delay);
+        }
         if self.is_silent { text.unanswered() } else { text }
     }
 
@@ -112,7 +117,7 @@ fn words(message: &[u8]) -> Vec<String> {
 }
 
 /// Reads the next message, as words.
-fn heard(peer: &mut Peer) -> std::io::Result<Vec<String>> {
+pub(crate) fn heard(peer: &mut Peer) -> std::io::Result<Vec<String>> {
     match peer.receive_message()? {
         Received::Text(text) => Ok(words(text.as_bytes())),
         other => panic!("the protocol has no {other:?}"),
@@ -120,14 +125,14 @@ fn heard(peer: &mut Peer) -> std::io::Result<Vec<String>> {
 }
 
 /// Reads on and says nothing.
-fn listens(peer: &mut Peer) -> std::io::Result<()> {
+pub(crate) fn listens(peer: &mut Peer) -> std::io::Result<()> {
     loop {
         heard(peer)?;
     }
 }
 
 /// Answers everything as a venue does that takes it all.
-fn obliging(peer: &mut Peer) -> std::io::Result<()> {
+pub(crate) fn obliging(peer: &mut Peer) -> std::io::Result<()> {
     loop {
         let said = heard(peer)?;
         match said[0].as_str() {
@@ -139,11 +144,13 @@ fn obliging(peer: &mut Peer) -> std::io::Result<()> {
     }
 }
 
-fn session(server: &TestServer, protocol: Words) -> SessionBuilder<Words> {
+pub(crate) fn session(server: &TestServer, protocol: Words) -> SessionBuilder<Words> {
     builder(server).session(protocol)
 }
 
-fn call(text: &str) -> Request<impl FnOnce(&tautline::session::CallContext<'_>) -> Outgoing> {
+pub(crate) fn call(
+    text: &str,
+) -> Request<impl FnOnce(&tautline::session::CallContext<'_>) -> Outgoing> {
     let text = text.to_owned();
     Request::new(move |context| format!("call {} {text}", context.id()).into()).within(SOON)
 }
@@ -187,7 +194,9 @@ fn greeting(
 }
 
 /// A server without a greeting.
-fn plain(script: impl Fn(&mut Peer) -> std::io::Result<()> + Send + Sync + 'static) -> TestServer {
+pub(crate) fn plain(
+    script: impl Fn(&mut Peer) -> std::io::Result<()> + Send + Sync + 'static,
+) -> TestServer {
     TestServer::start(move |peer| {
         peer.upgrade()?;
         script(peer)
@@ -195,7 +204,7 @@ fn plain(script: impl Fn(&mut Peer) -> std::io::Result<()> + Send + Sync + 'stat
 }
 
 /// Returns what the server heard from its connections, without the ids of requests.
-fn heard_by(server: &TestServer) -> Vec<String> {
+pub(crate) fn heard_by(server: &TestServer) -> Vec<String> {
     let without_id = |message: &Vec<u8>| {
         let mut said = words(message);
         if said.len() > 2 {
@@ -207,7 +216,7 @@ fn heard_by(server: &TestServer) -> Vec<String> {
 }
 
 /// An event in short.
-fn short(event: &Event) -> String {
+pub(crate) fn short(event: &Event) -> String {
     match event {
         Event::Opened(opened) => format!("opened {}", opened.epoch),
         Event::Message(message) => message.text().unwrap_or_default().to_owned(),
@@ -232,7 +241,7 @@ fn short(event: &Event) -> String {
 }
 
 /// Returns the next events in short, as far as one that is `last`.
-fn until_event(events: &mut Events, last: &str) -> Vec<String> {
+pub(crate) fn until_event(events: &mut Events, last: &str) -> Vec<String> {
     let mut all = Vec::new();
     while all.last().is_none_or(|event| event != last) {
         all.push(short(&next(events)));
@@ -321,7 +330,7 @@ fn a_transient_rejection_is_retried_no_sooner_than_the_venue_says() {
 }
 
 /// Returns the next end of a connection, whatever comes before.
-fn disconnected_of(events: &mut Events) -> tautline::Disconnect {
+pub(crate) fn disconnected_of(events: &mut Events) -> tautline::Disconnect {
     loop {
         if let Event::Disconnected(end) = next(events) {
             return end;
@@ -345,7 +354,7 @@ fn a_step_that_is_late_ends_the_connection_with_its_name() {
                 _ => StepOutcome::Unrelated,
             })
             .request("login", 50 * MS, |_| "login key".into(), login_outcome);
-        let words = Words { script, is_silent: false };
+        let words = Words { script, ..Words::default() };
         let session = session(&server, words).start().expect("it starts");
         let end = disconnected_of(&mut session.events());
         assert_eq!((end.error.kind(), end.error.step()), (ErrorKind::Opening, Some(step)));
@@ -370,7 +379,7 @@ fn data_gives_no_more_time_to_a_step_or_to_an_answer() {
     let quick = |server: &TestServer| builder(server).close_timeout(MS);
     let server = plain(talks);
     let script = OpeningScript::new().expect("greeting", 200 * MS, |_, _| StepOutcome::Unrelated);
-    let words = Words { script, is_silent: false };
+    let words = Words { script, ..Words::default() };
     let late = quick(&server).session(words).start().expect("it starts");
     let seen = until_event(&mut late.events(), "ended 1");
     assert!(!seen.contains(&last), "the step was given more time");
@@ -443,7 +452,7 @@ fn a_script_that_ends_with_a_send_is_done_once_that_is_written() {
             .send("nothing", |_| Outgoing::nothing())
             .send("second", |_| "second".into())
     };
-    let words = || Words { script: script(), is_silent: false };
+    let words = || Words { script: script(), ..Words::default() };
     let pulled = session(&server, words()).connect().expect("it is ready");
     assert_eq!(until_event(&mut pulled.events(), "ready 1"), ["opened 1", "ready 1"]);
     assert!(server.wait_for_messages(2, SOON));
@@ -456,7 +465,7 @@ fn a_script_that_ends_with_a_send_is_done_once_that_is_written() {
 }
 
 /// Tells when the session is ready.
-struct Ready(Sender<u64>);
+pub(crate) struct Ready(pub(crate) Sender<u64>);
 
 impl Handler for Ready {
     fn ready(&mut self, connection: &mut Connection<'_>) {
@@ -996,7 +1005,7 @@ fn a_panic_of_the_programs_code_ends_the_client_wherever_it_is() {
             peer.send_text("panic")?;
             listens(peer)
         });
-        let words = Words { script, is_silent: false };
+        let words = Words { script, ..Words::default() };
         let session = session(&server, words).start().expect("it starts");
         let error = session.wait_closed(SOON).expect("it has ended");
         assert_eq!(error.kind(), ErrorKind::HandlerPanicked);
