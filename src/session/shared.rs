@@ -8,9 +8,9 @@ use crate::runtime::shared::Shared;
 use crate::session::calls::Calls;
 use crate::session::protocol::{Context, Ids, Protocol};
 use crate::session::script::{OpeningScript, ScriptRun, Step};
-use crate::session::subscriptions::Subscriptions;
+use crate::session::subscriptions::{Changes, Subscriptions};
 use crate::session::watch::Watches;
-use crate::session_event::Rejection;
+use crate::session_event::{Rejection, SessionEvent};
 use crate::sync::Mutex;
 use crate::time::after;
 
@@ -133,6 +133,28 @@ impl SessionShared {
     pub(crate) fn wake_heartbeat(&self) {
         if let Some(client) = self.client.get() {
             client.wake_heartbeat();
+        }
+    }
+
+    /// Tells the program of changes with `tell`. The reader and the heartbeat thread may do so at
+    /// the same time: the state that is told last is the one that the topic has.
+    pub(crate) fn tell_changes(
+        &self,
+        epoch: u64,
+        changes: Changes,
+        mut tell: impl FnMut(SessionEvent),
+    ) {
+        for (topic, state) in changes {
+            let mut next = Some(state);
+            while let Some(state) = next {
+                let event = SessionEvent::Subscription {
+                    epoch,
+                    topic: topic.clone(),
+                    state: state.clone(),
+                };
+                tell(event);
+                next = self.subscriptions.lock().told(&topic, &state, epoch);
+            }
         }
     }
 

@@ -186,9 +186,8 @@ impl<P: Protocol, D: EventSink> SessionSink<P, D> {
         let is_active =
             |state: &SubscriptionState| matches!(state, SubscriptionState::Active { .. });
         let has_begun = changes.iter().any(|(_, state)| is_active(state));
-        for (topic, state) in changes {
-            self.tell(SessionEvent::Subscription { epoch, topic, state });
-        }
+        let shared = Arc::clone(&self.shared);
+        shared.tell_changes(epoch, changes, |event| self.tell(event));
         let (settled, has_work) = {
             let mut subscriptions = self.shared.subscriptions.lock();
             (subscriptions.take_settled(epoch), subscriptions.has_work())

@@ -60,6 +60,8 @@ pub(crate) struct Subscriptions {
     open: usize,
     /// The program has not been told that everything is answered.
     is_settling: bool,
+    /// The number of changes that the program has not been told of yet.
+    untold: usize,
     /// The epoch of the connection on which topics may be asked for.
     epoch: Option<u64>,
 }
@@ -144,6 +146,7 @@ impl Subscriptions {
             wanted: 0,
             open: 0,
             is_settling: false,
+            untold: 0,
             epoch: None,
         }
     }
@@ -279,15 +282,40 @@ impl Subscriptions {
     }
 
     /// Returns the counts like [`settled`](Subscriptions::settled), once after each time at which
-    /// something was asked.
+    /// something was asked. The changes are told before.
     pub(crate) fn take_settled(&mut self, epoch: u64) -> Option<Subscribed> {
         // A late look for an old connection takes nothing away from the next.
-        if self.epoch.is_some_and(|current| current != epoch) {
+        if self.epoch.is_some_and(|current| current != epoch) || self.untold > 0 {
             return None;
         }
         let settled = if self.is_settling { self.settled(epoch)? } else { return None };
         self.is_settling = false;
         Some(settled)
+    }
+
+    /// The program has been told of a change: follow every change by this. Returns the state that
+    /// it has to be told next, if another thread has changed the topic meanwhile: that thread may
+    /// have told it before.
+    pub(crate) fn told(
+        &mut self,
+        name: &str,
+        state: &SubscriptionState,
+        epoch: u64,
+    ) -> Option<SubscriptionState> {
+        if self.epoch.is_some_and(|current| current != epoch) {
+            return None;
+        }
+        let entry = self.entry(name).filter(|entry| entry.is_wanted);
+        let later = entry.map(|entry| entry.subscription_state(epoch)).filter(|current| {
+            // Nobody is told that a topic has been asked for, or is being ended.
+            let is_told =
+                !matches!(current, SubscriptionState::Requested | SubscriptionState::Unsubscribing);
+            is_told && current != state
+        });
+        if later.is_none() {
+            self.untold = self.untold.saturating_sub(1);
+        }
+        later
     }
 
     fn entry(&self, name: &str) -> Option<&Entry> {
@@ -756,7 +784,7 @@ impl Subscriptions {
         for order in orders {
             self.changed(order);
         }
-        self.is_settling = true;
+        (self.is_settling, self.untold) = (true, 0);
         changes
     }
 
@@ -910,6 +938,7 @@ impl Subscriptions {
         let entry = self.topics.get(&order)?;
         let change = (entry.name.clone(), entry.subscription_state(epoch));
         let is_wanted = entry.is_wanted;
+        self.untold += usize::from(is_wanted);
         self.changed(order);
         is_wanted.then_some(change)
     }
@@ -1066,8 +1095,7 @@ mod tests {
 
         fn reply(&mut self, id: u64, acceptance: &Acceptance) -> Vec<String> {
             let changes = self.subscriptions.reply(id, acceptance, self.epoch, self.now);
-            self.check();
-            shown(&changes)
+            self.tell(&changes)
         }
 
         fn accept(&mut self, id: u64) -> Vec<String> {
@@ -1089,21 +1117,27 @@ mod tests {
             alias: Option<&str>,
         ) -> Option<Vec<String>> {
             let changes = self.subscriptions.update(topic, update, alias, self.epoch, self.now);
-            self.check();
-            changes.map(|changes| shown(&changes))
+            changes.map(|changes| self.tell(&changes))
         }
 
         fn list(&mut self, topics: &[&str]) -> Vec<String> {
             let topics = topics.iter().copied();
             let changes = self.subscriptions.active_topics(topics, self.epoch, self.now);
-            self.check();
-            shown(&changes)
+            self.tell(&changes)
         }
 
         fn overdue(&mut self) -> Vec<String> {
             let changes = self.subscriptions.overdue(self.epoch, self.now);
+            self.tell(&changes)
+        }
+
+        /// The program is told of changes, at once.
+        fn tell(&mut self, changes: &Changes) -> Vec<String> {
             self.check();
-            shown(&changes)
+            for (topic, state) in changes {
+                assert_eq!(self.subscriptions.told(topic, state, self.epoch), None);
+            }
+            shown(changes)
         }
 
         fn ended(&mut self) -> Vec<String> {
@@ -2107,6 +2141,43 @@ mod tests {
         assert_eq!(session.settled(), None);
         session.accept(sent.id);
         assert_eq!(session.take_settled(), Some((1, 0)));
+    }
+
+    #[test]
+    fn a_change_that_another_thread_has_overtaken_is_followed_by_the_later_one() {
+        let mut session = Session::new();
+        session.subscribe(&["a"]);
+        let sent = session.ask(1).expect("a");
+        session.now += 10 * SECOND;
+        let late = session.subscriptions.overdue(session.epoch, session.now);
+        assert_eq!(shown(&late), ["a pending"]);
+        // The late answer, which its thread tells first.
+        assert_eq!(session.accept(sent.id), ["a active"]);
+        let (topic, pending) = &late[0];
+        let active = session.subscriptions.told(topic, pending, session.epoch).expect("a state");
+        assert_eq!(name_of(&active), "active");
+        assert_eq!(session.subscriptions.told(topic, &active, session.epoch), None);
+    }
+
+    #[test]
+    fn that_everything_is_answered_is_told_after_every_change() {
+        let mut session = Session::new();
+        session.subscribe(&["a", "b"]);
+        let sent = session.ask(9).expect("both");
+        let changes =
+            session.subscriptions.reply(sent.id, &Acceptance::All, session.epoch, session.now);
+        assert_eq!((session.settled(), session.take_settled()), (Some((2, 0)), None));
+        session.tell(&changes[..1].to_vec());
+        assert_eq!(session.take_settled(), None);
+        session.tell(&changes[1..].to_vec());
+        assert_eq!(session.take_settled(), Some((2, 0)));
+        // The changes of a connection that has ended hold nothing up on the next.
+        session.update("a", &TopicUpdate::Unsubscribed);
+        session.subscriptions.update("b", &refused(permanent()), None, session.epoch, session.now);
+        session.ended();
+        let sent = session.ask(9).expect("a");
+        session.accept(sent.id);
+        assert_eq!(session.take_settled(), Some((1, 1)));
     }
 
     // ---- Suspects ----

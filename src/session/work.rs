@@ -427,13 +427,7 @@ impl<P: Protocol> SessionWork<P> {
     }
 
     fn tell_changes(&self, connection: &OpenConnection, epoch: u64, changes: Changes) {
-        for (topic, state) in changes {
-            // The reader may have found a later state meanwhile.
-            let current = self.shared.subscriptions.lock().state(&topic, epoch);
-            if current.as_ref() == Some(&state) {
-                self.tell(connection, SessionEvent::Subscription { epoch, topic, state });
-            }
-        }
+        self.shared.tell_changes(epoch, changes, |event| self.tell(connection, event));
         self.tell_settled(connection);
         self.shared.note_change();
     }

@@ -429,6 +429,39 @@ fn data_that_lies_unread_is_no_silence() {
     drop(session);
 }
 
+#[test]
+fn all_topics_are_told_before_the_sum_of_them_however_slow_the_closure_is() {
+    let server = plain(|peer| {
+        heard(peer)?;
+        peer.send_text("all a b c")?;
+        listens(peer)
+    });
+    let builder = session(&server, Words::default());
+    let handle = builder.handle();
+    handle.subscribe(["a", "b", "c"]).expect("there is no limit");
+    let (told_tx, told) = channel();
+    let builder = builder.on_event(move |event| {
+        let event = short(&Event::Session(event.clone()));
+        let is_first = event == "active a 1";
+        let _ = told_tx.send(event);
+        if is_first {
+            // The heartbeat thread has looked at the subscriptions between two late calls.
+            for _ in 0..2 {
+                let (late_tx, late) = channel();
+                let call = call("x").within(10 * MS);
+                let sent = handle.call_with(call, move |_| drop(late_tx.send(())));
+                sent.expect("it leaves");
+                late.recv_timeout(SOON).expect("it is late");
+            }
+        }
+    });
+    let handler = |_: &mut Connection<'_>, _: MessageRef<'_>| {};
+    let session = builder.connect_with(handler).expect("ready");
+    let all: Vec<String> = (0..5).map(|_| told.recv_timeout(SOON).expect("it is told")).collect();
+    assert_eq!(all, ["ready 1", "active a 1", "active b 1", "active c 1", "subscribed 3/0"]);
+    drop(session);
+}
+
 // ---- Calls ----
 
 #[test]
