@@ -24,6 +24,7 @@ pub enum Silence {
 /// A watch over one topic, from [`SessionHandle::watch`](crate::session::SessionHandle::watch). It
 /// ends when its last clone is dropped.
 #[derive(Clone)]
+#[must_use = "the watch ends when its last clone is dropped"]
 pub struct Watch {
     seen: Arc<Seen>,
 }

@@ -449,7 +449,9 @@ fn all_topics_are_told_before_the_sum_of_them_however_slow_the_closure_is() {
             for _ in 0..2 {
                 let (late_tx, late) = channel();
                 let call = call("x").within(10 * MS);
-                let sent = handle.call_with(call, move |_| drop(late_tx.send(())));
+                let sent = handle.call_with(call, move |_| {
+                    let _ = late_tx.send(());
+                });
                 sent.expect("it leaves");
                 late.recv_timeout(SOON).expect("it is late");
             }
