@@ -137,8 +137,9 @@ impl Builder {
         self
     }
 
-    /// Sets the timeout of one send: waiting for other senders, and for room in the kernel's
-    /// buffer.
+    /// Sets the timeout of one send: waiting for the rate limits, for other senders, and for room
+    /// in the kernel's buffer. A call of a session waits for the rate limits within
+    /// [`Request::within`](crate::session::Request::within) instead.
     ///
     /// A send that times out before its first byte was taken is
     /// [`NotSent`](crate::SendError::NotSent) and leaves the connection alone. One that times out
@@ -325,7 +326,7 @@ impl Builder {
     }
 
     /// Sets the time that a connection must stay open to reset the attempt count, and with it the
-    /// backoff.
+    /// backoff. The connection of a session resets it no sooner than its opening script is done.
     ///
     /// A server that accepts and drops connections is thus backed off from like one that refuses
     /// them. The reverse: several good connections in a row that are all shorter than this back off
@@ -511,8 +512,8 @@ impl Builder {
         self
     }
 
-    /// Sets the number of payload bytes that the event queue holds. Openings, ends and failed dials
-    /// have as many of their own; see [`WhenFull`].
+    /// Sets the number of payload bytes that the event queue holds. Openings, ends, failed dials
+    /// and the events of a session have as many of their own; see [`WhenFull`].
     ///
     /// Defaults to 64 MiB. Without effect on a client with a handler, which has no
     /// queue.
@@ -530,7 +531,8 @@ impl Builder {
     }
 
     /// Keeps the latest value alone of messages with the same key: a message takes the place of an
-    /// unread one with its key. Never across an opening or an end.
+    /// unread one with its key, unless another event stands between them: an opening, an end, a
+    /// failed dial or an event of a session.
     ///
     /// This is for messages that make earlier ones obsolete, such as quotes. It loses information
     /// where a message is a change to be applied to what came before, as most order book updates

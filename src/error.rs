@@ -117,7 +117,9 @@ pub enum ErrorKind {
     Undecodable,
     /// A step of a session's opening script was rejected or took too long; see [`Error::step`].
     Opening,
-    /// The session is not ready: no connection is open, or its opening script is not done.
+    /// A session cannot send now: it has not been started, no connection is open, its opening
+    /// script is not done, the server has announced the end of the connection, or the connection of
+    /// [`Request::on_epoch`](crate::session::Request::on_epoch) is over.
     NotReady,
     /// A read or write failed, or the system had no descriptors, threads or memory to give.
     Io,

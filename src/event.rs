@@ -487,7 +487,8 @@ impl fmt::Display for NextDial {
 pub struct Lagged {
     /// The number of messages lost at this place in the order of events.
     pub lost: u64,
-    /// The number of openings, ends and failed dials lost because nobody read the queue.
+    /// The number of openings, ends, failed dials and events of a session lost because nobody read
+    /// the queue.
     pub lost_notices: u64,
 }
 

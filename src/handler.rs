@@ -263,7 +263,7 @@ impl<'a> Connection<'a> {
     /// Counts this connection as stable from now on, before
     /// [`stable_after`](crate::Builder::stable_after) has passed: the backoff after its end starts
     /// anew. For a program that knows more than the clock does, because its login was accepted, for
-    /// example.
+    /// example. Without effect on the connection of a session whose opening script is never done.
     pub fn mark_stable(&mut self) {
         self.connection.mark_stable();
     }

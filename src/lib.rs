@@ -99,8 +99,8 @@
 //!            stop, or a permanent error         closed after one of these
 //! ```
 //! [`Client::state`] returns the [`State`]. Each opened connection is an *epoch*, numbered from 1;
-//! the number is part of every event, message and [`Receipt`], so that nothing from an old
-//! connection passes for news from the new one.
+//! the number is part of every message, every [`Receipt`] and every event of a connection, so that
+//! nothing from an old connection passes for news from the new one.
 //!
 //! After a failed dial or an ended connection the client dials again, after a random delay whose
 //! upper bound doubles from `retry_delay_min` to `retry_delay_max` and starts again once a
@@ -195,9 +195,12 @@
 //!
 //! # Logs
 //! Log records go through the [`log`] crate, under targets that begin with `tautline`:
-//! - error: a client was dropped and one of its threads did not end in time, or a bug of this crate
-//! - warn: the client gave up, the handler takes longer than `pong_timeout`, or an application ping
-//!   or a response of `auto_respond` is longer than `max_outgoing_message_size`
+//! - error: a client was dropped and one of its threads did not end in time, a hook of
+//!   `on_thread_start` panicked, or a bug of this crate
+//! - warn: the client gave up, the handler takes longer than `pong_timeout`, a session takes more
+//!   than 10 ms to make a message, an application ping or a response of `auto_respond` is longer
+//!   than `max_outgoing_message_size`, a certificate is out of its dates, or the kernel records no
+//!   times of arrival
 //! - info: a connection opened or ended, a dial failed, and what follows
 //! - debug: the steps of a dial, changes of state
 //! - trace: the kinds and sizes of frames sent and received

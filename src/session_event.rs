@@ -69,8 +69,12 @@ impl Rejection {
         Rejection(Arc::new(Reason { reason: reason.into().into(), retry_after: None }))
     }
 
-    /// A refusal that passes: maintenance, too many requests. The session asks again, no sooner
-    /// than after `retry_after`; for a subscription that is 1 s at least.
+    /// A refusal that passes: maintenance, too many requests.
+    ///
+    /// For a subscription the session asks again after `retry_after`, 1 s at least. For a step of
+    /// the [`OpeningScript`](crate::session::OpeningScript) the client dials that endpoint again no
+    /// sooner than after `retry_after`, or after
+    /// [`retry_after_max`](crate::Builder::retry_after_max) if that is shorter.
     pub fn transient(reason: impl Into<String>, retry_after: Duration) -> Self {
         let retry_after = Some(retry_after);
         Rejection(Arc::new(Reason { reason: reason.into().into(), retry_after }))
@@ -110,7 +114,8 @@ impl PartialEq for Rejection {
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum SubscriptionState {
-    /// It is wanted, and the venue has not been asked on this connection.
+    /// It is wanted, and no request for it is under way. It may have been asked for before, on this
+    /// connection too.
     Pending,
     /// The venue has been asked and has not answered. Data may come already.
     Requested,
@@ -119,9 +124,10 @@ pub enum SubscriptionState {
         /// The epoch of the connection.
         epoch: u64,
     },
-    /// The venue has refused it. A transient rejection is asked again by itself.
+    /// The venue has refused it, or the session has: see [`SessionEvent`]. After a transient
+    /// rejection it is asked for again by itself.
     Rejected(Rejection),
-    /// The venue has been asked to end it and has not answered. Data may still come.
+    /// It is to be ended, and the venue has not confirmed that. Data may still come.
     Unsubscribing,
 }
 
@@ -140,7 +146,12 @@ pub struct Subscribed {
 /// An event of a session: an [`Event::Session`](crate::Event::Session) of a session that is pulled,
 /// and the argument of [`on_event`](crate::session::SessionBuilder::on_event).
 ///
-/// The end of a connection ends all of its subscriptions, of which no event tells one by one.
+/// The end of a connection ends all of its subscriptions, of which no event tells one by one. There
+/// is one exception. A topic that seems to end connections, because the server has closed two in a
+/// row within a second of a request for it that was not answered, is rejected for 60 s, then for
+/// twice as long and so on, up to 5 min; where a request had several topics, halves of them are
+/// asked for alone, to find it. A topic whose request is longer than
+/// [`max_outgoing_message_size`](crate::Builder::max_outgoing_message_size) is rejected for good.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum SessionEvent {

@@ -2,9 +2,10 @@
 
 /// The rule for a message that finds the event queue full.
 ///
-/// It concerns messages alone. Openings, ends and failed dials have room of their own: for 1,024 of
-/// them, and for as many bytes as [`queue_bytes`](crate::Builder::queue_bytes) says. When that is
-/// full, the oldest of them make room, and a [`Lagged`](crate::Lagged) tells how many.
+/// It concerns messages alone. Openings, ends, failed dials and the events of a session have room
+/// of their own: for 1,024 of them together, and for as many bytes as
+/// [`queue_bytes`](crate::Builder::queue_bytes) says. When that is full, the oldest of them make
+/// room, and a [`Lagged`](crate::Lagged) tells how many.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum WhenFull {

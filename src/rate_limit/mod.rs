@@ -22,7 +22,9 @@ use windows::{Window, Windows};
 /// Its windows roll: never are there more than `count` within *any* `per`, at no offset, so that
 /// neither the end of one second and the beginning of the next nor a long silence makes room for
 /// more. Several windows apply together, and a message counts in all of them or in none. It counts
-/// from the moment at which it is let through, and for `per` after the kernel has taken it.
+/// from the moment at which it is let through, and for `per` and the
+/// [`margin`](RateLimit::margin) after the kernel has taken it: 5 per second are at most 5 in any
+/// 1.1 s by default.
 ///
 /// A server counts arrivals. [`margin`](RateLimit::margin) allows for an uneven network; a stalled
 /// connection, whose data is retransmitted, may still deliver the sends of several seconds at once.
@@ -105,6 +107,7 @@ impl RateLimit {
 
     /// Keeps `count` messages of the last window that was added for what is urgent. A program's own
     /// sends and its calls are urgent, subscriptions and the steps of an opening script are not.
+    /// Without effect in a [`connect_limit`](crate::Builder::connect_limit).
     ///
     /// Defaults to 0. `Config` at the start if it is not less than the count of the window, or if
     /// there is no window before it.

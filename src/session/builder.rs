@@ -124,8 +124,8 @@ impl<P: Protocol> SessionBuilder<P> {
     }
 
     /// Sets the time that calls may still take on a connection whose end the venue has announced
-    /// ([`Class::GoingAway`](crate::session::Class::GoingAway)). The connection is left when the
-    /// last of them has ended. Defaults to 5 s.
+    /// ([`Class::GoingAway`](crate::session::Class::GoingAway)). The time that the venue says
+    /// applies if it is shorter. Defaults to 5 s.
     pub fn drain_timeout(mut self, limit: Duration) -> Self {
         self.settings.drain_timeout = limit;
         self

@@ -22,8 +22,13 @@ use crate::time::Deadline;
 
 /// Subscribes, calls and waits, from any thread. Cheap to clone.
 ///
-/// A handle keeps neither the session nor its threads alive, and outlives them harmlessly. Its
-/// methods may be called inside the handler too, where they say nothing else.
+/// A handle keeps neither the session nor its threads alive, and outlives them harmlessly.
+///
+/// Every method may be called on the client's own threads, inside the handler for example, but none
+/// waits there: [`call`](SessionHandle::call), and [`wait_ready`](SessionHandle::wait_ready) or
+/// [`wait_subscribed`](SessionHandle::wait_subscribed) if it would have to wait, fail with the kind
+/// `Config`; [`call_with`](SessionHandle::call_with) and [`send`](SessionHandle::send) with the
+/// kind `Limited` if the rate limits have no room now.
 #[derive(Clone)]
 pub struct SessionHandle {
     shared: Arc<SessionShared>,
@@ -60,7 +65,8 @@ impl<F: FnOnce(&CallContext<'_>) -> Outgoing> Request<F> {
     }
 
     /// Sets the time for all of it: the wait for the rate limits and for other senders, the send,
-    /// and the reply of a call. Defaults to 5 s.
+    /// and the reply of a call. Once the rate limits have let it through, the send takes
+    /// [`send_timeout`](crate::Builder::send_timeout) at most as well. Defaults to 5 s.
     pub fn within(mut self, limit: Duration) -> Self {
         self.within = limit;
         self
@@ -228,13 +234,17 @@ impl SessionHandle {
         }
     }
 
-    /// Returns the state of a topic; `None` if it is not subscribed.
+    /// Returns the state of a topic; `None` if the session does not have it.
+    ///
+    /// After [`unsubscribe`](SessionHandle::unsubscribe) it has it until the venue has ended it or
+    /// the connection has ended. No event tells of that.
     pub fn subscription(&self, topic: &str) -> Option<SubscriptionState> {
         let epoch = self.shared.epoch();
         self.shared.subscriptions.lock().state(topic, epoch)
     }
 
-    /// Returns all topics in the order of their subscription, each with its state.
+    /// Returns all topics in the order of their subscription, those that are being ended included,
+    /// each with its state.
     pub fn subscriptions(&self) -> Vec<(Topic, SubscriptionState)> {
         let epoch = self.shared.epoch();
         self.shared.subscriptions.lock().states(epoch)
@@ -242,7 +252,8 @@ impl SessionHandle {
 
     /// Watches a topic: once it has been active and silent for `silence`, the session tells it with
     /// [`SessionEvent::Silent`](crate::session::SessionEvent::Silent) and does what `then` says.
-    /// It tells each silence once. The watch ends when the returned value is dropped.
+    /// It tells each silence once. The watch ends when the last clone of the returned value is
+    /// dropped.
     ///
     /// The session does not read data: the program calls [`Watch::seen`] for every message of the
     /// topic.

@@ -124,12 +124,13 @@
 //! These hold beside the promises of the [crate].
 //! 1. *Data is never held back or reordered.* What comes before the login is through, or before an
 //!    acknowledgement, is delivered at once.
-//! 2. *Nothing of the program's is queued for a connection.* A call leaves now or fails now. Only
-//!    the topics that are wanted outlive a connection, and they are a set.
+//! 2. *Nothing of the program's is queued for a connection.* A call leaves by the connection that
+//!    is ready when it is made, within [`Request::within`], or fails. Only the topics that are
+//!    wanted outlive a connection, and they are a set.
 //! 3. *What was decided on one connection's data leaves by that connection.* A call belongs to the
 //!    epoch that was ready when it was made; see [`Request::on_epoch`].
 //! 4. *Each topic has at most one change under way*, and is asked for once per opening, unless the
-//!    venue refused it, ignored the request or ended it.
+//!    program resubscribes, or the venue refused it, ignored the request or ended it.
 //! 5. *The session tells what it knows.* Every wait names what it waited for, every step its name,
 //!    every topic its state, every call its fate.
 //!
@@ -143,36 +144,38 @@
 //! # Who runs what
 //! | thread | code of the program's | may |
 //! |---|---|---|
-//! | reader | [`classify`], [`subscription_reply`], matchers, [`call_with`] | be quick |
-//! | heartbeat | makers of the script, [`subscription_request`] | be quick: sign, not call |
-//! | the caller's | [`group`], the maker of a [`Request`] | anything |
+//! | reader | [`classify`], [`subscription_reply`], matchers | be quick |
+//! | heartbeat | makers of the script, [`subscription_request`] | sign; no REST call |
+//! | the caller's | [`opening`], [`group`], the maker of a [`Request`] | anything |
 //! | reader or heartbeat | [`on_event`] | be quick |
+//! | reader, heartbeat or the caller's | the closure of [`call_with`] | be quick |
 //!
-//! A session has no thread more than a client. A panic in any of these ends the client like a panic
-//! of the handler.
+//! A session has no thread more than a client. A panic on the reader or the heartbeat thread ends
+//! the client like a panic of the handler. A panic on the caller's thread goes on to the caller.
 //!
-//! # When things cross
+//! # Races
 //! | | |
 //! |---|---|
 //! | data before the acknowledgement, or before the session is ready | delivered at once |
-//! | an acknowledgement before the request is known to be written | found |
+//! | an acknowledgement before the request is known to be written | counts |
 //! | an acknowledgement of an old connection | cannot be: ids never repeat in a session |
 //! | the connection ends during a step of the script | backoff, and the script anew |
 //! | the connection ends before a topic is acknowledged | asked again on the next one |
 //! | the connection ends before the reply to a call | [`Unknown`], before the end is told |
-//! | a refused login comes as an error and a close frame | the error is the reason |
+//! | a refused login comes as an error and a close frame | the end has the error as its reason |
 //! | unsubscribe while it is requested | ended after the answer |
 //! | subscribe while it is being ended | asked for after the answer |
 //! | two threads subscribe the same topic | one request |
 //! | a handler resubscribes a thousand times a second | one request at a time |
 //! | stop while a caller waits for the rate limits, or for room | [`NotSent`], at once |
 //! | stop while a caller waits for its reply | [`Unknown`], at once; nothing is unsubscribed |
-//! | the venue announces the end while calls are out | they finish; new ones are [`NotSent`] |
+//! | the venue announces the end while calls are out | see [`Class::GoingAway`] |
 //! | a reply after its call has ended, or a second one | delivered like data |
 //!
 //! [`classify`]: Protocol::classify
 //! [`subscription_reply`]: Protocol::subscription_reply
 //! [`subscription_request`]: Protocol::subscription_request
+//! [`opening`]: Protocol::opening
 //! [`group`]: Protocol::group
 //! [`call_with`]: SessionHandle::call_with
 //! [`on_event`]: SessionBuilder::on_event

@@ -13,7 +13,8 @@ use crate::sync::atomic::{AtomicU64, Ordering};
 /// The protocol of a venue. A program implements it once per venue.
 ///
 /// The threads of the client share it: whatever changes from connection to connection is in the
-/// [`Context`]. A panic in any of its methods ends the client like a panic of the handler.
+/// [`Context`]. A panic in a method that they call ends the client like a panic of the handler;
+/// [`opening`](Protocol::opening) and [`group`](Protocol::group) run on the program's own thread.
 ///
 /// `testing::classify`, of the feature `testing`, runs [`classify`](Protocol::classify) on a text
 /// without a connection.
@@ -85,14 +86,18 @@ pub enum Class<'m> {
         /// The venue's name for the topic from now on, on this connection (Bitfinex's `chanId`).
         alias: Option<Cow<'m, str>>,
     },
-    /// All topics that are active (Alpaca). A topic that was asked for and is not among them has
-    /// been rejected.
+    /// All topics that are active (Alpaca): delivered to nobody. It answers the oldest subscription
+    /// request that has no such answer yet: those of its topics that are not in the list have been
+    /// rejected. An active topic that is not in it has ended, and is asked for again.
     ActiveTopics(Vec<Cow<'m, str>>),
     /// A ping of the venue's own that wants this text as its answer (HTX, Deribit): delivered to
     /// nobody. The heartbeat thread writes the answer right after pongs.
     Respond(Cow<'m, str>),
-    /// This connection ends soon, after this time if the venue says so. The session lets calls
-    /// finish, and dials again.
+    /// This connection ends soon, after this time if the venue says so: delivered to nobody. New
+    /// calls are refused. The session closes the connection (1000) once no call waits for its
+    /// reply, at the latest after the shorter of this time and
+    /// [`drain_timeout`](crate::session::SessionBuilder::drain_timeout). Calls that still wait then
+    /// are `Unknown`. The next dial follows after the backoff.
     GoingAway(Option<Duration>),
     /// An error that belongs to no call and no topic: delivered like data. If the connection ends
     /// within a second, [`Disconnect::server_error`](crate::Disconnect::server_error) has it.
@@ -131,6 +136,10 @@ pub enum TopicUpdate {
 }
 
 /// The part of a subscription request that the venue has accepted.
+///
+/// For a request to unsubscribe every answer ends all of its topics, with two exceptions: `Except`
+/// is about the topics that it names alone, and what is rejected for a time is asked for again
+/// after that time, 1 s at least.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Acceptance {
@@ -138,9 +147,9 @@ pub enum Acceptance {
     All,
     /// These topics. The others have been rejected for good.
     Only(Vec<String>),
-    /// All but these topics are still open: these have been refused, each for its reason, and the
-    /// others have answers of their own, which name them. For venues that answer topic by topic,
-    /// with the id of the request.
+    /// Not these topics, each for its reason. The reply says nothing of the others: they wait for
+    /// answers of their own, as a [`Class::Subscription`] or in further replies. For venues that
+    /// answer topic by topic, with the id of the request.
     Except(Vec<(String, Rejection)>),
     /// None of its topics. After a permanent rejection of several topics, each half of them is
     /// asked for again until the refused ones stand alone.
@@ -360,7 +369,7 @@ impl Context {
         Context { connection, ids: Arc::clone(&self.ids) }
     }
 
-    /// Returns the epoch of the connection.
+    /// Returns the epoch of the connection; 0 in a test of a protocol without a connection.
     pub fn epoch(&self) -> u64 {
         self.opening().map_or(0, |opened| opened.epoch)
     }
@@ -371,7 +380,8 @@ impl Context {
         self.connection.opened.as_deref()
     }
 
-    /// Returns the message that a step of the opening script accepted on this connection.
+    /// Returns the message that a step of the opening script accepted on this connection; `None` if
+    /// that step has accepted none.
     pub fn answer(&self, step: &str) -> Option<MessageRef<'_>> {
         let mut answers = self.connection.answers.iter();
         answers.find(|(name, _)| *name == step).map(|(_, message)| message.as_ref().as_ref())

@@ -67,9 +67,9 @@ pub enum StepOutcome {
     /// Not the answer: it goes its usual way, through
     /// [`classify`](crate::session::Protocol::classify).
     Unrelated,
-    /// The answer that was awaited. [`Context::answer`] keeps it.
+    /// The answer that was awaited. [`Context::answer`] keeps it; it is delivered to nobody.
     Accepted,
-    /// The answer, and it is a refusal.
+    /// The answer, and it is a refusal. It is delivered to nobody.
     Rejected(Rejection),
 }
 
@@ -93,7 +93,7 @@ impl OpeningScript {
     }
 
     /// Adds a step that sends what `make` returns at that moment and awaits the answer, for
-    /// `within` at most from the start of the step.
+    /// `within` at most from the start of the step, the wait for the rate limits included.
     ///
     /// `make` runs on the heartbeat thread, which also writes pongs: it must not block, and a
     /// signature is quick enough. `matcher` is as for [`expect`](OpeningScript::expect), and

@@ -80,7 +80,9 @@ pub enum SessionState {
         /// The current step.
         step: &'static str,
     },
-    /// The script is done: calls and subscriptions go out until the connection closes or is left.
+    /// The script is done: calls and subscription requests go out. Once the venue has announced the
+    /// end of the connection, the state stays `Ready`, and new calls are refused with the kind
+    /// [`NotReady`](crate::ErrorKind::NotReady) until the next connection is ready.
     Ready {
         /// The epoch of the connection.
         epoch: u64,

@@ -100,7 +100,8 @@ enum Write {
     Later,
     /// The rate limits leave no room before this time.
     Limited(Instant),
-    /// The program's code panicked, and the connection ends.
+    /// Nothing more is written on this connection: it is ending, or is ended for a panic of the
+    /// program's code or for a message that may not be sent.
     Over,
 }
 
