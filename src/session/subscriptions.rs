@@ -52,6 +52,8 @@ pub(crate) struct Subscriptions {
     cohort_request: Option<u64>,
     next_order: u64,
     next_cohort: u32,
+    /// The number of requests that have been made.
+    requests_made: u32,
     ack_timeout: Duration,
     topics_max: usize,
     /// The number of topics that are wanted.
@@ -87,6 +89,9 @@ struct Entry {
     suspicions: u8,
     /// The half of a refused request that it is in: these are asked for together, and alone.
     cohort: Option<NonZeroU32>,
+    /// The number of requests that had been made when the venue last named it. A late answer to one
+    /// of them says nothing of it.
+    named_after: u32,
     /// It is counted as wanted, and as open.
     counted: (bool, bool),
 }
@@ -111,6 +116,8 @@ enum State {
 /// A request that has left, or is about to.
 struct Request {
     kind: SubscriptionRequestKind,
+    /// The number of requests that were made before it.
+    number: u32,
     topics: Vec<u64>,
     /// The names and aliases of `topics`, as they were sent.
     names: Vec<(Topic, Option<Topic>)>,
@@ -141,6 +148,7 @@ impl Subscriptions {
             cohort_request: None,
             next_order: 0,
             next_cohort: 0,
+            requests_made: 0,
             ack_timeout,
             topics_max,
             wanted: 0,
@@ -204,6 +212,7 @@ impl Subscriptions {
                 evictions: 0,
                 suspicions: 0,
                 cohort: None,
+                named_after: 0,
                 counted: (false, false),
             };
             self.topics.insert(order, entry);
@@ -470,9 +479,11 @@ impl Subscriptions {
         }
         self.unanswered.insert(id);
         let (topics, open) = (names.clone(), orders.len());
+        let number = self.requests_made;
+        self.requests_made = number.saturating_add(1);
         self.requests.insert(
             id,
-            Request { kind, topics: orders, names, open, sent: None, is_listed: false },
+            Request { kind, number, topics: orders, names, open, sent: None, is_listed: false },
         );
         self.is_settling = true;
         Some(SubscriptionRequest { id, kind, topics })
@@ -610,8 +621,9 @@ impl Subscriptions {
         changes
     }
 
-    /// An answer has come after its time: the topics that it accepts are active. Those that it
-    /// refuses have been asked for again, and have their answer there.
+    /// An answer has come after its time: the topics that it accepts are active, unless the venue
+    /// has named them since the request. Those that it refuses have been asked for again, and have
+    /// their answer there.
     fn late_reply(
         &mut self,
         id: u64,
@@ -628,7 +640,9 @@ impl Subscriptions {
         let mut changes = Changes::new();
         for order in request.topics {
             let Some(entry) = self.topics.get(&order) else { continue };
-            if accepts(&entry.name) && matches!(entry.state, State::Off | State::Requested(_)) {
+            let is_open = entry.named_after <= request.number
+                && matches!(entry.state, State::Off | State::Requested(_));
+            if is_open && accepts(&entry.name) {
                 changes.extend(self.active(order, epoch, now));
             }
         }
@@ -645,7 +659,8 @@ impl Subscriptions {
         now: Instant,
     ) -> Option<Changes> {
         let order = *self.names.get(name).or_else(|| self.aliases.get(name))?;
-        let entry = self.topics.get(&order)?;
+        let entry = self.topics.get_mut(&order)?;
+        entry.named_after = self.requests_made;
         let is_ending = entry.is_ending();
         if let Some(alias) = alias {
             self.drop_alias(order);
@@ -2141,6 +2156,21 @@ mod tests {
         assert_eq!(session.settled(), None);
         session.accept(sent.id);
         assert_eq!(session.take_settled(), Some((1, 0)));
+    }
+
+    #[test]
+    fn a_late_answer_says_nothing_of_topics_that_have_been_named_since_the_request() {
+        let mut session = Session::new();
+        session.subscribe(&["a", "b"]);
+        let sent = session.ask(9).expect("both");
+        session.now += 10 * SECOND;
+        assert_eq!(session.overdue(), ["a pending", "b pending"]);
+        // Refused by name while nobody wants it. The reply accepts the rest.
+        session.unsubscribe(&["a"]);
+        assert_eq!(session.update("a", &refused(transient(3))), Some(vec![]));
+        session.subscribe(&["a"]);
+        assert_eq!(session.accept(sent.id), ["b active"]);
+        assert_eq!((session.state("a"), session.asked(9)), ("pending".into(), vec!["+a".into()]));
     }
 
     #[test]
