@@ -89,9 +89,9 @@ struct Entry {
     suspicions: u8,
     /// The half of a refused request that it is in: these are asked for together, and alone.
     cohort: Option<NonZeroU32>,
-    /// The number of requests that had been made when the venue last named it. A late answer to one
-    /// of them says nothing of it.
-    named_after: u32,
+    /// A late answer to a request with a lower number says nothing of it: the venue has named it
+    /// since, or has been asked to end it.
+    answers_from: u32,
     /// It is counted as wanted, and as open.
     counted: (bool, bool),
 }
@@ -212,7 +212,7 @@ impl Subscriptions {
                 evictions: 0,
                 suspicions: 0,
                 cohort: None,
-                named_after: 0,
+                answers_from: 0,
                 counted: (false, false),
             };
             self.topics.insert(order, entry);
@@ -461,8 +461,11 @@ impl Subscriptions {
         let mut names = Vec::with_capacity(orders.len());
         for &order in &orders {
             self.due.remove(&order);
-            let Some(entry) = self.topics.get(&order) else { continue };
+            let Some(entry) = self.topics.get_mut(&order) else { continue };
             names.push((entry.name.clone(), entry.alias.clone()));
+            if kind == SubscriptionRequestKind::Unsubscribe {
+                entry.answers_from = self.requests_made;
+            }
             let state = match (kind, &entry.state) {
                 (SubscriptionRequestKind::Subscribe, _) => State::Requested(id),
                 (SubscriptionRequestKind::Unsubscribe, State::Active { since }) => {
@@ -622,7 +625,7 @@ impl Subscriptions {
     }
 
     /// An answer has come after its time: the topics that it accepts are active, unless the venue
-    /// has named them since the request. Those that it refuses have been asked for again, and have
+    /// has named them since, or has been asked to end them. Those that it refuses have been asked for again, and have
     /// their answer there.
     fn late_reply(
         &mut self,
@@ -640,7 +643,7 @@ impl Subscriptions {
         let mut changes = Changes::new();
         for order in request.topics {
             let Some(entry) = self.topics.get(&order) else { continue };
-            let is_open = entry.named_after <= request.number
+            let is_open = entry.answers_from <= request.number
                 && matches!(entry.state, State::Off | State::Requested(_));
             if is_open && accepts(&entry.name) {
                 changes.extend(self.active(order, epoch, now));
@@ -660,7 +663,8 @@ impl Subscriptions {
     ) -> Option<Changes> {
         let order = *self.names.get(name).or_else(|| self.aliases.get(name))?;
         let entry = self.topics.get_mut(&order)?;
-        entry.named_after = self.requests_made;
+        // By name it may be the answer to an older request.
+        let is_ambiguous = std::mem::replace(&mut entry.answers_from, self.requests_made) > 0;
         let is_ending = entry.is_ending();
         if let Some(alias) = alias {
             self.drop_alias(order);
@@ -689,7 +693,10 @@ impl Subscriptions {
             (
                 State::Off | State::Requested(_) | State::Active { .. },
                 TopicUpdate::Rejected(rejection),
-            ) => self.rejected(order, rejection, epoch, now),
+            ) => {
+                self.topics.get_mut(&order)?.is_uncertain |= is_ambiguous;
+                self.rejected(order, rejection, epoch, now)
+            }
             // Late, or said before.
             _ => None,
         };
@@ -790,7 +797,7 @@ impl Subscriptions {
         for &order in &orders {
             let Some(entry) = self.topics.get_mut(&order) else { continue };
             (entry.alias, entry.is_renewed, entry.is_uncertain) = (None, false, false);
-            entry.failures = 0;
+            (entry.failures, entry.answers_from) = (0, 0);
             if !matches!(entry.state, State::Rejected(_)) {
                 self.set(order, State::Off);
             }
@@ -2171,6 +2178,37 @@ mod tests {
         session.subscribe(&["a"]);
         assert_eq!(session.accept(sent.id), ["b active"]);
         assert_eq!((session.state("a"), session.asked(9)), ("pending".into(), vec!["+a".into()]));
+    }
+
+    #[test]
+    fn a_late_answer_says_nothing_of_topics_that_the_venue_has_been_asked_to_end_since() {
+        let mut session = Session::new();
+        session.subscribe(&["a"]);
+        let sent = session.ask(1).expect("a");
+        session.unsubscribe(&["a"]);
+        session.now += 10 * SECOND;
+        assert!(session.overdue().is_empty());
+        assert_eq!(session.asked(1), ["-a"]);
+        session.now += 25 * SECOND;
+        assert!(session.overdue().is_empty());
+        assert!(session.accept(sent.id).is_empty());
+        session.subscribe(&["a"]);
+        assert_eq!((session.state("a"), session.asked(1)), ("pending".into(), vec!["+a".into()]));
+    }
+
+    #[test]
+    fn a_refusal_by_name_that_may_answer_an_older_request_leaves_nothing_at_the_venue() {
+        let mut session = Session::with_active(&["a"]);
+        // The venue ends it, the request to renew it crosses that and is refused for now.
+        session.subscriptions.resubscribe("a");
+        assert_eq!(session.asked(1), ["-a"]);
+        session.update("a", &TopicUpdate::Unsubscribed);
+        assert_eq!(session.asked(1), ["+a"]);
+        session.unsubscribe(&["a"]);
+        // It is about the request to end it. The venue has the topic.
+        session.update("a", &refused(transient(3)));
+        session.now += 3 * SECOND;
+        assert_eq!(session.asked(1), ["-a"]);
     }
 
     #[test]
