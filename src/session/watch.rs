@@ -5,7 +5,7 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use crate::session_event::Topic;
-use crate::sync::atomic::{AtomicU64, Ordering};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::{self, Mutex};
 use crate::time::after;
 
@@ -57,7 +57,12 @@ impl fmt::Debug for Watch {
 
 /// The watches of a session.
 #[derive(Default)]
-pub(crate) struct Watches(Mutex<Vec<Watched>>);
+pub(crate) struct Watches {
+    watches: Mutex<Vec<Watched>>,
+    /// There are some, also while the heartbeat thread looks at them outside the lock. Written under
+    /// it.
+    is_used: AtomicBool,
+}
 
 struct Watched {
     topic: Topic,
@@ -85,12 +90,14 @@ impl Watches {
             seen: Arc::downgrade(&seen),
             told: None,
         };
-        self.0.lock().push(watched);
+        let mut watches = self.watches.lock();
+        watches.push(watched);
+        self.is_used.store(true, Ordering::Release);
         Watch { seen }
     }
 
     pub(crate) fn is_empty(&self) -> bool {
-        self.0.lock().is_empty()
+        !self.is_used.load(Ordering::Acquire)
     }
 
     /// Returns the topics that have been silent for too long, each once per silence, and when to
@@ -102,7 +109,7 @@ impl Watches {
     ) -> (Vec<Silent>, Option<Instant>) {
         let (mut silent, mut next) = (Vec::new(), None::<Instant>);
         // Outside the lock: the caller's look takes another.
-        let mut watches = std::mem::take(&mut *self.0.lock());
+        let mut watches = std::mem::take(&mut *self.watches.lock());
         watches.retain_mut(|watched| {
             let Some(seen) = watched.seen.upgrade() else { return false };
             let Some(active) = active_since(&watched.topic) else { return true };
@@ -119,8 +126,9 @@ impl Watches {
             }
             true
         });
-        let mut added = self.0.lock();
+        let mut added = self.watches.lock();
         watches.append(&mut added);
+        self.is_used.store(!watches.is_empty(), Ordering::Release);
         *added = watches;
         (silent, next)
     }
@@ -151,7 +159,7 @@ mod tests {
         assert_eq!(look(start + 110 * SECOND), (vec![seen], Some(start + 120 * SECOND)));
         drop(watch);
         assert_eq!(look(start + 999 * SECOND), (vec![], None));
-        assert!(watches.0.lock().is_empty());
+        assert!(watches.is_empty());
     }
 
     #[test]
@@ -178,6 +186,7 @@ mod tests {
         let start = Instant::now();
         let added = std::cell::RefCell::new(Vec::new());
         let active_since = |topic: &str| {
+            assert!(!watches.is_empty(), "an answer that comes now has to wake the thread");
             if topic == "long" {
                 added.borrow_mut().push(watches.add("added", SECOND, Silence::Tell));
             }
@@ -187,7 +196,7 @@ mod tests {
         assert!(silent.is_empty());
         assert_eq!(next, Some(start + 3 * SECOND));
         let topics = |watches: &Watches| {
-            let watches = watches.0.lock();
+            let watches = watches.watches.lock();
             watches.iter().map(|watched| watched.topic.as_str().to_owned()).collect::<Vec<_>>()
         };
         assert_eq!(topics(&watches), ["short", "long", "off", "added"]);
