@@ -184,13 +184,12 @@ impl Heartbeat {
         let connection = Arc::clone(&monitor.connection);
         if connection.is_aborted() {
             // The reader may still be in the handler.
-            return self.work(monitor, false, now).ok().flatten();
+            return self.work(monitor, false, now).0;
         }
         // What is due next waits for what could not be written.
         let written = self.write_due(monitor, now);
         let may_write = matches!(written, Ok(true)) && connection.close_deadline().is_none();
-        let worked = self.work(monitor, may_write, now);
-        let next_work = *worked.as_ref().unwrap_or(&None);
+        let (next_work, worked) = self.work(monitor, may_write, now);
         let [next, next_app] = match worked.and(written) {
             Ok(true) => {
                 let next_app = monitor.app_pings.iter().filter_map(|ping| ping.schedule.next());
@@ -268,17 +267,18 @@ impl Heartbeat {
         Ok(are_responses_written)
     }
 
-    /// Does the work of a layer above. Returns when to look again.
+    /// Does the work of a layer above. Returns when to look again, and an error if the socket
+    /// failed.
     fn work(
         &mut self,
         monitor: &mut Monitor,
         may_write: bool,
         now: Instant,
-    ) -> io::Result<Option<Instant>> {
-        let Some(work) = &mut self.work else { return Ok(None) };
-        let next = work.run(&monitor.connection, may_write, now)?;
+    ) -> (Option<Instant>, io::Result<()>) {
+        let Some(work) = &mut self.work else { return (None, Ok(())) };
+        let worked = work.run(&monitor.connection, may_write, now);
         monitor.program_ran_at = Some(sync::now());
-        Ok(next)
+        worked
     }
 
     /// Makes the application ping number `index`, unless that was done before, and writes it.

@@ -132,8 +132,9 @@ impl<P: Protocol> SessionBuilder<P> {
     }
 
     /// Sets a closure that is told every event of the session, on the thread that finds it: the
-    /// reader or the heartbeat thread. It must be quick. A session that is pulled has them as
-    /// [`Event::Session`](crate::Event::Session) too. Defaults to none.
+    /// reader or the heartbeat thread. It must be quick. One that the heartbeat thread finds may be
+    /// told while the reader tells the end of its connection. A session that is pulled has them as
+    /// [`Event::Session`](crate::Event::Session) too, always before that end. Defaults to none.
     pub fn on_event(mut self, tell: impl Fn(&SessionEvent) + Send + Sync + 'static) -> Self {
         self.settings.on_event = Some(Arc::new(tell));
         self

@@ -19,6 +19,8 @@ pub(crate) struct Calls {
     deadlines: BTreeSet<(Instant, u64)>,
     /// The time at which the heartbeat thread looks next.
     looks_at: Option<Instant>,
+    /// The epoch of the connection that takes no more calls, because it is being left.
+    left: Option<u64>,
 }
 
 /// A call that has been written down.
@@ -71,6 +73,9 @@ pub(crate) enum SentCall {
 
 impl Calls {
     /// Writes a call down, before its message leaves.
+    ///
+    /// # Errors
+    /// The connection is being left: its message must not leave.
     pub(crate) fn insert(
         &mut self,
         id: u64,
@@ -78,8 +83,22 @@ impl Calls {
         began: Instant,
         until: Instant,
         then: ReplyTo,
-    ) {
+    ) -> Result<(), ReplyTo> {
+        if self.left == Some(epoch) {
+            return Err(then);
+        }
         self.calls.insert(id, Call { epoch, began, until, then, phase: Phase::Sending });
+        Ok(())
+    }
+
+    /// Leaves the connection of `epoch` if no call is under way on it, or time is up. Returns
+    /// `true` then: no call leaves by it any more.
+    pub(crate) fn leave(&mut self, epoch: u64, is_time_up: bool) -> bool {
+        let is_left = is_time_up || !self.calls.values().any(|call| call.epoch == epoch);
+        if is_left {
+            self.left = Some(epoch);
+        }
+        is_left
     }
 
     /// The message has left.
@@ -107,11 +126,6 @@ impl Calls {
         let call = self.calls.remove(&id)?;
         self.deadlines.remove(&(call.until, id));
         Some(call)
-    }
-
-    /// Returns the number of calls on the connection of `epoch`.
-    pub(crate) fn count(&self, epoch: u64) -> usize {
-        self.calls.values().filter(|call| call.epoch == epoch).count()
     }
 
     /// Takes out the calls whose time is up and that no thread waits for.
@@ -240,7 +254,8 @@ mod tests {
                         false => ReplyTo::Caller(bounded(1).0),
                     };
                     let until = self.until(call);
-                    self.calls.insert(call as u64, 7, self.start, until, then);
+                    let inserted = self.calls.insert(call as u64, 7, self.start, until, then);
+                    assert!(inserted.is_ok());
                     self.progress[call] = Progress::Sending;
                 }
                 Input::Sent(call) if progress[call] != Progress::New => {
@@ -314,7 +329,7 @@ mod tests {
         }
 
         fn check(&self) {
-            let Calls { calls, deadlines, looks_at } = &self.calls;
+            let Calls { calls, deadlines, looks_at, left } = &self.calls;
             for number in 0..self.progress.len() {
                 let (id, one) = (number as u64, self.progress[number]);
                 assert_eq!(self.fates[number], usize::from(one == Progress::Over));
@@ -323,8 +338,7 @@ mod tests {
                 let has_deadline = self.is_closure[number] && one == Progress::Waiting;
                 assert_eq!(deadlines.contains(&(self.until(number), id)), has_deadline);
             }
-            assert_eq!(self.calls.count(7), calls.len());
-            assert_eq!(self.calls.count(8), 0);
+            assert!(left.is_none() && calls.values().all(|call| call.epoch == 7));
             assert!(deadlines.len() <= calls.len());
             if let Some((first, _)) = deadlines.first() {
                 assert!(looks_at.is_some_and(|at| at <= *first));
@@ -412,6 +426,26 @@ mod tests {
         assert_eq!(run.calls.next_due(), Some(run.until(0)));
         assert!(run.calls.expired(run.until(0)).is_empty());
         assert_eq!(run.calls.next_due(), Some(run.until(1)));
+    }
+
+    #[test]
+    fn a_connection_is_left_without_calls_or_when_time_is_up_and_takes_no_more() {
+        for is_time_up in [false, true] {
+            let mut run = Run::new(&[false, true]);
+            let (start, until) = (run.start, run.until(1));
+            let insert = |calls: &mut Calls, id, epoch| {
+                calls.insert(id, epoch, start, until, ReplyTo::Closure(Box::new(|_| {}))).is_ok()
+            };
+            run.on(Input::Insert(0));
+            assert!(!run.calls.leave(7, false));
+            assert!(insert(&mut run.calls, 1, 7), "one is under way: another may go");
+            if !is_time_up {
+                assert!(run.calls.take(0).is_some() && run.calls.take(1).is_some());
+            }
+            assert!(run.calls.leave(7, is_time_up));
+            assert!(!insert(&mut run.calls, 2, 7));
+            assert!(insert(&mut run.calls, 3, 8), "the next connection takes calls");
+        }
     }
 
     #[test]

@@ -239,15 +239,24 @@ impl SessionHandle {
     /// After [`unsubscribe`](SessionHandle::unsubscribe) it has it until the venue has ended it or
     /// the connection has ended. No event tells of that.
     pub fn subscription(&self, topic: &str) -> Option<SubscriptionState> {
-        let epoch = self.shared.epoch();
-        self.shared.subscriptions.lock().state(topic, epoch)
+        self.on_one_epoch(|epoch| self.shared.subscriptions.lock().state(topic, epoch))
     }
 
     /// Returns all topics in the order of their subscription, those that are being ended included,
     /// each with its state.
     pub fn subscriptions(&self) -> Vec<(Topic, SubscriptionState)> {
-        let epoch = self.shared.epoch();
-        self.shared.subscriptions.lock().states(epoch)
+        self.on_one_epoch(|epoch| self.shared.subscriptions.lock().states(epoch))
+    }
+
+    /// Returns what `look` sees while the epoch stays the same.
+    fn on_one_epoch<T>(&self, look: impl Fn(u64) -> T) -> T {
+        loop {
+            let epoch = self.shared.epoch();
+            let seen = look(epoch);
+            if self.shared.epoch() == epoch {
+                return seen;
+            }
+        }
     }
 
     /// Watches a topic: once it has been active and silent for `silence`, the session tells it with
@@ -290,7 +299,8 @@ impl SessionHandle {
         let waits = "waiting for the subscriptions";
         self.wait(Timeout::WaitSubscribed, timeout, waits, || {
             let epoch = self.ready_epoch()?;
-            self.shared.subscriptions.lock().settled(epoch)
+            let subscriptions = self.shared.subscriptions.lock();
+            subscriptions.is_on(epoch).then(|| subscriptions.settled(epoch))?
         })
     }
 
@@ -375,7 +385,9 @@ impl SessionHandle {
     /// the caller. It must be quick. A panic in it ends the client, except on the caller's thread,
     /// where it goes on to the caller.
     ///
-    /// `then` is called once if this returns `Ok`, and not at all if it returns `NotSent`. After
+    /// `then` is called once if this returns `Ok`, and not at all if it returns `NotSent`. If the
+    /// connection ends while the request is being sent, it is called when that has returned, perhaps
+    /// after the end has been told. After
     /// `Unknown` it is dropped, unless a reply has come all the same. The deadline is as for
     /// [`call`](SessionHandle::call).
     ///
@@ -448,7 +460,11 @@ impl SessionHandle {
         let outgoing = make(&CallContext::new(&route.context, id));
         let (epoch, until) = (route.connection.epoch, route.deadline.at());
         // Written down before the first byte leaves: the reply may be here before the send returns.
-        self.shared.calls.lock().insert(id, epoch, route.began, until, then);
+        let inserted = self.shared.calls.lock().insert(id, epoch, route.began, until, then);
+        if inserted.is_err() {
+            let context = "the server has announced the end of the connection";
+            return Err(SendError::NotSent(self.named(Error::new(ErrorKind::NotReady, context))));
+        }
         match self.send_on(route, &outgoing) {
             Ok(receipt) => {
                 let sent = self.shared.calls.lock().sent(id, receipt);

@@ -162,6 +162,7 @@
 //! | the connection ends during a step of the script | backoff, and the script anew |
 //! | the connection ends before a topic is acknowledged | asked again on the next one |
 //! | the connection ends before the reply to a call | [`Unknown`], before the end is told |
+//! | the connection ends while a call is being sent | [`Unknown`] or [`NotSent`], by its caller |
 //! | a refused login comes as an error and a close frame | the end has the error as its reason |
 //! | unsubscribe while it is requested | ended after the answer |
 //! | subscribe while it is being ended | asked for after the answer |

@@ -16,7 +16,8 @@ use crate::time::after;
 
 /// Shared by the handles of a session, the reader thread and the heartbeat thread.
 ///
-/// None of its locks is held while another is taken, or while the program's code runs.
+/// None of its locks is held while another is taken, or while the program's code runs. Only that of
+/// the subscriptions is taken under another, a connection's writer.
 pub(crate) struct SessionShared {
     inner: Mutex<Inner>,
     pub(crate) subscriptions: Mutex<Subscriptions>,

@@ -166,7 +166,12 @@ impl Subscriptions {
 
     /// Topics may be asked for on this connection.
     pub(crate) fn begin(&mut self, epoch: u64) {
-        self.epoch = Some(epoch);
+        (self.epoch, self.untold) = (Some(epoch), 0);
+    }
+
+    /// Returns `true` if topics may be asked for on the connection of this epoch.
+    pub(crate) fn is_on(&self, epoch: u64) -> bool {
+        self.epoch == Some(epoch)
     }
 
     // ---- The program ----
@@ -294,10 +299,10 @@ impl Subscriptions {
     /// something was asked. The changes are told before.
     pub(crate) fn take_settled(&mut self, epoch: u64) -> Option<Subscribed> {
         // A late look for an old connection takes nothing away from the next.
-        if self.epoch.is_some_and(|current| current != epoch) || self.untold > 0 {
+        if !self.is_on(epoch) || self.untold > 0 || !self.is_settling {
             return None;
         }
-        let settled = if self.is_settling { self.settled(epoch)? } else { return None };
+        let settled = self.settled(epoch)?;
         self.is_settling = false;
         Some(settled)
     }
@@ -311,7 +316,7 @@ impl Subscriptions {
         state: &SubscriptionState,
         epoch: u64,
     ) -> Option<SubscriptionState> {
-        if self.epoch.is_some_and(|current| current != epoch) {
+        if !self.is_on(epoch) {
             return None;
         }
         let entry = self.entry(name).filter(|entry| entry.is_wanted);
@@ -429,7 +434,7 @@ impl Subscriptions {
         topics_max: usize,
         now: Instant,
     ) -> Option<SubscriptionRequest> {
-        if self.epoch == Some(epoch) { self.next_request(id, topics_max, now) } else { None }
+        if self.is_on(epoch) { self.next_request(id, topics_max, now) } else { None }
     }
 
     /// Returns the next request, of `topics_max` topics at most, and counts it as asked: whatever
@@ -1061,7 +1066,8 @@ mod tests {
 
     impl Session {
         fn new() -> Self {
-            let subscriptions = Subscriptions::new(ACK_TIMEOUT, usize::MAX);
+            let mut subscriptions = Subscriptions::new(ACK_TIMEOUT, usize::MAX);
+            subscriptions.begin(1);
             Session { subscriptions, now: Instant::now(), epoch: 1, last_id: 1000 }
         }
 
@@ -1165,6 +1171,7 @@ mod tests {
         fn ended(&mut self) -> Vec<String> {
             let changes = self.subscriptions.ended(true, self.now);
             self.epoch += 1;
+            self.subscriptions.begin(self.epoch);
             self.check();
             shown(&changes)
         }
@@ -1384,8 +1391,6 @@ mod tests {
         let mut session = Session::new();
         session.subscribe(&["a"]);
         let (subscriptions, now) = (&mut session.subscriptions, session.now);
-        assert!(subscriptions.request_on(1, 9, 1, now).is_none());
-        subscriptions.begin(1);
         assert!(subscriptions.ended(false, now).is_empty());
         assert!(subscriptions.request_on(1, 9, 1, now).is_none());
         subscriptions.begin(2);
@@ -2242,7 +2247,12 @@ mod tests {
         // The changes of a connection that has ended hold nothing up on the next.
         session.update("a", &TopicUpdate::Unsubscribed);
         session.subscriptions.update("b", &refused(permanent()), None, session.epoch, session.now);
-        session.ended();
+        session.subscriptions.ended(true, session.now);
+        // A late look for the connection that has ended takes nothing away from the next, and one
+        // before it is ready finds nothing.
+        assert_eq!((session.take_settled(), session.subscriptions.take_settled(2)), (None, None));
+        session.epoch = 2;
+        session.subscriptions.begin(2);
         let sent = session.ask(9).expect("a");
         session.accept(sent.id);
         assert_eq!(session.take_settled(), Some((1, 1)));

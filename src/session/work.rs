@@ -60,15 +60,20 @@ fn commit(permit: Option<Permit>) {
     }
 }
 
-/// Writes a message without waiting. One that says nothing counts as sent.
+/// Writes a message without waiting. One that says nothing counts as sent. `note` is called once
+/// nothing stands in its way any more, before it leaves: the answer may come at once.
 fn write(
     connection: &OpenConnection,
     outgoing: &Outgoing,
     what: &'static str,
+    note: impl FnOnce(),
 ) -> io::Result<MessageWrite> {
     match outgoing.payload() {
-        Some(payload) => connection.attempt_message(payload, what, || ()),
-        None => Ok(MessageWrite::Sent),
+        Some(payload) => connection.attempt_message(payload, what, note),
+        None => {
+            note();
+            Ok(MessageWrite::Sent)
+        }
     }
 }
 
@@ -111,11 +116,13 @@ impl<P: Protocol> HeartbeatWork for SessionWork<P> {
         connection: &Arc<OpenConnection>,
         may_write: bool,
         now: Instant,
-    ) -> io::Result<Option<Instant>> {
+    ) -> (Option<Instant>, io::Result<()>) {
         // First, and whether anything can be written or not: callers wait for it.
         let next_call = self.expire_calls(connection, now);
-        let next = self.advance(connection, may_write, now)?;
-        Ok(earliest([next, next_call]))
+        match self.advance(connection, may_write, now) {
+            Ok(next) => (earliest([next, next_call]), Ok(())),
+            Err(error) => (next_call, Err(error)),
+        }
     }
 }
 
@@ -156,8 +163,7 @@ impl<P: Protocol> SessionWork<P> {
                 }
                 Task::Ready { .. } => return Ok(None),
                 Task::Leave { by } => {
-                    let is_drained = self.shared.calls.lock().count(epoch) == 0;
-                    if is_drained || by <= now {
+                    if self.shared.calls.lock().leave(epoch, by <= now) {
                         // Not like a reconnect of the program's, which is dialed at once: a server
                         // that announces an end after each opening is backed off from.
                         let close = CloseReason::new(1000, "");
@@ -207,7 +213,7 @@ impl<P: Protocol> SessionWork<P> {
         };
         // Written down before it is written out: the answer may come at once.
         self.shared.move_script(epoch, None, |run| Some(run.writing(index)));
-        let written = write(connection, &outgoing, "a step of the opening script")?;
+        let written = write(connection, &outgoing, "a step of the opening script", || ())?;
         match written {
             MessageWrite::Sent => commit(permit),
             MessageWrite::Over => return Ok(Write::Over),
@@ -348,10 +354,11 @@ impl<P: Protocol> SessionWork<P> {
                     return Ok(Some(Write::Limited(at)));
                 }
             };
-            // Written down before it is written out: the answer may come at once.
-            self.shared.subscriptions.lock().written(id, now);
-            let written = write(connection, &outgoing, "a subscription request")?;
+            let note = || self.shared.subscriptions.lock().written(id, sync::now());
+            let written = write(connection, &outgoing, "a subscription request", note);
             let now = sync::now();
+            // One of which no byte left says nothing about the end of the connection.
+            let written = written.inspect_err(|_| self.withdraw(id))?;
             match written {
                 MessageWrite::Sent => commit(permit),
                 // It did not leave, so that the end which is about to be told is not its fault.
@@ -446,7 +453,9 @@ impl<P: Protocol> SessionWork<P> {
         if let Some(queue) = &self.queue {
             queue.push_session_event(connection.epoch, event.clone());
         }
-        if let Some(on_event) = &self.on_event {
+        // The reader may have told the end of the connection meanwhile.
+        let is_over = !self.shared.subscriptions.lock().is_on(connection.epoch);
+        if let Some(on_event) = self.on_event.as_ref().filter(|_| !is_over) {
             let told = panic::catch(|| on_event(&event));
             self.settle(connection, told, "the closure of `on_event` panicked");
         }

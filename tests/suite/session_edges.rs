@@ -477,6 +477,32 @@ fn a_call_that_weighs_more_takes_more_of_the_room() {
 }
 
 #[test]
+fn a_call_has_its_deadline_after_a_write_has_failed_while_the_handler_blocks() {
+    let server = Arc::new(plain(|peer| {
+        peer.send_text("go")?;
+        heard(peer)?;
+        peer.reset()
+    }));
+    let builder = session(&server, Words::default());
+    let (handle, is_closed) = (builder.handle(), Arc::clone(&server));
+    let (result_tx, result) = channel();
+    let handler = move |_: &mut Connection<'_>, _: MessageRef<'_>| {
+        let (fate_tx, fate) = channel();
+        let sent = handle.call_with(call("x").within(300 * MS), move |result| {
+            let _ = fate_tx.send(result.is_err());
+        });
+        sent.expect("it leaves");
+        assert!(is_closed.wait_until_all_closed(SOON));
+        // The write of the request fails.
+        handle.subscribe(["a"]).expect("there is no limit");
+        let _ = result_tx.send(fate.recv_timeout(SOON));
+    };
+    let session = builder.connect_with(handler).expect("ready");
+    assert_eq!(result.recv_timeout(2 * SOON), Ok(Ok(true)));
+    drop(session);
+}
+
+#[test]
 fn a_call_does_not_wait_for_the_closures_of_other_calls() {
     let server = plain(listens);
     let session = session(&server, Words::default()).connect().expect("ready");
