@@ -13,7 +13,8 @@ use crate::connection::OpenConnection;
 pub(crate) trait HeartbeatWork: Send {
     /// Does what is due on the connection, and returns when to look again; `None` if only another
     /// wake-up can bring work. Where `may_write` is false, pongs or pings still wait for room, or
-    /// the connection is closing: the thread asks again. Also returns an error if the socket failed.
+    /// the connection is closing: the thread asks again. Also returns an error if the socket
+    /// failed.
     fn run(
         &mut self,
         connection: &Arc<OpenConnection>,

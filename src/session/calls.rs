@@ -19,8 +19,8 @@ pub(crate) struct Calls {
     deadlines: BTreeSet<(Instant, u64)>,
     /// The time at which the heartbeat thread looks next.
     looks_at: Option<Instant>,
-    /// The epoch of the connection that takes no more calls, because it is being left.
-    left: Option<u64>,
+    /// The epoch of the connection that takes no more calls, because it is about to be closed.
+    drained: Option<u64>,
 }
 
 /// A call that has been written down.
@@ -75,7 +75,7 @@ impl Calls {
     /// Writes a call down, before its message leaves.
     ///
     /// # Errors
-    /// The connection is being left: its message must not leave.
+    /// The connection is about to be closed: its message must not leave.
     pub(crate) fn insert(
         &mut self,
         id: u64,
@@ -84,21 +84,21 @@ impl Calls {
         until: Instant,
         then: ReplyTo,
     ) -> Result<(), ReplyTo> {
-        if self.left == Some(epoch) {
+        if self.drained == Some(epoch) {
             return Err(then);
         }
         self.calls.insert(id, Call { epoch, began, until, then, phase: Phase::Sending });
         Ok(())
     }
 
-    /// Leaves the connection of `epoch` if no call is under way on it, or time is up. Returns
-    /// `true` then: no call leaves by it any more.
-    pub(crate) fn leave(&mut self, epoch: u64, is_time_up: bool) -> bool {
-        let is_left = is_time_up || !self.calls.values().any(|call| call.epoch == epoch);
-        if is_left {
-            self.left = Some(epoch);
+    /// Ends the drain of the connection of `epoch` if no call is under way on it, or time is up.
+    /// Returns `true` then: no call leaves by it any more.
+    pub(crate) fn end_drain(&mut self, epoch: u64, is_time_up: bool) -> bool {
+        let is_over = is_time_up || !self.calls.values().any(|call| call.epoch == epoch);
+        if is_over {
+            self.drained = Some(epoch);
         }
-        is_left
+        is_over
     }
 
     /// The message has left.
@@ -329,7 +329,7 @@ mod tests {
         }
 
         fn check(&self) {
-            let Calls { calls, deadlines, looks_at, left } = &self.calls;
+            let Calls { calls, deadlines, looks_at, drained } = &self.calls;
             for number in 0..self.progress.len() {
                 let (id, one) = (number as u64, self.progress[number]);
                 assert_eq!(self.fates[number], usize::from(one == Progress::Over));
@@ -338,7 +338,7 @@ mod tests {
                 let has_deadline = self.is_closure[number] && one == Progress::Waiting;
                 assert_eq!(deadlines.contains(&(self.until(number), id)), has_deadline);
             }
-            assert!(left.is_none() && calls.values().all(|call| call.epoch == 7));
+            assert!(drained.is_none() && calls.values().all(|call| call.epoch == 7));
             assert!(deadlines.len() <= calls.len());
             if let Some((first, _)) = deadlines.first() {
                 assert!(looks_at.is_some_and(|at| at <= *first));
@@ -429,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_is_left_without_calls_or_when_time_is_up_and_takes_no_more() {
+    fn a_drain_ends_without_calls_or_when_time_is_up_and_no_call_leaves_after_it() {
         for is_time_up in [false, true] {
             let mut run = Run::new(&[false, true]);
             let (start, until) = (run.start, run.until(1));
@@ -437,12 +437,12 @@ mod tests {
                 calls.insert(id, epoch, start, until, ReplyTo::Closure(Box::new(|_| {}))).is_ok()
             };
             run.on(Input::Insert(0));
-            assert!(!run.calls.leave(7, false));
+            assert!(!run.calls.end_drain(7, false));
             assert!(insert(&mut run.calls, 1, 7), "one is under way: another may go");
             if !is_time_up {
                 assert!(run.calls.take(0).is_some() && run.calls.take(1).is_some());
             }
-            assert!(run.calls.leave(7, is_time_up));
+            assert!(run.calls.end_drain(7, is_time_up));
             assert!(!insert(&mut run.calls, 2, 7));
             assert!(insert(&mut run.calls, 3, 8), "the next connection takes calls");
         }

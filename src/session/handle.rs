@@ -385,11 +385,10 @@ impl SessionHandle {
     /// the caller. It must be quick. A panic in it ends the client, except on the caller's thread,
     /// where it goes on to the caller.
     ///
-    /// `then` is called once if this returns `Ok`, and not at all if it returns `NotSent`. If the
-    /// connection ends while the request is being sent, it is called when that has returned, perhaps
-    /// after the end has been told. After
-    /// `Unknown` it is dropped, unless a reply has come all the same. The deadline is as for
-    /// [`call`](SessionHandle::call).
+    /// `then` is called once if this returns `Ok`, and not at all if it returns `NotSent`. After
+    /// `Unknown` it is dropped, unless a reply has come all the same. If the connection ends while
+    /// the request is being sent, `then` is called by this method, perhaps after the end has been
+    /// told. The deadline is as for [`call`](SessionHandle::call).
     ///
     /// # Errors
     /// As [`Sender::send_text`](crate::Sender::send_text), and `NotSent` with the kind

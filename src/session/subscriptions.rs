@@ -630,8 +630,8 @@ impl Subscriptions {
     }
 
     /// An answer has come after its time: the topics that it accepts are active, unless the venue
-    /// has named them since, or has been asked to end them. Those that it refuses have been asked for again, and have
-    /// their answer there.
+    /// has named them since, or has been asked to end them. Those that it refuses have been asked
+    /// for again, and have their answer there.
     fn late_reply(
         &mut self,
         id: u64,

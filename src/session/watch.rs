@@ -59,8 +59,8 @@ impl fmt::Debug for Watch {
 #[derive(Default)]
 pub(crate) struct Watches {
     watches: Mutex<Vec<Watched>>,
-    /// There are some, also while the heartbeat thread looks at them outside the lock. Written under
-    /// it.
+    /// There are some, also while the heartbeat thread looks at them outside the lock. Written
+    /// under it.
     is_used: AtomicBool,
 }
 

@@ -163,7 +163,7 @@ impl<P: Protocol> SessionWork<P> {
                 }
                 Task::Ready { .. } => return Ok(None),
                 Task::Leave { by } => {
-                    if self.shared.calls.lock().leave(epoch, by <= now) {
+                    if self.shared.calls.lock().end_drain(epoch, by <= now) {
                         // Not like a reconnect of the program's, which is dialed at once: a server
                         // that announces an end after each opening is backed off from.
                         let close = CloseReason::new(1000, "");
