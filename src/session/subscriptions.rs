@@ -337,6 +337,11 @@ impl Subscriptions {
         self.topics.get(order)
     }
 
+    /// Returns the topic of this name, or of this alias.
+    fn order_of(&self, name: &str) -> Option<u64> {
+        self.names.get(name).or_else(|| self.aliases.get(name)).copied()
+    }
+
     /// Puts a topic where it belongs after a change of it.
     fn changed(&mut self, order: u64) {
         let Some(entry) = self.topics.get_mut(&order) else { return };
@@ -570,15 +575,11 @@ impl Subscriptions {
         let open: Vec<u64> =
             request.topics.iter().copied().filter(|order| self.awaits(*order, id)).collect();
         if request.kind == SubscriptionRequestKind::Unsubscribe {
-            let refused = match acceptance {
-                Acceptance::Nothing(rejection) => rejection.retry_after(),
-                _ => None,
-            };
             return open
                 .into_iter()
-                .filter_map(|order| match refused {
-                    Some(wait) => self.not_ended(order, wait, epoch, now),
-                    None => self.ended_topic(order, epoch),
+                .filter_map(|order| match acceptance {
+                    Acceptance::Nothing(why) => self.end_refused(order, why, epoch, now),
+                    _ => self.ended_topic(order, epoch),
                 })
                 .collect();
         }
@@ -617,13 +618,12 @@ impl Subscriptions {
     ) -> Changes {
         let mut changes = Changes::new();
         for (name, rejection) in refused {
-            let order = self.names.get(name.as_str()).or_else(|| self.aliases.get(name.as_str()));
-            let Some(&order) = order.filter(|order| self.awaits(**order, id)) else { continue };
+            let order = self.order_of(name).filter(|order| self.awaits(*order, id));
+            let Some(order) = order else { continue };
             let is_ending = self.topics.get(&order).is_some_and(Entry::is_ending);
-            changes.extend(match (is_ending, rejection.retry_after()) {
-                (false, _) => self.rejected(order, rejection, epoch, now),
-                (true, Some(wait)) => self.not_ended(order, wait, epoch, now),
-                (true, None) => self.ended_topic(order, epoch),
+            changes.extend(match is_ending {
+                false => self.rejected(order, rejection, epoch, now),
+                true => self.end_refused(order, rejection, epoch, now),
             });
         }
         changes
@@ -666,7 +666,7 @@ impl Subscriptions {
         epoch: u64,
         now: Instant,
     ) -> Option<Changes> {
-        let order = *self.names.get(name).or_else(|| self.aliases.get(name))?;
+        let order = self.order_of(name)?;
         let entry = self.topics.get_mut(&order)?;
         // By name it may be the answer to an older request.
         let is_ambiguous = std::mem::replace(&mut entry.answers_from, self.requests_made) > 0;
@@ -686,10 +686,7 @@ impl Subscriptions {
             (_, TopicUpdate::Unsubscribed) if is_ending => self.ended_topic(order, epoch),
             (State::Active { .. }, TopicUpdate::Unsubscribed) => self.evicted(order, epoch, now),
             (State::Unsubscribing { .. }, TopicUpdate::Rejected(rejection)) => {
-                match rejection.retry_after() {
-                    Some(wait) => self.not_ended(order, wait, epoch, now),
-                    None => self.ended_topic(order, epoch),
-                }
+                self.end_refused(order, rejection, epoch, now)
             }
             (_, TopicUpdate::Rejected(rejection)) if is_ending => match rejection.is_permanent() {
                 true => self.ended_topic(order, epoch),
@@ -889,14 +886,15 @@ impl Subscriptions {
         self.moved(order, epoch)
     }
 
-    /// The venue refuses to end a topic now.
-    fn not_ended(
+    /// The venue refuses to end a topic: for now, or because it does not have it.
+    fn end_refused(
         &mut self,
         order: u64,
-        wait: Duration,
+        rejection: &Rejection,
         epoch: u64,
         now: Instant,
     ) -> Option<(Topic, SubscriptionState)> {
+        let Some(wait) = rejection.retry_after() else { return self.ended_topic(order, epoch) };
         self.not_asked(order);
         if self.topics.get(&order)?.is_ending() {
             self.wait_until(order, after(now, wait.max(RETRY_MIN)));
