@@ -43,6 +43,8 @@ use tautline::session::{
 };
 use tautline::{Builder, Client, MessageRef, RateLimit, RetryDecision};
 
+use super::reply::{Fate, fate_of, parsed};
+
 /// The time for each step of the login.
 const LOGIN_WITHIN: Duration = Duration::from_secs(5);
 
@@ -248,39 +250,16 @@ fn rpc(
     })
 }
 
-/// The fate of a call.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Fate {
-    /// Binance has carried it out.
-    Accepted,
-    /// Binance has refused it, for this reason.
-    Refused(String),
-    /// It did not leave.
-    NotSent,
-    /// Binance may have carried it out.
-    Unknown,
-}
-
 /// Returns what has become of a call.
 pub(crate) fn fate(result: Result<Reply, CallError>) -> Fate {
-    let reply = match result {
-        Ok(reply) => parsed(reply.message.as_ref()),
-        Err(CallError::NotSent(_)) => return Fate::NotSent,
-        Err(_) => return Fate::Unknown,
-    };
-    match (reply["status"].as_u64(), error_of(&reply)) {
+    fate_of(result, |reply| match (reply["status"].as_u64(), error_of(reply)) {
         (Some(200), _) => Fate::Accepted,
         // -1006 and -1007: the answer of a machine behind the one that answers did not come.
         (Some(400..500), Some((code, reason))) if !matches!(code, -1006 | -1007) => {
             Fate::Refused(reason)
         }
         _ => Fate::Unknown,
-    }
-}
-
-/// `Null` if it is no JSON.
-fn parsed(message: MessageRef<'_>) -> Value {
-    serde_json::from_slice(message.bytes()).unwrap_or_default()
+    })
 }
 
 /// Returns code and text of an error, which stand in the message or in its field `error`.

@@ -34,6 +34,8 @@ use tautline::session::{
 };
 use tautline::{Builder, Client, MessageRef, RateLimit, SendKind};
 
+use super::reply::{Fate, fate_of, parsed};
+
 /// The time for each step after an opening.
 const STEP_WITHIN: Duration = Duration::from_secs(5);
 
@@ -260,39 +262,16 @@ pub(crate) fn order_status(
     Request::new(move |context| request(context.id(), "private/get_order_state_by_label", params))
 }
 
-/// The fate of a call.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Fate {
-    /// Deribit has carried it out.
-    Accepted,
-    /// Deribit has refused it, for this reason.
-    Refused(String),
-    /// It did not leave.
-    NotSent,
-    /// Deribit may have carried it out.
-    Unknown,
-}
-
 /// Returns what has become of a call.
 pub(crate) fn fate(result: Result<Reply, CallError>) -> Fate {
-    let reply = match result {
-        Ok(reply) => parsed(reply.message.as_ref()),
-        Err(CallError::NotSent(_)) => return Fate::NotSent,
-        Err(_) => return Fate::Unknown,
-    };
-    match (reply["result"].as_array(), reply["error"]["code"].as_i64()) {
+    fate_of(result, |reply| match (reply["result"].as_array(), reply["error"]["code"].as_i64()) {
         (Some(orders), _) if orders.is_empty() => Fate::Refused("no such order".to_owned()),
         // An error inside, and a request that took too long there.
         (_, Some(11094 | 13888)) => Fate::Unknown,
-        (_, Some(_)) => Fate::Refused(reason(&reply)),
+        (_, Some(_)) => Fate::Refused(reason(reply)),
         (_, None) if reply["result"].is_null() => Fate::Unknown,
         (_, None) => Fate::Accepted,
-    }
-}
-
-/// `Null` if it is no JSON.
-fn parsed(message: MessageRef<'_>) -> Value {
-    serde_json::from_slice(message.bytes()).unwrap_or_default()
+    })
 }
 
 fn reason(answer: &Value) -> String {

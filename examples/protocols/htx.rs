@@ -27,6 +27,8 @@ use tautline::session::{
 };
 use tautline::{Builder, Client, Connection, Decode, Handler, MessageRef, RateLimit, SendKind};
 
+use super::reply::{Fate, fate_of, parsed};
+
 /// The time for the login.
 const LOGIN_WITHIN: Duration = Duration::from_secs(5);
 
@@ -311,36 +313,13 @@ impl MarketOrder<'_> {
     }
 }
 
-/// The fate of a call.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Fate {
-    /// HTX has carried it out.
-    Accepted,
-    /// HTX has refused it, for this reason.
-    Refused(String),
-    /// It did not leave.
-    NotSent,
-    /// HTX may have carried it out.
-    Unknown,
-}
-
 /// Returns what has become of a call.
 pub(crate) fn fate(result: Result<Reply, CallError>) -> Fate {
-    let reply = match result {
-        Ok(reply) => parsed(reply.message.as_ref()),
-        Err(CallError::NotSent(_)) => return Fate::NotSent,
-        Err(_) => return Fate::Unknown,
-    };
-    match reply["status"].as_str() {
+    fate_of(result, |reply| match reply["status"].as_str() {
         Some("ok") => Fate::Accepted,
-        Some("error") => Fate::Refused(reason(&reply)),
+        Some("error") => Fate::Refused(reason(reply)),
         _ => Fate::Unknown,
-    }
-}
-
-/// `Null` if it is no JSON.
-fn parsed(message: MessageRef<'_>) -> Value {
-    serde_json::from_slice(message.bytes()).unwrap_or_default()
+    })
 }
 
 fn reason(message: &Value) -> String {

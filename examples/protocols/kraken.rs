@@ -40,6 +40,8 @@ use tautline::session::{
 };
 use tautline::{AppPing, Builder, Client, DialContext, Endpoint, MessageRef, RateLimit};
 
+use super::reply::{Fate, fate_of, parsed};
+
 /// The time for the greeting.
 const STATUS_WITHIN: Duration = Duration::from_secs(10);
 
@@ -267,27 +269,9 @@ pub(crate) fn call(
     })
 }
 
-/// The fate of a call.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Fate {
-    /// Kraken has carried it out.
-    Accepted,
-    /// Kraken has refused it, for this reason.
-    Refused(String),
-    /// It did not leave.
-    NotSent,
-    /// Kraken may have carried it out.
-    Unknown,
-}
-
 /// Returns what has become of a call.
 pub(crate) fn fate(result: Result<Reply, CallError>) -> Fate {
-    let reply = match result {
-        Ok(reply) => parsed(reply.message.as_ref()),
-        Err(CallError::NotSent(_)) => return Fate::NotSent,
-        Err(_) => return Fate::Unknown,
-    };
-    match (reply["success"].as_bool(), reason(&reply)) {
+    fate_of(result, |reply| match (reply["success"].as_bool(), reason(reply)) {
         (Some(true), _) => Fate::Accepted,
         // An error inside, and a request that took too long there.
         (Some(false), reason) if reason.starts_with("EService:") || reason == INTERNAL => {
@@ -295,15 +279,10 @@ pub(crate) fn fate(result: Result<Reply, CallError>) -> Fate {
         }
         (Some(false), reason) => Fate::Refused(reason),
         (None, _) => Fate::Unknown,
-    }
+    })
 }
 
 const INTERNAL: &str = "EGeneral:Internal error";
-
-/// `Null` if it is no JSON.
-fn parsed(message: MessageRef<'_>) -> Value {
-    serde_json::from_slice(message.bytes()).unwrap_or_default()
-}
 
 fn reason(answer: &Value) -> String {
     answer["error"].as_str().unwrap_or_default().to_owned()

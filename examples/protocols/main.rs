@@ -1,6 +1,6 @@
 //! Market data and orders of exchanges by sessions, whose protocols are files to copy:
-//! `binance.rs`, `deribit.rs`, `htx.rs`, `kraken.rs` and `okx.rs`. The exchanges are simulated, and
-//! cut every connection meanwhile.
+//! `binance.rs`, `deribit.rs`, `htx.rs`, `kraken.rs` and `okx.rs`, each with `reply.rs`. The
+//! exchanges are simulated, and cut every connection meanwhile.
 //!
 //!     cargo run --release --example protocols
 
@@ -9,6 +9,7 @@ mod deribit;
 mod htx;
 mod kraken;
 mod okx;
+mod reply;
 
 use std::error::Error;
 use std::time::Duration;

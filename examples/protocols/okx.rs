@@ -39,6 +39,8 @@ use tautline::session::{
 };
 use tautline::{AppPing, Builder, Client, MessageRef, RateLimit, SendKind};
 
+use super::reply::{Fate, fate_of, parsed};
+
 /// The time for the login.
 const LOGIN_WITHIN: Duration = Duration::from_secs(5);
 
@@ -243,39 +245,20 @@ impl MarketOrder<'_> {
     }
 }
 
-/// The fate of a call.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Fate {
-    /// OKX has carried it out.
-    Accepted,
-    /// OKX has refused it, for this reason.
-    Refused(String),
-    /// It did not leave.
-    NotSent,
-    /// OKX may have carried it out.
-    Unknown,
-}
-
 /// Returns what has become of a call.
 pub(crate) fn fate(result: Result<Reply, CallError>) -> Fate {
-    let reply = match result {
-        Ok(reply) => parsed(reply.message.as_ref()),
-        Err(CallError::NotSent(_)) => return Fate::NotSent,
-        Err(_) => return Fate::Unknown,
-    };
-    let result = &reply["data"][0];
-    match (reply["code"].as_str(), result["sCode"].as_str()) {
-        (Some("0"), _) => Fate::Accepted,
-        // The request took too long inside, and the system is busy.
-        (Some("50004" | "50026"), _) | (_, Some("50004" | "50026")) | (None, _) => Fate::Unknown,
-        (_, Some(_)) => Fate::Refused(result["sMsg"].as_str().unwrap_or_default().to_owned()),
-        (_, None) => Fate::Refused(reason(&reply)),
-    }
-}
-
-/// `Null` if it is no JSON.
-fn parsed(message: MessageRef<'_>) -> Value {
-    serde_json::from_slice(message.bytes()).unwrap_or_default()
+    fate_of(result, |reply| {
+        let result = &reply["data"][0];
+        match (reply["code"].as_str(), result["sCode"].as_str()) {
+            (Some("0"), _) => Fate::Accepted,
+            // The request took too long inside, and the system is busy.
+            (Some("50004" | "50026"), _) | (_, Some("50004" | "50026")) | (None, _) => {
+                Fate::Unknown
+            }
+            (_, Some(_)) => Fate::Refused(result["sMsg"].as_str().unwrap_or_default().to_owned()),
+            (_, None) => Fate::Refused(reason(reply)),
+        }
+    })
 }
 
 fn reason(message: &Value) -> String {

@@ -21,6 +21,9 @@ mod kraken;
 #[path = "../protocols/okx.rs"]
 #[allow(dead_code)]
 mod okx;
+#[path = "../protocols/reply.rs"]
+#[allow(dead_code)]
+mod reply;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

@@ -5,6 +5,8 @@
 mod binance;
 #[path = "../../examples/protocols/okx.rs"]
 mod okx;
+#[path = "../../examples/protocols/reply.rs"]
+pub(crate) mod reply;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::{Read, Write};
@@ -23,6 +25,7 @@ use tautline::testing::exchange::{
 use tautline::testing::{TestServer, classify};
 use tautline::{Builder, Client, ErrorKind, Event, Events, TryNextError};
 
+use self::reply::Fate;
 use crate::support::{MS, SOON, disconnected, until};
 use crate::{exchanges_deribit, exchanges_kraken};
 
@@ -372,15 +375,6 @@ fn okx_has_what_is_wanted_after_random_wishes_and_faults() {
     }
 }
 
-/// The fates of a call, for both exchanges.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) enum Fate {
-    Accepted,
-    Refused,
-    NotSent,
-    Unknown,
-}
-
 /// Places orders from several threads while the exchange misbehaves. Returns what each is said to
 /// have become. An order that was not sent is placed again under the same id.
 pub(crate) fn trade(
@@ -462,12 +456,7 @@ fn the_ledger_of_binance_has_the_orders_that_the_bot_knows_of() {
     let (handle, within) = (session.handle(), 300 * MS);
     let fates = trade(&exchange, handle, |id| {
         let order = binance::MarketOrder { symbol: "BTCUSDT", side: "BUY", quantity: "1", id };
-        match binance::fate(handle.call(order.place().within(within))) {
-            binance::Fate::Accepted => Fate::Accepted,
-            binance::Fate::Refused(_) => Fate::Refused,
-            binance::Fate::NotSent => Fate::NotSent,
-            binance::Fate::Unknown => Fate::Unknown,
-        }
+        binance::fate(handle.call(order.place().within(within)))
     });
     agree(&exchange, &fates);
     // What is in doubt can be asked.
@@ -479,8 +468,8 @@ fn the_ledger_of_binance_has_the_orders_that_the_bot_knows_of() {
     for id in fates.iter().filter(|(_, fate)| **fate == Fate::Unknown).map(|(id, _)| id) {
         handle.wait_ready(SOON).expect("it is open");
         let is_placed = match binance::fate(handle.call(binance::order_status("BTCUSDT", id))) {
-            binance::Fate::Accepted => true,
-            binance::Fate::Refused(reason) => {
+            Fate::Accepted => true,
+            Fate::Refused(reason) => {
                 assert_eq!(reason, "Order does not exist.");
                 false
             }
@@ -503,12 +492,7 @@ fn the_ledger_of_okx_has_the_orders_that_the_bot_knows_of() {
     assert_eq!(handle.wait_subscribed(SOON).expect("it is answered").active, 1);
     let fates = trade(&exchange, handle, |id| {
         let order = okx::MarketOrder { instrument: "BTC-USDT", side: "buy", size: "1", id };
-        match okx::fate(handle.call(order.place().within(within))) {
-            okx::Fate::Accepted => Fate::Accepted,
-            okx::Fate::Refused(_) => Fate::Refused,
-            okx::Fate::NotSent => Fate::NotSent,
-            okx::Fate::Unknown => Fate::Unknown,
-        }
+        okx::fate(handle.call(order.place().within(within)))
     });
     agree(&exchange, &fates);
     assert!(session.stop(SOON).is_clean());
@@ -645,8 +629,8 @@ fn binance_takes_orders_after_the_login_alone_and_each_once() {
         let order = binance::MarketOrder { symbol: "A", side: "BUY", quantity: "1", id: "x" };
         binance::fate(session.handle().call(order.place()))
     };
-    assert_eq!(place(), binance::Fate::Accepted);
-    assert_eq!(place(), binance::Fate::Refused("Duplicate order sent.".into()));
+    assert_eq!(place(), Fate::Accepted);
+    assert_eq!(place(), Fate::Refused("Duplicate order sent.".into()));
     assert_eq!(exchange.orders()[0].attempts, 2);
     assert_eq!(exchange.violations()[1].kind, ViolationKind::DuplicateOrder);
 }

@@ -12,8 +12,9 @@ use tautline::{
 };
 
 use self::htx::{Book, Books, Htx, Login, MarketOrder};
+use crate::exchanges::reply::{self, Fate};
 use crate::exchanges::{
-    Fate, agree, close_code, fast, lenient, ordeal, seeds, trade, violations, wander,
+    agree, close_code, fast, lenient, ordeal, seeds, trade, violations, wander,
 };
 use crate::support::{MS, SOON, until};
 
@@ -64,12 +65,7 @@ fn the_ledger_of_htx_has_the_orders_that_the_bot_knows_of() {
     let (handle, within) = (session.handle(), 300 * MS);
     let fates = trade(&exchange, handle, |id| {
         let order = MarketOrder { symbol: "btcusdt", side: "buy", amount: "1", id };
-        match htx::fate(handle.call(order.place().within(within))) {
-            htx::Fate::Accepted => Fate::Accepted,
-            htx::Fate::Refused(_) => Fate::Refused,
-            htx::Fate::NotSent => Fate::NotSent,
-            htx::Fate::Unknown => Fate::Unknown,
-        }
+        htx::fate(handle.call(order.place().within(within)))
     });
     agree(&exchange, &fates);
     assert!(session.stop(SOON).is_clean());
@@ -323,7 +319,7 @@ fn htx_takes_orders_after_the_login_alone_and_each_once() {
     let session = fast(htx::client(&exchange.private_url())).session(Htx::market());
     let session = session.connect().expect("ready");
     let order = MarketOrder { symbol: "btcusdt", side: "buy", amount: "1", id: "x" };
-    let refused = |reason: &str| htx::Fate::Refused(reason.into());
+    let refused = |reason: &str| Fate::Refused(reason.into());
     assert_eq!(htx::fate(session.handle().call(order.place())), refused("auth comes first"));
     assert_eq!(violations(&exchange), [ViolationKind::NotLoggedIn]);
     assert!(exchange.orders().is_empty());
@@ -332,7 +328,7 @@ fn htx_takes_orders_after_the_login_alone_and_each_once() {
     let session = fast(htx::client(&exchange.private_url())).session(Htx::orders(login()));
     let session = session.connect().expect("ready");
     let place = || htx::fate(session.handle().call(order.place()));
-    assert_eq!(place(), htx::Fate::Accepted);
+    assert_eq!(place(), Fate::Accepted);
     assert_eq!(place(), refused("duplicate client order id"));
     assert_eq!(exchange.orders()[0].attempts, 2);
     assert_eq!(exchange.violations()[1].kind, ViolationKind::DuplicateOrder);
@@ -350,11 +346,11 @@ fn htx_cancels_an_order_that_rests() {
         });
         htx::fate(session.handle().call(request))
     };
-    assert_eq!(call("order.place"), htx::Fate::Accepted);
+    assert_eq!(call("order.place"), Fate::Accepted);
     assert_eq!(exchange.orders()[0].status, OrderStatus::Resting);
-    assert_eq!(call("order.cancel"), htx::Fate::Accepted);
+    assert_eq!(call("order.cancel"), Fate::Accepted);
     assert_eq!(exchange.orders()[0].status, OrderStatus::Canceled);
-    assert_eq!(call("order.cancel"), htx::Fate::Refused("it is not open".into()));
+    assert_eq!(call("order.cancel"), Fate::Refused("it is not open".into()));
 }
 
 #[test]

@@ -15,7 +15,8 @@ use tautline::testing::classify;
 use tautline::testing::exchange::{Exchange, Misbehavior};
 use tautline::{Builder, Client, ErrorKind, Event, RetryDecision};
 
-use crate::exchanges::{Fate, agree, fast, lenient, ordeal, seeds, trade, wander};
+use crate::exchanges::reply::{self, Fate};
+use crate::exchanges::{agree, fast, lenient, ordeal, seeds, trade, wander};
 use crate::support::{MS, SOON, until};
 
 /// Returns the topic and the number of a data message, if it is one of Kraken's.
@@ -60,18 +61,9 @@ fn the_exchange_has_what_is_wanted_after_random_wishes_and_faults() {
     }
 }
 
-pub(crate) fn fate(fate: kraken::Fate) -> Fate {
-    match fate {
-        kraken::Fate::Accepted => Fate::Accepted,
-        kraken::Fate::Refused(_) => Fate::Refused,
-        kraken::Fate::NotSent => Fate::NotSent,
-        kraken::Fate::Unknown => Fate::Unknown,
-    }
-}
-
 pub(crate) fn buy(handle: &SessionHandle, id: &str, within: Duration) -> Fate {
     let order = kraken::MarketOrder { symbol: "BTC/USD", side: "buy", quantity: 0.5, id };
-    fate(kraken::fate(handle.call(order.place().within(within))))
+    kraken::fate(handle.call(order.place().within(within)))
 }
 
 /// Places an order that rests.
@@ -80,7 +72,7 @@ pub(crate) fn rest(handle: &SessionHandle, id: &str) -> Fate {
         "order_type": "limit", "side": "buy", "order_qty": 1, "limit_price": 1, "symbol": "BTC/USD",
         "cl_ord_id": id,
     });
-    fate(kraken::fate(handle.call(kraken::call("add_order", params))))
+    kraken::fate(handle.call(kraken::call("add_order", params)))
 }
 
 #[test]
@@ -98,7 +90,7 @@ fn the_ledger_has_the_orders_that_the_bot_knows_of() {
         let state = loop {
             handle.wait_ready(SOON).expect("it comes back");
             let query = kraken::call("query_orders", json!({"cl_ord_id": id}));
-            match fate(kraken::fate(handle.call(query))) {
+            match kraken::fate(handle.call(query)) {
                 Fate::NotSent | Fate::Unknown => {}
                 state => break state,
             }
