@@ -17,13 +17,14 @@ use std::time::{Duration, Instant};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tautline::session::{
-    Class, Protocol, Session, SessionBuilder, SessionEvent, SessionHandle, SubscriptionState,
+    Class, Protocol, Session, SessionBuilder, SessionEvent, SessionHandle, Silence,
+    SubscriptionState,
 };
 use tautline::testing::exchange::{
     Exchange, ExchangeBuilder, Misbehavior, OrderStatus, ViolationKind,
 };
 use tautline::testing::{TestServer, classify};
-use tautline::{Builder, Client, ErrorKind, Event, Events, TryNextError};
+use tautline::{Builder, Client, ErrorKind, Event, Events, Message, TryNextError};
 
 use self::reply::Fate;
 use crate::support::{MS, SOON, disconnected, until};
@@ -230,6 +231,37 @@ fn okx_books_come_through_everything_that_the_exchange_does() {
     let exchange = lenient(Exchange::okx().tls());
     let session = fast(okx::client(&exchange.url())).session(okx::Okx::public());
     ordeal(&exchange, session, |number| format!("books:COIN{number}-USDT"));
+}
+
+/// Mutes a topic after three messages. The session notices that and asks for it again, on the same
+/// connection. Returns the first message that comes then.
+pub(crate) fn mends_a_muted_topic<P: Protocol>(
+    exchange: &Exchange,
+    session: SessionBuilder<P>,
+    topic: &str,
+) -> Message {
+    let session = session.start().expect("it starts");
+    let (handle, mut events) = (session.handle(), session.events());
+    handle.subscribe([topic]).expect("there is no limit");
+    let watch = handle.watch(topic, 200 * MS, Silence::Resubscribe);
+    let (mut count, mut is_silent) = (0, false);
+    let first = loop {
+        match events.next_timeout(SOON).expect("an event comes") {
+            Event::Message(message) if is_silent => break message,
+            Event::Message(message) => {
+                watch.seen(message.received_at());
+                count += 1;
+                if count == 3 {
+                    exchange.misbehave(Misbehavior::Mute(topic.into()));
+                }
+            }
+            Event::Session(SessionEvent::Silent { .. }) => is_silent = true,
+            _ => {}
+        }
+    };
+    assert_eq!(exchange.connections().len(), 1);
+    assert_eq!(exchange.connections()[0].topics[topic].requests, 2);
+    first
 }
 
 /// Changes wishes at random while the exchange misbehaves at random. Once it is quiet, the exchange
@@ -500,29 +532,9 @@ fn the_ledger_of_okx_has_the_orders_that_the_bot_knows_of() {
 
 #[test]
 fn a_muted_topic_is_noticed_and_a_new_subscription_mends_it() {
-    use tautline::session::Silence;
     let exchange = lenient(Exchange::binance());
     let session = fast(binance::client(&exchange.url())).session(binance::Streams);
-    let session = session.start().expect("it starts");
-    let (handle, mut events, topic) = (session.handle(), session.events(), "btcusdt@trade");
-    handle.subscribe([topic]).expect("there is no limit");
-    let watch = handle.watch(topic, 200 * MS, Silence::Resubscribe);
-    let (mut muted_at, mut number) = (None, 0);
-    while muted_at.is_none_or(|at| number <= at) {
-        match events.next_timeout(SOON).expect("an event comes") {
-            Event::Message(message) => {
-                watch.seen(message.received_at());
-                number += 1;
-                if number == 3 {
-                    exchange.misbehave(Misbehavior::Mute(topic.into()));
-                }
-            }
-            Event::Session(SessionEvent::Silent { .. }) => muted_at = Some(number),
-            _ => {}
-        }
-    }
-    assert_eq!(exchange.connections().len(), 1);
-    assert_eq!(exchange.connections()[0].topics[topic].requests, 2);
+    mends_a_muted_topic(&exchange, session, "btcusdt@trade");
 }
 
 #[test]

@@ -6,15 +6,15 @@ mod deribit;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tautline::session::{Class, Request, SessionEvent, SessionHandle, Silence, SubscriptionState};
+use tautline::session::{Class, Request, SessionHandle, SubscriptionState};
 use tautline::testing::classify;
 use tautline::testing::exchange::{Exchange, Misbehavior, OrderStatus, ViolationKind};
-use tautline::{Client, ErrorKind, Event};
+use tautline::{Client, ErrorKind};
 
 use crate::exchanges::reply::{self, Fate};
 use crate::exchanges::{
-    agree, close_code, disconnected_after_opening, fast, lenient, ordeal, seeds, trade, violations,
-    wander,
+    agree, close_code, disconnected_after_opening, fast, lenient, mends_a_muted_topic, ordeal,
+    seeds, trade, violations, wander,
 };
 use crate::support::{MS, SOON, message, opened, until};
 
@@ -264,28 +264,8 @@ fn a_label_is_placed_once() {
 fn a_muted_channel_is_noticed_and_a_new_subscription_begins_with_a_snapshot() {
     let exchange = lenient(Exchange::deribit());
     let session = fast(deribit::client(&exchange.url())).session(deribit::Deribit::public());
-    let session = session.start().expect("it starts");
-    let (handle, mut events, topic) = (session.handle(), session.events(), topic(1));
-    handle.subscribe([&topic]).expect("there is no limit");
-    let watch = handle.watch(&topic, 200 * MS, Silence::Resubscribe);
-    let (mut count, mut is_silent) = (0, false);
-    let snapshot = loop {
-        match events.next_timeout(SOON).expect("an event comes") {
-            Event::Message(message) if is_silent => break message,
-            Event::Message(message) => {
-                watch.seen(message.received_at());
-                count += 1;
-                if count == 3 {
-                    exchange.misbehave(Misbehavior::Mute(topic.clone()));
-                }
-            }
-            Event::Session(SessionEvent::Silent { .. }) => is_silent = true,
-            _ => {}
-        }
-    };
+    let snapshot = mends_a_muted_topic(&exchange, session, &topic(1));
     assert!(snapshot.text().is_some_and(|text| text.contains(r#""type":"snapshot""#)));
-    assert_eq!(exchange.connections().len(), 1);
-    assert_eq!(exchange.connections()[0].topics[&topic].requests, 2);
 }
 
 #[test]

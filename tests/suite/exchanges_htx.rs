@@ -4,7 +4,7 @@
 #[path = "../../examples/protocols/htx.rs"]
 mod htx;
 
-use tautline::session::{Class, Request, SessionEvent, Silence, SubscriptionState};
+use tautline::session::{Class, Request, SessionEvent, SubscriptionState};
 use tautline::testing::classify;
 use tautline::testing::exchange::{Exchange, Misbehavior, OrderStatus, ViolationKind};
 use tautline::{
@@ -14,7 +14,7 @@ use tautline::{
 use self::htx::{Book, Books, Htx, Login, MarketOrder};
 use crate::exchanges::reply::{self, Fate};
 use crate::exchanges::{
-    agree, close_code, fast, lenient, ordeal, seeds, trade, violations, wander,
+    agree, close_code, fast, lenient, mends_a_muted_topic, ordeal, seeds, trade, violations, wander,
 };
 use crate::support::{MS, SOON, until};
 
@@ -75,24 +75,7 @@ fn the_ledger_of_htx_has_the_orders_that_the_bot_knows_of() {
 fn a_muted_topic_of_htx_is_mended_by_a_new_subscription() {
     let exchange = lenient(Exchange::htx());
     let session = fast(htx::client(&exchange.url())).session(Htx::market());
-    let session = session.start().expect("it starts");
-    session.handle().subscribe([BOOK]).expect("there is no limit");
-    let watch = session.handle().watch(BOOK, 200 * MS, Silence::Resubscribe);
-    let (mut events, mut count, mut muted_at) = (session.events(), 0, None);
-    while muted_at.is_none_or(|at| count <= at) {
-        match events.next_timeout(SOON).expect("an event comes") {
-            Event::Message(message) => {
-                watch.seen(message.received_at());
-                count += 1;
-                if count == 3 {
-                    exchange.misbehave(Misbehavior::Mute(BOOK.into()));
-                }
-            }
-            Event::Session(SessionEvent::Silent { .. }) => muted_at = Some(count),
-            _ => {}
-        }
-    }
-    assert_eq!(exchange.connections()[0].topics[BOOK].requests, 2);
+    mends_a_muted_topic(&exchange, session, BOOK);
 }
 
 /// Loses one update.

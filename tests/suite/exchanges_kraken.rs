@@ -8,15 +8,13 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tautline::session::{
-    Class, SessionBuilder, SessionEvent, SessionHandle, Silence, SubscriptionState, TopicUpdate,
-};
+use tautline::session::{Class, SessionBuilder, SessionHandle, SubscriptionState, TopicUpdate};
 use tautline::testing::classify;
 use tautline::testing::exchange::{Exchange, Misbehavior};
 use tautline::{Builder, Client, ErrorKind, Event, RetryDecision};
 
 use crate::exchanges::reply::{self, Fate};
-use crate::exchanges::{agree, fast, lenient, ordeal, seeds, trade, wander};
+use crate::exchanges::{agree, fast, lenient, mends_a_muted_topic, ordeal, seeds, trade, wander};
 use crate::support::{MS, SOON, until};
 
 /// Returns the topic and the number of a data message, if it is one of Kraken's.
@@ -210,28 +208,8 @@ fn a_session_that_opens_during_maintenance_is_told_and_waits() {
 fn a_muted_topic_is_noticed_and_a_new_subscription_begins_with_a_snapshot() {
     let exchange = lenient(Exchange::kraken());
     let session = fast(kraken::client(&exchange.url())).session(kraken::Kraken);
-    let session = session.start().expect("it starts");
-    let (handle, mut events, topic) = (session.handle(), session.events(), topic(1));
-    handle.subscribe([&topic]).expect("there is no limit");
-    let watch = handle.watch(&topic, 200 * MS, Silence::Resubscribe);
-    let (mut count, mut is_silent) = (0, false);
-    let snapshot = loop {
-        match events.next_timeout(SOON).expect("an event comes") {
-            Event::Message(message) if is_silent => break message,
-            Event::Message(message) => {
-                watch.seen(message.received_at());
-                count += 1;
-                if count == 3 {
-                    exchange.misbehave(Misbehavior::Mute(topic.clone()));
-                }
-            }
-            Event::Session(SessionEvent::Silent { .. }) => is_silent = true,
-            _ => {}
-        }
-    };
+    let snapshot = mends_a_muted_topic(&exchange, session, &topic(1));
     assert!(snapshot.text().is_some_and(|text| text.contains(r#""type":"snapshot""#)));
-    assert_eq!(exchange.connections().len(), 1);
-    assert_eq!(exchange.connections()[0].topics[&topic].requests, 2);
 }
 
 #[test]
