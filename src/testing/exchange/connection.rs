@@ -33,7 +33,9 @@ pub(super) struct Profile {
 /// The way in which an exchange speaks on one connection.
 pub(super) trait Dialect {
     /// Returns the limits of this connection.
-    fn limits(&self) -> Limits;
+    fn limits(&self) -> Limits {
+        Limits::default()
+    }
 
     /// The connection has been opened with this target, query included.
     fn opened(&mut self, _: &mut Connection<'_>, _target: &str) -> io::Result<()> {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::connection::{Connection, Dialect, Profile, unix_millis};
-use super::limits::{Arrivals, Limit, Limits};
+use super::limits::{Arrivals, Limit};
 use super::record::{Order, OrderStatus, ViolationKind};
 use crate::sync;
 use crate::time::after;
@@ -220,16 +220,6 @@ impl Deribit {
 }
 
 impl Dialect for Deribit {
-    fn limits(&self) -> Limits {
-        Limits {
-            messages: None,
-            message_size: 64 << 10,
-            ping: None,
-            silence: None,
-            shutdown: Duration::from_secs(60),
-        }
-    }
-
     fn turn(&mut self, connection: &mut Connection<'_>, now: Instant) -> io::Result<()> {
         let Some(heartbeat) = self.heartbeat.as_mut().filter(|heartbeat| heartbeat.next <= now)
         else {

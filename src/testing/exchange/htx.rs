@@ -13,7 +13,7 @@ use flate2::Crc;
 use serde_json::{Value, json};
 
 use super::connection::{Connection, Dialect, Profile, unix_millis};
-use super::limits::{Arrivals, Limit, Limits};
+use super::limits::{Arrivals, Limit};
 use super::record::{OrderStatus, ViolationKind};
 use crate::sync;
 use crate::testing::peer::Peer;
@@ -136,16 +136,6 @@ impl Htx {
 }
 
 impl Dialect for Htx {
-    fn limits(&self) -> Limits {
-        Limits {
-            messages: None,
-            message_size: 64 << 10,
-            ping: None,
-            silence: None,
-            shutdown: Duration::from_secs(60),
-        }
-    }
-
     fn opened(&mut self, connection: &mut Connection<'_>, _target: &str) -> io::Result<()> {
         connection.write = send_gzip;
         Ok(())

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 
 use super::connection::{Connection, Dialect, Profile};
-use super::limits::{Limit, Limits};
+use super::limits::Limit;
 use super::record::{Order, OrderStatus, State, ViolationKind};
 use crate::sync;
 use crate::time::after;
@@ -133,16 +133,6 @@ impl Kraken {
 }
 
 impl Dialect for Kraken {
-    fn limits(&self) -> Limits {
-        Limits {
-            messages: None,
-            message_size: 64 << 10,
-            ping: None,
-            silence: None,
-            shutdown: Duration::from_secs(60),
-        }
-    }
-
     fn opened(&mut self, connection: &mut Connection<'_>, _: &str) -> io::Result<()> {
         self.tell_status(connection)
     }

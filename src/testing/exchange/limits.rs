@@ -43,6 +43,19 @@ pub(super) struct Limits {
     pub(super) shutdown: Duration,
 }
 
+/// Messages of 64 KiB, a minute from an announcement to the end, and nothing else.
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            messages: None,
+            message_size: 64 << 10,
+            ping: None,
+            silence: None,
+            shutdown: Duration::from_secs(60),
+        }
+    }
+}
+
 /// The settings of the builder.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Settings {

@@ -135,13 +135,7 @@ impl Okx {
 
 impl Dialect for Okx {
     fn limits(&self) -> Limits {
-        Limits {
-            messages: None,
-            message_size: 64 << 10,
-            ping: None,
-            silence: Some((Duration::from_secs(30), 4004)),
-            shutdown: Duration::from_secs(60),
-        }
+        Limits { silence: Some((Duration::from_secs(30), 4004)), ..Limits::default() }
     }
 
     fn received(&mut self, connection: &mut Connection<'_>, text: &str) -> io::Result<()> {
