@@ -14,11 +14,10 @@ use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use rustix::thread::{CpuSet, sched_setaffinity};
 use rustix::time::{ClockId, clock_gettime};
 use tautline::{Builder, Client, Event, WhenFull};
 
-use process::ServerProcess;
+use process::{ServerProcess, stay_on};
 use server::{listen, read_request};
 
 /// The environment variable of the server's process.
@@ -60,7 +59,7 @@ fn main() {
         return serve();
     }
     let server = Server::start();
-    stay_on(CONSUMING);
+    stay_on(&[CONSUMING]);
     println!(
         "{KEYS} keys, {RATE} quotes per second, {} consumed per second. A pass over the keys takes \
          {:.0?}, the queue holds the quotes of {:.2?}.\n",
@@ -75,13 +74,6 @@ fn main() {
     measure("conflate, iterated", conflated(), Taking::Iterated);
     measure("conflate, polled", conflated(), Taking::Polled);
     measure("without", server.builder(), Taking::Iterated);
-}
-
-/// Pins this thread, and those that it starts, to this CPU.
-fn stay_on(cpu: usize) {
-    let mut set = CpuSet::new();
-    set.set(cpu);
-    sched_setaffinity(None, &set).expect("the machine has two CPUs");
 }
 
 /// The way in which the consumer takes events.
@@ -162,12 +154,12 @@ impl Server {
             .ping_interval(None)
             .queue_messages(QUEUE)
             .when_full(WhenFull::DropOldest)
-            .on_thread_start(|_| stay_on(READING))
+            .on_thread_start(|_| stay_on(&[READING]))
     }
 }
 
 fn serve() {
-    stay_on(READING);
+    stay_on(&[READING]);
     for socket in listen().incoming().flatten() {
         // It fails when the client has gone.
         let _ = serve_connection(socket);

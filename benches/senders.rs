@@ -15,10 +15,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use rustix::thread::{CpuSet, sched_setaffinity};
 use tautline::{Client, Connection, MessageRef, Push};
 
-use process::ServerProcess;
+use process::{ServerProcess, stay_on};
 use server::{listen, read_request};
 
 /// The environment variable of the server's process.
@@ -96,13 +95,6 @@ fn main() {
             rush(&client, threads) / 1e6
         );
     }
-}
-
-/// Pins this thread, and those that it starts, to these CPUs.
-fn stay_on(cpus: &[usize]) {
-    let mut set = CpuSet::new();
-    cpus.iter().for_each(|&cpu| set.set(cpu));
-    sched_setaffinity(None, &set).expect("the machine has two CPUs");
 }
 
 /// The time that a single send takes.

@@ -18,7 +18,6 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::time::{Duration, Instant};
 
-use rustix::thread::{CpuSet, sched_setaffinity};
 use rustix::time::{ClockId, clock_gettime};
 use tautline::session::{
     CallContext, Class, Context, OpeningScript, Outgoing, Protocol, ReplyRef, Request,
@@ -29,7 +28,7 @@ use tautline::{
     SendKind, WhenFull,
 };
 
-use process::ServerProcess;
+use process::{ServerProcess, stay_on};
 use server::{listen, read_request};
 
 /// The environment variable of the server's process.
@@ -100,13 +99,6 @@ fn main() {
 
 fn load() -> String {
     std::fs::read_to_string("/proc/loadavg").unwrap_or_default().trim().to_owned()
-}
-
-/// Pins this thread, and those that it starts, to these CPUs.
-fn stay_on(cpus: &[usize]) {
-    let mut set = CpuSet::new();
-    cpus.iter().for_each(|&cpu| set.set(cpu));
-    sched_setaffinity(None, &set).expect("the machine has two CPUs");
 }
 
 fn median(mut values: Vec<f64>) -> f64 {

@@ -1,7 +1,10 @@
-//! A server in a process of its own: this program again, told by an environment variable.
+//! A server in a process of its own: this program again, told by an environment variable; and the
+//! CPUs that its threads and those of the client have.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
+
+use rustix::thread::{CpuSet, sched_setaffinity};
 
 /// The server's process, which ends with this value.
 pub(crate) struct ServerProcess {
@@ -33,4 +36,11 @@ impl Drop for ServerProcess {
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
+}
+
+/// Binds this thread, and those that it starts, to these CPUs.
+pub(crate) fn stay_on(cpus: &[usize]) {
+    let mut set = CpuSet::new();
+    cpus.iter().for_each(|&cpu| set.set(cpu));
+    sched_setaffinity(None, &set).expect("the machine has two CPUs");
 }
