@@ -453,9 +453,9 @@ impl<P: Protocol> SessionWork<P> {
         if let Some(queue) = &self.queue {
             queue.push_session_event(connection.epoch, event.clone());
         }
+        let Some(on_event) = &self.on_event else { return };
         // The reader may have told the end of the connection meanwhile.
-        let is_over = !self.shared.subscriptions.lock().is_on(connection.epoch);
-        if let Some(on_event) = self.on_event.as_ref().filter(|_| !is_over) {
+        if self.shared.subscriptions.lock().is_on(connection.epoch) {
             let told = panic::catch(|| on_event(&event));
             self.settle(connection, told, "the closure of `on_event` panicked");
         }
