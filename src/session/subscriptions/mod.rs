@@ -73,9 +73,7 @@ struct Entry {
     name: Topic,
     group: Box<str>,
     alias: Option<Topic>,
-    is_wanted: bool,
-    /// It is to be ended and asked for again.
-    is_renewed: bool,
+    wish: Wish,
     state: State,
     /// A request was not answered in time: the venue may have the topic, or may have it no more.
     is_uncertain: bool,
@@ -92,8 +90,26 @@ struct Entry {
     /// A late answer to a request with a lower number says nothing of it: the venue has named it
     /// since, or has been asked to end it.
     answers_from: u32,
-    /// It is counted as wanted, and as open.
-    counted: (bool, bool),
+    /// The sums that it is part of now.
+    counted: Count,
+}
+
+/// The wish of the program for a topic.
+#[derive(Clone, Copy, Eq, PartialEq)]
+enum Wish {
+    Unwanted,
+    Wanted,
+    /// It is to be ended and asked for again.
+    Renewed,
+}
+
+/// The sums that a topic is part of.
+#[derive(Clone, Copy, Debug, Eq, Ord, PartialEq, PartialOrd)]
+enum Count {
+    Unwanted,
+    Wanted,
+    /// Of those that are wanted, too.
+    Open,
 }
 
 /// The state of a topic at the venue.
@@ -184,7 +200,7 @@ impl Subscriptions {
         let new: BTreeSet<&str> = topics
             .iter()
             .map(|(name, _)| *name)
-            .filter(|name| self.entry(name).is_none_or(|entry| !entry.is_wanted))
+            .filter(|name| self.entry(name).is_none_or(|entry| !entry.is_wanted()))
             .collect();
         let (wanted, max) = (self.wanted + new.len(), self.topics_max);
         if wanted > max {
@@ -208,8 +224,7 @@ impl Subscriptions {
                 name,
                 group: group.into(),
                 alias: None,
-                is_wanted: true,
-                is_renewed: false,
+                wish: Wish::Wanted,
                 state: State::Off,
                 is_uncertain: false,
                 retry_at: None,
@@ -218,13 +233,16 @@ impl Subscriptions {
                 suspicions: 0,
                 cohort: None,
                 answers_from: 0,
-                counted: (false, false),
+                counted: Count::Unwanted,
             };
             self.topics.insert(order, entry);
             return self.changed(order);
         };
         let Some(entry) = self.topics.get_mut(&order) else { return };
-        let is_new = !std::mem::replace(&mut entry.is_wanted, true);
+        let is_new = !entry.is_wanted();
+        if is_new {
+            entry.wish = Wish::Wanted;
+        }
         // The program insists: it has mended what the venue refused.
         let is_refused = matches!(
             &entry.state,
@@ -243,7 +261,7 @@ impl Subscriptions {
         for name in topics {
             let Some(&order) = self.names.get(name) else { continue };
             let Some(entry) = self.topics.get_mut(&order) else { continue };
-            (entry.is_wanted, entry.is_renewed) = (false, false);
+            entry.wish = Wish::Unwanted;
             self.changed(order);
         }
     }
@@ -253,10 +271,9 @@ impl Subscriptions {
     pub(crate) fn resubscribe(&mut self, name: &str) -> bool {
         let Some(&order) = self.names.get(name) else { return false };
         let Some(entry) = self.topics.get_mut(&order) else { return false };
-        let is_new =
-            entry.is_wanted && !entry.is_renewed && matches!(entry.state, State::Active { .. });
+        let is_new = entry.wish == Wish::Wanted && matches!(entry.state, State::Active { .. });
         if is_new {
-            entry.is_renewed = true;
+            entry.wish = Wish::Renewed;
             self.changed(order);
         }
         is_new
@@ -285,7 +302,7 @@ impl Subscriptions {
     pub(crate) fn settled(&self, epoch: u64) -> Option<Subscribed> {
         let has_answers = self.open == 0 && self.unanswered.is_empty();
         has_answers.then(|| {
-            let wanted = || self.topics.values().filter(|entry| entry.is_wanted);
+            let wanted = || self.topics.values().filter(|entry| entry.is_wanted());
             let count = |is: fn(&State) -> bool| wanted().filter(|entry| is(&entry.state)).count();
             Subscribed {
                 epoch,
@@ -319,7 +336,7 @@ impl Subscriptions {
         if !self.is_on(epoch) {
             return None;
         }
-        let entry = self.entry(name).filter(|entry| entry.is_wanted);
+        let entry = self.entry(name).filter(|entry| entry.is_wanted());
         let later = entry.map(|entry| entry.subscription_state(epoch)).filter(|current| {
             // Nobody is told that a topic has been asked for, or is being ended.
             let is_told =
@@ -345,11 +362,12 @@ impl Subscriptions {
     /// Puts a topic where it belongs after a change of it.
     fn changed(&mut self, order: u64) {
         let Some(entry) = self.topics.get_mut(&order) else { return };
-        let counts = (entry.is_wanted, entry.is_open());
-        let before = std::mem::replace(&mut entry.counted, counts);
-        self.wanted = self.wanted + usize::from(counts.0) - usize::from(before.0);
-        self.open = self.open + usize::from(counts.1) - usize::from(before.1);
-        self.is_settling |= counts.1;
+        let count = entry.count();
+        let before = std::mem::replace(&mut entry.counted, count);
+        let is_in = |sum, count| usize::from(count >= sum);
+        self.wanted = self.wanted + is_in(Count::Wanted, count) - is_in(Count::Wanted, before);
+        self.open = self.open + is_in(Count::Open, count) - is_in(Count::Open, before);
+        self.is_settling |= count == Count::Open;
         let is_due = entry.next_request().is_some() && entry.retry_at.is_none();
         let is_gone = entry.is_gone();
         match is_due {
@@ -798,7 +816,8 @@ impl Subscriptions {
         let orders: Vec<u64> = self.topics.keys().copied().collect();
         for &order in &orders {
             let Some(entry) = self.topics.get_mut(&order) else { continue };
-            (entry.alias, entry.is_renewed, entry.is_uncertain) = (None, false, false);
+            (entry.alias, entry.is_uncertain) = (None, false);
+            entry.end_renewal();
             (entry.failures, entry.answers_from) = (0, 0);
             if !matches!(entry.state, State::Rejected(_)) {
                 self.set(order, State::Off);
@@ -882,7 +901,8 @@ impl Subscriptions {
         self.drop_alias(order);
         let entry = self.topics.get_mut(&order)?;
         entry.has_answer();
-        (entry.is_uncertain, entry.is_renewed) = (false, false);
+        entry.is_uncertain = false;
+        entry.end_renewal();
         self.moved(order, epoch)
     }
 
@@ -962,7 +982,7 @@ impl Subscriptions {
     fn moved(&mut self, order: u64, epoch: u64) -> Option<(Topic, SubscriptionState)> {
         let entry = self.topics.get(&order)?;
         let change = (entry.name.clone(), entry.subscription_state(epoch));
-        let is_wanted = entry.is_wanted;
+        let is_wanted = entry.is_wanted();
         self.untold += usize::from(is_wanted);
         self.changed(order);
         is_wanted.then_some(change)
@@ -980,20 +1000,31 @@ impl State {
 }
 
 impl Entry {
+    fn is_wanted(&self) -> bool {
+        self.wish != Wish::Unwanted
+    }
+
+    /// It has been ended: all that is left of a renewal is to ask for it.
+    fn end_renewal(&mut self) {
+        if self.wish == Wish::Renewed {
+            self.wish = Wish::Wanted;
+        }
+    }
+
     /// Returns the request that it needs, if none is under way.
     fn next_request(&self) -> Option<SubscriptionRequestKind> {
         match self.state {
             State::Off | State::Active { .. } | State::Rejected(_) if self.is_ending() => {
                 Some(SubscriptionRequestKind::Unsubscribe)
             }
-            State::Off if self.is_wanted => Some(SubscriptionRequestKind::Subscribe),
+            State::Off if self.is_wanted() => Some(SubscriptionRequestKind::Subscribe),
             _ => None,
         }
     }
 
     /// It is to be ended, or is being ended.
     fn is_ending(&self) -> bool {
-        let is_over = !self.is_wanted || self.is_renewed;
+        let is_over = self.wish != Wish::Wanted;
         match self.state {
             // A second request that is refused says nothing of the first.
             State::Off | State::Rejected(_) => is_over && self.is_uncertain,
@@ -1006,7 +1037,7 @@ impl Entry {
     /// Nobody wants it, and the venue does not have it.
     fn is_gone(&self) -> bool {
         let is_off = matches!(self.state, State::Off | State::Rejected(_));
-        !self.is_wanted && is_off && !self.is_uncertain
+        !self.is_wanted() && is_off && !self.is_uncertain
     }
 
     /// The venue has answered.
@@ -1014,10 +1045,14 @@ impl Entry {
         (self.failures, self.suspicions) = (0, 0);
     }
 
-    /// The venue has not answered for it.
-    fn is_open(&self) -> bool {
-        self.is_wanted
-            && (self.is_renewed || !matches!(self.state, State::Active { .. } | State::Rejected(_)))
+    /// Returns what it is to be counted as.
+    fn count(&self) -> Count {
+        match (self.wish, &self.state) {
+            (Wish::Unwanted, _) => Count::Unwanted,
+            (Wish::Wanted, State::Active { .. } | State::Rejected(_)) => Count::Wanted,
+            // The venue has not answered for it.
+            _ => Count::Open,
+        }
     }
 
     fn subscription_state(&self, epoch: u64) -> SubscriptionState {

@@ -211,11 +211,11 @@ fn check_invariants(subscriptions: &Subscriptions) {
     let mut awaited: BTreeMap<u64, usize> = BTreeMap::new();
     for (order, entry) in topics {
         assert_eq!(names.get(&entry.name), Some(order));
-        wanted += usize::from(entry.is_wanted);
-        open += usize::from(entry.is_open());
-        assert_eq!(entry.counted, (entry.is_wanted, entry.is_open()));
-        assert!(!entry.is_gone() && (entry.is_wanted || !entry.is_renewed));
-        assert!(!entry.is_renewed || entry.is_ending());
+        wanted += usize::from(entry.is_wanted());
+        open += usize::from(entry.count() == Count::Open);
+        assert_eq!(entry.counted, entry.count());
+        assert!(!entry.is_gone());
+        assert!(entry.wish != Wish::Renewed || entry.is_ending());
         let needs_request = entry.next_request().is_some();
         assert_eq!(due.contains(order), needs_request && entry.retry_at.is_none());
         if let Some(at) = entry.retry_at {
