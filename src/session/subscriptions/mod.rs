@@ -90,6 +90,11 @@ struct Entry {
     /// A late answer to a request with a lower number says nothing of it: the venue has named it
     /// since, or has been asked to end it.
     answers_from: u32,
+    /// The kind of the last request about it on this connection.
+    last_asked: Option<SubscriptionRequestKind>,
+    /// A request on this connection was not answered in time: what the venue says of the topic by
+    /// name may be older than the requests that followed.
+    is_late: bool,
     /// The sums that it is part of now.
     counted: Count,
 }
@@ -233,6 +238,8 @@ impl Subscriptions {
                 suspicions: 0,
                 cohort: None,
                 answers_from: 0,
+                last_asked: None,
+                is_late: false,
                 counted: Count::Unwanted,
             };
             self.topics.insert(order, entry);
@@ -491,6 +498,7 @@ impl Subscriptions {
             self.due.remove(&order);
             let Some(entry) = self.topics.get_mut(&order) else { continue };
             names.push((entry.name.clone(), entry.alias.clone()));
+            entry.last_asked = Some(kind);
             if kind == SubscriptionRequestKind::Unsubscribe {
                 entry.answers_from = self.requests_made;
             }
@@ -597,7 +605,7 @@ impl Subscriptions {
                 .into_iter()
                 .filter_map(|order| match acceptance {
                     Acceptance::Nothing(why) => self.end_refused(order, why, epoch, now),
-                    _ => self.ended_topic(order, epoch),
+                    _ => self.ended_topic(order, false, epoch),
                 })
                 .collect();
         }
@@ -685,10 +693,12 @@ impl Subscriptions {
         now: Instant,
     ) -> Option<Changes> {
         let order = self.order_of(name)?;
+        let is_old = self.may_be_old(order);
         let entry = self.topics.get_mut(&order)?;
         // By name it may be the answer to an older request.
         let is_ambiguous = std::mem::replace(&mut entry.answers_from, self.requests_made) > 0;
-        let is_ending = entry.is_ending();
+        let (is_ending, is_late) = (entry.is_ending(), entry.is_late);
+        let is_over = entry.last_asked == Some(SubscriptionRequestKind::Unsubscribe);
         if let Some(alias) = alias {
             self.drop_alias(order);
             let alias = Topic::new(alias);
@@ -696,20 +706,28 @@ impl Subscriptions {
             self.topics.get_mut(&order)?.alias = Some(alias);
         }
         let change = match (&self.topics.get(&order)?.state, update) {
+            // It answers a request that was made before the one that ended it.
+            (State::Off | State::Rejected(_), TopicUpdate::Subscribed) if is_over => None,
             // The last word counts.
             (State::Off | State::Requested(_) | State::Rejected(_), TopicUpdate::Subscribed) => {
                 self.active(order, epoch, now)
             }
             // It answers the request to end the topic, or comes before it.
-            (_, TopicUpdate::Unsubscribed) if is_ending => self.ended_topic(order, epoch),
+            (_, TopicUpdate::Unsubscribed) if is_ending => self.ended_topic(order, is_old, epoch),
             (State::Active { .. }, TopicUpdate::Unsubscribed) => self.evicted(order, epoch, now),
-            (State::Unsubscribing { .. }, TopicUpdate::Rejected(rejection)) => {
+            (_, TopicUpdate::Rejected(rejection)) if is_ending && rejection.is_permanent() => {
+                self.ended_topic(order, is_old, epoch)
+            }
+            (State::Unsubscribing { id, .. }, TopicUpdate::Rejected(rejection)) => {
+                // It may refuse an older request: then the venue has ended the topic.
+                if is_late {
+                    let state = State::Unsubscribing { id: *id, since: None };
+                    let entry = self.topics.get_mut(&order)?;
+                    (entry.state, entry.is_uncertain) = (state, true);
+                }
                 self.end_refused(order, rejection, epoch, now)
             }
-            (_, TopicUpdate::Rejected(rejection)) if is_ending => match rejection.is_permanent() {
-                true => self.ended_topic(order, epoch),
-                false => None,
-            },
+            (_, TopicUpdate::Rejected(_)) if is_ending => None,
             (
                 State::Off | State::Requested(_) | State::Active { .. },
                 TopicUpdate::Rejected(rejection),
@@ -754,7 +772,9 @@ impl Subscriptions {
                     self.rejected(order, &rejection, epoch, now)
                 }
                 (State::Unsubscribing { id, .. }, false) if !self.is_sent(*id) => None,
-                (_, false) if entry.is_ending() => self.ended_topic(order, epoch),
+                (_, false) if entry.is_ending() => {
+                    self.ended_topic(order, self.may_be_old(order), epoch)
+                }
                 (State::Active { .. }, false) => self.evicted(order, epoch, now),
                 _ => None,
             });
@@ -764,6 +784,16 @@ impl Subscriptions {
 
     fn is_sent(&self, id: u64) -> bool {
         self.requests.get(&id).is_some_and(|request| request.sent.is_some())
+    }
+
+    /// The end of a topic that the venue tells of may be older than the last request for it: one
+    /// was not answered in time. Nothing is lost by that while a request to end it is under way.
+    fn may_be_old(&self, order: u64) -> bool {
+        self.topics.get(&order).is_some_and(|entry| {
+            let is_end_sent =
+                matches!(entry.state, State::Unsubscribing { id, .. } if self.is_sent(id));
+            entry.is_late && !is_end_sent
+        })
     }
 
     /// Requests of which nothing has come in time are asked again, with twice the time.
@@ -819,6 +849,7 @@ impl Subscriptions {
             (entry.alias, entry.is_uncertain) = (None, false);
             entry.end_renewal();
             (entry.failures, entry.answers_from) = (0, 0);
+            (entry.last_asked, entry.is_late) = (None, false);
             if !matches!(entry.state, State::Rejected(_)) {
                 self.set(order, State::Off);
             }
@@ -895,13 +926,19 @@ impl Subscriptions {
         self.moved(order, epoch)
     }
 
-    /// The venue has ended a topic because it was asked to.
-    fn ended_topic(&mut self, order: u64, epoch: u64) -> Option<(Topic, SubscriptionState)> {
+    /// The venue has ended a topic because it was asked to. If that is uncertain, it is asked
+    /// again.
+    fn ended_topic(
+        &mut self,
+        order: u64,
+        is_uncertain: bool,
+        epoch: u64,
+    ) -> Option<(Topic, SubscriptionState)> {
         self.set(order, State::Off);
         self.drop_alias(order);
         let entry = self.topics.get_mut(&order)?;
         entry.has_answer();
-        entry.is_uncertain = false;
+        entry.is_uncertain = is_uncertain;
         entry.end_renewal();
         self.moved(order, epoch)
     }
@@ -914,7 +951,9 @@ impl Subscriptions {
         epoch: u64,
         now: Instant,
     ) -> Option<(Topic, SubscriptionState)> {
-        let Some(wait) = rejection.retry_after() else { return self.ended_topic(order, epoch) };
+        let Some(wait) = rejection.retry_after() else {
+            return self.ended_topic(order, false, epoch);
+        };
         self.not_asked(order);
         if self.topics.get(&order)?.is_ending() {
             self.wait_until(order, after(now, wait.max(RETRY_MIN)));
@@ -935,6 +974,7 @@ impl Subscriptions {
         }
         let wait = doubled(RETRY_MIN, entry.evictions.into());
         entry.evictions = entry.evictions.saturating_add(1);
+        entry.is_uncertain = entry.is_late;
         self.set(order, State::Off);
         self.drop_alias(order);
         self.wait_until(order, after(now, wait));
@@ -945,7 +985,7 @@ impl Subscriptions {
     fn not_answered(&mut self, order: u64, epoch: u64) -> Option<(Topic, SubscriptionState)> {
         self.set(order, State::Off);
         let entry = self.topics.get_mut(&order)?;
-        entry.is_uncertain = true;
+        (entry.is_uncertain, entry.is_late) = (true, true);
         entry.failures = entry.failures.saturating_add(1);
         self.moved(order, epoch)
     }

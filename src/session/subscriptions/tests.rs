@@ -934,12 +934,8 @@ fn a_topic_whose_end_was_not_answered_is_asked_for_before_it_counts_as_active() 
 }
 
 #[test]
-fn a_topic_is_certain_again_once_it_is_active_has_ended_or_has_another_connection() {
-    let settle: [fn(&mut Session); 3] = [
-        |session| {
-            session.update("a", &TopicUpdate::Subscribed);
-            session.update("a", &TopicUpdate::Unsubscribed);
-        },
+fn a_topic_is_certain_again_once_it_has_been_ended_or_has_another_connection() {
+    let settle: [fn(&mut Session); 2] = [
         |session| {
             session.unsubscribe(&["a"]);
             let sent = session.ask(1).expect("its end");
@@ -959,6 +955,104 @@ fn a_topic_is_certain_again_once_it_is_active_has_ended_or_has_another_connectio
         session.unsubscribe(&["a"]);
         assert_eq!(session.state("a"), "none");
     }
+}
+
+/// A session that has asked twice for "a", because the answer to the first request is late.
+fn asked_twice() -> Session {
+    let mut session = Session::new();
+    session.subscribe(&["a"]);
+    session.ask(1);
+    session.now += ACK_TIMEOUT;
+    session.overdue();
+    assert_eq!(session.asked(1), ["+a"]);
+    session
+}
+
+#[test]
+fn an_end_that_the_venue_has_told_of_before_it_was_asked_again_is_none() {
+    let told: [fn(&mut Session); 3] = [
+        |session| drop(session.update("a", &TopicUpdate::Unsubscribed)),
+        |session| drop(session.update("a", &refused(permanent()))),
+        |session| drop(session.list(&[])),
+    ];
+    // Each returns a request that does not leave.
+    let before: [fn(&mut Session) -> Option<u64>; 3] = [
+        // Nothing has answered the second request either.
+        |session| {
+            session.unsubscribe(&["a"]);
+            session.now += 2 * ACK_TIMEOUT;
+            session.overdue();
+            None
+        },
+        // What answers the first seems to answer the second.
+        |session| {
+            session.update("a", &TopicUpdate::Subscribed);
+            session.unsubscribe(&["a"]);
+            None
+        },
+        |session| {
+            session.update("a", &TopicUpdate::Subscribed);
+            session.unsubscribe(&["a"]);
+            session.next(1).map(|sent| sent.id)
+        },
+    ];
+    for told in told {
+        for before in before {
+            let mut session = asked_twice();
+            let withdrawn = before(&mut session);
+            told(&mut session);
+            withdrawn.into_iter().for_each(|id| session.subscriptions.withdraw(id));
+            assert_eq!(session.asked(1), ["-a"]);
+            session.update("a", &TopicUpdate::Unsubscribed);
+            assert_eq!(session.state("a"), "none");
+        }
+    }
+}
+
+#[test]
+fn a_topic_that_the_venue_seems_to_have_ended_before_it_was_asked_again_is_ended() {
+    let mut session = asked_twice();
+    session.update("a", &TopicUpdate::Subscribed);
+    assert_eq!(session.update("a", &TopicUpdate::Unsubscribed), Some(vec!["a pending".into()]));
+    session.unsubscribe(&["a"]);
+    session.now += SECOND;
+    assert_eq!(session.asked(1), ["-a"]);
+}
+
+#[test]
+fn an_acceptance_that_is_older_than_the_end_of_a_topic_is_none() {
+    let mut session = asked_twice();
+    session.update("a", &TopicUpdate::Subscribed);
+    session.unsubscribe(&["a"]);
+    assert_eq!(session.asked(1), ["-a"]);
+    session.subscribe(&["a"]);
+    session.now += ACK_TIMEOUT;
+    assert_eq!(session.overdue(), ["a pending"]);
+    // It answers the second request, and the venue has ended the topic since.
+    session.update("a", &TopicUpdate::Subscribed);
+    assert_eq!((session.state("a"), session.asked(1)), ("pending".into(), vec!["+a".into()]));
+    session.update("a", &TopicUpdate::Subscribed);
+    assert_eq!(session.state("a"), "active");
+}
+
+#[test]
+fn a_refusal_that_may_be_older_than_the_end_of_a_topic_leaves_it_to_be_asked_for() {
+    let mut session = asked_twice();
+    session.update("a", &TopicUpdate::Subscribed);
+    session.unsubscribe(&["a"]);
+    assert_eq!(session.asked(1), ["-a"]);
+    session.subscribe(&["a"]);
+    // It answers the second request for it, or the one to end it.
+    session.update("a", &refused(transient(3)));
+    assert_eq!((session.state("a"), session.asked(1)), ("pending".into(), vec!["+a".into()]));
+    // Where nobody wants it, it is ended.
+    session.update("a", &TopicUpdate::Subscribed);
+    session.unsubscribe(&["a"]);
+    assert_eq!(session.asked(1), ["-a"]);
+    session.update("a", &refused(transient(3)));
+    assert_eq!(session.state("a"), "unsubscribing");
+    session.now += 3 * SECOND;
+    assert_eq!(session.asked(1), ["-a"]);
 }
 
 #[test]
@@ -1560,7 +1654,7 @@ impl Market {
                     // A list that crosses a request seems to answer it, and an end that crosses
                     // a request without an answer seems to come after it.
                     if matches!(self.answers, Answers::List | Answers::Never) {
-                        self.deliver(0, false);
+                        while self.deliver(0, false) {}
                     }
                 }
             }
