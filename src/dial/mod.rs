@@ -5,6 +5,8 @@ mod addresses;
 mod body;
 mod io;
 mod resolve;
+mod response;
+mod stream;
 mod tcp;
 mod tls;
 mod upgrade;
@@ -30,6 +32,8 @@ use addresses::AddressMemory;
 use io::DialIo;
 pub(crate) use resolve::Lookups;
 pub use resolve::Resolver;
+#[cfg(not(shuttle))]
+use stream::Stream;
 pub(crate) use tcp::TcpOptions;
 use tls::Connectors;
 pub(crate) use tls::TlsOptions;
@@ -177,7 +181,7 @@ fn shake_hands(
         tls = Some(connectors.handshake(label, socket, io)?);
     }
     log::debug!("{label}: upgrade");
-    let mut stream = upgrade::Stream { socket, tls: tls.as_mut() };
+    let mut stream = Stream { socket, tls: tls.as_mut() };
     let answer = upgrade::upgrade(&mut stream, target, offer, io)?;
     Ok((tls, answer))
 }

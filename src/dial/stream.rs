@@ -1,0 +1,64 @@
+//! The stream of a dial: TLS or not, without blocking.
+
+use std::io::{self, Read, Write};
+
+use socket2::Socket;
+
+use crate::connection::tls_engine::TlsEngine;
+use crate::dial::io::DialIo;
+use crate::dial::tls::unread_alert;
+use crate::error::{Error, ErrorKind};
+
+/// The socket of a dial, and the TLS engine beside it.
+pub(super) struct Stream<'a> {
+    pub(super) socket: &'a Socket,
+    pub(super) tls: Option<&'a mut TlsEngine>,
+}
+
+impl Stream<'_> {
+    pub(super) fn send(
+        &mut self,
+        bytes: &[u8],
+        io: &DialIo<'_>,
+        context: &dyn Fn() -> String,
+    ) -> Result<(), Error> {
+        let Some(tls) = &mut self.tls else { return io.send(self.socket, bytes, context) };
+        tls.enter()
+            .write_all(bytes)
+            .map_err(|error| Error::caused(ErrorKind::Tls, context(), error))?;
+        let mut cipher = Vec::new();
+        tls.get_mut().take_output(&mut cipher);
+        io.send(self.socket, &cipher, context)
+            .map_err(|error| unread_alert(tls, self.socket, error, context))
+    }
+
+    /// Appends what comes; 0 at the end of the connection.
+    pub(super) fn receive(
+        &mut self,
+        into: &mut Vec<u8>,
+        io: &DialIo<'_>,
+        context: &dyn Fn() -> String,
+    ) -> Result<usize, Error> {
+        let mut bytes = vec![0; 4096];
+        let count = match &mut self.tls {
+            None => io.recv(self.socket, &mut bytes, context)?,
+            Some(tls) => loop {
+                match tls.enter().read(&mut bytes) {
+                    Ok(count) => break count,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    Err(error) => return Err(Error::caused(ErrorKind::Tls, context(), error)),
+                }
+                let mut output = Vec::new();
+                tls.get_mut().take_output(&mut output);
+                io.send(self.socket, &output, context)?;
+                let mut cipher = vec![0; 16 * 1024];
+                match io.recv(self.socket, &mut cipher, context)? {
+                    0 => break 0,
+                    filled => tls.get_mut().feed(&mut cipher, filled),
+                }
+            },
+        };
+        into.extend_from_slice(&bytes[..count]);
+        Ok(count)
+    }
+}
