@@ -10,6 +10,7 @@ use crate::config::app_ping::AppPing;
 use crate::config::decode::Decode;
 use crate::config::dial_context::DialContext;
 use crate::config::endpoint::Endpoint;
+use crate::config::proxy::Proxy;
 use crate::config::queue_bounds::WhenFull;
 use crate::config::settings::Settings;
 use crate::config::targets::{Config, EndpointFn, Source, Targets, with_common};
@@ -577,6 +578,24 @@ impl Builder {
     /// ```
     pub fn resolver(mut self, resolver: impl Resolver + 'static) -> Self {
         self.settings.resolver = Some(Arc::new(resolver));
+        self
+    }
+
+    /// Dials every endpoint through a proxy. Defaults to none: no variable of the environment is
+    /// read but by [`Proxy::from_env`].
+    ///
+    /// The tunnel is a step of the dial, within `connect_timeout`. Several addresses of the proxy
+    /// are tried like those of a server, the [`resolver`](Builder::resolver) is asked for its name,
+    /// and [`Opened::peer`](crate::Opened::peer) is its address. Its refusal is an error of kind
+    /// [`Proxy`](crate::ErrorKind::Proxy).
+    ///
+    /// ```
+    /// use tautline::{Client, Proxy};
+    /// let builder = Client::builder("wss://stream.example.com/ws").proxy(Proxy::from_env()?);
+    /// # Ok::<(), tautline::Error>(())
+    /// ```
+    pub fn proxy(mut self, proxy: Proxy) -> Self {
+        self.settings.proxy = Some(proxy);
         self
     }
 

@@ -10,6 +10,7 @@ use std::time::Duration;
 use crate::builder::Builder;
 use crate::config::dial_context::DialContext;
 use crate::config::endpoint::Endpoint;
+use crate::config::proxy::Proxy;
 use crate::connection::close::CloseFrame;
 use crate::dial::DialSettings;
 #[cfg(not(shuttle))]
@@ -190,6 +191,7 @@ impl Builder {
         };
         let dial = DialSettings {
             resolver: settings.resolver.clone(),
+            proxies: settings.proxy.as_ref().map(Proxy::check).transpose()?.map(Arc::new),
             tcp: settings.tcp.clone(),
             tls: settings.tls.clone(),
             endpoints: config.source.count(),

@@ -89,6 +89,9 @@ pub enum ErrorKind {
     Connect,
     /// The TLS handshake failed; see [`Error::is_verification_failure`].
     Tls,
+    /// The proxy refused to connect to the server, or its answer violates RFC 9110 or RFC 1928; see
+    /// [`Error::response`].
+    Proxy,
     /// The server answered the opening handshake with a status other than 101; see
     /// [`Error::response`].
     Http,
@@ -138,6 +141,7 @@ impl ErrorKind {
             ErrorKind::Resolve => "resolve",
             ErrorKind::Connect => "connect",
             ErrorKind::Tls => "tls",
+            ErrorKind::Proxy => "proxy",
             ErrorKind::Http => "http",
             ErrorKind::Upgrade => "upgrade",
             ErrorKind::Timeout => "timeout",
@@ -329,15 +333,34 @@ impl Error {
     /// `host` answered the opening handshake with `response`, whose status is not 101.
     pub(crate) fn refused(
         host: &str,
+        response: Response<Vec<u8>>,
+        retry_after: Option<Duration>,
+    ) -> Self {
+        let context = format!("{host} answered the upgrade with status");
+        Self::refused_with(ErrorKind::Http, context, response, retry_after)
+    }
+
+    /// `proxy` answered `CONNECT` with `response`, whose status is no success.
+    pub(crate) fn refused_by_proxy(
+        proxy: &str,
+        response: Response<Vec<u8>>,
+        retry_after: Option<Duration>,
+    ) -> Self {
+        let context = format!("the proxy {proxy} answered CONNECT with status");
+        Self::refused_with(ErrorKind::Proxy, context, response, retry_after)
+    }
+
+    fn refused_with(
+        kind: ErrorKind,
+        context: String,
         mut response: Response<Vec<u8>>,
         retry_after: Option<Duration>,
     ) -> Self {
         // Cookies, for example: `Debug` of the headers then leaves their values out.
         response.headers_mut().values_mut().for_each(|value| value.set_sensitive(true));
-        let context =
-            format!("{host} answered the upgrade with status {}", response.status().as_u16());
+        let context = format!("{context} {}", response.status().as_u16());
         let detail = Detail::Response { response, retry_after };
-        Self::build(ErrorKind::Http, context.into(), Some(detail), None)
+        Self::build(kind, context.into(), Some(detail), None)
     }
 
     pub(crate) fn closed(close: CloseReason, context: impl Into<Cow<'static, str>>) -> Self {
@@ -411,14 +434,20 @@ impl Error {
         self.client.as_ref().and_then(ClientName::if_given)
     }
 
+    /// Tells whether the server answered the opening handshake with this status.
+    pub(crate) fn is_refused_with(&self, status: StatusCode) -> bool {
+        self.kind() == ErrorKind::Http && self.status() == Some(status)
+    }
+
     /// Returns the status of a response that refused the opening handshake, for
-    /// [`ErrorKind::Http`].
+    /// [`ErrorKind::Http`], or the tunnel, for [`ErrorKind::Proxy`]. A SOCKS proxy has none.
     pub fn status(&self) -> Option<StatusCode> {
         self.response().map(Response::status)
     }
 
-    /// Returns the response that refused the opening handshake, for [`ErrorKind::Http`]: its
-    /// status, all of its headers and the first 4 KiB of its body.
+    /// Returns the response that refused the opening handshake, for [`ErrorKind::Http`], or the
+    /// tunnel, for [`ErrorKind::Proxy`]: its status, all of its headers and the first 4 KiB of its
+    /// body.
     ///
     /// Unlike the error itself, its `Debug` shows the body.
     pub fn response(&self) -> Option<&Response<Vec<u8>>> {
@@ -481,6 +510,7 @@ impl Error {
     /// Permanent errors, for which this is `false`:
     /// - a setting or URL that cannot work
     /// - a status from 400 to 499 in answer to the opening handshake, except 408, 418, 425 and 429
+    /// - a proxy's status 401 or 407, and its refusal of a SOCKS login or of a client without one
     /// - a certificate that was refused at two dials in a row, unless it has expired or is not yet
     ///   valid
     /// - a panic of the handler

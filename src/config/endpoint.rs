@@ -172,7 +172,7 @@ impl Endpoint {
 
 /// Splits an authority into the host as written, the host without brackets, and the port if there
 /// is one.
-fn host_and_port(authority: &str) -> Result<(&str, &str, Option<u16>), Error> {
+pub(super) fn host_and_port(authority: &str) -> Result<(&str, &str, Option<u16>), Error> {
     let (written, host, rest) = match authority.split_once(']') {
         Some((bracketed, rest)) => {
             let address =
@@ -294,6 +294,21 @@ pub(crate) struct Target {
 pub(crate) type TargetLabel<'a> = Label<'a, &'a Target>;
 
 impl Target {
+    /// A host of which only the address counts, and whether it is spoken to over TLS: a proxy.
+    pub(crate) fn bare(host: &str, port: u16, is_tls: bool) -> Self {
+        Target {
+            host: host.to_owned(),
+            port,
+            is_tls,
+            path_and_query: String::new(),
+            host_header: String::new(),
+            headers: Vec::new(),
+            subprotocols: Vec::new(),
+            carried: Carried::new(&[]),
+            app_ping_interval: None,
+        }
+    }
+
     /// Returns the name that TLS asks for and verifies: the host without the dot of the DNS root
     /// (RFC 6066 section 3). The lookup and the Host header keep that dot.
     pub(crate) fn server_name(&self) -> &str {

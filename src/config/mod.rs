@@ -4,6 +4,7 @@ pub(crate) mod app_ping;
 pub(crate) mod decode;
 pub(crate) mod dial_context;
 pub(crate) mod endpoint;
+pub(crate) mod proxy;
 pub(crate) mod queue_bounds;
 pub(crate) mod settings;
 pub(crate) mod targets;

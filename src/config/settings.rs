@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::config::app_ping::AppPing;
 use crate::config::decode::Decode;
 use crate::config::dial_context::DialContext;
+use crate::config::proxy::Proxy;
 use crate::config::queue_bounds::{Bounds, WhenFull};
 use crate::connection::Timeouts;
 use crate::connection::writer::OutgoingLimits;
@@ -25,6 +26,7 @@ use crate::sync::threads::ThreadOptions;
 pub(crate) struct Settings {
     pub(crate) name: Option<ClientName>,
     pub(crate) resolver: Option<Arc<dyn Resolver>>,
+    pub(crate) proxy: Option<Proxy>,
     pub(crate) tcp: TcpOptions,
     pub(crate) tls: TlsOptions,
     pub(crate) deflate: Option<Deflate>,
@@ -64,6 +66,7 @@ impl Default for Settings {
         Settings {
             name: None,
             resolver: None,
+            proxy: None,
             tcp: TcpOptions::default(),
             tls: TlsOptions::default(),
             deflate: None,
@@ -217,6 +220,9 @@ impl Settings {
                 "thread_stack_size is {bytes} bytes: with these settings it must be at least \
                  {stack_min}"
             )));
+        }
+        if let Some(proxy) = &self.proxy {
+            proxy.check()?;
         }
         self.tls.validate()
     }

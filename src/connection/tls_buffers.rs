@@ -6,6 +6,10 @@ use std::io::{self, ErrorKind, Read, Write};
 /// of the stream, and the outbox accepts everything: the engine never blocks.
 #[derive(Default)]
 pub(crate) struct TlsBuffers {
+    /// The TLS connection that this one runs in: the one to an HTTPS proxy.
+    outer: Option<Box<dyn OuterTls>>,
+    /// The outer TLS failed. The engine is told once it has read what came before.
+    failure: Option<io::Error>,
     /// Ciphertext from the peer. The engine has not read `inbox[start..end]` yet.
     inbox: Vec<u8>,
     start: usize,
@@ -14,13 +18,42 @@ pub(crate) struct TlsBuffers {
     outbox: Vec<u8>,
 }
 
+/// A TLS connection that another one runs in.
+pub(crate) trait OuterTls: Send {
+    /// Decrypts the first `filled` bytes of `cipher` behind `plain`, and puts what is to be sent
+    /// because of them behind `output`.
+    fn decrypt(
+        &mut self,
+        cipher: &mut Vec<u8>,
+        filled: usize,
+        plain: &mut Vec<u8>,
+        output: &mut Vec<u8>,
+    ) -> io::Result<()>;
+
+    /// Encrypts `plain` behind `output`.
+    fn encrypt(&mut self, plain: &[u8], output: &mut Vec<u8>) -> io::Result<()>;
+}
+
 impl TlsBuffers {
+    /// The buffers of an engine for a tunnel, whose peer has sent `received` already. They are
+    /// plaintext of `outer` if there is one.
+    pub(crate) fn in_tunnel(outer: Option<Box<dyn OuterTls>>, received: Vec<u8>) -> Self {
+        let end = received.len();
+        TlsBuffers { outer, inbox: received, end, ..TlsBuffers::default() }
+    }
+
     /// Gives the engine the first `filled` bytes of `cipher`.
     ///
     /// If the inbox is empty, the two buffers are swapped and nothing is copied. The caller gets
     /// back a buffer whose length may differ, but which is never empty.
     pub(crate) fn feed(&mut self, cipher: &mut Vec<u8>, filled: usize) {
-        if self.start == self.end {
+        if let Some(outer) = &mut self.outer {
+            self.inbox.truncate(self.end);
+            self.inbox.drain(..self.start);
+            let fed = outer.decrypt(cipher, filled, &mut self.inbox, &mut self.outbox);
+            (self.start, self.end) = (0, self.inbox.len());
+            self.failure = fed.err();
+        } else if self.start == self.end {
             std::mem::swap(&mut self.inbox, cipher);
             if cipher.is_empty() {
                 cipher.resize(self.inbox.len(), 0);
@@ -61,7 +94,7 @@ impl TlsBuffers {
 impl Read for TlsBuffers {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         if self.start == self.end {
-            return Err(ErrorKind::WouldBlock.into());
+            return Err(self.failure.take().unwrap_or_else(|| ErrorKind::WouldBlock.into()));
         }
         let count = into.len().min(self.end - self.start);
         into[..count].copy_from_slice(&self.inbox[self.start..self.start + count]);
@@ -72,7 +105,10 @@ impl Read for TlsBuffers {
 
 impl Write for TlsBuffers {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.outbox.extend_from_slice(bytes);
+        match &mut self.outer {
+            None => self.outbox.extend_from_slice(bytes),
+            Some(outer) => outer.encrypt(bytes, &mut self.outbox)?,
+        }
         Ok(bytes.len())
     }
 

@@ -1,8 +1,10 @@
 //! The platform's TLS engine, which reads from memory and writes to memory.
 
+use std::io::{self, ErrorKind, Read, Write};
+
 use native_tls::TlsStream;
 
-use crate::connection::tls_buffers::TlsBuffers;
+use crate::connection::tls_buffers::{OuterTls, TlsBuffers};
 
 /// An engine whose handshake is done.
 pub(crate) struct TlsEngine {
@@ -23,6 +25,48 @@ impl TlsEngine {
 
     pub(crate) fn get_mut(&mut self) -> &mut TlsBuffers {
         self.stream.get_mut()
+    }
+}
+
+/// The number of bytes that are decrypted at once for the engine within: a record.
+const RECORD_MAX: usize = 16 * 1024;
+
+impl OuterTls for TlsEngine {
+    fn decrypt(
+        &mut self,
+        cipher: &mut Vec<u8>,
+        filled: usize,
+        plain: &mut Vec<u8>,
+        output: &mut Vec<u8>,
+    ) -> io::Result<()> {
+        self.get_mut().feed(cipher, filled);
+        let stream = self.enter();
+        let result = loop {
+            let start = plain.len();
+            plain.resize(start + RECORD_MAX, 0);
+            let read = stream.read(&mut plain[start..]);
+            plain.truncate(start + read.as_ref().map_or(0, |count| *count));
+            match read {
+                // The end of TLS is followed by that of TCP, which counts.
+                Ok(0) => break Ok(()),
+                Ok(_) => {}
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break Ok(()),
+                Err(error) => break Err(error),
+            }
+        };
+        stream.get_mut().take_output(output);
+        result
+    }
+
+    fn encrypt(&mut self, plain: &[u8], output: &mut Vec<u8>) -> io::Result<()> {
+        let stream = self.enter();
+        stream.write_all(plain).map_err(|error| match error.kind() {
+            // The engine within cannot wait for the one around it.
+            ErrorKind::WouldBlock => io::Error::other("the proxy renegotiates TLS"),
+            _ => error,
+        })?;
+        stream.get_mut().take_output(output);
+        Ok(())
     }
 }
 

@@ -1,9 +1,10 @@
-//! Opens connections: resolves, connects, and makes the TLS and opening handshakes. One deadline
-//! holds for all of it, and every step can be canceled.
+//! Opens connections: resolves, connects, asks a proxy for a tunnel, and makes the TLS and opening
+//! handshakes. One deadline holds for all of it, and every step can be canceled.
 
 mod addresses;
 mod body;
 mod io;
+mod proxy;
 mod resolve;
 mod response;
 mod stream;
@@ -19,7 +20,12 @@ use http::{HeaderMap, StatusCode};
 use socket2::Socket;
 
 use crate::config::endpoint::{Target, TargetLabel};
+use crate::config::proxy::Proxies;
+#[cfg(not(shuttle))]
+use crate::config::proxy::{ProxyKind, ProxyServer};
 use crate::connection::socket::StreamSocket;
+#[cfg(not(shuttle))]
+use crate::connection::tls_buffers::{OuterTls, TlsBuffers};
 use crate::connection::transport::TlsEngine;
 use crate::error::{Error, ErrorKind};
 use crate::name::ClientName;
@@ -30,6 +36,8 @@ use crate::time::Deadline;
 
 use addresses::AddressMemory;
 use io::DialIo;
+#[cfg(not(shuttle))]
+use proxy::Destination;
 pub(crate) use resolve::Lookups;
 pub use resolve::Resolver;
 #[cfg(not(shuttle))]
@@ -44,6 +52,7 @@ use upgrade::UpgradeResponse;
 #[derive(Clone)]
 pub(crate) struct DialSettings {
     pub(crate) resolver: Option<Arc<dyn Resolver>>,
+    pub(crate) proxies: Option<Arc<Proxies>>,
     pub(crate) tcp: TcpOptions,
     pub(crate) tls: TlsOptions,
     /// The number of endpoints that take turns.
@@ -54,7 +63,9 @@ impl DialSettings {
     /// Returns the number of hosts whose failed addresses are remembered, and whose lookups may
     /// hang at the same time. An endpoint closure counts as one endpoint, but may name more hosts.
     pub(crate) fn hosts_max(&self) -> usize {
-        self.endpoints.max(8)
+        // The proxies for `ws://` and `wss://` have hosts, too.
+        let proxies = if self.proxies.is_some() { 2 } else { 0 };
+        self.endpoints.max(8) + proxies
     }
 }
 
@@ -62,9 +73,12 @@ impl DialSettings {
 #[cfg(not(shuttle))]
 pub(crate) struct Dialer {
     tcp: TcpOptions,
+    proxies: Option<Arc<Proxies>>,
     lookups: Lookups,
     memory: AddressMemory,
     connectors: Connectors,
+    /// For HTTPS proxies.
+    proxy_connectors: Connectors,
     shutdown: Shutdown,
     client: ClientName,
 }
@@ -92,21 +106,23 @@ impl Dialer {
         let hosts_max = settings.hosts_max();
         Dialer {
             tcp: settings.tcp,
+            proxies: settings.proxies,
             shutdown: threads.shutdown_signal(),
             client: threads.client().clone(),
+            proxy_connectors: Connectors::new(settings.tls.for_proxy(), Arc::clone(&threads)),
             connectors: Connectors::new(settings.tls, Arc::clone(&threads)),
             lookups: Lookups::new(settings.resolver, hosts_max, threads),
             memory: AddressMemory::new(hosts_max),
         }
     }
 
-    /// Opens a connection to `target`: resolve, TCP, TLS, upgrade. `offer` is the value of
+    /// Opens a connection to `target`: resolve, TCP, tunnel, TLS, upgrade. `offer` is the value of
     /// `Sec-WebSocket-Extensions`. A 400 that is not final says nothing against the address: the
     /// next dial begins with it again.
     ///
     /// # Errors
-    /// `Stopped`; `Timeout` at the deadline; `Resolve`, `Connect`, `Tls`, `Upgrade`, `Http` or `Io`
-    /// when that step fails.
+    /// `Stopped`; `Timeout` at the deadline; `Resolve`, `Connect`, `Proxy`, `Tls`, `Upgrade`,
+    /// `Http` or `Io` when that step fails.
     pub(crate) fn dial(
         &mut self,
         target: &Target,
@@ -117,24 +133,58 @@ impl Dialer {
     ) -> Result<Dialed, Error> {
         let io = DialIo { pair, shutdown: &self.shutdown, deadline };
         self.connectors.begin_dial();
+        self.proxy_connectors.begin_dial();
+        let proxies = self.proxies.clone();
+        let proxy = proxies.as_deref().and_then(|proxies| proxies.for_target(target));
+        let first_hop = proxy.map_or(target, |proxy| &proxy.target);
         let label = self.client.label(target);
-        log::debug!("{label}: resolving");
-        let candidates = self.lookups.addresses(target, &self.shutdown, deadline)?;
-        let addresses = self.memory.order(&target.host, target.port, candidates, self.tcp.bind);
+        let resolved = match proxy {
+            Some(ProxyServer { kind: ProxyKind::Socks5 { has_local_dns: true }, .. }) => {
+                log::debug!("{label}: resolving");
+                let candidates = self.lookups.addresses(target, &self.shutdown, deadline)?;
+                let mut order = self.memory.order(&target.host, target.port, candidates, None);
+                order.pop_front()
+            }
+            _ => None,
+        };
+        let hop_label = self.client.label(first_hop);
+        log::debug!("{hop_label}: resolving");
+        let candidates = self.lookups.addresses(first_hop, &self.shutdown, deadline)?;
+        let (host, port) = (&first_hop.host, first_hop.port);
+        let addresses = self.memory.order(host, port, candidates, self.tcp.bind);
         let memory = &mut self.memory;
-        let mut reset = |address| memory.failed(&target.host, target.port, address);
-        let (socket, peer) = tcp::connect(&label, addresses, &self.tcp, &io, &mut reset)?;
+        let mut reset = |address| memory.failed(host, port, address);
+        let (socket, peer) = tcp::connect(&hop_label, addresses, &self.tcp, &io, &mut reset)?;
+        let tunnel = match proxy {
+            None => Ok(Tunnel::default()),
+            Some(proxy) => {
+                let destination = match resolved {
+                    Some(address) => Destination::Address(address),
+                    None => Destination::Host(target),
+                };
+                log::debug!("{label}: through the proxy {proxy}");
+                let connectors = &mut self.proxy_connectors;
+                open_tunnel(connectors, &hop_label, proxy, &destination, &socket, &io)
+            }
+        };
+        let tunnel = tunnel.inspect_err(|_| self.memory.failed(host, port, peer))?;
         let connectors = &mut self.connectors;
-        let (tls, answer) = match shake_hands(connectors, &label, offer, &socket, &io) {
+        let (tls, answer) = match shake_hands(connectors, &label, offer, &socket, tunnel, &io) {
             Ok(done) => done,
             Err(error) => {
-                if is_400_final || error.status() != Some(StatusCode::BAD_REQUEST) {
-                    self.remember_failure(target, peer);
+                if is_400_final || !error.is_refused_with(StatusCode::BAD_REQUEST) {
+                    match resolved {
+                        Some(address) => self.memory.failed(&target.host, target.port, address),
+                        None => self.memory.failed(host, port, peer),
+                    }
                 }
                 return Err(error);
             }
         };
-        self.memory.succeeded(&target.host, target.port, peer);
+        self.memory.succeeded(host, port, peer);
+        if let Some(address) = resolved {
+            self.memory.succeeded(&target.host, target.port, address);
+        }
         socket
             .set_nonblocking(false)
             .map_err(|error| Error::caused(ErrorKind::Io, "setting up the socket", error))?;
@@ -158,11 +208,43 @@ impl Dialer {
         Ok(Dialed { socket, tls, leftover: answer.leftover, opening })
     }
 
-    /// Remembers that the dial of `address` has failed after TCP had connected, so that the other
-    /// addresses of the target come first.
+    /// Remembers that the dial of `target` has failed after TCP had connected to `address`, so that
+    /// the other addresses come first.
     pub(crate) fn remember_failure(&mut self, target: &Target, address: SocketAddr) {
-        self.memory.failed(&target.host, target.port, address);
+        let proxy = self.proxies.as_deref().and_then(|proxies| proxies.for_target(target));
+        let first_hop = proxy.map_or(target, |proxy| &proxy.target);
+        self.memory.failed(&first_hop.host, first_hop.port, address);
     }
+}
+
+/// The way to the server, behind TCP.
+#[cfg(not(shuttle))]
+#[derive(Default)]
+struct Tunnel {
+    /// The TLS connection to an HTTPS proxy.
+    outer: Option<TlsEngine>,
+    /// The bytes that the server has sent already.
+    received: Vec<u8>,
+}
+
+/// Asks the proxy at the other end of `socket` for a tunnel.
+#[cfg(not(shuttle))]
+fn open_tunnel(
+    connectors: &mut Connectors,
+    label: &TargetLabel<'_>,
+    proxy: &ProxyServer,
+    destination: &Destination<'_>,
+    socket: &Socket,
+    io: &DialIo<'_>,
+) -> Result<Tunnel, Error> {
+    let mut outer = None;
+    if proxy.target.is_tls {
+        log::debug!("{label}: TLS handshake");
+        outer = Some(connectors.handshake(label, socket, TlsBuffers::default(), io)?);
+    }
+    let mut stream = Stream { socket, tls: outer.as_mut() };
+    let received = proxy::open_tunnel(&mut stream, proxy, destination, io)?;
+    Ok(Tunnel { outer, received })
 }
 
 /// Makes the TLS handshake, if there is one, and the opening handshake.
@@ -172,17 +254,23 @@ fn shake_hands(
     label: &TargetLabel<'_>,
     offer: Option<&str>,
     socket: &Socket,
+    tunnel: Tunnel,
     io: &DialIo<'_>,
 ) -> Result<(Option<TlsEngine>, UpgradeResponse), Error> {
     let target = label.target;
-    let mut tls = None;
-    if target.is_tls {
-        log::debug!("{label}: TLS handshake");
-        tls = Some(connectors.handshake(label, socket, io)?);
-    }
+    let Tunnel { outer, received } = tunnel;
+    let (mut tls, received) = match target.is_tls {
+        false => (outer, received),
+        true => {
+            log::debug!("{label}: TLS handshake");
+            let outer = outer.map(|outer| Box::new(outer) as Box<dyn OuterTls>);
+            let buffers = TlsBuffers::in_tunnel(outer, received);
+            (Some(connectors.handshake(label, socket, buffers, io)?), Vec::new())
+        }
+    };
     log::debug!("{label}: upgrade");
     let mut stream = Stream { socket, tls: tls.as_mut() };
-    let answer = upgrade::upgrade(&mut stream, target, offer, io)?;
+    let answer = upgrade::upgrade(&mut stream, target, offer, received, io)?;
     Ok((tls, answer))
 }
 

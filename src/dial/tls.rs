@@ -72,6 +72,15 @@ impl TlsOptions {
         Ok(())
     }
 
+    /// The settings for an HTTPS proxy: the same roots, and nothing that is meant for the server.
+    pub(crate) fn for_proxy(&self) -> Self {
+        TlsOptions {
+            extra_roots: self.extra_roots.clone(),
+            only_extra_roots: self.only_extra_roots,
+            ..TlsOptions::default()
+        }
+    }
+
     fn roots(&self) -> Result<Vec<Certificate>, Error> {
         let mut roots = Vec::new();
         for bytes in &self.extra_roots {
@@ -234,7 +243,7 @@ impl Connectors {
         self.had_failed = std::mem::take(&mut self.has_failed);
     }
 
-    /// Performs the TLS handshake over a non-blocking socket.
+    /// Performs the TLS handshake over a non-blocking socket. `buffers` are those of the engine.
     ///
     /// When a certificate is refused, the connector is discarded. The error is permanent only if
     /// the next dial fails in the same way, with a new connector that was made while descriptors
@@ -245,6 +254,7 @@ impl Connectors {
         &mut self,
         label: &TargetLabel<'_>,
         socket: &Socket,
+        buffers: TlsBuffers,
         io: &DialIo<'_>,
     ) -> Result<TlsEngine, Error> {
         let target = label.target;
@@ -256,7 +266,7 @@ impl Connectors {
         let connector = load.connector()?;
         // Checked before and after the load, because other threads take descriptors too.
         let had_spare = had_spare && has_spare_descriptor();
-        let result = shake_hands(connector, target, socket, io);
+        let result = shake_hands(connector, target, socket, buffers, io);
         match result {
             Err(error) if is_refused_for_its_dates(&error) => {
                 self.connector = Some(load);
@@ -411,13 +421,14 @@ fn shake_hands(
     connector: &TlsConnector,
     target: &Target,
     socket: &Socket,
+    buffers: TlsBuffers,
     io: &DialIo<'_>,
 ) -> Result<TlsEngine, Error> {
     let context = || format!("TLS handshake with {target}");
     let mut cipher = vec![0; CIPHER_SIZE];
     let mut output = Vec::new();
     clear_error_queue();
-    let mut result = connector.connect(target.server_name(), TlsBuffers::default());
+    let mut result = connector.connect(target.server_name(), buffers);
     loop {
         output.clear();
         let mut waiting: MidHandshakeTlsStream<TlsBuffers> = match result {
@@ -590,7 +601,7 @@ mod tests {
     fn shake_hands_with(socket: &Socket, options: &TlsOptions) -> Result<TlsEngine, Error> {
         let target = Endpoint::from("wss://localhost/").target().expect("it is a URL");
         let connector = options.connector().expect("OpenSSL is there");
-        with_io(|io| shake_hands(&connector, &target, socket, io))
+        with_io(|io| shake_hands(&connector, &target, socket, TlsBuffers::default(), io))
     }
 
     fn with_io<T>(act: impl FnOnce(&DialIo<'_>) -> T) -> T {

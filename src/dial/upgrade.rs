@@ -20,18 +20,19 @@ pub(super) struct UpgradeResponse {
     pub(crate) leftover: Vec<u8>,
 }
 
-/// Shakes hands.
+/// Shakes hands. `received` has come already.
 pub(super) fn upgrade(
     stream: &mut Stream<'_>,
     target: &Target,
     offer: Option<&str>,
+    received: Vec<u8>,
     io: &DialIo<'_>,
 ) -> Result<UpgradeResponse, Error> {
     let context = || format!("upgrade with {target}");
     let key = generate_key();
     stream.send(request(target, &key, offer).as_slice(), io, &context)?;
     let broken = |what: &str| broken(target, what);
-    match read_response(stream, Vec::new(), io, &context, &broken)? {
+    match read_response(stream, received, io, &context, &broken)? {
         (head, Some(leftover)) if head.status == StatusCode::SWITCHING_PROTOCOLS => {
             accept(head, leftover, target, &key, offer.is_some())
         }

@@ -318,7 +318,7 @@ impl<D: EventSink> ReaderThread<D> {
         }
         let offer = deflate.map(|deflate| deflate.offer());
         match self.dialer.dial(target, offer.as_deref(), bare.is_none(), pair, deadline) {
-            Err(error) if bare.is_some() && error.status() == Some(StatusCode::BAD_REQUEST) => {
+            Err(error) if bare.is_some() && error.is_refused_with(StatusCode::BAD_REQUEST) => {
                 let label = self.shared.name().label(target);
                 log::debug!("{label}: refused with status 400; dialing with a bare offer");
                 let dialed = self.dialer.dial(target, bare, true, pair, deadline)?;

@@ -17,6 +17,7 @@ mod keys;
 mod limits;
 mod naming;
 mod openssl;
+mod proxying;
 mod reconnecting;
 mod responding;
 mod sending;

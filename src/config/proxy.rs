@@ -1,0 +1,519 @@
+//! Proxies as the program gives them, and as they are dialed once they have been checked.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use percent_encoding::percent_decode_str;
+
+use crate::config::endpoint::{Target, host_and_port};
+use crate::error::Error;
+
+/// The port of an HTTP or SOCKS proxy that is given without one, as curl has it.
+const DEFAULT_PORT: u16 = 1080;
+
+/// A proxy that tunnels every connection of a client, or a choice of proxies by scheme and host.
+///
+/// An HTTP proxy is asked by `CONNECT` (RFC 9110 section 9.3.6), for `ws://` too. Names of servers
+/// are resolved by the proxy. TLS goes through the tunnel, so that the proxy sees none of it, and
+/// the certificate that is verified is the server's.
+///
+/// It is checked when the client is built: a bad address is an error of kind
+/// [`Config`](crate::ErrorKind::Config). No log, error or `Debug` shows user or password.
+///
+/// ```
+/// use tautline::{Client, Proxy};
+/// let proxy = Proxy::http("proxy.example:3128").credentials("user", "password");
+/// let builder = Client::builder("wss://stream.example.com/ws").proxy(proxy);
+/// ```
+#[derive(Clone)]
+pub struct Proxy {
+    /// For `ws://`.
+    plain: Option<ProxyOptions>,
+    /// For `wss://`.
+    tls: Option<ProxyOptions>,
+    direct: DirectHosts,
+}
+
+/// A proxy as the program gave it.
+#[derive(Clone)]
+struct ProxyOptions {
+    scheme: Scheme,
+    address: String,
+    credentials: Option<Credentials>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Scheme {
+    Http,
+    Https,
+    Socks5 { has_local_dns: bool },
+}
+
+/// The user and the password that a proxy asks for.
+#[derive(Clone)]
+pub(crate) struct Credentials {
+    pub(crate) user: String,
+    pub(crate) password: String,
+}
+
+impl Proxy {
+    /// Creates an HTTP proxy at `address`, which is `host:port`. The host is a name, an IPv4
+    /// address or an IPv6 address in brackets; the port defaults to 1080, as for curl.
+    pub fn http(address: impl Into<String>) -> Self {
+        Proxy::of(Scheme::Http, address)
+    }
+
+    /// Creates an HTTP proxy that is itself spoken to over TLS. The port defaults to 443.
+    ///
+    /// Its certificate is verified with the client's roots. A client certificate is not presented
+    /// to it, and the `danger_` settings do not hold for it.
+    pub fn https(address: impl Into<String>) -> Self {
+        Proxy::of(Scheme::Https, address)
+    }
+
+    /// Creates a SOCKS proxy of version 5 (RFC 1928, and RFC 1929 for the login). The port defaults
+    /// to 1080.
+    pub fn socks5(address: impl Into<String>) -> Self {
+        Proxy::of(Scheme::Socks5 { has_local_dns: false }, address)
+    }
+
+    /// Creates the proxy of a URL in curl's form: `http://`, `https://`, `socks5h://` or
+    /// `socks5://`, perhaps `user:password@`, then the host and perhaps a port. Without a scheme it
+    /// is an HTTP proxy. User and password are percent-encoded.
+    ///
+    /// As for curl, `socks5h` leaves names to the proxy, and `socks5` has them resolved by this
+    /// machine.
+    ///
+    /// # Errors
+    /// `Config`, with a text that holds no part of the URL.
+    pub fn from_url(url: &str) -> Result<Self, Error> {
+        ProxyOptions::parse(url).map(Proxy::both)
+    }
+
+    /// Creates what the environment says, in curl's way: for `wss://` the first of `wss_proxy`,
+    /// `https_proxy` and `all_proxy` that is set and not empty, for `ws://` the first of
+    /// `ws_proxy`, `http_proxy` and `all_proxy`. Each may be in capitals too, but for `HTTP_PROXY`,
+    /// which a request to a CGI program can set. Their values are [URLs](Proxy::from_url).
+    ///
+    /// Hosts that `no_proxy` lists are dialed directly: names, which stand for all names below them
+    /// too, addresses, and networks such as `10.0.0.0/8`, between commas or blanks. `*` is every
+    /// host. Where no variable is set, every host is dialed directly.
+    ///
+    /// The environment is read now. Nothing else of this crate reads these variables.
+    ///
+    /// # Errors
+    /// `Config`, with the name of the variable and no part of its value.
+    pub fn from_env() -> Result<Self, Error> {
+        Proxy::from_variables(&|name| match std::env::var(name) {
+            Ok(value) => Some(value),
+            Err(std::env::VarError::NotPresent) => None,
+            // It is refused like other text that is no URL.
+            Err(std::env::VarError::NotUnicode(value)) => Some(value.to_string_lossy().into()),
+        })
+    }
+
+    fn from_variables(variable: &dyn Fn(&str) -> Option<String>) -> Result<Self, Error> {
+        let first = |names: &[&str]| {
+            let named = |name: &str| Some((name.to_owned(), variable(name)?));
+            let in_both_cases = |name: &&str| {
+                let upper = name.to_ascii_uppercase();
+                let upper = (upper != "HTTP_PROXY").then_some(upper);
+                let is_set = |found: &(String, String)| !found.1.is_empty();
+                named(name)
+                    .filter(is_set)
+                    .or_else(|| upper.and_then(|upper| named(&upper)).filter(is_set))
+            };
+            names.iter().find_map(in_both_cases)
+        };
+        let proxy = |names: &[&str]| {
+            let Some((name, url)) = first(names) else { return Ok(None) };
+            let parsed = ProxyOptions::parse(&url);
+            parsed.map(Some).map_err(|error| Error::config(format!("{name}: {error}")))
+        };
+        Ok(Proxy {
+            plain: proxy(&["ws_proxy", "http_proxy", "all_proxy"])?,
+            tls: proxy(&["wss_proxy", "https_proxy", "all_proxy"])?,
+            direct: first(&["no_proxy"])
+                .map(|(_, list)| DirectHosts::parse(&list))
+                .unwrap_or_default(),
+        })
+    }
+
+    /// Sets the user and the password: Basic authentication (RFC 7617) for HTTP, and RFC 1929 for
+    /// SOCKS. Defaults to none.
+    pub fn credentials(mut self, user: impl Into<String>, password: impl Into<String>) -> Self {
+        let credentials = Credentials { user: user.into(), password: password.into() };
+        for options in self.options() {
+            options.credentials = Some(credentials.clone());
+        }
+        self
+    }
+
+    /// Has this machine resolve the names of servers, by the [`resolver`](crate::Builder::resolver)
+    /// if there is one, and gives a SOCKS proxy their addresses. It changes nothing for HTTP.
+    ///
+    /// Defaults to the proxy's resolution.
+    pub fn socks5_local_dns(mut self) -> Self {
+        for options in self.options() {
+            if let Scheme::Socks5 { has_local_dns } = &mut options.scheme {
+                *has_local_dns = true;
+            }
+        }
+        self
+    }
+
+    fn of(scheme: Scheme, address: impl Into<String>) -> Self {
+        Proxy::both(ProxyOptions { scheme, address: address.into(), credentials: None })
+    }
+
+    fn both(options: ProxyOptions) -> Self {
+        let plain = Some(options.clone());
+        Proxy { plain, tls: Some(options), direct: DirectHosts::default() }
+    }
+
+    fn options(&mut self) -> impl Iterator<Item = &mut ProxyOptions> {
+        [&mut self.plain, &mut self.tls].into_iter().flatten()
+    }
+
+    /// Checks the addresses and the credentials.
+    ///
+    /// # Errors
+    /// `Config`.
+    pub(crate) fn check(&self) -> Result<Proxies, Error> {
+        let check =
+            |options: &Option<ProxyOptions>| options.as_ref().map(ProxyOptions::check).transpose();
+        Ok(Proxies {
+            plain: check(&self.plain)?,
+            tls: check(&self.tls)?,
+            direct: self.direct.clone(),
+        })
+    }
+}
+
+impl fmt::Debug for Proxy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown = |options: &Option<ProxyOptions>| match options.as_ref().map(ProxyOptions::check)
+        {
+            None => "direct".to_owned(),
+            Some(Ok(server)) => server.to_string(),
+            Some(Err(error)) => format!("invalid: {error}"),
+        };
+        let (plain, tls) = (shown(&self.plain), shown(&self.tls));
+        match plain == tls {
+            true => write!(f, "Proxy({plain})"),
+            false => write!(f, "Proxy(ws: {plain}, wss: {tls})"),
+        }
+    }
+}
+
+impl ProxyOptions {
+    fn parse(url: &str) -> Result<Self, Error> {
+        let (scheme, rest) = url.split_once("://").unwrap_or(("http", url));
+        let scheme = match scheme.to_ascii_lowercase().as_str() {
+            "http" => Scheme::Http,
+            "https" => Scheme::Https,
+            "socks5h" => Scheme::Socks5 { has_local_dns: false },
+            "socks5" => Scheme::Socks5 { has_local_dns: true },
+            _ => {
+                return Err(Error::config(
+                    "the URL of the proxy has another scheme than http, https, socks5h or socks5",
+                ));
+            }
+        };
+        let rest = rest.strip_suffix('/').unwrap_or(rest);
+        let (credentials, address) = match rest.rsplit_once('@') {
+            None => (None, rest),
+            Some((credentials, address)) => (Some(Credentials::parse(credentials)?), address),
+        };
+        Ok(ProxyOptions { scheme, address: address.to_owned(), credentials })
+    }
+
+    fn check(&self) -> Result<ProxyServer, Error> {
+        // What is not an address may be a whole URL with a password in it.
+        if self.address.contains(['/', '?', '#', '@']) || !self.address.is_ascii() {
+            return Err(Error::config(
+                "the address of the proxy is not host:port: Proxy::from_url takes URLs",
+            ));
+        }
+        let (_, host, port) = host_and_port(&self.address).map_err(|error| {
+            Error::config(error.to_string().replacen("the URL", "the address of the proxy", 1))
+        })?;
+        let is_name = |byte: u8| byte.is_ascii_graphic();
+        if !host.bytes().all(is_name) {
+            return Err(Error::config("the host of the proxy has a blank in it"));
+        }
+        let (kind, is_tls, default_port) = match self.scheme {
+            Scheme::Http => (ProxyKind::Http, false, DEFAULT_PORT),
+            Scheme::Https => (ProxyKind::Http, true, 443),
+            Scheme::Socks5 { has_local_dns } => {
+                (ProxyKind::Socks5 { has_local_dns }, false, DEFAULT_PORT)
+            }
+        };
+        if let Some(credentials) = &self.credentials {
+            credentials.check(kind)?;
+        }
+        Ok(ProxyServer {
+            kind,
+            target: Target::bare(host, port.unwrap_or(default_port), is_tls),
+            credentials: self.credentials.clone(),
+        })
+    }
+}
+
+impl Credentials {
+    fn parse(text: &str) -> Result<Self, Error> {
+        let (user, password) = text.split_once(':').unwrap_or((text, ""));
+        let decoded = |text: &str| {
+            percent_decode_str(text).decode_utf8().map(String::from).map_err(|_| {
+                Error::config("the user or the password of the proxy is not UTF-8 when decoded")
+            })
+        };
+        Ok(Credentials { user: decoded(user)?, password: decoded(password)? })
+    }
+
+    fn check(&self, kind: ProxyKind) -> Result<(), Error> {
+        let Credentials { user, password } = self;
+        let refused = match kind {
+            // RFC 7617 section 2.
+            ProxyKind::Http if user.contains(':') => {
+                Some("the user of the proxy has a colon in it")
+            }
+            ProxyKind::Http if user.chars().chain(password.chars()).any(char::is_control) => {
+                Some("the user or the password of the proxy has a control character in it")
+            }
+            // RFC 1929 section 2.
+            ProxyKind::Socks5 { .. }
+                if ![user, password].iter().all(|text| (1..=255).contains(&text.len())) =>
+            {
+                Some("the user and the password of a SOCKS proxy have from 1 to 255 bytes each")
+            }
+            _ => None,
+        };
+        refused.map_or(Ok(()), |what| Err(Error::config(what)))
+    }
+}
+
+/// Proxies that have been checked.
+pub(crate) struct Proxies {
+    plain: Option<ProxyServer>,
+    tls: Option<ProxyServer>,
+    direct: DirectHosts,
+}
+
+/// A proxy that has been checked. Displayed as a URL without credentials.
+pub(crate) struct ProxyServer {
+    pub(crate) kind: ProxyKind,
+    /// Where it is, and whether it is spoken to over TLS.
+    pub(crate) target: Target,
+    pub(crate) credentials: Option<Credentials>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ProxyKind {
+    Http,
+    Socks5 { has_local_dns: bool },
+}
+
+impl Proxies {
+    /// Returns the proxy through which `target` is dialed. `None`: directly.
+    pub(crate) fn for_target(&self, target: &Target) -> Option<&ProxyServer> {
+        let server = if target.is_tls { &self.tls } else { &self.plain };
+        server.as_ref().filter(|_| !self.direct.contains(&target.host))
+    }
+}
+
+impl fmt::Display for ProxyServer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let scheme = match self.kind {
+            ProxyKind::Http if self.target.is_tls => "https",
+            ProxyKind::Http => "http",
+            ProxyKind::Socks5 { .. } => "socks5",
+        };
+        write!(f, "{scheme}://{}", self.target)
+    }
+}
+
+/// The hosts that are dialed without a proxy, by the rules of curl.
+#[derive(Clone, Default)]
+struct DirectHosts {
+    all: bool,
+    /// In lower case, without dots at their ends.
+    names: Vec<String>,
+    networks: Vec<Network>,
+}
+
+/// The addresses that begin with the first `bits` bits of `address`.
+#[derive(Clone)]
+struct Network {
+    address: IpAddr,
+    bits: u32,
+}
+
+impl DirectHosts {
+    fn parse(list: &str) -> Self {
+        let mut hosts = DirectHosts { all: list.trim() == "*", ..DirectHosts::default() };
+        for entry in list.split([',', ' ', '\t']).filter(|entry| !entry.is_empty()) {
+            match Network::parse(entry) {
+                Some(network) => hosts.networks.push(network),
+                None => hosts.names.push(entry.trim_matches('.').to_ascii_lowercase()),
+            }
+        }
+        // An entry of dots alone would be the end of every name.
+        hosts.names.retain(|name| !name.is_empty());
+        hosts
+    }
+
+    fn contains(&self, host: &str) -> bool {
+        if self.all {
+            return true;
+        }
+        if let Ok(address) = host.parse() {
+            return self.networks.iter().any(|network| network.contains(address));
+        }
+        let host = host.trim_end_matches('.').to_ascii_lowercase();
+        self.names.iter().any(|name| {
+            host.strip_suffix(name.as_str())
+                .is_some_and(|above| above.is_empty() || above.ends_with('.'))
+        })
+    }
+}
+
+impl Network {
+    fn parse(entry: &str) -> Option<Self> {
+        let (address, bits) = match entry.split_once('/') {
+            None => (entry, None),
+            Some((address, bits)) => (address, Some(bits.parse::<u32>().ok()?)),
+        };
+        let address =
+            address.strip_prefix('[').and_then(|v6| v6.strip_suffix(']')).unwrap_or(address);
+        let address: IpAddr = address.parse().ok()?;
+        let all = if address.is_ipv4() { 32 } else { 128 };
+        let bits = bits.unwrap_or(all);
+        (bits <= all).then_some(Network { address, bits })
+    }
+
+    fn contains(&self, address: IpAddr) -> bool {
+        match (self.address, address) {
+            (IpAddr::V4(network), IpAddr::V4(address)) => {
+                let differing = network.to_bits() ^ address.to_bits();
+                differing.leading_zeros() >= self.bits
+            }
+            (IpAddr::V6(network), IpAddr::V6(address)) => {
+                let differing = network.to_bits() ^ address.to_bits();
+                differing.leading_zeros() >= self.bits
+            }
+            _ => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::endpoint::Endpoint;
+
+    /// The proxy for a URL, and the credentials for it.
+    fn route(proxy: &Proxy, url: &str) -> String {
+        let target = Endpoint::new(url).target().expect("a good URL");
+        let proxies = proxy.check().expect("a good proxy");
+        proxies.for_target(&target).map_or("direct".to_owned(), |server| {
+            let login = server.credentials.as_ref();
+            let login = login.map(|login| format!(" {}:{}", login.user, login.password));
+            format!("{:?} {server}{}", server.kind, login.unwrap_or_default())
+        })
+    }
+
+    #[test]
+    fn urls_are_read_as_curl_reads_them() {
+        for (url, expected) in [
+            ("proxy", "Http http://proxy:1080"),
+            ("proxy:3128/", "Http http://proxy:3128"),
+            ("HTTP://proxy:80", "Http http://proxy:80"),
+            ("https://proxy", "Http https://proxy:443"),
+            ("socks5h://[::1]:9", "Socks5 { has_local_dns: false } socks5://[::1]:9"),
+            ("socks5://proxy", "Socks5 { has_local_dns: true } socks5://proxy:1080"),
+            ("http://u:p@proxy", "Http http://proxy:1080 u:p"),
+            ("u@proxy", "Http http://proxy:1080 u:"),
+            ("http://a%40b:c%3a%C3%A9@d@proxy", "Http http://proxy:1080 a@b:c:é@d"),
+        ] {
+            let proxy = Proxy::from_url(url).unwrap_or_else(|error| panic!("{url}: {error}"));
+            assert_eq!(route(&proxy, "ws://a.example/"), expected, "{url}");
+        }
+        for url in ["socks4://hunter2", "ftp://hunter2@proxy", "http://%ff:hunter2@proxy"] {
+            let error = Proxy::from_url(url).expect_err("it cannot work");
+            assert!(!error.chain().contains("hunter2"), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_environment_is_read_as_curl_reads_it() {
+        let routes = |variables: &[(&str, &str)]| {
+            let variables: std::collections::HashMap<_, _> = variables.iter().copied().collect();
+            let variable = |name: &str| variables.get(name).map(|value| (*value).to_owned());
+            let proxy = Proxy::from_variables(&variable).expect("good values");
+            ["ws://a.example/", "wss://a.example/"].map(|url| route(&proxy, url))
+        };
+        let http = |host: &str| format!("Http http://{host}:1080");
+        let direct = || "direct".to_owned();
+        assert_eq!(routes(&[]), [direct(), direct()]);
+        assert_eq!(routes(&[("all_proxy", "all")]), [http("all"), http("all")]);
+        assert_eq!(routes(&[("ALL_PROXY", "all")]), [http("all"), http("all")]);
+        let schemes = [("http_proxy", "http"), ("https_proxy", "https"), ("all_proxy", "all")];
+        assert_eq!(routes(&schemes), [http("http"), http("https")]);
+        let own = [&schemes[..], &[("ws_proxy", "ws"), ("WSS_PROXY", "wss")]].concat();
+        assert_eq!(routes(&own), [http("ws"), http("wss")]);
+        // An empty one counts as none, and small letters come first.
+        let empty = [("https_proxy", ""), ("HTTPS_PROXY", "upper"), ("all_proxy", "all")];
+        assert_eq!(routes(&empty), [http("all"), http("upper")]);
+        let both = [("https_proxy", "lower"), ("HTTPS_PROXY", "upper")];
+        assert_eq!(routes(&both), [direct(), http("lower")]);
+        // A request to a CGI program sets it by a header `Proxy`.
+        assert_eq!(routes(&[("HTTP_PROXY", "evil")]), [direct(), direct()]);
+        assert_eq!(routes(&[("all_proxy", "all"), ("NO_PROXY", "*")]), [direct(), direct()]);
+    }
+
+    #[test]
+    fn a_bad_variable_is_named_and_its_value_is_not_shown() {
+        let variable =
+            |name: &str| (name == "all_proxy").then(|| "socks4://user:hunter2@proxy".to_owned());
+        let error = Proxy::from_variables(&variable).map(drop).expect_err("it cannot work");
+        let text = error.chain();
+        assert!(text.starts_with("all_proxy: ") && !text.contains("hunter2"), "{text}");
+    }
+
+    #[test]
+    fn hosts_are_dialed_directly_by_the_rules_of_curl() {
+        for (list, hosts, others) in [
+            ("*", "a.example 10.0.0.1 ::1", ""),
+            ("", "", "a.example"),
+            ("*.a.example", "", "b.a.example"),
+            ("a.example", "a.example A.EXAMPLE a.example. b.a.example", "ba.example example"),
+            (".a.example.", "a.example b.a.example", "example"),
+            ("x,a.example b.example", "x a.example b.example", "c.example"),
+            ("10.0.0.0/8", "10.1.2.3", "11.0.0.0 10.example"),
+            ("10.1.2.3", "10.1.2.3", "10.1.2.4"),
+            ("0.0.0.0/0", "1.2.3.4", "::1"),
+            ("[::1],fe80::/10", "::1 fe80::1 febf::1", "::2 fec0::1"),
+            ("10.0.0.0/33 . ,", "", "10.0.0.0 a.example"),
+            ("* a", "a", "b"),
+        ] {
+            let direct = DirectHosts::parse(list);
+            hosts.split(' ').filter(|host| !host.is_empty()).for_each(|host| {
+                assert!(direct.contains(host), "{list}: {host}");
+            });
+            others.split(' ').filter(|host| !host.is_empty()).for_each(|host| {
+                assert!(!direct.contains(host), "{list}: {host}");
+            });
+        }
+    }
+
+    #[test]
+    fn debug_shows_where_a_proxy_is_and_no_credentials() {
+        let shown = |proxy: Proxy| format!("{proxy:?}");
+        let proxy = Proxy::https("proxy:1").credentials("user", "hunter2");
+        assert_eq!(shown(proxy), "Proxy(https://proxy:1)");
+        let variable = |name: &str| (name == "wss_proxy").then(|| "u:hunter2@proxy".to_owned());
+        let proxy = Proxy::from_variables(&variable).expect("a good value");
+        assert_eq!(shown(proxy), "Proxy(ws: direct, wss: http://proxy:1080)");
+    }
+}
