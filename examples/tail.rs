@@ -17,7 +17,7 @@ use crossbeam_channel::{Receiver, at, never, select, tick};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tautline::{
-    Builder, Client, Disconnect, Error, ErrorKind, Event, Message, Opened, Sender, State,
+    Builder, Client, Disconnect, Error, ErrorKind, Event, Message, Opened, Proxy, Sender, State,
     StopReport, ThreadOutcome, TryNextError,
 };
 
@@ -53,6 +53,10 @@ struct Options {
     /// Accept any certificate: anyone between you and the server can read and change everything
     #[arg(long)]
     insecure: bool,
+    /// Dial through a proxy: http://, https://, socks5h:// or socks5://, perhaps user:password@,
+    /// then host:port; or `env` for what the environment says (https_proxy and others)
+    #[arg(long, value_name = "URL")]
+    proxy: Option<String>,
     /// Send a ping this often [default: 15s]
     #[arg(long, value_name = "DURATION", value_parser = humantime::parse_duration)]
     ping_interval: Option<Duration>,
@@ -171,6 +175,10 @@ fn builder(options: &Options) -> Result<Builder, String> {
     }
     if options.insecure {
         builder = builder.danger_accept_invalid_certificates().danger_accept_invalid_hostnames();
+    }
+    if let Some(url) = &options.proxy {
+        let proxy = if url == "env" { Proxy::from_env() } else { Proxy::from_url(url) };
+        builder = builder.proxy(proxy.map_err(|error| format!("--proxy: {error}"))?);
     }
     builder = with(builder, options.ping_interval, Builder::ping_interval);
     builder = with(builder, options.pong_timeout, Builder::pong_timeout);
