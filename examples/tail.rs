@@ -50,6 +50,10 @@ struct Options {
     /// Trust the root certificates in this file
     #[arg(long, value_name = "PEM")]
     ca: Option<PathBuf>,
+    /// Accept only a server with this public key; may be given several times. A wrong one, such as
+    /// sha256/AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=, has the right one printed
+    #[arg(long, value_name = "PIN")]
+    pin: Vec<String>,
     /// Accept any certificate: anyone between you and the server can read and change everything
     #[arg(long)]
     insecure: bool,
@@ -172,6 +176,9 @@ fn builder(options: &Options) -> Result<Builder, String> {
         let pem = std::fs::read(path)
             .map_err(|error| format!("cannot read --ca {}: {error}", path.display()))?;
         builder = builder.tls_root(pem);
+    }
+    for pin in &options.pin {
+        builder = builder.tls_pin(pin);
     }
     if options.insecure {
         builder = builder.danger_accept_invalid_certificates().danger_accept_invalid_hostnames();

@@ -677,6 +677,22 @@ impl Builder {
         self
     }
 
+    /// Accepts only servers with this public key, whatever authority has signed its certificate.
+    /// May be called several times: one of the pins has to match, so that the next key can be
+    /// pinned before it is in use.
+    ///
+    /// A pin is `sha256/` and the Base64 of the SHA-256 of the certificate's SubjectPublicKeyInfo
+    /// (RFC 7469 section 2.4). It is compared after the certificate has been verified, and before
+    /// the opening handshake is sent. Another key is a permanent error of kind
+    /// [`Tls`](crate::ErrorKind::Tls), whose text has the pin that was seen: to learn a pin, dial
+    /// with a wrong one. A proxy's key is not compared, and neither is anything over `ws://`.
+    ///
+    /// `Config` at the start if it is no pin. Defaults to none: any key will do.
+    pub fn tls_pin(mut self, pin: impl Into<String>) -> Self {
+        self.settings.tls.pins.push(pin.into());
+        self
+    }
+
     /// Accepts any certificate. Whoever is between the client and the server can then read and
     /// change everything. Defaults to off.
     pub fn danger_accept_invalid_certificates(mut self) -> Self {

@@ -54,6 +54,8 @@ enum Detail {
     Limited {
         retry_in: Duration,
     },
+    /// The server's public key is none of those that are pinned.
+    PinMismatch,
 }
 
 /// The error below an [`Error`], by its origin. A type could not tell: a reader of the program's
@@ -363,6 +365,10 @@ impl Error {
         Self::build(kind, context.into(), Some(detail), None)
     }
 
+    pub(crate) fn pin_mismatch(context: String) -> Self {
+        Self::build(ErrorKind::Tls, context.into(), Some(Detail::PinMismatch), None).permanent()
+    }
+
     pub(crate) fn closed(close: CloseReason, context: impl Into<Cow<'static, str>>) -> Self {
         Self::build(ErrorKind::Closed, context.into(), Some(Detail::Close(close)), None)
     }
@@ -513,6 +519,7 @@ impl Error {
     /// - a proxy's status 401 or 407, and its refusal of a SOCKS login or of a client without one
     /// - a certificate that was refused at two dials in a row, unless it has expired or is not yet
     ///   valid
+    /// - a public key that is not [pinned](crate::Builder::tls_pin)
     /// - a panic of the handler
     /// - a stop
     /// - an error for which this is `false`, if the endpoint closure returned it
@@ -533,10 +540,12 @@ impl Error {
         }
     }
 
-    /// Returns `true` if the server's certificate was examined and refused, and `false` if the TLS
-    /// handshake failed otherwise.
+    /// Returns `true` if the server's certificate was examined and refused, or its key is not
+    /// [pinned](crate::Builder::tls_pin), and `false` if the TLS handshake failed otherwise.
     pub fn is_verification_failure(&self) -> bool {
-        self.kind() == ErrorKind::Tls && self.source().is_some_and(says_verification_failed)
+        let is_pin = matches!(self.repr.detail, Some(Detail::PinMismatch));
+        let is_refused = || self.source().is_some_and(says_verification_failed);
+        self.kind() == ErrorKind::Tls && (is_pin || is_refused())
     }
 
     /// Returns the error and its causes on one line, for a log. An error that a closure or a reader

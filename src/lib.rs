@@ -163,6 +163,7 @@
 //! | [`retry_delay_min`](Builder::retry_delay_min) | 250 ms |
 //! | [`retry_delay_max`](Builder::retry_delay_max) | 30 s |
 //! | [`retry_after_max`](Builder::retry_after_max): the longest `Retry-After` obeyed | 5 min |
+//! | [`tls_pin`](Builder::tls_pin) | none |
 //! | [`proxy`](Builder::proxy) | none, and no variable of the environment is read |
 //! | [`stable_after`](Builder::stable_after): the time that resets the backoff | 30 s |
 //! | [`max_attempts`](Builder::max_attempts), [`retry_policy`](Builder::retry_policy) | none |

@@ -23,6 +23,11 @@ impl TlsEngine {
         &mut self.stream
     }
 
+    /// Returns the certificate of the peer, in DER.
+    pub(crate) fn peer_certificate(&self) -> Option<Vec<u8>> {
+        self.stream.peer_certificate().ok()??.to_der().ok()
+    }
+
     pub(crate) fn get_mut(&mut self) -> &mut TlsBuffers {
         self.stream.get_mut()
     }

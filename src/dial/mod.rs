@@ -4,6 +4,7 @@
 mod addresses;
 mod body;
 mod io;
+mod pin;
 mod proxy;
 mod resolve;
 mod response;

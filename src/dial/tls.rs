@@ -17,6 +17,7 @@ use crate::config::endpoint::{Target, TargetLabel};
 use crate::connection::tls_buffers::TlsBuffers;
 use crate::connection::tls_engine::{TlsEngine, clear_error_queue};
 use crate::dial::io::DialIo;
+use crate::dial::pin::Pin;
 use crate::error::{Error, ErrorKind};
 use crate::sync::channel::{Receiver, bounded};
 use crate::sync::threads::{JoinTimeout, Threads};
@@ -33,6 +34,8 @@ pub(crate) struct TlsOptions {
     pub(crate) extra_roots: Vec<Vec<u8>>,
     pub(crate) only_extra_roots: bool,
     identity: Option<IdentitySource>,
+    /// As the program gave them.
+    pub(crate) pins: Vec<String>,
     pub(crate) danger_allow_old_tls: bool,
     pub(crate) danger_accept_invalid_certificates: bool,
     pub(crate) danger_accept_invalid_hostnames: bool,
@@ -62,14 +65,19 @@ impl TlsOptions {
         self.identity = Some(IdentitySource::Pkcs12 { archive, password });
     }
 
-    /// Checks the certificates and the key. It reads none of the system's roots.
+    /// Checks the certificates, the key and the pins. It reads none of the system's roots.
     ///
     /// # Errors
     /// `Config`.
     pub(crate) fn validate(&self) -> Result<(), Error> {
         self.roots()?;
         self.identity()?;
+        self.pins()?;
         Ok(())
+    }
+
+    fn pins(&self) -> Result<Vec<Pin>, Error> {
+        self.pins.iter().map(|pin| Pin::parse(pin)).collect()
     }
 
     /// The settings for an HTTPS proxy: the same roots, and nothing that is meant for the server.
@@ -216,6 +224,8 @@ const WARN_EVERY: Duration = Duration::from_secs(60);
 /// Shakes hands for one client, and keeps its connector from dial to dial.
 pub(crate) struct Connectors {
     options: TlsOptions,
+    /// The public keys that a server may have. Empty: any.
+    pins: Vec<Pin>,
     threads: Arc<Threads>,
     connector: Option<Arc<Load>>,
     /// The server's certificate was refused at this dial, so the connector was discarded.
@@ -229,6 +239,8 @@ pub(crate) struct Connectors {
 impl Connectors {
     pub(crate) fn new(options: TlsOptions, threads: Arc<Threads>) -> Self {
         Connectors {
+            // They have been checked.
+            pins: options.pins().unwrap_or_default(),
             options,
             threads,
             connector: None,
@@ -285,9 +297,25 @@ impl Connectors {
             }
             result => {
                 self.connector = Some(load);
-                result
+                let engine = result?;
+                self.check_pins(&engine, target)?;
+                Ok(engine)
             }
         }
+    }
+
+    fn check_pins(&self, engine: &TlsEngine, target: &Target) -> Result<(), Error> {
+        if self.pins.is_empty() {
+            return Ok(());
+        }
+        let seen = engine.peer_certificate().and_then(|certificate| Pin::of(&certificate));
+        if seen.is_some_and(|seen| self.pins.contains(&seen)) {
+            return Ok(());
+        }
+        let seen = seen.map_or("none that can be read".to_owned(), |pin| pin.to_string());
+        Err(Error::pin_mismatch(format!(
+            "{target} has another public key than the tls_pin allows: {seen}"
+        )))
     }
 
     fn is_warning_due(&mut self, now: Instant) -> bool {

@@ -390,3 +390,36 @@ fn a_roots_file_that_hangs_is_a_timeout_that_blocks_neither_other_clients_nor_a_
         std::fs::remove_file(&fifo).expect("it has been made");
     }
 }
+
+#[test]
+fn the_pinned_public_key_is_compared_before_the_request_is_sent() {
+    let requests = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&requests);
+    let server = TestServer::builder().tls().start(move |peer| {
+        peer.upgrade()?;
+        counted.fetch_add(1, Ordering::SeqCst);
+        peer.echo()
+    });
+    let wrong = format!("sha256/{}=", "A".repeat(43));
+    let builder = crate::support::builder(&server);
+    let client = builder.clone().tls_pin(&wrong).start().expect("it is a pin");
+    let mut events = client.events();
+    let error = dial_failed(&mut events).error;
+    assert_eq!((error.kind(), error.is_retryable()), (ErrorKind::Tls, false));
+    assert!(error.is_verification_failure());
+    assert_eq!(crate::support::stopped(&mut events).reason.kind(), ErrorKind::Tls);
+    let text = error.to_string();
+    let (_, seen) = text.rsplit_once(' ').expect("it has words");
+    assert_eq!(requests.load(Ordering::SeqCst), 0);
+    // One of several is enough.
+    let client = builder.clone().tls_pin(&wrong).tls_pin(seen).connect().expect("it matches");
+    assert_eq!(client.stats().epochs, 1);
+    // A pin takes the place of no verification.
+    let distrusting = Client::builder(server.url()).tls_pin(seen).max_attempts(1);
+    let error = distrusting.connect().map(drop).expect_err("the root is unknown");
+    assert!(error.is_verification_failure() && !error.to_string().contains("tls_pin"), "{error}");
+    for no_pin in ["sha256/AAAA", "sha1/AAAA", ""] {
+        let error = builder.clone().tls_pin(no_pin).start().map(drop).expect_err("it is no pin");
+        assert_eq!(error.kind(), ErrorKind::Config);
+    }
+}
