@@ -228,6 +228,9 @@
 //! - `vendored-tls` builds OpenSSL from source, for Linux machines without its headers.
 //! - `testing` adds `tautline::testing`: a scriptable WebSocket server, simulated exchanges and a
 //!   leak check, for the tests of programs that use this crate.
+//! - `tungstenite-types` converts a [`Message`] to tungstenite's. It is off by default, because
+//!   each new 0.x of tungstenite is another type: what is behind it may change with any version of
+//!   this crate.
 #![deny(unsafe_code)]
 // The model replaces dialing, and only its checks use much of it.
 #![cfg_attr(shuttle, allow(dead_code, unused_imports))]
