@@ -1,11 +1,12 @@
 //! Tests against servers of other libraries, over TLS: Python's `websockets` and Node's `ws`; and
-//! through proxies that others have made.
+//! through proxies that others have made. tungstenite's server runs in this process.
 //!
 //! The gate installs them and names them in two environment variables: `INTEROP_PYTHON` (a Python
 //! that has `websockets`) and `INTEROP_NODE_PATH` (a folder of Node modules that has `ws`). Without
 //! a variable its test reports that it is skipped.
 
 mod proxies;
+mod tungstenite;
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
