@@ -5,6 +5,7 @@ use std::io::{Read as _, Write as _};
 use crate::config::settings::Settings;
 use crate::event::{DialFailure, Disconnect, MessageRef, Payload, Stopped};
 use crate::handler::{Connection, EventSink, Full};
+use crate::internals::oracle::{self, End, Kind, Reading};
 use crate::internals::reading::OpenReader;
 use crate::protocol::assembler::{Assembler, Incoming, Limits};
 use crate::protocol::decode::{Decoder, Format};
@@ -46,10 +47,19 @@ fn engines(shape: u8) -> Option<(Inflater, Deflater)> {
 }
 
 /// Assembles messages of frames that come in pieces: the first byte says in which, and what was
-/// agreed on about compression.
+/// agreed on about compression. Without compression, tungstenite has to read the same.
 pub fn messages(bytes: &[u8]) {
     let Some((&shape, bytes)) = bytes.split_first() else { return };
     let inflater = engines(shape).map(|(inflater, _)| inflater);
+    let is_plain = inflater.is_none();
+    let reading = assemble(shape, bytes, inflater);
+    if is_plain {
+        oracle::compare(bytes, &reading, MAX_MESSAGE);
+    }
+}
+
+fn assemble(shape: u8, bytes: &[u8], inflater: Option<Inflater>) -> Reading {
+    let mut reading = Reading::default();
     // Five bits, squared: byte by byte, and up to several frames at once.
     let piece = usize::from(shape >> 3).pow(2) + 1;
     let mut assembler = Assembler::new(Limits { max_message_size: MAX_MESSAGE }, inflater);
@@ -67,21 +77,41 @@ pub fn messages(bytes: &[u8]) {
             match assembler.next_simple(&mut unread) {
                 Some(Payload::Text(text)) => {
                     assert!(text.len() <= MAX_MESSAGE);
+                    reading.push(Kind::Text, text.as_bytes());
                     continue;
                 }
                 Some(Payload::Binary(bytes)) => {
                     assert!(bytes.len() <= MAX_MESSAGE);
+                    reading.push(Kind::Binary, bytes);
                     continue;
                 }
                 None => {}
             }
             match assembler.next(&mut unread) {
-                Ok(Some(Incoming::Text(text))) => assert!(text.len() <= MAX_MESSAGE),
-                Ok(Some(Incoming::Binary(bytes))) => assert!(bytes.len() <= MAX_MESSAGE),
-                Ok(Some(Incoming::Ping(payload) | Incoming::Pong(payload))) => {
-                    assert!(payload.len() <= 125)
+                Ok(Some(Incoming::Text(text))) => {
+                    assert!(text.len() <= MAX_MESSAGE);
+                    reading.push(Kind::Text, text.as_bytes());
                 }
-                Ok(Some(Incoming::Close(_))) | Err(_) => return,
+                Ok(Some(Incoming::Binary(bytes))) => {
+                    assert!(bytes.len() <= MAX_MESSAGE);
+                    reading.push(Kind::Binary, bytes);
+                }
+                Ok(Some(Incoming::Ping(payload))) => {
+                    assert!(payload.len() <= 125);
+                    reading.push(Kind::Ping, payload);
+                }
+                Ok(Some(Incoming::Pong(payload))) => {
+                    assert!(payload.len() <= 125);
+                    reading.push(Kind::Pong, payload);
+                }
+                Ok(Some(Incoming::Close(close))) => {
+                    reading.end = End::Close(close.map(|(code, _)| code));
+                    return reading;
+                }
+                Err(violation) => {
+                    reading.end = End::Violation(violation.to_string());
+                    return reading;
+                }
                 Ok(None) => break,
             }
         }
@@ -89,6 +119,7 @@ pub fn messages(bytes: &[u8]) {
         assert!(assembler.held() <= MAX_MESSAGE + SLACK);
         assert!(buffer.size() <= (MAX_MESSAGE + 16).max(256 * 1024));
     }
+    reading
 }
 
 /// Orders the addresses of hosts whose dials fail and succeed.

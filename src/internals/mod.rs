@@ -2,5 +2,6 @@
 //! anyone else.
 
 pub mod fuzz;
+mod oracle;
 pub mod parts;
 mod reading;
