@@ -9,12 +9,15 @@ use std::time::{Duration, Instant};
 
 use tautline_parts::DecodeWork;
 
+/// Decodes all messages, and returns the number of bytes.
+type Way = fn(&mut DecodeWork) -> usize;
+
 const ROUNDS: usize = 400;
 const MESSAGES: u32 = 1000;
 
 fn main() {
     let mut work = DecodeWork::new();
-    let ways: [(&str, fn(&mut DecodeWork) -> usize); 4] = [
+    let ways: [(&str, Way); 4] = [
         ("decoded", DecodeWork::decode),
         ("by the engine alone", DecodeWork::inflate),
         ("by a GzDecoder and a vector each", DecodeWork::decoder_each),
