@@ -184,8 +184,8 @@ fn builder(options: &Options) -> Result<Builder, String> {
         builder = builder.danger_accept_invalid_certificates().danger_accept_invalid_hostnames();
     }
     if let Some(url) = &options.proxy {
-        let proxy = if url == "env" { Proxy::from_env() } else { Proxy::from_url(url) };
-        builder = builder.proxy(proxy.map_err(|error| format!("--proxy: {error}"))?);
+        let from_url = || Proxy::from_url(url).map_err(|error| format!("--proxy: {error}"));
+        builder = builder.proxy(if url == "env" { Proxy::from_env() } else { from_url()? });
     }
     builder = with(builder, options.ping_interval, Builder::ping_interval);
     builder = with(builder, options.pong_timeout, Builder::pong_timeout);

@@ -129,8 +129,8 @@ impl Builder {
         self
     }
 
-    /// Sets the timeout of one dial: the endpoint closure, resolving, TCP, TLS and the opening
-    /// handshake together.
+    /// Sets the timeout of one dial: the endpoint closure, resolving, TCP, the tunnel through a
+    /// proxy, TLS and the opening handshake together.
     ///
     /// Defaults to 10 s.
     pub fn connect_timeout(mut self, budget: Duration) -> Self {
@@ -591,8 +591,7 @@ impl Builder {
     ///
     /// ```
     /// use tautline::{Client, Proxy};
-    /// let builder = Client::builder("wss://stream.example.com/ws").proxy(Proxy::from_env()?);
-    /// # Ok::<(), tautline::Error>(())
+    /// let builder = Client::builder("wss://stream.example.com/ws").proxy(Proxy::from_env());
     /// ```
     pub fn proxy(mut self, proxy: Proxy) -> Self {
         self.settings.proxy = Some(proxy);
@@ -787,7 +786,10 @@ impl Builder {
                 let targets = endpoints
                     .into_iter()
                     .map(|endpoint| with_common(endpoint, &headers, &subprotocols).target())
-                    .collect::<Result<_, _>>()?;
+                    .collect::<Result<Vec<_>, _>>()?;
+                if let Some(proxies) = settings.proxy.as_ref().map(Proxy::check) {
+                    targets.iter().try_for_each(|target| proxies.for_target(target).map(drop))?;
+                }
                 Targets::List(targets)
             }
             Source::FromFn(endpoint_fn) => {

@@ -191,7 +191,7 @@ impl Builder {
         };
         let dial = DialSettings {
             resolver: settings.resolver.clone(),
-            proxies: settings.proxy.as_ref().map(Proxy::check).transpose()?.map(Arc::new),
+            proxies: settings.proxy.as_ref().map(Proxy::check).map(Arc::new),
             tcp: settings.tcp.clone(),
             tls: settings.tls.clone(),
             endpoints: config.source.count(),

@@ -28,9 +28,9 @@ const DEFAULT_PORT: u16 = 1080;
 #[derive(Clone)]
 pub struct Proxy {
     /// For `ws://`.
-    plain: Option<ProxyOptions>,
+    plain: Option<Result<ProxyOptions, Error>>,
     /// For `wss://`.
-    tls: Option<ProxyOptions>,
+    tls: Option<Result<ProxyOptions, Error>>,
     direct: DirectHosts,
 }
 
@@ -66,7 +66,8 @@ impl Proxy {
     /// Creates an HTTP proxy that is itself spoken to over TLS. The port defaults to 443.
     ///
     /// Its certificate is verified with the client's roots. A client certificate is not presented
-    /// to it, and the `danger_` settings do not hold for it.
+    /// to it, and the `danger_` settings do not hold for it. A renegotiation that it asks for ends
+    /// the connection.
     pub fn https(address: impl Into<String>) -> Self {
         Proxy::of(Scheme::Https, address)
     }
@@ -79,7 +80,7 @@ impl Proxy {
 
     /// Creates the proxy of a URL in curl's form: `http://`, `https://`, `socks5h://` or
     /// `socks5://`, perhaps `user:password@`, then the host and perhaps a port. Without a scheme it
-    /// is an HTTP proxy. User and password are percent-encoded.
+    /// is an HTTP proxy. User and password are percent-encoded. A path does not count.
     ///
     /// As for curl, `socks5h` leaves names to the proxy, and `socks5` has them resolved by this
     /// machine.
@@ -99,11 +100,11 @@ impl Proxy {
     /// too, addresses, and networks such as `10.0.0.0/8`, between commas or blanks. `*` is every
     /// host. Where no variable is set, every host is dialed directly.
     ///
-    /// The environment is read now. Nothing else of this crate reads these variables.
-    ///
-    /// # Errors
-    /// `Config`, with the name of the variable and no part of its value.
-    pub fn from_env() -> Result<Self, Error> {
+    /// The environment is read now, and nothing else of this crate reads these variables. A value
+    /// that is no proxy's URL is an error of kind [`Config`](crate::ErrorKind::Config), which names
+    /// the variable, where a server is dialed for which it counts: at the start of the client if
+    /// its endpoints are known.
+    pub fn from_env() -> Self {
         Proxy::from_variables(&|name| match std::env::var(name) {
             Ok(value) => Some(value),
             Err(std::env::VarError::NotPresent) => None,
@@ -112,7 +113,7 @@ impl Proxy {
         })
     }
 
-    fn from_variables(variable: &dyn Fn(&str) -> Option<String>) -> Result<Self, Error> {
+    fn from_variables(variable: &dyn Fn(&str) -> Option<String>) -> Self {
         let first = |names: &[&str]| {
             let named = |name: &str| Some((name.to_owned(), variable(name)?));
             let in_both_cases = |name: &&str| {
@@ -126,17 +127,19 @@ impl Proxy {
             names.iter().find_map(in_both_cases)
         };
         let proxy = |names: &[&str]| {
-            let Some((name, url)) = first(names) else { return Ok(None) };
-            let parsed = ProxyOptions::parse(&url);
-            parsed.map(Some).map_err(|error| Error::config(format!("{name}: {error}")))
+            first(names).map(|(name, url)| {
+                let named = |error: Error| Error::config(format!("{name}: {error}"));
+                let parsed = ProxyOptions::parse(&url).map_err(&named)?;
+                parsed.check().map_err(&named)?;
+                Ok(parsed)
+            })
         };
-        Ok(Proxy {
-            plain: proxy(&["ws_proxy", "http_proxy", "all_proxy"])?,
-            tls: proxy(&["wss_proxy", "https_proxy", "all_proxy"])?,
-            direct: first(&["no_proxy"])
-                .map(|(_, list)| DirectHosts::parse(&list))
-                .unwrap_or_default(),
-        })
+        let direct = first(&["no_proxy"]).map(|(_, list)| DirectHosts::parse(&list));
+        Proxy {
+            plain: proxy(&["ws_proxy", "http_proxy", "all_proxy"]),
+            tls: proxy(&["wss_proxy", "https_proxy", "all_proxy"]),
+            direct: direct.unwrap_or_default(),
+        }
     }
 
     /// Sets the user and the password: Basic authentication (RFC 7617) for HTTP, and RFC 1929 for
@@ -167,38 +170,31 @@ impl Proxy {
     }
 
     fn both(options: ProxyOptions) -> Self {
-        let plain = Some(options.clone());
-        Proxy { plain, tls: Some(options), direct: DirectHosts::default() }
+        let plain = Some(Ok(options.clone()));
+        Proxy { plain, tls: Some(Ok(options)), direct: DirectHosts::default() }
     }
 
     fn options(&mut self) -> impl Iterator<Item = &mut ProxyOptions> {
-        [&mut self.plain, &mut self.tls].into_iter().flatten()
+        [&mut self.plain, &mut self.tls].into_iter().flatten().flatten()
     }
 
     /// Checks the addresses and the credentials.
-    ///
-    /// # Errors
-    /// `Config`.
-    pub(crate) fn check(&self) -> Result<Proxies, Error> {
-        let check =
-            |options: &Option<ProxyOptions>| options.as_ref().map(ProxyOptions::check).transpose();
-        Ok(Proxies {
-            plain: check(&self.plain)?,
-            tls: check(&self.tls)?,
-            direct: self.direct.clone(),
-        })
+    pub(crate) fn check(&self) -> Proxies {
+        let check = |options: &Option<Result<ProxyOptions, Error>>| {
+            options.as_ref().map(|options| options.as_ref().map_err(Error::clone)?.check())
+        };
+        Proxies { plain: check(&self.plain), tls: check(&self.tls), direct: self.direct.clone() }
     }
 }
 
 impl fmt::Debug for Proxy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let shown = |options: &Option<ProxyOptions>| match options.as_ref().map(ProxyOptions::check)
-        {
+        let Proxies { plain, tls, .. } = self.check();
+        let [plain, tls] = [plain, tls].map(|server| match server {
             None => "direct".to_owned(),
             Some(Ok(server)) => server.to_string(),
             Some(Err(error)) => format!("invalid: {error}"),
-        };
-        let (plain, tls) = (shown(&self.plain), shown(&self.tls));
+        });
         match plain == tls {
             true => write!(f, "Proxy({plain})"),
             false => write!(f, "Proxy(ws: {plain}, wss: {tls})"),
@@ -220,7 +216,7 @@ impl ProxyOptions {
                 ));
             }
         };
-        let rest = rest.strip_suffix('/').unwrap_or(rest);
+        let rest = rest.split(['/', '?', '#']).next().unwrap_or_default();
         let (credentials, address) = match rest.rsplit_once('@') {
             None => (None, rest),
             Some((credentials, address)) => (Some(Credentials::parse(credentials)?), address),
@@ -281,11 +277,9 @@ impl Credentials {
             ProxyKind::Http if user.chars().chain(password.chars()).any(char::is_control) => {
                 Some("the user or the password of the proxy has a control character in it")
             }
-            // RFC 1929 section 2.
-            ProxyKind::Socks5 { .. }
-                if ![user, password].iter().all(|text| (1..=255).contains(&text.len())) =>
-            {
-                Some("the user and the password of a SOCKS proxy have from 1 to 255 bytes each")
+            // RFC 1929 section 2. It asks for a password of at least one byte, and curl for none.
+            ProxyKind::Socks5 { .. } if user.is_empty() || user.len().max(password.len()) > 255 => {
+                Some("the user and the password of a SOCKS proxy have at most 255 bytes each")
             }
             _ => None,
         };
@@ -295,8 +289,8 @@ impl Credentials {
 
 /// Proxies that have been checked.
 pub(crate) struct Proxies {
-    plain: Option<ProxyServer>,
-    tls: Option<ProxyServer>,
+    plain: Option<Result<ProxyServer, Error>>,
+    tls: Option<Result<ProxyServer, Error>>,
     direct: DirectHosts,
 }
 
@@ -316,9 +310,31 @@ pub(crate) enum ProxyKind {
 
 impl Proxies {
     /// Returns the proxy through which `target` is dialed. `None`: directly.
-    pub(crate) fn for_target(&self, target: &Target) -> Option<&ProxyServer> {
+    ///
+    /// # Errors
+    /// `Config` if that proxy cannot work.
+    pub(crate) fn for_target(&self, target: &Target) -> Result<Option<&ProxyServer>, Error> {
         let server = if target.is_tls { &self.tls } else { &self.plain };
-        server.as_ref().filter(|_| !self.direct.contains(&target.host))
+        let Some(server) = server.as_ref().filter(|_| !self.direct.contains(&target.host)) else {
+            return Ok(None);
+        };
+        let server = server.as_ref().map_err(Error::clone)?;
+        let is_named = matches!(server.kind, ProxyKind::Socks5 { has_local_dns: false });
+        if is_named && target.host.len() > 255 {
+            return Err(Error::config(
+                "the host has more than 255 bytes, for which SOCKS has no room",
+            ));
+        }
+        Ok(Some(server))
+    }
+
+    /// # Errors
+    /// `Config` if none of them can work.
+    pub(crate) fn any(&self) -> Result<(), Error> {
+        match (&self.plain, &self.tls) {
+            (Some(Err(error)), Some(Err(_))) => Err(error.clone()),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -415,8 +431,8 @@ mod tests {
     /// The proxy for a URL, and the credentials for it.
     fn route(proxy: &Proxy, url: &str) -> String {
         let target = Endpoint::new(url).target().expect("a good URL");
-        let proxies = proxy.check().expect("a good proxy");
-        proxies.for_target(&target).map_or("direct".to_owned(), |server| {
+        let proxies = proxy.check();
+        proxies.for_target(&target).expect("a good proxy").map_or("direct".to_owned(), |server| {
             let login = server.credentials.as_ref();
             let login = login.map(|login| format!(" {}:{}", login.user, login.password));
             format!("{:?} {server}{}", server.kind, login.unwrap_or_default())
@@ -428,12 +444,14 @@ mod tests {
         for (url, expected) in [
             ("proxy", "Http http://proxy:1080"),
             ("proxy:3128/", "Http http://proxy:3128"),
+            ("http://proxy:3128/a/path?query", "Http http://proxy:3128"),
             ("HTTP://proxy:80", "Http http://proxy:80"),
             ("https://proxy", "Http https://proxy:443"),
             ("socks5h://[::1]:9", "Socks5 { has_local_dns: false } socks5://[::1]:9"),
             ("socks5://proxy", "Socks5 { has_local_dns: true } socks5://proxy:1080"),
             ("http://u:p@proxy", "Http http://proxy:1080 u:p"),
             ("u@proxy", "Http http://proxy:1080 u:"),
+            ("socks5h://u@proxy", "Socks5 { has_local_dns: false } socks5://proxy:1080 u:"),
             ("http://a%40b:c%3a%C3%A9@d@proxy", "Http http://proxy:1080 a@b:c:é@d"),
         ] {
             let proxy = Proxy::from_url(url).unwrap_or_else(|error| panic!("{url}: {error}"));
@@ -450,7 +468,7 @@ mod tests {
         let routes = |variables: &[(&str, &str)]| {
             let variables: std::collections::HashMap<_, _> = variables.iter().copied().collect();
             let variable = |name: &str| variables.get(name).map(|value| (*value).to_owned());
-            let proxy = Proxy::from_variables(&variable).expect("good values");
+            let proxy = Proxy::from_variables(&variable);
             ["ws://a.example/", "wss://a.example/"].map(|url| route(&proxy, url))
         };
         let http = |host: &str| format!("Http http://{host}:1080");
@@ -473,12 +491,23 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_variable_is_named_and_its_value_is_not_shown() {
-        let variable =
-            |name: &str| (name == "all_proxy").then(|| "socks4://user:hunter2@proxy".to_owned());
-        let error = Proxy::from_variables(&variable).map(drop).expect_err("it cannot work");
-        let text = error.chain();
-        assert!(text.starts_with("all_proxy: ") && !text.contains("hunter2"), "{text}");
+    fn a_bad_variable_is_named_where_it_counts_and_its_value_is_not_shown() {
+        for bad in ["socks4://user:hunter2@proxy", "user:hunter2@proxy:x"] {
+            let variable = |name: &str| match name {
+                "all_proxy" => Some(bad.to_owned()),
+                "https_proxy" => Some("proxy".to_owned()),
+                "no_proxy" => Some("b.example".to_owned()),
+                _ => None,
+            };
+            let proxy = Proxy::from_variables(&variable);
+            assert_eq!(route(&proxy, "wss://a.example/"), "Http http://proxy:1080");
+            assert_eq!(route(&proxy, "ws://b.example/"), "direct");
+            let target = Endpoint::new("ws://a.example/").target().expect("a good URL");
+            let proxies = proxy.check();
+            let error = proxies.for_target(&target).map(drop).expect_err("it cannot work");
+            let text = format!("{} {proxy:?}", error.chain());
+            assert!(text.starts_with("all_proxy: ") && !text.contains("hunter2"), "{text}");
+        }
     }
 
     #[test]
@@ -513,7 +542,7 @@ mod tests {
         let proxy = Proxy::https("proxy:1").credentials("user", "hunter2");
         assert_eq!(shown(proxy), "Proxy(https://proxy:1)");
         let variable = |name: &str| (name == "wss_proxy").then(|| "u:hunter2@proxy".to_owned());
-        let proxy = Proxy::from_variables(&variable).expect("a good value");
+        let proxy = Proxy::from_variables(&variable);
         assert_eq!(shown(proxy), "Proxy(ws: direct, wss: http://proxy:1080)");
     }
 }

@@ -222,7 +222,7 @@ impl Settings {
             )));
         }
         if let Some(proxy) = &self.proxy {
-            proxy.check()?;
+            proxy.check().any()?;
         }
         self.tls.validate()
     }

@@ -2,14 +2,15 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 
-/// Ciphertext in both directions. Reading from an empty inbox returns `WouldBlock`, never the end
-/// of the stream, and the outbox accepts everything: the engine never blocks.
+/// Ciphertext in both directions. Reading from an empty inbox returns `WouldBlock`, and the end of
+/// the stream only if the outer TLS has ended. The outbox accepts everything: the engine never
+/// blocks.
 #[derive(Default)]
 pub(crate) struct TlsBuffers {
     /// The TLS connection that this one runs in: the one to an HTTPS proxy.
     outer: Option<Box<dyn OuterTls>>,
-    /// The outer TLS failed. The engine is told once it has read what came before.
-    failure: Option<io::Error>,
+    /// The outer TLS has ended, or failed. The engine is told once it has read what came before.
+    outer_end: Option<io::Result<()>>,
     /// Ciphertext from the peer. The engine has not read `inbox[start..end]` yet.
     inbox: Vec<u8>,
     start: usize,
@@ -18,20 +19,26 @@ pub(crate) struct TlsBuffers {
     outbox: Vec<u8>,
 }
 
-/// A TLS connection that another one runs in.
+/// A TLS connection that another one runs in. It is not called from inside the engine of that one,
+/// because OpenSSL has one queue of errors for both.
 pub(crate) trait OuterTls: Send {
-    /// Decrypts the first `filled` bytes of `cipher` behind `plain`, and puts what is to be sent
-    /// because of them behind `output`.
+    /// Decrypts the first `filled` bytes of `cipher` behind `plain`. Returns `true` at the end of
+    /// TLS.
     fn decrypt(
         &mut self,
         cipher: &mut Vec<u8>,
         filled: usize,
         plain: &mut Vec<u8>,
-        output: &mut Vec<u8>,
-    ) -> io::Result<()>;
+    ) -> io::Result<bool>;
 
-    /// Encrypts `plain` behind `output`.
-    fn encrypt(&mut self, plain: &[u8], output: &mut Vec<u8>) -> io::Result<()>;
+    /// Encrypts `plain` behind its own output.
+    fn encrypt(&mut self, plain: &[u8]) -> io::Result<()>;
+
+    /// Puts a close_notify behind its output.
+    fn close(&mut self);
+
+    /// Returns its buffers, which have its output.
+    fn buffers(&mut self) -> &mut TlsBuffers;
 }
 
 impl TlsBuffers {
@@ -48,11 +55,18 @@ impl TlsBuffers {
     /// back a buffer whose length may differ, but which is never empty.
     pub(crate) fn feed(&mut self, cipher: &mut Vec<u8>, filled: usize) {
         if let Some(outer) = &mut self.outer {
+            if self.outer_end.is_some() {
+                return;
+            }
             self.inbox.truncate(self.end);
             self.inbox.drain(..self.start);
-            let fed = outer.decrypt(cipher, filled, &mut self.inbox, &mut self.outbox);
+            let decrypted = outer.decrypt(cipher, filled, &mut self.inbox);
             (self.start, self.end) = (0, self.inbox.len());
-            self.failure = fed.err();
+            self.outer_end = match decrypted {
+                Ok(false) => None,
+                Ok(true) => Some(Ok(())),
+                Err(error) => Some(Err(error)),
+            };
         } else if self.start == self.end {
             std::mem::swap(&mut self.inbox, cipher);
             if cipher.is_empty() {
@@ -70,31 +84,72 @@ impl TlsBuffers {
 
     /// Reduces an empty inbox that a burst has grown to `size` bytes.
     pub(crate) fn shrink(&mut self, size: usize) {
-        if self.start == self.end && self.inbox.len() > size {
+        if self.start == self.end && self.inbox.capacity() > size {
             self.inbox = vec![0; size];
             (self.start, self.end) = (0, 0);
         }
+        if let Some(outer) = &mut self.outer {
+            outer.buffers().shrink(size);
+        }
     }
 
-    /// Returns the number of bytes in the outbox.
-    pub(crate) fn output_len(&self) -> usize {
-        self.outbox.len()
+    /// Returns the number of bytes of the output.
+    ///
+    /// # Errors
+    /// The outer TLS has failed.
+    pub(crate) fn output_len(&mut self) -> io::Result<usize> {
+        match self.encrypted()? {
+            None => Ok(self.outbox.len()),
+            Some(outer) => outer.buffers().output_len(),
+        }
     }
 
-    /// Appends the whole outbox to `into`.
-    pub(crate) fn take_output(&mut self, into: &mut Vec<u8>) {
+    /// Appends the whole output to `into`.
+    ///
+    /// # Errors
+    /// The outer TLS has failed.
+    pub(crate) fn take_output(&mut self, into: &mut Vec<u8>) -> io::Result<()> {
+        if let Some(outer) = self.encrypted()? {
+            return outer.buffers().take_output(into);
+        }
         if into.is_empty() {
             std::mem::swap(&mut self.outbox, into);
         } else {
             into.append(&mut self.outbox);
         }
+        Ok(())
+    }
+
+    /// Ends the outer TLS, if there is one, behind the output.
+    ///
+    /// # Errors
+    /// The outer TLS has failed.
+    pub(crate) fn close_outer(&mut self) -> io::Result<()> {
+        if let Some(outer) = self.encrypted()? {
+            outer.close();
+        }
+        Ok(())
+    }
+
+    /// Moves the outbox through the outer TLS, and returns that.
+    fn encrypted(&mut self) -> io::Result<Option<&mut dyn OuterTls>> {
+        let Some(outer) = &mut self.outer else { return Ok(None) };
+        if !self.outbox.is_empty() {
+            outer.encrypt(&self.outbox)?;
+            self.outbox.clear();
+        }
+        Ok(Some(&mut **outer))
     }
 }
 
 impl Read for TlsBuffers {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         if self.start == self.end {
-            return Err(self.failure.take().unwrap_or_else(|| ErrorKind::WouldBlock.into()));
+            return match &mut self.outer_end {
+                None => Err(ErrorKind::WouldBlock.into()),
+                // It is told once: the end follows.
+                Some(end) => std::mem::replace(end, Ok(())).map(|()| 0),
+            };
         }
         let count = into.len().min(self.end - self.start);
         into[..count].copy_from_slice(&self.inbox[self.start..self.start + count]);
@@ -105,10 +160,7 @@ impl Read for TlsBuffers {
 
 impl Write for TlsBuffers {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match &mut self.outer {
-            None => self.outbox.extend_from_slice(bytes),
-            Some(outer) => outer.encrypt(bytes, &mut self.outbox)?,
-        }
+        self.outbox.extend_from_slice(bytes);
         Ok(bytes.len())
     }
 
@@ -161,8 +213,8 @@ mod tests {
         let mut buffers = TlsBuffers::default();
         buffers.write_all(b"one").expect("it takes everything");
         let mut taken = b"zero".to_vec();
-        buffers.take_output(&mut taken);
+        buffers.take_output(&mut taken).expect("there is no outer TLS");
         assert_eq!(taken, b"zeroone");
-        assert_eq!(buffers.output_len(), 0);
+        assert_eq!(buffers.output_len().ok(), Some(0));
     }
 }

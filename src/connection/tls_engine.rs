@@ -33,7 +33,7 @@ impl TlsEngine {
     }
 }
 
-/// The number of bytes that are decrypted at once for the engine within: a record.
+/// The most plaintext of a record, for which there is always room.
 const RECORD_MAX: usize = 16 * 1024;
 
 impl OuterTls for TlsEngine {
@@ -42,36 +42,40 @@ impl OuterTls for TlsEngine {
         cipher: &mut Vec<u8>,
         filled: usize,
         plain: &mut Vec<u8>,
-        output: &mut Vec<u8>,
-    ) -> io::Result<()> {
+    ) -> io::Result<bool> {
         self.get_mut().feed(cipher, filled);
         let stream = self.enter();
+        let mut end = plain.len();
         let result = loop {
-            let start = plain.len();
-            plain.resize(start + RECORD_MAX, 0);
-            let read = stream.read(&mut plain[start..]);
-            plain.truncate(start + read.as_ref().map_or(0, |count| *count));
-            match read {
-                // The end of TLS is followed by that of TCP, which counts.
-                Ok(0) => break Ok(()),
-                Ok(_) => {}
-                Err(error) if error.kind() == ErrorKind::WouldBlock => break Ok(()),
+            if plain.len() - end < RECORD_MAX {
+                plain.resize(end + filled + RECORD_MAX, 0);
+            }
+            match stream.read(&mut plain[end..]) {
+                Ok(0) => break Ok(true),
+                Ok(count) => end += count,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break Ok(false),
                 Err(error) => break Err(error),
             }
         };
-        stream.get_mut().take_output(output);
+        plain.truncate(end);
         result
     }
 
-    fn encrypt(&mut self, plain: &[u8], output: &mut Vec<u8>) -> io::Result<()> {
-        let stream = self.enter();
-        stream.write_all(plain).map_err(|error| match error.kind() {
+    fn encrypt(&mut self, plain: &[u8]) -> io::Result<()> {
+        self.enter().write_all(plain).map_err(|error| match error.kind() {
             // The engine within cannot wait for the one around it.
             ErrorKind::WouldBlock => io::Error::other("the proxy renegotiates TLS"),
             _ => error,
-        })?;
-        stream.get_mut().take_output(output);
-        Ok(())
+        })
+    }
+
+    fn close(&mut self) {
+        // The answer is of no interest, as that of the engine within.
+        let _ = self.enter().shutdown();
+    }
+
+    fn buffers(&mut self) -> &mut TlsBuffers {
+        self.get_mut()
     }
 }
 

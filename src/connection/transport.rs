@@ -480,7 +480,7 @@ impl Transport {
     /// of it went.
     pub(crate) fn flush_output(&self, write_buffer: &mut WriteBuffer) -> io::Result<bool> {
         if let Some(tls) = &self.tls {
-            tls.engine.lock().stream.get_mut().take_output(&mut write_buffer.unsent);
+            tls.engine.lock().stream.get_mut().take_output(&mut write_buffer.unsent)?;
         }
         let is_flushed = self.flush(write_buffer)?;
         refuse_too_much(write_buffer.unsent.len() - write_buffer.unsent_start)?;
@@ -493,7 +493,9 @@ impl Transport {
         if let Some(tls) = &self.tls {
             // The answer to close_notify is of no interest: the peer has said all that it had to
             // say.
-            let _ = tls.engine.lock().stream.enter().shutdown();
+            let mut engine = tls.engine.lock();
+            let _ = engine.stream.enter().shutdown();
+            let _ = engine.stream.get_mut().close_outer();
         }
         if let Ok(true) = self.flush_output(write_buffer) {
             self.socket.end_writing();
@@ -675,7 +677,7 @@ impl Tls {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
                 Ok(count) => {
                     advanced += count;
-                    records.push((advanced, cipher.len() + stream.get_ref().output_len()));
+                    records.push((advanced, cipher.len() + stream.get_mut().output_len()?));
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     stuck = Some(*feedings);
@@ -686,7 +688,7 @@ impl Tls {
         }
         // All of it, in this same hold: records must reach the wire in the order in which they were
         // made.
-        stream.get_mut().take_output(cipher);
+        stream.get_mut().take_output(cipher)?;
         Ok(stuck.map_or(Encrypted::All, |feedings| Encrypted::Some { advanced, feedings }))
     }
 
@@ -733,7 +735,7 @@ impl Tls {
                 Err(error) => return Err(error),
             }
         }
-        let output = stream.get_ref().output_len();
+        let output = stream.get_mut().output_len()?;
         refuse_too_much(output)?;
         read_half.owes_output = output > 0;
         Ok(if taken > 0 { Received::Bytes } else { Received::Partial })

@@ -77,6 +77,8 @@ pub(crate) struct Dialer {
     proxies: Option<Arc<Proxies>>,
     lookups: Lookups,
     memory: AddressMemory,
+    /// The address of the server that the proxy of the last dial was given.
+    resolved: Option<SocketAddr>,
     connectors: Connectors,
     /// For HTTPS proxies.
     proxy_connectors: Connectors,
@@ -114,6 +116,7 @@ impl Dialer {
             connectors: Connectors::new(settings.tls, Arc::clone(&threads)),
             lookups: Lookups::new(settings.resolver, hosts_max, threads),
             memory: AddressMemory::new(hosts_max),
+            resolved: None,
         }
     }
 
@@ -136,10 +139,13 @@ impl Dialer {
         self.connectors.begin_dial();
         self.proxy_connectors.begin_dial();
         let proxies = self.proxies.clone();
-        let proxy = proxies.as_deref().and_then(|proxies| proxies.for_target(target));
+        let proxy = match &proxies {
+            Some(proxies) => proxies.for_target(target)?,
+            None => None,
+        };
         let first_hop = proxy.map_or(target, |proxy| &proxy.target);
         let label = self.client.label(target);
-        let resolved = match proxy {
+        self.resolved = match proxy {
             Some(ProxyServer { kind: ProxyKind::Socks5 { has_local_dns: true }, .. }) => {
                 log::debug!("{label}: resolving");
                 let candidates = self.lookups.addresses(target, &self.shutdown, deadline)?;
@@ -148,6 +154,7 @@ impl Dialer {
             }
             _ => None,
         };
+        let resolved = self.resolved;
         let hop_label = self.client.label(first_hop);
         log::debug!("{hop_label}: resolving");
         let candidates = self.lookups.addresses(first_hop, &self.shutdown, deadline)?;
@@ -168,16 +175,21 @@ impl Dialer {
                 open_tunnel(connectors, &hop_label, proxy, &destination, &socket, &io)
             }
         };
-        let tunnel = tunnel.inspect_err(|_| self.memory.failed(host, port, peer))?;
+        // It may be the proxy's fault, or that of the address that it was given.
+        let memory = &mut self.memory;
+        let mut failed = || {
+            memory.failed(host, port, peer);
+            if let Some(address) = resolved {
+                memory.failed(&target.host, target.port, address);
+            }
+        };
+        let tunnel = tunnel.inspect_err(|_| failed())?;
         let connectors = &mut self.connectors;
         let (tls, answer) = match shake_hands(connectors, &label, offer, &socket, tunnel, &io) {
             Ok(done) => done,
             Err(error) => {
                 if is_400_final || !error.is_refused_with(StatusCode::BAD_REQUEST) {
-                    match resolved {
-                        Some(address) => self.memory.failed(&target.host, target.port, address),
-                        None => self.memory.failed(host, port, peer),
-                    }
+                    failed();
                 }
                 return Err(error);
             }
@@ -212,9 +224,13 @@ impl Dialer {
     /// Remembers that the dial of `target` has failed after TCP had connected to `address`, so that
     /// the other addresses come first.
     pub(crate) fn remember_failure(&mut self, target: &Target, address: SocketAddr) {
-        let proxy = self.proxies.as_deref().and_then(|proxies| proxies.for_target(target));
+        let proxies = self.proxies.clone();
+        let proxy = proxies.as_deref().and_then(|proxies| proxies.for_target(target).ok()?);
         let first_hop = proxy.map_or(target, |proxy| &proxy.target);
         self.memory.failed(&first_hop.host, first_hop.port, address);
+        if let Some(resolved) = self.resolved {
+            self.memory.failed(&target.host, target.port, resolved);
+        }
     }
 }
 

@@ -57,6 +57,9 @@ impl Conversation<'_, '_> {
         match read_response(stream, Vec::new(), io, &context, &broken)? {
             // A response of this kind has no body, whatever its headers say.
             (head, Some(leftover)) if head.status.is_success() => Ok(leftover),
+            (head, None) if head.status.is_success() => {
+                Err(broken("with a head of more than 64 KiB or 128 headers"))
+            }
             (head, rest) => {
                 // tinyproxy answers wrong credentials with a server's 401.
                 let is_login =
@@ -74,9 +77,7 @@ impl Conversation<'_, '_> {
         const PASSWORD: u8 = 2;
         const NONE_OF_THESE: u8 = 0xff;
         let proxy = self.proxy;
-        let request = socks5_request(destination).ok_or_else(|| {
-            Error::new(ErrorKind::Proxy, "a host name of more than 255 bytes: SOCKS has no room")
-        })?;
+        let request = socks5_request(destination);
         let credentials = proxy.credentials.as_ref();
         match credentials {
             None => self.send(&[VERSION, 1, NO_LOGIN])?,
@@ -183,8 +184,8 @@ fn connect_request(destination: &Destination<'_>, credentials: Option<&Credentia
     text.into_bytes()
 }
 
-/// The request of RFC 1928 section 4. `None`: the name is too long.
-fn socks5_request(destination: &Destination<'_>) -> Option<Vec<u8>> {
+/// The request of RFC 1928 section 4. A name has 255 bytes at most, which has been checked.
+fn socks5_request(destination: &Destination<'_>) -> Vec<u8> {
     const CONNECT: u8 = 1;
     let mut request = vec![VERSION, CONNECT, 0];
     let mut put_address = |address: IpAddr| match address {
@@ -207,7 +208,7 @@ fn socks5_request(destination: &Destination<'_>) -> Option<Vec<u8>> {
                 Some(address) => put_address(address),
                 None => {
                     request.push(NAME);
-                    request.push(target.host.len().try_into().ok()?);
+                    request.push(target.host.len() as u8);
                     request.extend(target.host.as_bytes());
                 }
             }
@@ -215,7 +216,7 @@ fn socks5_request(destination: &Destination<'_>) -> Option<Vec<u8>> {
         }
     };
     request.extend(port.to_be_bytes());
-    Some(request)
+    request
 }
 
 /// The request of RFC 1929 section 2. Each part has 255 bytes at most, which has been checked.

@@ -27,7 +27,8 @@ impl Stream<'_> {
             .write_all(bytes)
             .map_err(|error| Error::caused(ErrorKind::Tls, context(), error))?;
         let mut cipher = Vec::new();
-        tls.get_mut().take_output(&mut cipher);
+        let encrypted = tls.get_mut().take_output(&mut cipher);
+        encrypted.map_err(|error| Error::caused(ErrorKind::Tls, context(), error))?;
         io.send(self.socket, &cipher, context)
             .map_err(|error| unread_alert(tls, self.socket, error, context))
     }
@@ -49,7 +50,8 @@ impl Stream<'_> {
                     Err(error) => return Err(Error::caused(ErrorKind::Tls, context(), error)),
                 }
                 let mut output = Vec::new();
-                tls.get_mut().take_output(&mut output);
+                let encrypted = tls.get_mut().take_output(&mut output);
+                encrypted.map_err(|error| Error::caused(ErrorKind::Tls, context(), error))?;
                 io.send(self.socket, &output, context)?;
                 let mut cipher = vec![0; 16 * 1024];
                 match io.recv(self.socket, &mut cipher, context)? {

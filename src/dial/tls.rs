@@ -284,8 +284,8 @@ impl Connectors {
                 self.connector = Some(load);
                 if self.is_warning_due(sync::now()) {
                     log::warn!(
-                        "{label}: the server's certificate has expired or is not yet valid, or \
-                         the clock of this machine is wrong: {}",
+                        "{label}: the certificate has expired or is not yet valid, or the clock of \
+                         this machine is wrong: {}",
                         error.chain()
                     );
                 }
@@ -453,6 +453,7 @@ fn shake_hands(
     io: &DialIo<'_>,
 ) -> Result<TlsEngine, Error> {
     let context = || format!("TLS handshake with {target}");
+    let failed = |error: std::io::Error| Error::caused(ErrorKind::Tls, context(), error);
     let mut cipher = vec![0; CIPHER_SIZE];
     let mut output = Vec::new();
     clear_error_queue();
@@ -461,7 +462,7 @@ fn shake_hands(
         output.clear();
         let mut waiting: MidHandshakeTlsStream<TlsBuffers> = match result {
             Ok(mut stream) => {
-                stream.get_mut().take_output(&mut output);
+                stream.get_mut().take_output(&mut output).map_err(failed)?;
                 let mut engine = TlsEngine::new(stream);
                 return match io.send(socket, &output, &context) {
                     Ok(()) => Ok(engine),
@@ -473,7 +474,7 @@ fn shake_hands(
             }
             Err(HandshakeError::WouldBlock(waiting)) => waiting,
         };
-        waiting.get_mut().take_output(&mut output);
+        waiting.get_mut().take_output(&mut output).map_err(failed)?;
         if let Err(error) = io.send(socket, &output, &context) {
             return Err(unread_alert_in_handshake(waiting, socket, error, &context));
         }

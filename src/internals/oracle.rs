@@ -38,6 +38,9 @@ impl Reading {
     }
 }
 
+/// The most bytes of a frame's header that may be missing, with a masking key.
+const HEADER_MAX: usize = 14;
+
 /// Checks that tungstenite reads the same as `ours`, which is what was read from `bytes`, save for
 /// the differences below.
 ///
@@ -47,15 +50,20 @@ pub(super) fn compare(bytes: &[u8], ours: &Reading, max_message_size: usize) {
     let mut theirs = read(bytes.to_vec(), max_message_size);
     if let (End::Violation(_), End::Bytes) = (&ours.end, &theirs.end) {
         // They judge a frame that is whole; we end at the first byte that is wrong.
-        let padding = vec![0; max_message_size];
+        let padding = vec![0; max_message_size + HEADER_MAX];
         theirs = read([bytes, &padding].concat(), max_message_size);
+    }
+    if let End::Violation(what) = &ours.end {
+        // RFC 6455 section 5.2 asks for the shortest form of a length, which they do not check:
+        // they read on. In a control frame any longer form is one for more than 125 bytes.
+        let is_long_form = ["more bytes than it needs", "control frame of more than 125"];
+        if is_long_form.iter().any(|form| what.contains(form)) {
+            return assert!(theirs.received.starts_with(&ours.received));
+        }
     }
     assert_eq!(ours.received, theirs.received);
     match (&ours.end, &theirs.end) {
         (End::Violation(_), End::Violation(_)) => {}
-        // RFC 6455 section 5.2 asks for the shortest form of a length, which they do not check.
-        // What follows is of another reading, so there is nothing more to compare.
-        (End::Violation(what), _) if what.contains("more bytes than it needs") => {}
         // They hand out a close frame with an illegal code as one of their own.
         (End::Violation(what), End::Close(Some(1002))) if what.contains("illegal code") => {}
         // IANA registered 1014 after their list was made.
@@ -131,6 +139,7 @@ mod tests {
     #[test]
     fn tungstenite_differs_in_lengths_and_close_codes() {
         assert_eq!(end(b"\x81\x7e\x00\x01a"), End::Bytes);
+        assert_eq!(end(b"\x89\x7e\x00\x01a"), End::Bytes);
         assert_eq!(end(b"\x88\x02\x03\xed"), End::Close(Some(1002)));
         assert_eq!(end(b"\x88\x02\x03\xf6"), End::Close(Some(1002)));
         assert_eq!(end(b"\xb1\x05"), End::Bytes);

@@ -32,7 +32,8 @@ impl EndpointPool {
 
     /// Returns what follows the failure of the last dial or the end of its connection.
     ///
-    /// A request or a certificate that one endpoint refuses may be good at another, so the client
+    /// A request, a certificate or a login that one endpoint or its proxy refuses may be good at
+    /// another, so the client
     /// gives up only when all have failed permanently in a row. A `Retry-After` holds for the
     /// endpoint that sent it.
     pub(crate) fn decision(
@@ -43,7 +44,9 @@ impl EndpointPool {
     ) -> RetryDecision {
         let last = self.dials.saturating_sub(1) % self.not_before.len();
         let is_final = !error.is_retryable();
-        if is_final && !matches!(error.kind(), ErrorKind::Http | ErrorKind::Tls) {
+        let is_of_endpoint =
+            matches!(error.kind(), ErrorKind::Http | ErrorKind::Tls | ErrorKind::Proxy);
+        if is_final && !is_of_endpoint {
             return RetryDecision::GiveUp;
         }
         self.refusals = if is_final { self.refusals + 1 } else { 0 };
@@ -108,6 +111,10 @@ mod tests {
         assert_eq!(meets(dropped()), RetryDecision::Retry);
         assert_eq!(meets(refused(404, None)), RetryDecision::Retry);
         assert_eq!(meets(refused(401, None)), RetryDecision::GiveUp);
+        // What a proxy refuses to one, it or another proxy may grant to the other.
+        let login = || Error::new(ErrorKind::Proxy, "login").permanent();
+        assert_eq!(meets(dropped()), RetryDecision::Retry);
+        assert_eq!([meets(login()), meets(login())], [RetryDecision::Retry, RetryDecision::GiveUp]);
     }
 
     #[test]

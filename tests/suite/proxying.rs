@@ -17,12 +17,28 @@ use crate::support::{MS, SOON, dial_failed, echo, message, opened, stopped};
 /// The request of a client, or its credentials.
 type Asked = String;
 
-trait ReadWrite: Read + Write + Send {}
-impl<T: Read + Write + Send> ReadWrite for T {}
+trait ReadWrite: Read + Write + Send {
+    /// Sends a close_notify, and no end of TCP.
+    fn end_tls(&mut self) -> io::Result<()>;
+}
+
+impl ReadWrite for TcpStream {
+    fn end_tls(&mut self) -> io::Result<()> {
+        unreachable!("it is plain")
+    }
+}
+
+impl ReadWrite for native_tls::TlsStream<TcpStream> {
+    fn end_tls(&mut self) -> io::Result<()> {
+        self.shutdown()
+    }
+}
 
 /// A client of a proxy.
 struct Guest {
     stream: Box<dyn ReadWrite>,
+    /// Below TLS.
+    socket: TcpStream,
     asked: crossbeam_channel::Sender<Asked>,
 }
 
@@ -101,24 +117,23 @@ fn serve(
         false => Box::new(stream),
         true => Box::new(acceptor().accept(stream).map_err(io::Error::other)?),
     };
-    let mut guest = Guest { stream, asked };
+    let mut guest = Guest { stream, socket, asked };
     let mut server = TcpStream::connect(script(&mut guest)?)?;
-    server.set_nodelay(true)?;
-    server.set_read_timeout(Some(GLANCE))?;
-    socket.set_read_timeout(Some(GLANCE))?;
-    while !is_over.load(Ordering::SeqCst) {
-        if !relay(&mut guest.stream, &mut server)? || !relay(&mut server, &mut guest.stream)? {
-            break;
-        }
-    }
-    Ok(())
+    guest.relay(&mut server, &mut |_| {}, is_over)
 }
 
-/// Returns `false` at the end of the stream.
-fn relay(from: &mut dyn Read, to: &mut dyn Write) -> io::Result<bool> {
+/// Returns `false` at the end of the stream. `change` may change what goes by.
+fn relay(
+    from: &mut dyn Read,
+    to: &mut dyn Write,
+    change: &mut dyn FnMut(&mut [u8]),
+) -> io::Result<bool> {
     let mut bytes = [0; 4096];
     match from.read(&mut bytes) {
-        Ok(count) => to.write_all(&bytes[..count]).map(|()| count > 0),
+        Ok(count) => {
+            change(&mut bytes[..count]);
+            to.write_all(&bytes[..count]).map(|()| count > 0)
+        }
         Err(error) if matches!(error.kind(), IoErrorKind::WouldBlock | IoErrorKind::TimedOut) => {
             Ok(true)
         }
@@ -135,8 +150,28 @@ fn acceptor() -> native_tls::TlsAcceptor {
 }
 
 impl Guest {
+    /// Relays until one side ends, or the test does. `change` may change what the server sends.
+    fn relay(
+        &mut self,
+        server: &mut TcpStream,
+        change: &mut dyn FnMut(&mut [u8]),
+        is_over: &AtomicBool,
+    ) -> io::Result<()> {
+        server.set_nodelay(true)?;
+        server.set_read_timeout(Some(GLANCE))?;
+        self.socket.set_read_timeout(Some(GLANCE))?;
+        while !is_over.load(Ordering::SeqCst) {
+            if !relay(&mut self.stream, server, &mut |_| {})?
+                || !relay(server, &mut self.stream, change)?
+            {
+                break;
+            }
+        }
+        Ok(())
+    }
+
     /// Reads a CONNECT, and tells of it and of its credentials.
-    fn read_connect(&mut self) -> io::Result<()> {
+    fn read_connect(&mut self) -> io::Result<Asked> {
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
             head.push(self.read::<1>()?[0]);
@@ -146,12 +181,13 @@ impl Guest {
         let mut asked = fields.next().unwrap_or_default().to_owned();
         let login = fields.find_map(|field| field.strip_prefix("Proxy-Authorization: "));
         login.into_iter().for_each(|login| asked.push_str(&format!(" {login}")));
-        self.tell(asked);
-        Ok(())
+        self.tell(asked.clone());
+        Ok(asked)
     }
 
-    /// Answers a request of SOCKS 5, and tells of it. With `login`, it asks for user and password.
-    fn read_socks(&mut self, login: bool) -> io::Result<()> {
+    /// Answers a request of SOCKS 5, tells of it, and returns the host and port. With `login`, it
+    /// asks for user and password.
+    fn read_socks(&mut self, login: bool) -> io::Result<Asked> {
         let [version, methods] = self.read()?;
         let mut offered = vec![0; methods.into()];
         self.stream.read_exact(&mut offered)?;
@@ -179,7 +215,7 @@ impl Guest {
         };
         let port = u16::from_be_bytes(self.read()?);
         self.tell(format!("{command} {host}:{port}"));
-        Ok(())
+        Ok(format!("{host}:{port}"))
     }
 
     fn read<const N: usize>(&mut self) -> io::Result<[u8; N]> {
@@ -323,14 +359,14 @@ fn names_are_resolved_here_if_that_is_asked_for() {
     let server = echo(TestServer::builder());
     let proxy = socks_proxy(false, &server);
     let given = Proxy::socks5(proxy.address.to_string());
+    let nobody = |_: &str, _: u16| Err(io::Error::other("the proxy resolves the name"));
+    assert_echoes(through("ws", "server.test", given.clone()).resolver(nobody));
+    assert_eq!(proxy.asked(), "1 server.test:80");
+    let local = given.socks5_local_dns();
     let resolver = |host: &str, port: u16| {
         assert_eq!(host, "server.test");
         Ok(vec![SocketAddr::from(([192, 0, 2, 7], port))])
     };
-    // It is not asked for the name that the proxy resolves.
-    assert_echoes(through("ws", "server.test", given.clone()).resolver(resolver));
-    assert_eq!(proxy.asked(), "1 server.test:80");
-    let local = given.socks5_local_dns();
     assert_echoes(through("ws", "server.test", local).resolver(resolver));
     assert_eq!(proxy.asked(), "1 192.0.2.7:80");
 }
@@ -353,12 +389,60 @@ fn an_address_that_fails_behind_a_proxy_is_asked_for_last() {
     let client = through("ws", "server.test", given).resolver(resolver).start();
     let client = client.expect("the settings are good");
     let mut events = client.events();
-    assert_eq!(dial_failed(&mut events).error.kind(), ErrorKind::Upgrade);
+    dial_failed(&mut events);
     opened(&mut events);
     assert_eq!([proxy.asked(), proxy.asked()], ["1 192.0.2.1:80", "1 192.0.2.2:80"]);
 }
 
 #[test]
+fn an_address_that_the_proxy_cannot_reach_is_asked_for_last() {
+    let server = echo(TestServer::builder());
+    let address = server.address();
+    let proxy = TestProxy::start(false, move |guest| {
+        // There is no IPv6.
+        match guest.read_socks(false)?.starts_with('[') {
+            false => guest.write(GRANTED).map(|()| address),
+            true => {
+                guest.write(&[5, 4, 0, 1, 0, 0, 0, 0, 0, 0])?;
+                Err(IoErrorKind::HostUnreachable.into())
+            }
+        }
+    });
+    let given = Proxy::socks5(proxy.address.to_string()).socks5_local_dns();
+    let resolver = |_: &str, port: u16| {
+        let v6 = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
+        Ok(vec![(v6, port).into(), ([192, 0, 2, 1], port).into()])
+    };
+    let client = through("ws", "server.test", given).resolver(resolver).start();
+    let client = client.expect("the settings are good");
+    let mut events = client.events();
+    assert_eq!(dial_failed(&mut events).error.kind(), ErrorKind::Proxy);
+    opened(&mut events);
+    assert_eq!([proxy.asked(), proxy.asked()], ["1 [2001:db8::1]:80", "1 192.0.2.1:80"]);
+}
+
+#[test]
+fn a_login_that_is_refused_for_one_endpoint_ends_no_client_that_has_others() {
+    let server = echo(TestServer::builder());
+    let address = server.address();
+    let proxy = TestProxy::start(false, move |guest| {
+        if guest.read_connect()?.contains("b.test") {
+            return guest.write(ESTABLISHED).map(|()| address);
+        }
+        guest.write(b"HTTP/1.1 407 Login\r\nContent-Length: 0\r\n\r\n")?;
+        Err(IoErrorKind::PermissionDenied.into())
+    });
+    let given = Proxy::http(proxy.address.to_string());
+    let builder = through("ws", "a.test", given).add_endpoint("ws://b.test/");
+    let client = builder.start().expect("the settings are good");
+    let mut events = client.events();
+    assert_eq!(dial_failed(&mut events).error.status().map(|status| status.as_u16()), Some(407));
+    opened(&mut events);
+}
+
+// Other systems have no other address of loopback.
+#[test]
+#[cfg(target_os = "linux")]
 fn an_address_of_a_proxy_that_fails_is_dialed_last() {
     let server = echo(TestServer::builder());
     let good = open_proxy(false, &server);
@@ -390,11 +474,20 @@ fn an_address_of_a_proxy_that_fails_is_dialed_last() {
 #[test]
 fn the_certificate_is_the_servers_and_that_of_an_https_proxy_is_verified_too() {
     let server = echo(TestServer::builder().tls());
-    let proxy = open_proxy(false, &server);
-    let at = format!("localhost:{}", proxy.address.port());
-    let error = refusal(through("wss", "server.test", Proxy::http(at)));
-    assert!(error.is_verification_failure(), "{}", error.chain());
-    assert!(error.to_string().contains("server.test:443"), "{error}");
+    for is_tls in [false, true] {
+        let proxy = open_proxy(is_tls, &server);
+        let at = format!("localhost:{}", proxy.address.port());
+        let given = if is_tls { Proxy::https(at) } else { Proxy::http(at) };
+        let client = through("wss", "server.test", given).start().expect("the settings are good");
+        let mut events = client.events();
+        // It is permanent once it has been refused twice.
+        for _ in 0..2 {
+            let error = dial_failed(&mut events).error;
+            assert!(error.is_verification_failure(), "{}", error.chain());
+            assert!(error.to_string().contains("server.test:443"), "{error}");
+        }
+        assert_eq!(stopped(&mut events).reason.kind(), ErrorKind::Tls);
+    }
 
     let proxy = open_proxy(true, &server);
     // The certificate is for `localhost`.
@@ -536,7 +629,7 @@ fn lies_of_a_proxy_end_the_dial_and_say_what_is_wrong() {
         (b"SSH-2.0-OpenSSH\r\n".to_vec(), "something that is not an HTTP/1.1 response"),
         (b"HTTP/1.1 101 Switching Protocols\r\n\r\n".to_vec(), "status 101"),
         (b"HTTP/1.1 100 Continue\r\n\r\n".repeat(3_000), "of interim answers"),
-        (endless, "status 200"),
+        (endless, "a head of more than 64 KiB"),
     ];
     let socks: [(&[u8], &str); 6] = [
         (b"", "by ending the connection"),
@@ -606,8 +699,8 @@ fn a_proxy_that_cannot_work_is_refused_at_the_start() {
         (Proxy::http("pro xy:1"), "a blank"),
         (Proxy::http("proxy").credentials("a:b", "hunter2"), "colon"),
         (Proxy::https("proxy").credentials("a", "hunter2\r\nX: y"), "control character"),
-        (Proxy::socks5("proxy").credentials("a", ""), "from 1 to 255"),
-        (Proxy::socks5("proxy").credentials("a", long), "from 1 to 255"),
+        (Proxy::socks5("proxy").credentials("", "hunter2"), "at most 255"),
+        (Proxy::socks5("proxy").credentials("a", long), "at most 255"),
     ] {
         let shown = format!("{proxy:?}");
         let client = through("ws", "server.test", proxy).start();
@@ -615,5 +708,84 @@ fn a_proxy_that_cannot_work_is_refused_at_the_start() {
         let text = format!("{} {error:?} {shown}", error.chain());
         assert_eq!(error.kind(), ErrorKind::Config);
         assert!(text.contains(what) && !text.contains("hunter2"), "{what}: {text}");
+    }
+}
+
+/// A proxy over TLS to `server` that does something of its own when it is told to.
+fn meddling_proxy(
+    server: &TestServer,
+    meddles: &Arc<AtomicBool>,
+    meddle: impl Fn(&mut Guest, &mut TcpStream) -> io::Result<()> + Send + Sync + 'static,
+) -> TestProxy {
+    let (server, meddles) = (server.address(), Arc::clone(meddles));
+    TestProxy::start(true, move |guest| {
+        guest.read_connect()?;
+        guest.write(ESTABLISHED)?;
+        let mut server = TcpStream::connect(server)?;
+        guest.relay(&mut server, &mut |_| {}, &meddles)?;
+        meddle(guest, &mut server)?;
+        Err(IoErrorKind::Other.into())
+    })
+}
+
+/// Opens a connection through the proxy, has it meddle, and returns the end of the connection.
+fn meddled_end(scheme: &str, proxy: &TestProxy, meddles: &AtomicBool) -> tautline::Disconnect {
+    let given = Proxy::https(format!("localhost:{}", proxy.address.port()));
+    let client = through(scheme, "localhost", given).start().expect("the settings are good");
+    let mut events = client.events();
+    opened(&mut events);
+    client.send_text("before").expect("it is open");
+    message(&mut events);
+    meddles.store(true, Ordering::SeqCst);
+    // The first ones may go by before it does.
+    let by = Instant::now() + SOON;
+    loop {
+        // It may have ended.
+        let _ = client.send_text("behind");
+        if let Ok(tautline::Event::Disconnected(end)) = events.next_timeout(20 * MS) {
+            return end;
+        }
+        assert!(Instant::now() < by, "nothing ends it");
+    }
+}
+
+#[test]
+fn a_record_that_is_changed_on_the_way_through_an_https_proxy_is_no_orderly_end() {
+    let server = echo(TestServer::builder().tls());
+    let meddles = Arc::default();
+    let over = Arc::new(AtomicBool::new(false));
+    let is_over = Arc::clone(&over);
+    let proxy = meddling_proxy(&server, &meddles, move |guest, server| {
+        guest.relay(
+            server,
+            &mut |bytes| bytes.iter_mut().last().into_iter().for_each(|b| *b ^= 1),
+            &is_over,
+        )
+    });
+    let error = meddled_end("wss", &proxy, &meddles).error;
+    assert_eq!(error.kind(), ErrorKind::Io, "{}", error.chain());
+    over.store(true, Ordering::SeqCst);
+}
+
+#[test]
+fn the_end_of_tls_to_a_proxy_ends_the_connection_and_nothing_behind_it_is_kept() {
+    for scheme in ["ws", "wss"] {
+        let tls = scheme == "wss";
+        let server = echo(if tls { TestServer::builder().tls() } else { TestServer::builder() });
+        let meddles = Arc::default();
+        let over = Arc::new(AtomicBool::new(false));
+        let is_over = Arc::clone(&over);
+        let proxy = meddling_proxy(&server, &meddles, move |guest, _| {
+            // The answer is of no interest.
+            let _ = guest.stream.end_tls();
+            while !is_over.load(Ordering::SeqCst) {
+                guest.socket.write_all(&[0x17; 4096])?;
+            }
+            Ok(())
+        });
+        let end = meddled_end(scheme, &proxy, &meddles);
+        assert_eq!(end.error.kind(), ErrorKind::Closed, "{}", end.error.chain());
+        assert_eq!(end.close.code, 1006);
+        over.store(true, Ordering::SeqCst);
     }
 }
