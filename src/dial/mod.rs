@@ -77,8 +77,9 @@ pub(crate) struct Dialer {
     proxies: Option<Arc<Proxies>>,
     lookups: Lookups,
     memory: AddressMemory,
-    /// The address of the server that the proxy of the last dial was given.
-    resolved: Option<SocketAddr>,
+    /// The addresses of the last dial: the one that a proxy was given, and the one to which TCP
+    /// had connected.
+    tried: Vec<Tried>,
     connectors: Connectors,
     /// For HTTPS proxies.
     proxy_connectors: Connectors,
@@ -116,7 +117,7 @@ impl Dialer {
             connectors: Connectors::new(settings.tls, Arc::clone(&threads)),
             lookups: Lookups::new(settings.resolver, hosts_max, threads),
             memory: AddressMemory::new(hosts_max),
-            resolved: None,
+            tried: Vec::new(),
         }
     }
 
@@ -145,7 +146,8 @@ impl Dialer {
         };
         let first_hop = proxy.map_or(target, |proxy| &proxy.target);
         let label = self.client.label(target);
-        self.resolved = match proxy {
+        self.tried.clear();
+        let resolved = match proxy {
             Some(ProxyServer { kind: ProxyKind::Socks5 { has_local_dns: true }, .. }) => {
                 log::debug!("{label}: resolving");
                 let candidates = self.lookups.addresses(target, &self.shutdown, deadline)?;
@@ -154,7 +156,6 @@ impl Dialer {
             }
             _ => None,
         };
-        let resolved = self.resolved;
         let hop_label = self.client.label(first_hop);
         log::debug!("{hop_label}: resolving");
         let candidates = self.lookups.addresses(first_hop, &self.shutdown, deadline)?;
@@ -163,6 +164,8 @@ impl Dialer {
         let memory = &mut self.memory;
         let mut reset = |address| memory.failed(host, port, address);
         let (socket, peer) = tcp::connect(&hop_label, addresses, &self.tcp, &io, &mut reset)?;
+        self.tried.extend(resolved.map(|address| Tried::new(target, address)));
+        self.tried.push(Tried::new(first_hop, peer));
         let tunnel = match proxy {
             None => Ok(Tunnel::default()),
             Some(proxy) => {
@@ -175,28 +178,26 @@ impl Dialer {
                 open_tunnel(connectors, &hop_label, proxy, &destination, &socket, &io)
             }
         };
-        // It may be the proxy's fault, or that of the address that it was given.
-        let memory = &mut self.memory;
-        let mut failed = || {
-            memory.failed(host, port, peer);
-            if let Some(address) = resolved {
-                memory.failed(&target.host, target.port, address);
+        let tunnel = match tunnel {
+            Ok(tunnel) => tunnel,
+            Err(error) => {
+                // It may be the proxy's fault, or that of the address that it was given.
+                self.remember_failure();
+                return Err(error);
             }
         };
-        let tunnel = tunnel.inspect_err(|_| failed())?;
         let connectors = &mut self.connectors;
         let (tls, answer) = match shake_hands(connectors, &label, offer, &socket, tunnel, &io) {
             Ok(done) => done,
             Err(error) => {
                 if is_400_final || !error.is_refused_with(StatusCode::BAD_REQUEST) {
-                    failed();
+                    self.remember_failure();
                 }
                 return Err(error);
             }
         };
-        self.memory.succeeded(host, port, peer);
-        if let Some(address) = resolved {
-            self.memory.succeeded(&target.host, target.port, address);
+        for Tried { host, port, address } in &self.tried {
+            self.memory.succeeded(host, *port, *address);
         }
         socket
             .set_nonblocking(false)
@@ -221,16 +222,27 @@ impl Dialer {
         Ok(Dialed { socket, tls, leftover: answer.leftover, opening })
     }
 
-    /// Remembers that the dial of `target` has failed after TCP had connected to `address`, so that
-    /// the other addresses come first.
-    pub(crate) fn remember_failure(&mut self, target: &Target, address: SocketAddr) {
-        let proxies = self.proxies.clone();
-        let proxy = proxies.as_deref().and_then(|proxies| proxies.for_target(target).ok()?);
-        let first_hop = proxy.map_or(target, |proxy| &proxy.target);
-        self.memory.failed(&first_hop.host, first_hop.port, address);
-        if let Some(resolved) = self.resolved {
-            self.memory.failed(&target.host, target.port, resolved);
+    /// Remembers that the last dial has failed after TCP had connected, so that other addresses come
+    /// first.
+    pub(crate) fn remember_failure(&mut self) {
+        for Tried { host, port, address } in &self.tried {
+            self.memory.failed(host, *port, *address);
         }
+    }
+}
+
+/// An address of a host, which a dial has tried.
+#[cfg(not(shuttle))]
+struct Tried {
+    host: String,
+    port: u16,
+    address: SocketAddr,
+}
+
+#[cfg(not(shuttle))]
+impl Tried {
+    fn new(target: &Target, address: SocketAddr) -> Self {
+        Tried { host: target.host.clone(), port: target.port, address }
     }
 }
 

@@ -63,7 +63,7 @@ impl Dialer {
         Dialer { shutdown, lookups: Lookups::new(settings.resolver, hosts_max, threads) }
     }
 
-    pub(crate) fn remember_failure(&mut self, _: &Target, _: SocketAddr) {}
+    pub(crate) fn remember_failure(&mut self) {}
 
     pub(crate) fn dial(
         &mut self,

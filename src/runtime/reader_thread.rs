@@ -263,7 +263,7 @@ impl<D: EventSink> ReaderThread<D> {
         let settings = &self.config.settings;
         let agreed = match &settings.deflate {
             Some(deflate) => deflate.accept(&dialed.opening.extensions).map_err(|what| {
-                self.dialer.remember_failure(&target, dialed.opening.peer);
+                self.dialer.remember_failure();
                 let context = format!("{target} answered the extension offer wrongly: {what}");
                 Error::new(ErrorKind::Upgrade, context)
             })?,
