@@ -786,10 +786,7 @@ impl Builder {
                 let targets = endpoints
                     .into_iter()
                     .map(|endpoint| with_common(endpoint, &headers, &subprotocols).target())
-                    .collect::<Result<Vec<_>, _>>()?;
-                if let Some(proxies) = settings.proxy.as_ref().map(Proxy::check) {
-                    targets.iter().try_for_each(|target| proxies.for_target(target).map(drop))?;
-                }
+                    .collect::<Result<_, _>>()?;
                 Targets::List(targets)
             }
             Source::FromFn(endpoint_fn) => {
@@ -799,7 +796,11 @@ impl Builder {
             }
         };
         let client = settings.name.clone().unwrap_or_else(|| source.default_name());
-        Ok(Config { source, settings, client })
+        let proxies = settings.proxy.as_ref().map(Proxy::check).map(Arc::new);
+        if let Some(proxies) = &proxies {
+            proxies.check(source.known())?;
+        }
+        Ok(Config { source, settings, proxies, client })
     }
 }
 

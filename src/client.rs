@@ -10,7 +10,6 @@ use std::time::Duration;
 use crate::builder::Builder;
 use crate::config::dial_context::DialContext;
 use crate::config::endpoint::Endpoint;
-use crate::config::proxy::Proxy;
 use crate::connection::close::CloseFrame;
 use crate::dial::DialSettings;
 #[cfg(not(shuttle))]
@@ -191,7 +190,7 @@ impl Builder {
         };
         let dial = DialSettings {
             resolver: settings.resolver.clone(),
-            proxies: settings.proxy.as_ref().map(Proxy::check).map(Arc::new),
+            proxies: config.proxies.clone(),
             tcp: settings.tcp.clone(),
             tls: settings.tls.clone(),
             endpoints: config.source.count(),

@@ -114,27 +114,22 @@ impl Proxy {
     }
 
     fn from_variables(variable: &dyn Fn(&str) -> Option<String>) -> Self {
-        let first = |names: &[&str]| {
-            let named = |name: &str| Some((name.to_owned(), variable(name)?));
-            let in_both_cases = |name: &&str| {
-                let upper = name.to_ascii_uppercase();
-                let upper = (upper != "HTTP_PROXY").then_some(upper);
-                let is_set = |found: &(String, String)| !found.1.is_empty();
-                named(name)
-                    .filter(is_set)
-                    .or_else(|| upper.and_then(|upper| named(&upper)).filter(is_set))
+        let first =
+            |names: &[&str]| {
+                let in_both_cases = |name: &&str| [(*name).to_owned(), name.to_ascii_uppercase()];
+                names.iter().flat_map(in_both_cases).filter(|name| name != "HTTP_PROXY").find_map(
+                    |name| Some((variable(&name).filter(|value| !value.is_empty())?, name)),
+                )
             };
-            names.iter().find_map(in_both_cases)
-        };
         let proxy = |names: &[&str]| {
-            first(names).map(|(name, url)| {
+            first(names).map(|(url, name)| {
                 let named = |error: Error| Error::config(format!("{name}: {error}"));
                 let parsed = ProxyOptions::parse(&url).map_err(&named)?;
                 parsed.check().map_err(&named)?;
                 Ok(parsed)
             })
         };
-        let direct = first(&["no_proxy"]).map(|(_, list)| DirectHosts::parse(&list));
+        let direct = first(&["no_proxy"]).map(|(list, _)| DirectHosts::parse(&list));
         Proxy {
             plain: proxy(&["ws_proxy", "http_proxy", "all_proxy"]),
             tls: proxy(&["wss_proxy", "https_proxy", "all_proxy"]),
@@ -297,7 +292,7 @@ pub(crate) struct Proxies {
 /// A proxy that has been checked. Displayed as a URL without credentials.
 pub(crate) struct ProxyServer {
     pub(crate) kind: ProxyKind,
-    /// Where it is, and whether it is spoken to over TLS.
+    /// Its address, and whether it is spoken to over TLS.
     pub(crate) target: Target,
     pub(crate) credentials: Option<Credentials>,
 }
@@ -328,13 +323,15 @@ impl Proxies {
         Ok(Some(server))
     }
 
+    /// Checks them for targets that are known, or that are not.
+    ///
     /// # Errors
-    /// `Config` if none of them can work.
-    pub(crate) fn any(&self) -> Result<(), Error> {
-        match (&self.plain, &self.tls) {
-            (Some(Err(error)), Some(Err(_))) => Err(error.clone()),
-            _ => Ok(()),
+    /// `Config` if one that is needed, or all of them, cannot work.
+    pub(crate) fn check(&self, targets: &[Target]) -> Result<(), Error> {
+        if let (Some(Err(error)), Some(Err(_))) = (&self.plain, &self.tls) {
+            return Err(error.clone());
         }
+        targets.iter().try_for_each(|target| self.for_target(target).map(drop))
     }
 }
 
@@ -527,12 +524,11 @@ mod tests {
             ("* a", "a", "b"),
         ] {
             let direct = DirectHosts::parse(list);
-            hosts.split(' ').filter(|host| !host.is_empty()).for_each(|host| {
-                assert!(direct.contains(host), "{list}: {host}");
-            });
-            others.split(' ').filter(|host| !host.is_empty()).for_each(|host| {
-                assert!(!direct.contains(host), "{list}: {host}");
-            });
+            for (hosts, expected) in [(hosts, true), (others, false)] {
+                for host in hosts.split(' ').filter(|host| !host.is_empty()) {
+                    assert_eq!(direct.contains(host), expected, "{list}: {host}");
+                }
+            }
         }
     }
 

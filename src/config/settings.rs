@@ -221,9 +221,6 @@ impl Settings {
                  {stack_min}"
             )));
         }
-        if let Some(proxy) = &self.proxy {
-            proxy.check().any()?;
-        }
         self.tls.validate()
     }
 }

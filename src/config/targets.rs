@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::config::dial_context::DialContext;
 use crate::config::endpoint::{Endpoint, Target};
+use crate::config::proxy::Proxies;
 use crate::config::settings::Settings;
 use crate::error::{Error, ErrorKind};
 use crate::name::ClientName;
@@ -14,6 +15,7 @@ use crate::name::ClientName;
 pub(crate) struct Config {
     pub(crate) source: Targets,
     pub(crate) settings: Settings,
+    pub(crate) proxies: Option<Arc<Proxies>>,
     pub(crate) client: ClientName,
 }
 
@@ -30,6 +32,14 @@ impl Targets {
         match self {
             Targets::List(targets) => targets.len(),
             Targets::FromFn { .. } => 1,
+        }
+    }
+
+    /// Returns the targets that are known before a dial.
+    pub(crate) fn known(&self) -> &[Target] {
+        match self {
+            Targets::List(targets) => targets,
+            Targets::FromFn { .. } => &[],
         }
     }
 
