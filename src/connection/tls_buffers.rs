@@ -1,6 +1,7 @@
 //! The buffers in memory that the TLS engine reads from and writes to, in place of a socket.
 
 use std::io::{self, ErrorKind, Read, Write};
+use std::ops::Range;
 
 /// Ciphertext in both directions. Reading from an empty inbox returns `WouldBlock`, and the end of
 /// the stream only if the outer TLS has ended. The outbox accepts everything: the engine never
@@ -58,8 +59,7 @@ impl TlsBuffers {
             if self.outer_end.is_some() {
                 return;
             }
-            self.inbox.truncate(self.end);
-            self.inbox.drain(..self.start);
+            cut(&mut self.inbox, self.start..self.end);
             let decrypted = outer.decrypt(cipher, filled, &mut self.inbox);
             (self.start, self.end) = (0, self.inbox.len());
             self.outer_end = match decrypted {
@@ -75,8 +75,7 @@ impl TlsBuffers {
             (self.start, self.end) = (0, filled);
         } else {
             // The engine rarely stops before it has read everything, so a copy is fine.
-            self.inbox.truncate(self.end);
-            self.inbox.drain(..self.start);
+            cut(&mut self.inbox, self.start..self.end);
             self.inbox.extend_from_slice(&cipher[..filled]);
             (self.start, self.end) = (0, self.inbox.len());
         }
@@ -140,6 +139,12 @@ impl TlsBuffers {
         }
         Ok(Some(&mut **outer))
     }
+}
+
+/// Cuts a buffer to what is in a range of it.
+fn cut(buffer: &mut Vec<u8>, range: Range<usize>) {
+    buffer.truncate(range.end);
+    buffer.drain(..range.start);
 }
 
 impl Read for TlsBuffers {

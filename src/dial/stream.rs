@@ -26,9 +26,7 @@ impl Stream<'_> {
         tls.enter()
             .write_all(bytes)
             .map_err(|error| Error::caused(ErrorKind::Tls, context(), error))?;
-        let mut cipher = Vec::new();
-        let encrypted = tls.get_mut().take_output(&mut cipher);
-        encrypted.map_err(|error| Error::caused(ErrorKind::Tls, context(), error))?;
+        let cipher = output(tls, context)?;
         io.send(self.socket, &cipher, context)
             .map_err(|error| unread_alert(tls, self.socket, error, context))
     }
@@ -49,10 +47,7 @@ impl Stream<'_> {
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                     Err(error) => return Err(Error::caused(ErrorKind::Tls, context(), error)),
                 }
-                let mut output = Vec::new();
-                let encrypted = tls.get_mut().take_output(&mut output);
-                encrypted.map_err(|error| Error::caused(ErrorKind::Tls, context(), error))?;
-                io.send(self.socket, &output, context)?;
+                io.send(self.socket, &output(tls, context)?, context)?;
                 let mut cipher = vec![0; 16 * 1024];
                 match io.recv(self.socket, &mut cipher, context)? {
                     0 => break 0,
@@ -63,4 +58,12 @@ impl Stream<'_> {
         into.extend_from_slice(&bytes[..count]);
         Ok(count)
     }
+}
+
+/// Takes the output of the engine.
+fn output(tls: &mut TlsEngine, context: &dyn Fn() -> String) -> Result<Vec<u8>, Error> {
+    let mut output = Vec::new();
+    let taken = tls.get_mut().take_output(&mut output);
+    taken.map_err(|error| Error::caused(ErrorKind::Tls, context(), error))?;
+    Ok(output)
 }
