@@ -222,8 +222,8 @@ impl Dialer {
         Ok(Dialed { socket, tls, leftover: answer.leftover, opening })
     }
 
-    /// Remembers that the last dial has failed after TCP had connected, so that other addresses come
-    /// first.
+    /// Remembers that the last dial has failed after TCP had connected, so that other addresses
+    /// come first.
     pub(crate) fn remember_failure(&mut self) {
         for Tried { host, port, address } in &self.tried {
             self.memory.failed(host, *port, *address);

@@ -33,9 +33,8 @@ impl EndpointPool {
     /// Returns what follows the failure of the last dial or the end of its connection.
     ///
     /// A request, a certificate or a login that one endpoint or its proxy refuses may be good at
-    /// another, so the client
-    /// gives up only when all have failed permanently in a row. A `Retry-After` holds for the
-    /// endpoint that sent it.
+    /// another, so the client gives up only when all have failed permanently in a row. A
+    /// `Retry-After` holds for the endpoint that sent it.
     pub(crate) fn decision(
         &mut self,
         error: &Error,

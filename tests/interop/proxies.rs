@@ -7,7 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use tautline::testing::TestServer;
-use tautline::{Builder, Client, ErrorKind, Event, Proxy};
+use tautline::{Builder, Client, Error, ErrorKind, Event, Proxy};
 
 use crate::{SOON, skipped};
 
@@ -147,6 +147,14 @@ fn refusal(server: &TestServer, proxy: Proxy) -> (ErrorKind, bool, Option<u16>) 
     (error.kind(), error.is_retryable(), status)
 }
 
+/// Returns the error of a dial to a port at which nobody listens.
+fn failure_elsewhere(proxy: Proxy) -> Error {
+    let builder = Client::builder("ws://localhost:1/").max_attempts(1).proxy(proxy);
+    let error = builder.connect().map(drop).expect_err("nobody listens there");
+    assert_eq!((error.kind(), error.is_retryable()), (ErrorKind::Proxy, true));
+    error
+}
+
 #[test]
 fn tinyproxy_tunnels_and_refuses() {
     let servers = servers();
@@ -160,10 +168,7 @@ fn tinyproxy_tunnels_and_refuses() {
             proxy = proxy.credentials(CREDENTIALS.0, CREDENTIALS.1);
         }
         servers.iter().for_each(|server| assert_tunnels(server, &proxy));
-        // Nobody listens there.
-        let elsewhere = Client::builder("ws://localhost:1/").max_attempts(1).proxy(proxy);
-        let error = elsewhere.connect().map(drop).expect_err("nobody listens there");
-        assert_eq!((error.kind(), error.is_retryable()), (ErrorKind::Proxy, true));
+        let error = failure_elsewhere(proxy);
         assert!(error.response().is_some_and(|response| !response.body().is_empty()));
     }
 }
@@ -183,9 +188,7 @@ fn microsocks_tunnels_and_refuses() {
         for proxy in [proxy.clone(), proxy.clone().socks5_local_dns()] {
             servers.iter().for_each(|server| assert_tunnels(server, &proxy));
         }
-        let elsewhere = Client::builder("ws://localhost:1/").max_attempts(1).proxy(proxy);
-        let error = elsewhere.connect().map(drop).expect_err("nobody listens there");
-        assert_eq!((error.kind(), error.is_retryable()), (ErrorKind::Proxy, true));
+        failure_elsewhere(proxy);
     }
 }
 

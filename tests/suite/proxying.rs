@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, unbounded};
 use tautline::testing::TestServer;
@@ -51,7 +51,7 @@ struct TestProxy {
 }
 
 /// The time after which a relay looks at the other direction.
-const GLANCE: std::time::Duration = std::time::Duration::from_millis(2);
+const GLANCE: Duration = Duration::from_millis(2);
 
 impl TestProxy {
     fn start(
@@ -288,6 +288,15 @@ fn assert_echoes(builder: Builder) -> tautline::Opened {
     opened
 }
 
+/// Checks that the second dial opens, and returns the error of the first.
+fn second_dial_opens(builder: Builder) -> Error {
+    let client = builder.start().expect("the settings are good");
+    let mut events = client.events();
+    let error = dial_failed(&mut events).error;
+    opened(&mut events);
+    error
+}
+
 /// The error of the only dial.
 fn refusal(builder: Builder) -> Error {
     let client = builder.max_attempts(1).start().expect("the settings are good");
@@ -386,11 +395,7 @@ fn an_address_that_fails_behind_a_proxy_is_asked_for_last() {
     let resolver = |_: &str, port: u16| {
         Ok([1, 2].map(|last| SocketAddr::from(([192, 0, 2, last], port))).to_vec())
     };
-    let client = through("ws", "server.test", given).resolver(resolver).start();
-    let client = client.expect("the settings are good");
-    let mut events = client.events();
-    dial_failed(&mut events);
-    opened(&mut events);
+    second_dial_opens(through("ws", "server.test", given).resolver(resolver));
     assert_eq!([proxy.asked(), proxy.asked()], ["1 192.0.2.1:80", "1 192.0.2.2:80"]);
 }
 
@@ -413,11 +418,8 @@ fn an_address_that_the_proxy_cannot_reach_is_asked_for_last() {
         let v6 = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
         Ok(vec![(v6, port).into(), ([192, 0, 2, 1], port).into()])
     };
-    let client = through("ws", "server.test", given).resolver(resolver).start();
-    let client = client.expect("the settings are good");
-    let mut events = client.events();
-    assert_eq!(dial_failed(&mut events).error.kind(), ErrorKind::Proxy);
-    opened(&mut events);
+    let error = second_dial_opens(through("ws", "server.test", given).resolver(resolver));
+    assert_eq!(error.kind(), ErrorKind::Proxy);
     assert_eq!([proxy.asked(), proxy.asked()], ["1 [2001:db8::1]:80", "1 192.0.2.1:80"]);
 }
 
@@ -434,10 +436,8 @@ fn a_login_that_is_refused_for_one_endpoint_ends_no_client_that_has_others() {
     });
     let given = Proxy::http(proxy.address.to_string());
     let builder = through("ws", "a.test", given).add_endpoint("ws://b.test/");
-    let client = builder.start().expect("the settings are good");
-    let mut events = client.events();
-    assert_eq!(dial_failed(&mut events).error.status().map(|status| status.as_u16()), Some(407));
-    opened(&mut events);
+    let error = second_dial_opens(builder);
+    assert_eq!(error.status().map(|status| status.as_u16()), Some(407));
 }
 
 // Other systems have no other address of loopback.
@@ -575,7 +575,7 @@ fn a_refused_login_is_permanent_and_a_busy_proxy_is_not() {
         assert_eq!(error.status().map(|status| status.as_u16()), Some(status));
         let response = error.response().expect("there is one");
         assert_eq!(response.body(), br#"{"why":"no"}"#);
-        assert_eq!(error.retry_after(), Some(std::time::Duration::from_secs(7)));
+        assert_eq!(error.retry_after(), Some(Duration::from_secs(7)));
         let text = format!("{} {error:?}", error.chain());
         let expected = format!("the proxy http://{} answered CONNECT with status", proxy.address);
         assert!(text.starts_with(&expected) && !text.contains("hunter2"), "{text}");
