@@ -3,6 +3,7 @@
 pub(crate) mod app_ping;
 pub(crate) mod decode;
 pub(crate) mod dial_context;
+mod direct_hosts;
 pub(crate) mod endpoint;
 pub(crate) mod proxy;
 pub(crate) mod queue_bounds;
