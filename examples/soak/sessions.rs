@@ -399,8 +399,9 @@ impl Run<'_> {
                         active.insert(topic.to_owned());
                     }
                     // A topic is suspected for a while if connections end right after it was
-                    // asked for. The program may insist.
+                    // asked for. The program insists by giving it up first.
                     SubscriptionState::Rejected(rejection) if !rejection.is_permanent() => {
+                        handle.unsubscribe([topic]);
                         handle.subscribe([topic]).expect("there is no limit");
                         return false;
                     }

@@ -189,8 +189,9 @@ impl SessionHandle {
     /// Wants these topics: each is asked for once the session is ready, and again on every later
     /// connection, until it is unsubscribed or rejected for good. Returns at once.
     ///
-    /// Subscribing to a topic again changes nothing, unless the venue has rejected it: then it is
-    /// asked for anew.
+    /// Subscribing to a topic again changes nothing, unless it has been rejected for good: then it
+    /// is asked for anew. One that is rejected for a while is asked for by itself; to ask sooner,
+    /// unsubscribe from it first.
     ///
     /// # Errors
     /// `Config` beyond [`topics_max`](crate::session::SessionBuilder::topics_max): none of them is
