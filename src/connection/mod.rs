@@ -11,7 +11,7 @@ pub(crate) mod socket;
 #[cfg(shuttle)]
 pub(crate) use crate::model::socket;
 pub(crate) mod tls_buffers;
-pub(crate) mod tls_engine;
+pub(crate) mod tls_connection;
 pub(crate) mod transport;
 pub(crate) mod writer;
 
@@ -34,7 +34,7 @@ use pending_pings::PendingPings;
 use send::FragmentGate;
 use sequence::Sequence;
 use socket::StreamSocket;
-use transport::{TlsEngine, Transport};
+use transport::{TlsConnection, Transport};
 use writer::FrameWriter;
 
 /// The way in which the reader asks the kernel for bytes.
@@ -104,7 +104,7 @@ impl OpenConnection {
         peer: String,
         client: ClientName,
         socket: StreamSocket,
-        tls: Option<TlsEngine>,
+        tls: Option<TlsConnection>,
         writer: FrameWriter,
         timeouts: Timeouts,
         wakeup: WakeTx<()>,

@@ -38,9 +38,9 @@ const DECRYPT_AT_ONCE: usize = 256 * 1024;
 
 /// The TLS engine: it reads from memory and writes to memory.
 #[cfg(not(shuttle))]
-pub(crate) use crate::connection::tls_engine::TlsEngine;
+pub(crate) use crate::connection::tls_connection::TlsConnection;
 #[cfg(shuttle)]
-pub(crate) use crate::model::engine::TlsEngine;
+pub(crate) use crate::model::engine::TlsConnection;
 
 /// The ciphertext buffer of a quiet connection, and of a busy one.
 const CIPHER_MIN: usize = 16 * 1024;
@@ -68,7 +68,7 @@ struct Tls {
 }
 
 struct Engine {
-    stream: TlsEngine,
+    stream: TlsConnection,
     /// The number of times it has been fed, so that a writer that waits for it misses none.
     feedings: u64,
 }
@@ -165,7 +165,7 @@ pub(crate) enum Attempt {
 
 impl Transport {
     /// `tls` has finished its handshake.
-    pub(crate) fn new(socket: StreamSocket, tls: Option<TlsEngine>) -> Self {
+    pub(crate) fn new(socket: StreamSocket, tls: Option<TlsConnection>) -> Self {
         let tls = tls.map(|stream| Tls {
             engine: Mutex::new(Engine { stream, feedings: 0 }),
             fed: Condvar::new(),

@@ -27,7 +27,7 @@ use crate::config::proxy::{ProxyKind, ProxyServer};
 use crate::connection::socket::StreamSocket;
 #[cfg(not(shuttle))]
 use crate::connection::tls_buffers::{OuterTls, TlsBuffers};
-use crate::connection::transport::TlsEngine;
+use crate::connection::transport::TlsConnection;
 use crate::error::{Error, ErrorKind};
 use crate::name::ClientName;
 use crate::sync::threads::Threads;
@@ -90,7 +90,7 @@ pub(crate) struct Dialer {
 /// A connection on which the opening handshake is done.
 pub(crate) struct Dialed {
     pub(crate) socket: StreamSocket,
-    pub(crate) tls: Option<TlsEngine>,
+    pub(crate) tls: Option<TlsConnection>,
     /// The bytes that followed the response: the first frames, if any.
     pub(crate) leftover: Vec<u8>,
     pub(crate) opening: Opening,
@@ -251,7 +251,7 @@ impl Tried {
 #[derive(Default)]
 struct Tunnel {
     /// The TLS connection to an HTTPS proxy.
-    outer: Option<TlsEngine>,
+    outer: Option<TlsConnection>,
     /// The bytes that the server has sent already.
     received: Vec<u8>,
 }
@@ -285,7 +285,7 @@ fn shake_hands(
     socket: &Socket,
     tunnel: Tunnel,
     io: &DialIo<'_>,
-) -> Result<(Option<TlsEngine>, UpgradeResponse), Error> {
+) -> Result<(Option<TlsConnection>, UpgradeResponse), Error> {
     let target = label.target;
     let Tunnel { outer, received } = tunnel;
     let (mut tls, received) = match target.is_tls {

@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 
 use socket2::Socket;
 
-use crate::connection::tls_engine::TlsEngine;
+use crate::connection::tls_connection::TlsConnection;
 use crate::dial::io::DialIo;
 use crate::dial::tls::unread_alert;
 use crate::error::{Error, ErrorKind};
@@ -12,7 +12,7 @@ use crate::error::{Error, ErrorKind};
 /// The socket of a dial, and the TLS engine beside it.
 pub(super) struct Stream<'a> {
     pub(super) socket: &'a Socket,
-    pub(super) tls: Option<&'a mut TlsEngine>,
+    pub(super) tls: Option<&'a mut TlsConnection>,
 }
 
 impl Stream<'_> {
@@ -61,7 +61,7 @@ impl Stream<'_> {
 }
 
 /// Takes the output of the engine.
-fn output(tls: &mut TlsEngine, context: &dyn Fn() -> String) -> Result<Vec<u8>, Error> {
+fn output(tls: &mut TlsConnection, context: &dyn Fn() -> String) -> Result<Vec<u8>, Error> {
     let mut output = Vec::new();
     let taken = tls.get_mut().take_output(&mut output);
     taken.map_err(|error| Error::caused(ErrorKind::Tls, context(), error))?;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use http::HeaderMap;
 
-use super::engine::{self, TlsEngine};
+use super::engine::{self, TlsConnection};
 use super::socket::StreamSocket;
 use crate::config::endpoint::Target;
 use crate::dial::{DialSettings, Dialed, Lookups, Opening};
@@ -106,7 +106,12 @@ impl Dialer {
             headers: HeaderMap::new(),
             extensions: Vec::new(),
         };
-        Ok(Dialed { socket: ours, tls: is_tls.then(TlsEngine::new), leftover: Vec::new(), opening })
+        Ok(Dialed {
+            socket: ours,
+            tls: is_tls.then(TlsConnection::new),
+            leftover: Vec::new(),
+            opening,
+        })
     }
 }
 

@@ -35,8 +35,8 @@ pub(super) fn take_record(bytes: &mut Vec<u8>) -> Option<(u8, Vec<u8>)> {
     Some((kind, record[2..].iter().map(|byte| byte ^ 0x5a).collect()))
 }
 
-/// In the place of `connection::tls_engine::TlsEngine`.
-pub(crate) struct TlsEngine {
+/// In the place of `connection::tls_connection::TlsConnection`.
+pub(crate) struct TlsConnection {
     buffers: TlsBuffers,
     /// The ciphertext of an incomplete record.
     cipher: Vec<u8>,
@@ -45,10 +45,10 @@ pub(crate) struct TlsEngine {
     is_closed: bool,
 }
 
-impl TlsEngine {
+impl TlsConnection {
     pub(crate) fn new() -> Self {
         let (buffers, cipher, plain) = Default::default();
-        TlsEngine { buffers, cipher, plain, is_renegotiating: false, is_closed: false }
+        TlsConnection { buffers, cipher, plain, is_renegotiating: false, is_closed: false }
     }
 
     pub(crate) fn enter(&mut self) -> &mut Self {
@@ -93,7 +93,7 @@ impl TlsEngine {
     }
 }
 
-impl Read for TlsEngine {
+impl Read for TlsConnection {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         self.process_records()?;
         if self.plain.is_empty() {
@@ -106,7 +106,7 @@ impl Read for TlsEngine {
     }
 }
 
-impl Write for TlsEngine {
+impl Write for TlsConnection {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.is_renegotiating {
             return Err(ErrorKind::WouldBlock.into());

@@ -15,7 +15,7 @@ use socket2::Socket;
 
 use crate::config::endpoint::{Target, TargetLabel};
 use crate::connection::tls_buffers::TlsBuffers;
-use crate::connection::tls_engine::{TlsEngine, clear_error_queue};
+use crate::connection::tls_connection::{TlsConnection, clear_error_queue};
 use crate::dial::io::DialIo;
 use crate::dial::pin::Pin;
 use crate::error::{Error, ErrorKind};
@@ -268,7 +268,7 @@ impl Connectors {
         socket: &Socket,
         buffers: TlsBuffers,
         io: &DialIo<'_>,
-    ) -> Result<TlsEngine, Error> {
+    ) -> Result<TlsConnection, Error> {
         let target = label.target;
         let had_spare = self.had_failed && has_spare_descriptor();
         let load = match self.connector.take() {
@@ -304,7 +304,7 @@ impl Connectors {
         }
     }
 
-    fn check_pins(&self, engine: &TlsEngine, target: &Target) -> Result<(), Error> {
+    fn check_pins(&self, engine: &TlsConnection, target: &Target) -> Result<(), Error> {
         if self.pins.is_empty() {
             return Ok(());
         }
@@ -451,7 +451,7 @@ fn shake_hands(
     socket: &Socket,
     buffers: TlsBuffers,
     io: &DialIo<'_>,
-) -> Result<TlsEngine, Error> {
+) -> Result<TlsConnection, Error> {
     let context = || format!("TLS handshake with {target}");
     let failed = |error: std::io::Error| Error::caused(ErrorKind::Tls, context(), error);
     let mut cipher = vec![0; CIPHER_SIZE];
@@ -463,7 +463,7 @@ fn shake_hands(
         let mut waiting: MidHandshakeTlsStream<TlsBuffers> = match result {
             Ok(mut stream) => {
                 stream.get_mut().take_output(&mut output).map_err(failed)?;
-                let mut engine = TlsEngine::new(stream);
+                let mut engine = TlsConnection::new(stream);
                 return match io.send(socket, &output, &context) {
                     Ok(()) => Ok(engine),
                     Err(error) => Err(unread_alert(&mut engine, socket, error, &context)),
@@ -498,7 +498,7 @@ const UNREAD_MAX: usize = 8;
 /// A peer that refuses a handshake sends an alert and closes, which may reset the connection before
 /// the alert is read.
 pub(crate) fn unread_alert(
-    engine: &mut TlsEngine,
+    engine: &mut TlsConnection,
     socket: &Socket,
     error: Error,
     context: &dyn Fn() -> String,
@@ -532,7 +532,9 @@ fn unread_alert_in_handshake(
             Err(HandshakeError::Failure(alert)) => {
                 return Error::caused(ErrorKind::Tls, context(), alert);
             }
-            Ok(stream) => return unread_alert(&mut TlsEngine::new(stream), socket, error, context),
+            Ok(stream) => {
+                return unread_alert(&mut TlsConnection::new(stream), socket, error, context);
+            }
         }
     }
     error
@@ -627,7 +629,7 @@ mod tests {
         ours
     }
 
-    fn shake_hands_with(socket: &Socket, options: &TlsOptions) -> Result<TlsEngine, Error> {
+    fn shake_hands_with(socket: &Socket, options: &TlsOptions) -> Result<TlsConnection, Error> {
         let target = Endpoint::from("wss://localhost/").target().expect("it is a URL");
         let connector = options.connector().expect("OpenSSL is there");
         with_io(|io| shake_hands(&connector, &target, socket, TlsBuffers::default(), io))

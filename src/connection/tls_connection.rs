@@ -7,13 +7,13 @@ use native_tls::TlsStream;
 use crate::connection::tls_buffers::{OuterTls, TlsBuffers};
 
 /// An engine whose handshake is done.
-pub(crate) struct TlsEngine {
+pub(crate) struct TlsConnection {
     stream: TlsStream<TlsBuffers>,
 }
 
-impl TlsEngine {
+impl TlsConnection {
     pub(crate) fn new(stream: TlsStream<TlsBuffers>) -> Self {
-        TlsEngine { stream }
+        TlsConnection { stream }
     }
 
     /// Returns the stream to call, after [`clear_error_queue`]. It must not be kept while code of
@@ -36,7 +36,7 @@ impl TlsEngine {
 /// The most plaintext of a record, for which there is always room.
 const RECORD_MAX: usize = 16 * 1024;
 
-impl OuterTls for TlsEngine {
+impl OuterTls for TlsConnection {
     fn decrypt(
         &mut self,
         cipher: &mut Vec<u8>,
