@@ -148,3 +148,22 @@ impl DialIo<'_> {
         Ok(())
     }
 }
+
+#[cfg(all(test, not(shuttle)))]
+pub(super) mod testing {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+    use crate::error::Timeout;
+
+    /// The limit of a test's dial, which none reaches.
+    const SOON: Duration = Duration::from_secs(10);
+
+    /// Performs a part of a dial.
+    pub(crate) fn with_io<T>(act: impl FnOnce(&DialIo<'_>) -> T) -> T {
+        let pair = WakePair::new().expect("descriptors are there");
+        let (_trigger, shutdown) = Shutdown::new();
+        let deadline = Deadline::new(Timeout::Connect, SOON, Instant::now());
+        act(&DialIo { pair: &pair, shutdown: &shutdown, deadline })
+    }
+}
