@@ -34,7 +34,8 @@ use pending_pings::PendingPings;
 use send::FragmentGate;
 use sequence::Sequence;
 use socket::StreamSocket;
-use transport::{TlsConnection, Transport};
+use tls_connection::TlsConnection;
+use transport::Transport;
 use writer::FrameWriter;
 
 /// The way in which the reader asks the kernel for bytes.

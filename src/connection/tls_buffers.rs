@@ -3,13 +3,16 @@
 use std::io::{self, ErrorKind, Read, Write};
 use std::ops::Range;
 
+use crate::connection::tls_connection::TlsConnection;
+
 /// Ciphertext in both directions. Reading from an empty inbox returns `WouldBlock`, and the end of
 /// the stream only if the outer TLS has ended. The outbox accepts everything: the engine never
 /// blocks.
 #[derive(Default)]
 pub(crate) struct TlsBuffers {
-    /// The TLS connection that this one runs in: the one to an HTTPS proxy.
-    outer: Option<Box<dyn OuterTls>>,
+    /// The TLS connection that this one runs in: the one to an HTTPS proxy. It is not called from
+    /// inside the library, because OpenSSL has one queue of errors for both.
+    outer: Option<TlsConnection>,
     /// The outer TLS has ended, or failed. The engine is told once it has read what came before.
     outer_end: Option<io::Result<()>>,
     /// Ciphertext from the peer. The engine has not read `inbox[start..end]` yet.
@@ -20,32 +23,10 @@ pub(crate) struct TlsBuffers {
     outbox: Vec<u8>,
 }
 
-/// A TLS connection that another one runs in. It is not called from inside the engine of that one,
-/// because OpenSSL has one queue of errors for both.
-pub(crate) trait OuterTls: Send {
-    /// Decrypts the first `filled` bytes of `cipher` behind `plain`. Returns `true` at the end of
-    /// TLS.
-    fn decrypt(
-        &mut self,
-        cipher: &mut Vec<u8>,
-        filled: usize,
-        plain: &mut Vec<u8>,
-    ) -> io::Result<bool>;
-
-    /// Encrypts `plain` behind its own output.
-    fn encrypt(&mut self, plain: &[u8]) -> io::Result<()>;
-
-    /// Puts a close_notify behind its output.
-    fn close(&mut self);
-
-    /// Returns its buffers, which have its output.
-    fn buffers(&mut self) -> &mut TlsBuffers;
-}
-
 impl TlsBuffers {
     /// The buffers of an engine for a tunnel, whose peer has sent `received` already. They are
     /// plaintext of `outer` if there is one.
-    pub(crate) fn in_tunnel(outer: Option<Box<dyn OuterTls>>, received: Vec<u8>) -> Self {
+    pub(crate) fn in_tunnel(outer: Option<TlsConnection>, received: Vec<u8>) -> Self {
         let end = received.len();
         TlsBuffers { outer, inbox: received, end, ..TlsBuffers::default() }
     }
@@ -125,19 +106,25 @@ impl TlsBuffers {
     /// The outer TLS has failed.
     pub(crate) fn close_outer(&mut self) -> io::Result<()> {
         if let Some(outer) = self.encrypted()? {
-            outer.close();
+            // The answer is of no interest, as that of the connection within.
+            let _ = outer.enter().shutdown();
         }
         Ok(())
     }
 
     /// Moves the outbox through the outer TLS, and returns that.
-    fn encrypted(&mut self) -> io::Result<Option<&mut dyn OuterTls>> {
+    fn encrypted(&mut self) -> io::Result<Option<&mut TlsConnection>> {
         let Some(outer) = &mut self.outer else { return Ok(None) };
         if !self.outbox.is_empty() {
-            outer.encrypt(&self.outbox)?;
+            let written = outer.enter().write_all(&self.outbox);
+            written.map_err(|error| match error.kind() {
+                // The connection within cannot wait for the one around it.
+                ErrorKind::WouldBlock => io::Error::other("the proxy renegotiates TLS"),
+                _ => error,
+            })?;
             self.outbox.clear();
         }
-        Ok(Some(&mut **outer))
+        Ok(Some(outer))
     }
 }
 

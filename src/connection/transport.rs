@@ -10,11 +10,12 @@
 //!
 //! A plain connection has no engine: reader and writers share nothing but the socket.
 
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind};
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::connection::activity::Activity;
 use crate::connection::socket::StreamSocket;
+use crate::connection::tls_connection::TlsConnection;
 use crate::protocol::read_buffer::ReadBuffer;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::thread::{self, ThreadId};
@@ -35,12 +36,6 @@ const RECORD_MAX: usize = 16 * 1024;
 
 /// The number of bytes of plaintext that the reader takes out under one hold of the engine.
 const DECRYPT_AT_ONCE: usize = 256 * 1024;
-
-/// The TLS engine: it reads from memory and writes to memory.
-#[cfg(not(shuttle))]
-pub(crate) use crate::connection::tls_connection::TlsConnection;
-#[cfg(shuttle)]
-pub(crate) use crate::model::engine::TlsConnection;
 
 /// The ciphertext buffer of a quiet connection, and of a busy one.
 const CIPHER_MIN: usize = 16 * 1024;
@@ -319,7 +314,7 @@ impl Transport {
         }
         if let Some(tls) = &self.tls {
             // The other of the two buffers that are swapped.
-            tls.engine.lock().stream.get_mut().shrink(CIPHER_MIN);
+            tls.engine.lock().stream.buffers().shrink(CIPHER_MIN);
         }
     }
 
@@ -480,7 +475,7 @@ impl Transport {
     /// of it went.
     pub(crate) fn flush_output(&self, write_buffer: &mut WriteBuffer) -> io::Result<bool> {
         if let Some(tls) = &self.tls {
-            tls.engine.lock().stream.get_mut().take_output(&mut write_buffer.unsent)?;
+            tls.engine.lock().stream.buffers().take_output(&mut write_buffer.unsent)?;
         }
         let is_flushed = self.flush(write_buffer)?;
         refuse_too_much(write_buffer.unsent.len() - write_buffer.unsent_start)?;
@@ -495,7 +490,7 @@ impl Transport {
             // say.
             let mut engine = tls.engine.lock();
             let _ = engine.stream.enter().shutdown();
-            let _ = engine.stream.get_mut().close_outer();
+            let _ = engine.stream.buffers().close_outer();
         }
         if let Ok(true) = self.flush_output(write_buffer) {
             self.socket.end_writing();
@@ -677,7 +672,7 @@ impl Tls {
                 Ok(0) => return Err(ErrorKind::WriteZero.into()),
                 Ok(count) => {
                     advanced += count;
-                    records.push((advanced, cipher.len() + stream.get_mut().output_len()?));
+                    records.push((advanced, cipher.len() + stream.buffers().output_len()?));
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => {
                     stuck = Some(*feedings);
@@ -688,7 +683,7 @@ impl Tls {
         }
         // All of it, in this same hold: records must reach the wire in the order in which they were
         // made.
-        stream.get_mut().take_output(cipher)?;
+        stream.buffers().take_output(cipher)?;
         Ok(stuck.map_or(Encrypted::All, |feedings| Encrypted::Some { advanced, feedings }))
     }
 
@@ -701,7 +696,7 @@ impl Tls {
         let mut engine = self.engine.lock();
         if filled > 0 {
             let was_filled_up = filled == read_half.cipher.len();
-            engine.stream.get_mut().feed(&mut read_half.cipher, filled);
+            engine.stream.buffers().feed(&mut read_half.cipher, filled);
             engine.feedings += 1;
             self.fed.notify_all();
             // The buffer that came back may be the smaller of the two that are swapped.
@@ -735,7 +730,7 @@ impl Tls {
                 Err(error) => return Err(error),
             }
         }
-        let output = stream.get_mut().output_len()?;
+        let output = stream.buffers().output_len()?;
         refuse_too_much(output)?;
         read_half.owes_output = output > 0;
         Ok(if taken > 0 { Received::Bytes } else { Received::Partial })

@@ -26,8 +26,8 @@ use crate::config::proxy::Proxies;
 use crate::config::proxy::{ProxyKind, ProxyServer};
 use crate::connection::socket::StreamSocket;
 #[cfg(not(shuttle))]
-use crate::connection::tls_buffers::{OuterTls, TlsBuffers};
-use crate::connection::transport::TlsConnection;
+use crate::connection::tls_buffers::TlsBuffers;
+use crate::connection::tls_connection::TlsConnection;
 use crate::error::{Error, ErrorKind};
 use crate::name::ClientName;
 use crate::sync::threads::Threads;
@@ -292,7 +292,6 @@ fn shake_hands(
         false => (outer, received),
         true => {
             log::debug!("{label}: TLS handshake");
-            let outer = outer.map(|outer| Box::new(outer) as Box<dyn OuterTls>);
             let buffers = TlsBuffers::in_tunnel(outer, received);
             (Some(connectors.handshake(label, socket, buffers, io)?), Vec::new())
         }

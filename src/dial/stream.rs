@@ -1,6 +1,6 @@
 //! The stream of a dial: TLS or not, without blocking.
 
-use std::io::{self, Read, Write};
+use std::io;
 
 use socket2::Socket;
 
@@ -51,7 +51,7 @@ impl Stream<'_> {
                 let mut cipher = vec![0; 16 * 1024];
                 match io.recv(self.socket, &mut cipher, context)? {
                     0 => break 0,
-                    filled => tls.get_mut().feed(&mut cipher, filled),
+                    filled => tls.buffers().feed(&mut cipher, filled),
                 }
             },
         };
@@ -63,7 +63,7 @@ impl Stream<'_> {
 /// Takes the output of the engine.
 fn output(tls: &mut TlsConnection, context: &dyn Fn() -> String) -> Result<Vec<u8>, Error> {
     let mut output = Vec::new();
-    let taken = tls.get_mut().take_output(&mut output);
+    let taken = tls.buffers().take_output(&mut output);
     taken.map_err(|error| Error::caused(ErrorKind::Tls, context(), error))?;
     Ok(output)
 }

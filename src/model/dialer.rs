@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use http::HeaderMap;
 
-use super::engine::{self, TlsConnection};
+use super::engine::{self, Engine};
 use super::socket::StreamSocket;
 use crate::config::endpoint::Target;
+use crate::connection::tls_connection::TlsConnection;
 use crate::dial::{DialSettings, Dialed, Lookups, Opening};
 use crate::error::{Error, ErrorKind};
 use crate::sync::threads::Threads;
@@ -108,7 +109,7 @@ impl Dialer {
         };
         Ok(Dialed {
             socket: ours,
-            tls: is_tls.then(TlsConnection::new),
+            tls: is_tls.then(|| TlsConnection::new(Engine::new())),
             leftover: Vec::new(),
             opening,
         })

@@ -3,6 +3,7 @@
 use std::io::{self, ErrorKind, Read, Write};
 
 use crate::connection::tls_buffers::TlsBuffers;
+use crate::connection::tls_connection::TlsStream;
 
 /// The kinds of record. A record is a kind, a length and that many bytes.
 pub(super) const DATA: u8 = b'd';
@@ -35,8 +36,8 @@ pub(super) fn take_record(bytes: &mut Vec<u8>) -> Option<(u8, Vec<u8>)> {
     Some((kind, record[2..].iter().map(|byte| byte ^ 0x5a).collect()))
 }
 
-/// In the place of `connection::tls_connection::TlsConnection`.
-pub(crate) struct TlsConnection {
+/// In the place of OpenSSL or rustls.
+pub(crate) struct Engine {
     buffers: TlsBuffers,
     /// The ciphertext of an incomplete record.
     cipher: Vec<u8>,
@@ -45,26 +46,10 @@ pub(crate) struct TlsConnection {
     is_closed: bool,
 }
 
-impl TlsConnection {
+impl Engine {
     pub(crate) fn new() -> Self {
         let (buffers, cipher, plain) = Default::default();
-        TlsConnection { buffers, cipher, plain, is_renegotiating: false, is_closed: false }
-    }
-
-    pub(crate) fn enter(&mut self) -> &mut Self {
-        self
-    }
-
-    pub(crate) fn get_ref(&self) -> &TlsBuffers {
-        &self.buffers
-    }
-
-    pub(crate) fn get_mut(&mut self) -> &mut TlsBuffers {
-        &mut self.buffers
-    }
-
-    pub(crate) fn shutdown(&mut self) -> io::Result<()> {
-        self.buffers.write_all(&record(CLOSE_NOTIFY, &[]))
+        Engine { buffers, cipher, plain, is_renegotiating: false, is_closed: false }
     }
 
     fn process_records(&mut self) -> io::Result<()> {
@@ -93,7 +78,21 @@ impl TlsConnection {
     }
 }
 
-impl Read for TlsConnection {
+impl TlsStream for Engine {
+    fn buffers(&mut self) -> &mut TlsBuffers {
+        &mut self.buffers
+    }
+
+    fn shutdown(&mut self) -> io::Result<()> {
+        self.buffers.write_all(&record(CLOSE_NOTIFY, &[]))
+    }
+
+    fn peer_certificate(&self) -> Option<Vec<u8>> {
+        None
+    }
+}
+
+impl Read for Engine {
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         self.process_records()?;
         if self.plain.is_empty() {
@@ -106,7 +105,7 @@ impl Read for TlsConnection {
     }
 }
 
-impl Write for TlsConnection {
+impl Write for Engine {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.is_renegotiating {
             return Err(ErrorKind::WouldBlock.into());

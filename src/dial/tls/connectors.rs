@@ -5,7 +5,6 @@ use std::error::Error as _;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use native_tls::TlsConnector;
 use parking_lot::Mutex;
 use socket2::Socket;
 
@@ -14,8 +13,8 @@ use crate::connection::tls_buffers::TlsBuffers;
 use crate::connection::tls_connection::TlsConnection;
 use crate::dial::io::DialIo;
 use crate::dial::pin::Pin;
-use crate::dial::tls::TlsOptions;
 use crate::dial::tls::handshake::shake_hands;
+use crate::dial::tls::{Connector, TlsOptions};
 use crate::error::{Error, ErrorKind};
 use crate::sync::channel::{Receiver, bounded};
 use crate::sync::threads::{JoinTimeout, Threads};
@@ -28,7 +27,7 @@ use crate::time::after;
 struct Load {
     options: TlsOptions,
     /// Set before `done` disconnects, unless the thread could not be started.
-    result: OnceLock<Result<TlsConnector, Error>>,
+    result: OnceLock<Result<Box<dyn Connector>, Error>>,
     /// Nothing is ever sent on it. It disconnects when the load is over.
     done: Receiver<Infallible>,
 }
@@ -83,7 +82,7 @@ impl Connectors {
         self.had_failed = std::mem::take(&mut self.has_failed);
     }
 
-    /// Performs the TLS handshake over a non-blocking socket. `buffers` are those of the engine.
+    /// Performs the TLS handshake over a non-blocking socket. `buffers` are for the connection.
     ///
     /// When a certificate is refused, the connector is discarded. The error is permanent only if
     /// the next dial fails in the same way, with a new connector that was made while descriptors
@@ -125,18 +124,18 @@ impl Connectors {
             }
             result => {
                 self.connector = Some(load);
-                let engine = result?;
-                self.check_pins(&engine, target)?;
-                Ok(engine)
+                let connection = result?;
+                self.check_pins(&connection, target)?;
+                Ok(connection)
             }
         }
     }
 
-    fn check_pins(&self, engine: &TlsConnection, target: &Target) -> Result<(), Error> {
+    fn check_pins(&self, connection: &TlsConnection, target: &Target) -> Result<(), Error> {
         if self.pins.is_empty() {
             return Ok(());
         }
-        let seen = engine.peer_certificate().and_then(|certificate| Pin::of(&certificate));
+        let seen = connection.peer_certificate().and_then(|certificate| Pin::of(&certificate));
         if seen.is_some_and(|seen| self.pins.contains(&seen)) {
             return Ok(());
         }
@@ -222,9 +221,9 @@ impl Drop for Connectors {
 }
 
 impl Load {
-    fn connector(&self) -> Result<&TlsConnector, Error> {
+    fn connector(&self) -> Result<&dyn Connector, Error> {
         match self.result.get() {
-            Some(Ok(connector)) => Ok(connector),
+            Some(Ok(connector)) => Ok(&**connector),
             Some(Err(error)) => Err(error.clone()),
             None => Err(Error::new(ErrorKind::Tls, "preparing TLS")),
         }

@@ -2,13 +2,13 @@
 
 use std::io::Read;
 
-use native_tls::{HandshakeError, MidHandshakeTlsStream, TlsConnector};
 use socket2::Socket;
 
 use crate::config::endpoint::Target;
 use crate::connection::tls_buffers::TlsBuffers;
-use crate::connection::tls_connection::{TlsConnection, clear_error_queue};
+use crate::connection::tls_connection::TlsConnection;
 use crate::dial::io::DialIo;
+use crate::dial::tls::{Connector, Handshake, Progress};
 use crate::error::{Error, ErrorKind};
 
 /// The size of the buffer for what the peer sends during the handshake.
@@ -16,7 +16,7 @@ const CIPHER_SIZE: usize = 16 * 1024;
 
 /// Performs the handshake. The server's certificate is checked for the host of the target.
 pub(super) fn shake_hands(
-    connector: &TlsConnector,
+    connector: &dyn Connector,
     target: &Target,
     socket: &Socket,
     buffers: TlsBuffers,
@@ -26,25 +26,21 @@ pub(super) fn shake_hands(
     let failed = |error: std::io::Error| Error::caused(ErrorKind::Tls, context(), error);
     let mut cipher = vec![0; CIPHER_SIZE];
     let mut output = Vec::new();
-    clear_error_queue();
-    let mut result = connector.connect(target.server_name(), buffers);
+    let mut progress = connector.begin(target.server_name(), buffers);
     loop {
         output.clear();
-        let mut waiting: MidHandshakeTlsStream<TlsBuffers> = match result {
-            Ok(mut stream) => {
-                stream.get_mut().take_output(&mut output).map_err(failed)?;
-                let mut engine = TlsConnection::new(stream);
+        let mut waiting = match progress {
+            Ok(Progress::Done(mut connection)) => {
+                connection.buffers().take_output(&mut output).map_err(failed)?;
                 return match io.send(socket, &output, &context) {
-                    Ok(()) => Ok(engine),
-                    Err(error) => Err(unread_alert(&mut engine, socket, error, &context)),
+                    Ok(()) => Ok(connection),
+                    Err(error) => Err(unread_alert(&mut connection, socket, error, &context)),
                 };
             }
-            Err(HandshakeError::Failure(error)) => {
-                return Err(Error::caused(ErrorKind::Tls, context(), error));
-            }
-            Err(HandshakeError::WouldBlock(waiting)) => waiting,
+            Ok(Progress::Waiting(waiting)) => waiting,
+            Err(error) => return Err(Error::caused(ErrorKind::Tls, context(), error)),
         };
-        waiting.get_mut().take_output(&mut output).map_err(failed)?;
+        waiting.buffers().take_output(&mut output).map_err(failed)?;
         if let Err(error) = io.send(socket, &output, &context) {
             return Err(unread_alert_in_handshake(waiting, socket, error, &context));
         }
@@ -53,9 +49,8 @@ pub(super) fn shake_hands(
             let ended = std::io::Error::from(std::io::ErrorKind::UnexpectedEof);
             return Err(Error::caused(ErrorKind::Tls, context(), ended));
         }
-        waiting.get_mut().feed(&mut cipher, filled);
-        clear_error_queue();
-        result = waiting.handshake();
+        waiting.buffers().feed(&mut cipher, filled);
+        progress = waiting.advance();
     }
 }
 
@@ -68,15 +63,15 @@ const UNREAD_MAX: usize = 8;
 /// A peer that refuses a handshake sends an alert and closes, which may reset the connection before
 /// the alert is read.
 pub(in crate::dial) fn unread_alert(
-    engine: &mut TlsConnection,
+    connection: &mut TlsConnection,
     socket: &Socket,
     error: Error,
     context: &dyn Fn() -> String,
 ) -> Error {
     for _ in 0..UNREAD_MAX {
         let Some((mut cipher, filled)) = unread(socket, &error) else { break };
-        engine.get_mut().feed(&mut cipher, filled);
-        match engine.enter().read(&mut [0; 1]) {
+        connection.buffers().feed(&mut cipher, filled);
+        match connection.enter().read(&mut [0; 1]) {
             Err(alert) if alert.kind() == std::io::ErrorKind::WouldBlock => {}
             Err(alert) => return Error::caused(ErrorKind::Tls, context(), alert),
             // Data or the end of TLS: no alert.
@@ -88,23 +83,20 @@ pub(in crate::dial) fn unread_alert(
 
 /// Does the same as [`unread_alert`] while the handshake is under way.
 fn unread_alert_in_handshake(
-    mut waiting: MidHandshakeTlsStream<TlsBuffers>,
+    mut waiting: Box<dyn Handshake>,
     socket: &Socket,
     error: Error,
     context: &dyn Fn() -> String,
 ) -> Error {
     for _ in 0..UNREAD_MAX {
         let Some((mut cipher, filled)) = unread(socket, &error) else { break };
-        waiting.get_mut().feed(&mut cipher, filled);
-        clear_error_queue();
-        match waiting.handshake() {
-            Err(HandshakeError::WouldBlock(again)) => waiting = again,
-            Err(HandshakeError::Failure(alert)) => {
-                return Error::caused(ErrorKind::Tls, context(), alert);
+        waiting.buffers().feed(&mut cipher, filled);
+        match waiting.advance() {
+            Ok(Progress::Waiting(again)) => waiting = again,
+            Ok(Progress::Done(mut connection)) => {
+                return unread_alert(&mut connection, socket, error, context);
             }
-            Ok(stream) => {
-                return unread_alert(&mut TlsConnection::new(stream), socket, error, context);
-            }
+            Err(alert) => return Error::caused(ErrorKind::Tls, context(), alert),
         }
     }
     error
@@ -161,7 +153,7 @@ mod tests {
     fn shake_hands_with(socket: &Socket, options: &TlsOptions) -> Result<TlsConnection, Error> {
         let target = Endpoint::from("wss://localhost/").target().expect("it is a URL");
         let connector = options.connector().expect("OpenSSL is there");
-        with_io(|io| shake_hands(&connector, &target, socket, TlsBuffers::default(), io))
+        with_io(|io| shake_hands(&*connector, &target, socket, TlsBuffers::default(), io))
     }
 
     #[test]
@@ -202,7 +194,7 @@ mod tests {
         socket.set_nonblocking(true).expect("it is a socket");
         let mut options = TlsOptions::default();
         options.extra_roots.push(include_bytes!("../../testing/certificates/root.pem").to_vec());
-        let mut engine = shake_hands_with(&socket, &options).expect("both shake hands");
+        let mut connection = shake_hands_with(&socket, &options).expect("both shake hands");
         (&socket).write_all(b"unread").expect("it is open");
         released.send(()).expect("the server waits");
         server.join().expect("it does not panic");
@@ -210,7 +202,7 @@ mod tests {
         let refused = (&socket).write_all(b"too late").expect_err("it has been reset");
         let context = || "sending".to_owned();
         let error = Error::caused(ErrorKind::Io, context(), refused);
-        let error = unread_alert(&mut engine, &socket, error, &context);
+        let error = unread_alert(&mut connection, &socket, error, &context);
         assert_eq!(error.kind(), ErrorKind::Tls, "{}", error.chain());
     }
 }

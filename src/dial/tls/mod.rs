@@ -3,13 +3,14 @@
 
 mod connectors;
 mod handshake;
+mod native;
 
 use std::fmt;
 
-use native_tls::{Certificate, Identity, Protocol, TlsConnector};
-
+use crate::connection::tls_buffers::TlsBuffers;
+use crate::connection::tls_connection::TlsConnection;
 use crate::dial::pin::Pin;
-use crate::error::{Error, ErrorKind};
+use crate::error::Error;
 
 pub(super) use connectors::Connectors;
 pub(super) use handshake::unread_alert;
@@ -56,10 +57,8 @@ impl TlsOptions {
     /// # Errors
     /// `Config`.
     pub(crate) fn validate(&self) -> Result<(), Error> {
-        self.roots()?;
-        self.identity()?;
         self.pins()?;
-        Ok(())
+        native::validate(self)
     }
 
     fn pins(&self) -> Result<Vec<Pin>, Error> {
@@ -75,107 +74,33 @@ impl TlsOptions {
         }
     }
 
-    fn roots(&self) -> Result<Vec<Certificate>, Error> {
-        let mut roots = Vec::new();
-        for bytes in &self.extra_roots {
-            let parsed = match is_pem(bytes) {
-                true => Certificate::stack_from_pem(bytes),
-                false => Certificate::from_der(bytes).map(|certificate| vec![certificate]),
-            };
-            let parsed = parsed.map_err(|error| {
-                Error::caused(
-                    ErrorKind::Config,
-                    "a root certificate that is neither PEM nor DER",
-                    error,
-                )
-            })?;
-            if parsed.is_empty() {
-                return Err(Error::config("a root certificate file without a certificate in it"));
-            }
-            roots.extend(parsed);
-        }
-        Ok(roots)
-    }
-
-    fn identity(&self) -> Result<Option<Identity>, Error> {
-        let parsed = match &self.identity {
-            None => return Ok(None),
-            Some(IdentitySource::Pem { certificate, key }) => {
-                let key = without_preamble(key);
-                check_pair(certificate, key)?;
-                Identity::from_pkcs8(certificate, key)
-            }
-            Some(IdentitySource::Pkcs12 { archive, password }) => {
-                Identity::from_pkcs12(archive, password)
-            }
-        };
-        parsed.map(Some).map_err(|error| Error::caused(ErrorKind::Config, BAD_IDENTITY, error))
-    }
-
-    fn connector(&self) -> Result<TlsConnector, Error> {
-        let mut builder = TlsConnector::builder();
-        let oldest = if self.danger_allow_old_tls { Protocol::Tlsv10 } else { Protocol::Tlsv12 };
-        builder.min_protocol_version(Some(oldest));
-        for root in self.roots()? {
-            builder.add_root_certificate(root);
-        }
-        if let Some(identity) = self.identity()? {
-            builder.identity(identity);
-        }
-        builder
-            .disable_built_in_roots(self.only_extra_roots)
-            .danger_accept_invalid_certs(self.danger_accept_invalid_certificates)
-            .danger_accept_invalid_hostnames(self.danger_accept_invalid_hostnames)
-            .build()
-            .map_err(|error| Error::caused(ErrorKind::Tls, "preparing TLS", error))
+    fn connector(&self) -> Result<Box<dyn Connector>, Error> {
+        native::connector(self)
     }
 }
 
-const BAD_IDENTITY: &str =
-    "the client certificate: it has to be PEM with a PKCS#8 key, or PKCS#12 with its password";
-
-/// Returns the text from its first PKCS#8 key on. native-tls accepts nothing before the key, but
-/// `openssl pkcs12 -nodes` writes "Bag Attributes" there, and text outside of the PEM blocks has no
-/// meaning (RFC 7468 section 2).
-fn without_preamble(key: &[u8]) -> &[u8] {
-    const BEGIN: &[u8] = b"-----BEGIN PRIVATE KEY-----";
-    let start = key.windows(BEGIN.len()).position(|window| window == BEGIN);
-    &key[start.unwrap_or_default()..]
+/// Begins handshakes, with the roots and the client certificate that it was made with.
+trait Connector: Send + Sync {
+    /// Begins a handshake with `host`, whose certificate is checked for that name.
+    fn begin(&self, host: &str, buffers: TlsBuffers) -> Result<Progress, BoxError>;
 }
 
-/// Checks that the key belongs to the first certificate.
-///
-/// OpenSSL itself refuses a wrong key of the same algorithm only when a connector is made. If the
-/// algorithms differ, it presents no certificate and reports no error.
-#[cfg(not(any(target_os = "windows", target_vendor = "apple")))]
-fn check_pair(certificate: &[u8], key: &[u8]) -> Result<(), Error> {
-    use openssl::error::ErrorStack;
-    use openssl::pkey::PKey;
-    use openssl::x509::X509;
+/// A handshake that is under way.
+trait Handshake {
+    fn buffers(&mut self) -> &mut TlsBuffers;
 
-    let is_pair = || -> Result<bool, ErrorStack> {
-        let key = PKey::private_key_from_pem(key)?;
-        let Some(first) = X509::stack_from_pem(certificate)?.into_iter().next() else {
-            // native-tls reports that there is no certificate.
-            return Ok(true);
-        };
-        Ok(first.public_key()?.public_eq(&key))
-    };
-    match is_pair() {
-        Ok(true) => Ok(()),
-        Ok(false) => Err(Error::config(
-            "the client certificate and its key do not belong together: \
-             the first certificate has to be that of the key",
-        )),
-        Err(error) => Err(Error::caused(ErrorKind::Config, BAD_IDENTITY, error)),
-    }
+    /// Goes on with what the buffers have.
+    fn advance(self: Box<Self>) -> Result<Progress, BoxError>;
 }
 
-/// The other platforms have no call that compares the two.
-#[cfg(any(target_os = "windows", target_vendor = "apple"))]
-fn check_pair(_certificate: &[u8], _key: &[u8]) -> Result<(), Error> {
-    Ok(())
+/// The progress of a handshake. There may be output to send.
+enum Progress {
+    Done(TlsConnection),
+    /// More has to come.
+    Waiting(Box<dyn Handshake>),
 }
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 fn is_pem(bytes: &[u8]) -> bool {
     bytes.windows(11).any(|window| window == b"-----BEGIN ")
