@@ -166,7 +166,9 @@ fn serve(count: usize) {
 }
 
 fn serve_connection(mut socket: TcpStream, frames: &Messages, count: usize) -> std::io::Result<()> {
-    let (request, mut reader) = read_request(&socket)?;
+    socket.set_nodelay(true)?;
+    let mut reader = std::io::BufReader::new(socket.try_clone()?);
+    let request = read_request(&mut reader)?;
     let offer = request.header("Sec-WebSocket-Extensions").unwrap_or_default();
     if !offer.contains("permessage-deflate") {
         return Err(std::io::Error::other("the client does not offer permessage-deflate"));

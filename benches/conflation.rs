@@ -167,7 +167,9 @@ fn serve() {
 }
 
 fn serve_connection(mut socket: TcpStream) -> std::io::Result<()> {
-    let (request, mut reader) = read_request(&socket)?;
+    socket.set_nodelay(true)?;
+    let mut reader = std::io::BufReader::new(socket.try_clone()?);
+    let request = read_request(&mut reader)?;
     socket.write_all(request.acceptance("").as_bytes())?;
     let ends = socket.try_clone()?;
     std::thread::spawn(move || {

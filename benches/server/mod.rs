@@ -1,8 +1,8 @@
 //! The parts that the servers of several benches share: a listener that says where it is, and the
 //! request of an opening handshake. Its answer is [`Request::acceptance`].
 
-use std::io::{self, BufRead, BufReader};
-use std::net::{TcpListener, TcpStream};
+use std::io::{self, BufRead};
+use std::net::TcpListener;
 
 use tautline::testing::Request;
 
@@ -13,10 +13,8 @@ pub(crate) fn listen() -> TcpListener {
     listener
 }
 
-/// Reads the request of an opening handshake. Also returns the reader of what follows.
-pub(crate) fn read_request(socket: &TcpStream) -> io::Result<(Request, BufReader<TcpStream>)> {
-    socket.set_nodelay(true)?;
-    let mut reader = BufReader::new(socket.try_clone()?);
+/// Reads the request of an opening handshake.
+pub(crate) fn read_request(reader: &mut impl BufRead) -> io::Result<Request> {
     let mut request = Request { path: String::new(), headers: Vec::new() };
     loop {
         let mut text = String::new();
@@ -33,5 +31,5 @@ pub(crate) fn read_request(socket: &TcpStream) -> io::Result<(Request, BufReader
             (None, None) => {}
         }
     }
-    Ok((request, reader))
+    Ok(request)
 }
