@@ -3,7 +3,10 @@
 //! dropped them all, and to stop, and how much memory each of them uses.
 //!
 //! `cargo bench --bench connections [-- COUNT]` runs it, with 1,000 connections by default. The
-//! server is a process of its own.
+//! server is a process of its own. With `--features rustls` and `ENGINE=rustls` in the environment
+//! rustls does TLS.
+
+mod engine;
 
 use std::alloc::System;
 use std::io::{BufRead, BufReader, Write};
@@ -115,7 +118,7 @@ fn measure(count: usize, is_tls: bool) {
     let mut server = Server::start(is_tls);
     let (to, progress) = channel();
     let reporter = || Reporter { to: to.clone(), answers: 0 };
-    let builder = Client::builder(server.url.as_str())
+    let builder = engine::chosen(Client::builder(server.url.as_str()))
         .tls_root(TestServer::root_pem())
         .thread_stack_size(256 * 1024);
     // The first connection pays for what the process keeps, such as the roots of TLS. It is not
@@ -177,15 +180,17 @@ fn measure_one(url: &str, builder: &Builder, is_tls: bool) {
         .build();
     let connector = connector.expect("the settings are good");
     let (mut opened, mut stopped, mut theirs) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut our_cpu, mut their_cpu) = (Duration::ZERO, Duration::ZERO);
     for _ in 0..ROUNDS {
-        let dialing = Instant::now();
+        let (dialing, before) = (Instant::now(), cpu());
         let client = builder.clone().connect().expect("the server listens");
         opened.push(dialing.elapsed());
         let stopping = Instant::now();
         assert!(client.stop(Duration::from_secs(5)).is_clean());
         stopped.push(stopping.elapsed());
+        our_cpu += cpu() - before;
 
-        let dialing = Instant::now();
+        let (dialing, before) = (Instant::now(), cpu());
         let tcp = TcpStream::connect(address).expect("the server listens");
         tcp.set_nodelay(true).expect("it is connected");
         if is_tls {
@@ -195,6 +200,7 @@ fn measure_one(url: &str, builder: &Builder, is_tls: bool) {
             tungstenite::client(url, tcp).expect("the server answers");
         }
         theirs.push(dialing.elapsed());
+        their_cpu += cpu() - before;
     }
     let median = |times: &mut Vec<Duration>| {
         times.sort();
@@ -202,12 +208,21 @@ fn measure_one(url: &str, builder: &Builder, is_tls: bool) {
     };
     println!(
         "one connection, {}: open after {:.1?} (tungstenite's blocking client {:.1?}), \
-         stopped after {:.1?}; medians of {ROUNDS}",
+         stopped after {:.1?}; medians of {ROUNDS}. CPU of opening and stopping {:.1?} \
+         ({:.1?})",
         if is_tls { "TLS" } else { "plain" },
         median(&mut opened),
         median(&mut theirs),
         median(&mut stopped),
+        our_cpu / ROUNDS as u32,
+        their_cpu / ROUNDS as u32,
     );
+}
+
+/// Returns the CPU time that this process has used.
+fn cpu() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
 }
 
 /// Waits for `count` reports of one kind, and records the highest number of threads seen.

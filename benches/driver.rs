@@ -7,6 +7,8 @@
 //! gets what comes (`kernel_timestamps`), with `COMPRESS=1` the client offers compression. `CA`
 //! names the root certificate. Times are CLOCK_MONOTONIC, CPU is that of the whole process.
 
+mod engine;
+
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -38,7 +40,7 @@ fn main() -> ExitCode {
 }
 
 fn run(url: &str, job: impl Job) -> Result<(), Error> {
-    let mut builder = Client::builder(url).max_attempts(1);
+    let mut builder = engine::chosen(Client::builder(url)).max_attempts(1);
     if url.starts_with("wss") {
         let file = std::env::var("CA").unwrap_or_else(|_| "certs/ca.pem".to_owned());
         builder = builder

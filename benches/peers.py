@@ -27,8 +27,10 @@ UNCHECKED = {"go-gorilla-tuned", "picows-mv"}
 # The client's names and the settings of its driver.
 OURS = {
     "tautline": "", "tautline-events": "PULL=1 ", "tautline-batches": "BATCH=1 ",
-    "tautline-spin": "SPIN=1 ",
+    "tautline-spin": "SPIN=1 ", "tautline-rustls": "ENGINE=rustls ",
 }
+# These have figures over TLS alone.
+TLS_ONLY = {"tautline-rustls"}
 # The ways to pull, and what the table calls them.
 PULLED = {"tautline-events": "`events()`", "tautline-batches": "`next_batch()`"}
 
@@ -59,7 +61,7 @@ WORKS = list(dict.fromkeys(work for work, *_ in TABLE))
 
 NAMES = {
     "tautline-events": "tautline, events()", "tautline-batches": "tautline, next_batch()",
-    "tautline-spin": "tautline, busy_poll",
+    "tautline-spin": "tautline, busy_poll", "tautline-rustls": "tautline, rustls",
     "tungstenite-mutex": "tungstenite + mutex", "fastwebsockets-raw": "fastwebsockets",
     "beast": "Beast (C++)", "go-gorilla-tuned": "gorilla (Go)", "picows-mv": "picows (Python)",
 }
@@ -76,8 +78,8 @@ COMPRESSED_COUNT, COMPRESSED_SIZE = 1_000_000, 250
 def measure(rounds, only):
     """Runs everything, or what `only` names; returns the path of the rows."""
     built = subprocess.run(
-        ["cargo", "bench", "--no-run", "--bench", "driver", "--bench", "compressed",
-         "--message-format=json"],
+        ["cargo", "bench", "--no-run", "--features", "rustls", "--bench", "driver",
+         "--bench", "compressed", "--message-format=json"],
         cwd=os.path.dirname(HERE), check=True, stdout=subprocess.PIPE, text=True,
     ).stdout
     artifacts = [json.loads(line) for line in built.splitlines() if '"compiler-artifact"' in line]
@@ -168,6 +170,8 @@ def medians(rows):
     found = {}
     for work, figure in dict.fromkeys((work, figure) for work, figure, *_ in TABLE):
         for row in rows:
+            if not row.get("tls") and row.get("peer") in TLS_ONLY:
+                continue
             if row.get("work") == work and "median" not in row and "error" not in row:
                 key = (work, row["tls"], figure, row["peer"])
                 found.setdefault(key, []).append(FIGURES[figure](row))
@@ -213,6 +217,8 @@ def table(figures):
             }
             best = (max if better == "more" else min)(peers, key=peers.get)
             add(title, found["tautline"], found[bare], best, peers[best], floor)
+            if "tautline-rustls" in found:
+                add(f"{title}, rustls", found["tautline-rustls"], found[bare], best, peers[best])
             if (work, figure) != ("fire200", "msgs_per_s") or "tungstenite-mutex" not in found:
                 continue
             for name, call in PULLED.items():

@@ -14,6 +14,7 @@ use crate::config::proxy::Proxy;
 use crate::config::queue_bounds::WhenFull;
 use crate::config::settings::Settings;
 use crate::config::targets::{Config, EndpointFn, Source, Targets, with_common};
+use crate::config::tls_engine::TlsEngine;
 use crate::dial::Resolver;
 use crate::error::Error;
 use crate::event::{Disconnect, MessageRef};
@@ -629,6 +630,23 @@ impl Builder {
     /// Defaults to the system's choice.
     pub fn bind_address(mut self, address: IpAddr) -> Self {
         self.settings.tcp.bind = Some(address);
+        self
+    }
+
+    /// Sets the library that does TLS, with the server and with an HTTPS proxy.
+    ///
+    /// rustls needs no OpenSSL, and half of its CPU where TLS 1.3 and AES are agreed. A client that
+    /// dials a server again resumes its TLS session (RFC 8446 section 2.2).
+    ///
+    /// rustls has no TLS 1.0 and 1.1, and reads no PKCS#12: with
+    /// [`danger_allow_old_tls`](Self::danger_allow_old_tls) or
+    /// [`tls_identity_pkcs12`](Self::tls_identity_pkcs12) a client is refused at the start, with
+    /// the kind `Config`. It does not renegotiate TLS 1.2. It refuses a certificate that names its
+    /// host in the common name alone (RFC 9525 section 2).
+    ///
+    /// Defaults to [`TlsEngine::NativeTls`] where the feature `native-tls` is on.
+    pub fn tls_engine(mut self, engine: TlsEngine) -> Self {
+        self.settings.tls.engine = engine;
         self
     }
 

@@ -587,7 +587,7 @@ impl Error {
 /// Returns `true` if an error of the platform's TLS says that the certificate was refused.
 /// native-tls has no kind for this, so the text decides.
 fn says_verification_failed(source: &(dyn StdError + 'static)) -> bool {
-    const WORDINGS: [&str; 8] = [
+    const WORDINGS: [&str; 9] = [
         // OpenSSL.
         "certificate verify failed",
         "Hostname mismatch",
@@ -599,6 +599,8 @@ fn says_verification_failed(source: &(dyn StdError + 'static)) -> bool {
         "certificate chain",
         "CN name",
         "root certificate which is not trusted",
+        // rustls.
+        "invalid peer certificate",
     ];
     let mut cause = Some(source);
     while let Some(error) = cause {

@@ -225,6 +225,10 @@
 //! [`std::process::Command`] is fine, because the sockets are closed on `exec`.
 //!
 //! # Features
+//! - `native-tls`, on by default, does TLS by the platform: OpenSSL, SChannel or
+//!   Security.framework.
+//! - `rustls` adds a second engine for TLS, which [`Builder::tls_engine`] chooses. With
+//!   `default-features = false` it is the only one, and no OpenSSL is linked.
 //! - `vendored-tls` builds OpenSSL from source, for Linux machines without its headers.
 //! - `testing` adds `tautline::testing`: a scriptable WebSocket server, simulated exchanges and a
 //!   leak check, for the tests of programs that use this crate.
@@ -279,6 +283,7 @@ pub use config::dial_context::DialContext;
 pub use config::endpoint::Endpoint;
 pub use config::proxy::Proxy;
 pub use config::queue_bounds::WhenFull;
+pub use config::tls_engine::TlsEngine;
 pub use dial::Resolver;
 pub use error::{BatchError, CloseReason, Error, ErrorKind, SendError, Timeout};
 pub use event::{

@@ -9,3 +9,4 @@ pub(crate) mod proxy;
 pub(crate) mod queue_bounds;
 pub(crate) mod settings;
 pub(crate) mod targets;
+pub(crate) mod tls_engine;

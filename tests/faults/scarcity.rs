@@ -75,7 +75,9 @@ fn no_descriptor_for_the_roots() {
     bot.start_with("roots_of_the_system", &server.url().replace("localhost", "127.0.0.1"));
     for _ in 0..3 {
         let failure = bot.expect("dial_failed tls");
-        assert!(failure.contains("certificate verify failed"), "{failure}");
+        // OpenSSL only notices that it trusts nobody. rustls tells why.
+        let words = ["certificate verify failed", "Too many open files"];
+        assert!(words.iter().any(|words| failure.contains(words)), "{failure}");
     }
     bot.order("release");
     bot.expect("opened 1");

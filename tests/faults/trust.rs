@@ -39,6 +39,9 @@ fn old_tls() {
         ("OPENSSL_CONF", concat!(env!("CARGO_MANIFEST_DIR"), "/tests/faults/old_tls.cnf"));
     const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/testing/certificates");
     const WHY: &str = "it needs an openssl that speaks TLS 1.1";
+    if cfg!(rustls_by_default) {
+        return skip(NAME, "rustls has no TLS 1.1");
+    }
     if !succeeds("openssl", &["ciphers", "-tls1_1"]) {
         return skip(NAME, WHY);
     }

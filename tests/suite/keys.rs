@@ -54,11 +54,13 @@ fn a_key_update_keeps_the_connection_open() {
 }
 
 #[test]
+#[cfg_attr(rustls_by_default, ignore = "rustls does not renegotiate")]
 fn a_renegotiation_keeps_the_connection_open() {
     assert_survives("-tls1_2", b"r\n");
 }
 
 #[test]
+#[cfg_attr(rustls_by_default, ignore = "rustls does not renegotiate")]
 fn a_handler_that_sends_during_a_renegotiation_does_not_block() {
     let Some((mut server, port)) = Server::start(&["-tls1_2"]) else { return };
     let (tell, told) = bounded(10);

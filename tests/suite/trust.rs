@@ -63,16 +63,54 @@ fn archive(password: &str) -> Vec<u8> {
 
 #[test]
 fn the_client_certificate_is_presented_to_a_server_that_asks_for_it() {
-    let show: [fn(Builder) -> Builder; 2] = [
-        |builder| builder.tls_identity_pem(CERTIFICATE, KEY),
-        |builder| builder.tls_identity_pkcs12(archive("hunter2"), "hunter2"),
-    ];
-    for show in show {
-        // The server requires a client certificate, and accepts any.
-        let Some((mut server, port)) = Server::start(&["-Verify", "1"]) else { return };
-        assert_opens(&show(builder(port)), &mut server);
-        let printed = String::from_utf8_lossy(&server.printed);
-        assert!(printed.contains(&format!("Client certificate\n{CERTIFICATE}")), "{printed}");
+    assert_presents(|builder| builder.tls_identity_pem(CERTIFICATE, KEY));
+}
+
+#[test]
+#[cfg_attr(rustls_by_default, ignore = "rustls reads no PKCS#12")]
+fn the_client_certificate_may_come_from_an_archive() {
+    assert_presents(|builder| builder.tls_identity_pkcs12(archive("hunter2"), "hunter2"));
+}
+
+/// Checks that the client certificate is presented with these settings.
+fn assert_presents(settings: fn(Builder) -> Builder) {
+    // The server requires a client certificate, and accepts any.
+    let Some((mut server, port)) = Server::start(&["-Verify", "1"]) else { return };
+    assert_opens(&settings(builder(port)), &mut server);
+    let printed = String::from_utf8_lossy(&server.printed);
+    assert!(printed.contains(&format!("Client certificate\n{CERTIFICATE}")), "{printed}");
+}
+
+#[test]
+#[cfg(feature = "rustls")]
+fn what_rustls_lacks_is_refused_at_the_start() {
+    use tautline::TlsEngine;
+    let builder = || Client::builder("wss://localhost:1/").tls_engine(TlsEngine::Rustls);
+    for (builder, words) in [
+        (builder().tls_identity_pkcs12(*b"archive", "hunter2"), "PKCS#12"),
+        (builder().danger_allow_old_tls(), "TLS 1.0"),
+        (builder().tls_root("no certificate"), "root certificate"),
+    ] {
+        let error = builder.start().map(drop).expect_err("rustls has none of it");
+        assert_eq!(error.kind(), ErrorKind::Config);
+        assert!(error.to_string().contains(words), "{error}");
+    }
+}
+
+#[test]
+#[cfg(feature = "rustls")]
+fn the_engine_is_chosen_at_run_time() {
+    use tautline::TlsEngine;
+    // OpenSSL offers these groups for the key exchange, and rustls some of them only.
+    let groups = |engine: TlsEngine| {
+        let (mut server, port) = Server::start(&["-trace"])?;
+        assert_opens(&builder(port).tls_engine(engine), &mut server);
+        Some(std::mem::take(&mut server.printed))
+    };
+    for (engine, has_ffdhe) in [(TlsEngine::NativeTls, true), (TlsEngine::Rustls, false)] {
+        let Some(printed) = groups(engine) else { return };
+        let printed = String::from_utf8_lossy(&printed);
+        assert_eq!(printed.contains("ffdhe2048"), has_ffdhe, "{engine:?}: {printed}");
     }
 }
 
@@ -126,6 +164,92 @@ fn a_certificate_and_the_key_of_another_are_refused_at_the_start() {
     }
     start(&first.1, &first.0).expect("they belong together");
     start(&format!("{}{CERTIFICATE}", first.1), &first.0).expect("others may follow");
+}
+
+/// Returns the files of a certificate that vouches for itself, and of its key, as the command that
+/// people copy makes them: it is marked as that of an authority.
+fn made_by_req(name: &str, arguments: &[&str]) -> Option<[String; 2]> {
+    let folder = std::env::temp_dir();
+    let file = |end: &str| {
+        let path = folder.join(format!("tautline-{name}-{}.{end}", std::process::id()));
+        path.to_str().expect("a path in UTF-8").to_owned()
+    };
+    let files = [file("pem"), file("key")];
+    let made = Command::new("openssl")
+        .args(["req", "-x509", "-nodes", "-subj", "/CN=localhost", "-newkey", "rsa:2048"])
+        .args(["-out", &files[0], "-keyout", &files[1]])
+        .args(arguments)
+        .output();
+    let Ok(made) = made else {
+        skipped("there is no openssl command");
+        return None;
+    };
+    assert!(made.status.success(), "{made:?}");
+    Some(files)
+}
+
+/// Starts a server that shows this certificate.
+fn shows(files: &[String; 2]) -> Option<(Server, u16)> {
+    Server::start(&["-cert", &files[0], "-key", &files[1]])
+}
+
+#[test]
+fn a_root_may_be_the_certificate_of_the_server_itself() {
+    const NAMES: [&str; 2] = ["-addext", "subjectAltName=DNS:localhost"];
+    let Some(files) = made_by_req("own", &NAMES) else { return };
+    let Some((mut server, port)) = shows(&files) else { return };
+    let root = std::fs::read(&files[0]).expect("it has been made");
+    let client = Client::builder(format!("wss://localhost:{port}/")).close_timeout(50 * MS);
+    assert_opens(&client.clone().tls_root(root.clone()), &mut server);
+    // It has no other name.
+    let Some((_server, port)) = shows(&files) else { return };
+    let client = Client::builder(format!("wss://127.0.0.1:{port}/")).tls_root(root);
+    let error = client.max_attempts(1).connect().map(drop).expect_err("it has another name");
+    assert!(error.is_verification_failure(), "{}", error.chain());
+    // Another of the same name is another.
+    let Some(others) = made_by_req("others", &NAMES) else { return };
+    let Some((_server, port)) = shows(&files) else { return };
+    let root = std::fs::read(&others[0]).expect("it has been made");
+    let client = Client::builder(format!("wss://localhost:{port}/")).tls_root(root);
+    let error = client.max_attempts(1).connect().map(drop).expect_err("it is another");
+    assert!(error.is_verification_failure(), "{}", error.chain());
+    for file in files.iter().chain(&others) {
+        std::fs::remove_file(file).expect("it has been made");
+    }
+}
+
+#[test]
+#[cfg(feature = "rustls")]
+fn rustls_refuses_a_certificate_that_names_its_host_in_the_common_name_alone() {
+    let Some(files) = made_by_req("common", &[]) else { return };
+    let Some((_server, port)) = shows(&files) else { return };
+    let client = Client::builder(format!("wss://localhost:{port}/"))
+        .tls_root(std::fs::read(&files[0]).expect("it has been made"))
+        .tls_engine(tautline::TlsEngine::Rustls)
+        .max_attempts(1);
+    let error = client.connect().map(drop).expect_err("it has no subject alternative name");
+    assert!(error.is_verification_failure(), "{}", error.chain());
+    for file in &files {
+        std::fs::remove_file(file).expect("it has been made");
+    }
+}
+
+#[test]
+#[cfg(feature = "rustls")]
+fn rustls_resumes_the_session_of_an_earlier_connection() {
+    let Some((mut server, port)) = Server::start(&["-naccept", "2"]) else { return };
+    let builder = builder(port).tls_engine(tautline::TlsEngine::Rustls);
+    for is_resumed in [false, true] {
+        let client = builder.clone().start().expect("it starts");
+        server.accept();
+        let mut events = client.events();
+        opened(&mut events);
+        server.say(b"\x81\x04down");
+        assert_eq!(message(&mut events).text(), Some("down"));
+        assert!(client.stop(SOON).is_clean());
+        let printed = String::from_utf8_lossy(&server.printed);
+        assert_eq!(printed.contains("Reused session-id"), is_resumed, "{printed}");
+    }
 }
 
 #[test]
@@ -202,6 +326,7 @@ fn leave_an_error() {
 }
 
 #[test]
+#[cfg_attr(rustls_by_default, ignore = "of OpenSSL alone")]
 #[cfg(not(any(target_os = "windows", target_vendor = "apple")))]
 fn errors_that_others_leave_in_the_queue_of_openssl_harm_no_connection() {
     let server = echo(TestServer::builder().tls());
@@ -290,10 +415,13 @@ fn a_certificate_that_has_expired_or_is_not_yet_valid_is_retried_until_it_is_ren
     });
     let client = builder.retry_delay_min(MS).retry_delay_max(5 * MS).start().expect("it starts");
     let mut events = client.events();
-    for words in [["expired"; 3].as_slice(), &["not yet valid"; 2]].concat() {
+    // The words of OpenSSL and rustls.
+    let (expired, early) = (["expired"; 2], ["not yet valid", "not valid yet"]);
+    for words in [expired, expired, expired, early, early] {
         let failure = dial_failed(&mut events);
         assert!(failure.error.is_verification_failure(), "{}", failure.error.chain());
-        assert!(failure.error.chain().contains(words), "{}", failure.error.chain());
+        let chain = failure.error.chain();
+        assert!(words.iter().any(|words| chain.contains(words)), "{chain}");
         assert!(failure.error.is_retryable() && failure.retry_in.is_some());
     }
     opened(&mut events);

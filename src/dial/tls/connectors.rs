@@ -257,7 +257,7 @@ fn has_spare_descriptor() -> bool {
 /// Returns `true` if the server's certificate was refused because it has expired or is not yet
 /// valid. native-tls has no kind for this, so the text decides.
 fn is_refused_for_its_dates(error: &Error) -> bool {
-    const WORDINGS: [&str; 4] = [
+    const WORDINGS: [&str; 6] = [
         // OpenSSL.
         "certificate has expired",
         "certificate is not yet valid",
@@ -265,6 +265,9 @@ fn is_refused_for_its_dates(error: &Error) -> bool {
         "certificate was expired",
         // SChannel.
         "not within its validity period",
+        // rustls.
+        "invalid peer certificate: certificate expired",
+        "invalid peer certificate: certificate not valid yet",
     ];
     // The error's own text names the host, which may contain anything.
     let cause = error.source().filter(|_| error.kind() == ErrorKind::Tls).map(ToString::to_string);

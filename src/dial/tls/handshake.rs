@@ -166,7 +166,9 @@ mod tests {
             let error = shake_hands_with(&reset_behind(sent), &TlsOptions::default()).map(drop);
             let error = error.expect_err("the server has gone");
             assert_eq!(error.kind(), kind, "{}", error.chain());
-            assert!(error.chain().contains(words), "{}", error.chain());
+            // rustls says "HandshakeFailure".
+            let plain = |text: &str| text.replace(' ', "").to_lowercase();
+            assert!(plain(&error.chain()).contains(&plain(words)), "{}", error.chain());
         }
     }
 

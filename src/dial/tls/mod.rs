@@ -3,10 +3,14 @@
 
 mod connectors;
 mod handshake;
+#[cfg(feature = "native-tls")]
 mod native;
+#[cfg(feature = "rustls")]
+mod rustls;
 
 use std::fmt;
 
+use crate::config::tls_engine::TlsEngine;
 use crate::connection::tls_buffers::TlsBuffers;
 use crate::connection::tls_connection::TlsConnection;
 use crate::dial::pin::Pin;
@@ -18,6 +22,7 @@ pub(super) use handshake::unread_alert;
 /// The TLS settings of a client: the roots that it trusts and the certificate that it presents.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub(crate) struct TlsOptions {
+    pub(crate) engine: TlsEngine,
     pub(crate) extra_roots: Vec<Vec<u8>>,
     pub(crate) only_extra_roots: bool,
     identity: Option<IdentitySource>,
@@ -58,7 +63,12 @@ impl TlsOptions {
     /// `Config`.
     pub(crate) fn validate(&self) -> Result<(), Error> {
         self.pins()?;
-        native::validate(self)
+        match self.engine {
+            #[cfg(feature = "native-tls")]
+            TlsEngine::NativeTls => native::validate(self),
+            #[cfg(feature = "rustls")]
+            TlsEngine::Rustls => rustls::validate(self),
+        }
     }
 
     fn pins(&self) -> Result<Vec<Pin>, Error> {
@@ -68,6 +78,7 @@ impl TlsOptions {
     /// The settings for an HTTPS proxy: the same roots, and nothing that is meant for the server.
     pub(crate) fn for_proxy(&self) -> Self {
         TlsOptions {
+            engine: self.engine,
             extra_roots: self.extra_roots.clone(),
             only_extra_roots: self.only_extra_roots,
             ..TlsOptions::default()
@@ -75,7 +86,12 @@ impl TlsOptions {
     }
 
     fn connector(&self) -> Result<Box<dyn Connector>, Error> {
-        native::connector(self)
+        match self.engine {
+            #[cfg(feature = "native-tls")]
+            TlsEngine::NativeTls => native::connector(self),
+            #[cfg(feature = "rustls")]
+            TlsEngine::Rustls => rustls::connector(self),
+        }
     }
 }
 
@@ -102,6 +118,9 @@ enum Progress {
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
+/// The beginning of a PEM block (RFC 7468 section 2).
+const BEGIN: &[u8] = b"-----BEGIN ";
+
 fn is_pem(bytes: &[u8]) -> bool {
-    bytes.windows(11).any(|window| window == b"-----BEGIN ")
+    bytes.windows(BEGIN.len()).any(|window| window == BEGIN)
 }
