@@ -248,7 +248,7 @@ mod error;
 mod event;
 mod events;
 mod handler;
-#[cfg(all(feature = "internals", unix))]
+#[cfg(all(feature = "_internals", unix))]
 #[doc(hidden)]
 pub mod internals;
 #[cfg(shuttle)]

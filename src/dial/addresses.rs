@@ -138,7 +138,7 @@ fn interleaved(addresses: impl IntoIterator<Item = SocketAddr>) -> Vec<SocketAdd
 }
 
 /// Carries out the dials that `bytes` describe, and checks each order against a simple model.
-#[cfg(any(test, all(feature = "internals", unix)))]
+#[cfg(any(test, all(feature = "_internals", unix)))]
 pub(crate) fn fuzz_addresses(bytes: &[u8]) {
     // 64 addresses, half of them of each family.
     let address = |byte: u8| {

@@ -154,7 +154,7 @@ impl Chunked {
 }
 
 /// Decodes chunked bodies in pieces of any size, whose content is known and is not.
-#[cfg(all(feature = "internals", unix))]
+#[cfg(all(feature = "_internals", unix))]
 pub(crate) fn fuzz_body(bytes: &[u8]) {
     let Some((&[shape, step], content)) = bytes.split_first_chunk::<2>() else { return };
     let mut headers = HeaderMap::new();

@@ -303,19 +303,19 @@ fn shake_hands(
 }
 
 /// Runs the fuzz target of the response head.
-#[cfg(all(feature = "internals", unix))]
+#[cfg(all(feature = "_internals", unix))]
 pub(crate) fn fuzz_head(bytes: &[u8]) {
     upgrade::fuzz_head(bytes);
 }
 
 /// Runs the fuzz target of refusals.
-#[cfg(all(feature = "internals", unix))]
+#[cfg(all(feature = "_internals", unix))]
 pub(crate) fn fuzz_body(bytes: &[u8]) {
     body::fuzz_body(bytes);
 }
 
 /// Runs the fuzz target of the address memory.
-#[cfg(all(feature = "internals", unix))]
+#[cfg(all(feature = "_internals", unix))]
 pub(crate) fn fuzz_addresses(bytes: &[u8]) {
     addresses::fuzz_addresses(bytes);
 }

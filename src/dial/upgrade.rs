@@ -157,7 +157,7 @@ fn values(headers: &HeaderMap, name: &str) -> Vec<String> {
 }
 
 /// Parses bytes as an answer, and judges it by all rules.
-#[cfg(all(feature = "internals", unix))]
+#[cfg(all(feature = "_internals", unix))]
 pub(crate) fn fuzz_head(bytes: &[u8]) {
     let Ok(target) =
         crate::config::endpoint::Endpoint::new("ws://a.example/").subprotocol("one").target()

@@ -78,7 +78,7 @@ impl Assembler {
     }
 
     /// The memory that it holds for a message under construction.
-    #[cfg(any(test, all(feature = "internals", unix)))]
+    #[cfg(any(test, all(feature = "_internals", unix)))]
     pub(crate) fn held(&self) -> usize {
         self.gathered.capacity()
     }

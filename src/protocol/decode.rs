@@ -194,7 +194,7 @@ impl Decoder {
     }
 
     /// The memory that its buffer takes.
-    #[cfg(any(test, all(feature = "internals", unix)))]
+    #[cfg(any(test, all(feature = "_internals", unix)))]
     pub(crate) fn held(&self) -> usize {
         self.output.capacity()
     }

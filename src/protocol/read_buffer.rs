@@ -129,7 +129,7 @@ impl ReadBuffer {
         true
     }
 
-    #[cfg(any(test, all(feature = "internals", unix)))]
+    #[cfg(any(test, all(feature = "_internals", unix)))]
     pub(crate) fn size(&self) -> usize {
         self.bytes.len()
     }

@@ -78,7 +78,7 @@ fn new_shared<P: Protocol>(protocol: &Arc<P>, settings: &Settings) -> Arc<Sessio
 }
 
 /// Returns the sink of a session without a client and without an opening script.
-#[cfg(all(feature = "internals", unix))]
+#[cfg(all(feature = "_internals", unix))]
 pub(crate) fn sink<P: Protocol>(protocol: P, inner: impl EventSink) -> impl EventSink {
     let (protocol, settings) = (Arc::new(protocol), Settings::default());
     let shared = new_shared(&protocol, &settings);

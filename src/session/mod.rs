@@ -200,7 +200,7 @@ use std::time::Duration;
 
 pub use crate::session_event::{Rejection, SessionEvent, Subscribed, SubscriptionState, Topic};
 pub use builder::SessionBuilder;
-#[cfg(all(feature = "internals", unix))]
+#[cfg(all(feature = "_internals", unix))]
 pub(crate) use builder::sink;
 pub use calls::ReplyRef;
 pub use handle::{CallError, Reply, Request, SessionHandle};
