@@ -236,6 +236,8 @@
 //!   each new 0.x of tungstenite is another type: what is behind it may change with any version of
 //!   this crate.
 #![deny(unsafe_code)]
+// docs.rs says of each item which feature it needs.
+#![cfg_attr(docsrs, feature(doc_cfg))]
 // The model replaces dialing, and only its checks use much of it.
 #![cfg_attr(shuttle, allow(dead_code, unused_imports))]
 
