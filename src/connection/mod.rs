@@ -10,7 +10,6 @@ mod sequence;
 pub(crate) mod socket;
 #[cfg(shuttle)]
 pub(crate) use crate::model::socket;
-pub(crate) mod tls_buffers;
 pub(crate) mod tls_connection;
 pub(crate) mod transport;
 pub(crate) mod writer;

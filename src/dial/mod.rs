@@ -26,7 +26,7 @@ use crate::config::proxy::Proxies;
 use crate::config::proxy::{ProxyKind, ProxyServer};
 use crate::connection::socket::StreamSocket;
 #[cfg(not(shuttle))]
-use crate::connection::tls_buffers::TlsBuffers;
+use crate::connection::tls_connection::TlsBuffers;
 use crate::connection::tls_connection::TlsConnection;
 use crate::error::{Error, ErrorKind};
 use crate::name::ClientName;

@@ -2,8 +2,7 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 
-use crate::connection::tls_buffers::TlsBuffers;
-use crate::connection::tls_connection::TlsStream;
+use crate::connection::tls_connection::{TlsBuffers, TlsStream};
 
 /// The kinds of record. A record is a kind, a length and that many bytes.
 pub(super) const DATA: u8 = b'd';

@@ -9,8 +9,7 @@ use parking_lot::Mutex;
 use socket2::Socket;
 
 use crate::config::endpoint::{Target, TargetLabel};
-use crate::connection::tls_buffers::TlsBuffers;
-use crate::connection::tls_connection::TlsConnection;
+use crate::connection::tls_connection::{TlsBuffers, TlsConnection};
 use crate::dial::io::DialIo;
 use crate::dial::pin::Pin;
 use crate::dial::tls::handshake::shake_hands;

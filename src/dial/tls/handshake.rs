@@ -5,8 +5,7 @@ use std::io::Read;
 use socket2::Socket;
 
 use crate::config::endpoint::Target;
-use crate::connection::tls_buffers::TlsBuffers;
-use crate::connection::tls_connection::TlsConnection;
+use crate::connection::tls_connection::{TlsBuffers, TlsConnection};
 use crate::dial::io::DialIo;
 use crate::dial::tls::{Connector, Handshake, Progress};
 use crate::error::{Error, ErrorKind};

@@ -11,8 +11,7 @@ mod rustls;
 use std::fmt;
 
 use crate::config::tls_engine::TlsEngine;
-use crate::connection::tls_buffers::TlsBuffers;
-use crate::connection::tls_connection::TlsConnection;
+use crate::connection::tls_connection::{TlsBuffers, TlsConnection};
 use crate::dial::pin::Pin;
 use crate::error::Error;
 

@@ -5,8 +5,7 @@ use std::io;
 use native_tls::{Certificate, HandshakeError, Identity, MidHandshakeTlsStream, Protocol};
 use native_tls::{TlsConnector, TlsStream};
 
-use crate::connection::tls_buffers::TlsBuffers;
-use crate::connection::tls_connection::{self, TlsConnection};
+use crate::connection::tls_connection::{self, TlsBuffers, TlsConnection};
 use crate::dial::tls::{
     BoxError, Connector, Handshake, IdentitySource, Progress, TlsOptions, is_pem,
 };

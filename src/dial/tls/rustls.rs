@@ -18,8 +18,7 @@ use x509_cert::Certificate;
 use x509_cert::der::Decode;
 use x509_cert::time::Time;
 
-use crate::connection::tls_buffers::TlsBuffers;
-use crate::connection::tls_connection::{TlsConnection, TlsStream};
+use crate::connection::tls_connection::{TlsBuffers, TlsConnection, TlsStream};
 use crate::dial::tls::{
     BEGIN, BoxError, Connector, Handshake, IdentitySource, Progress, TlsOptions, is_pem,
 };
