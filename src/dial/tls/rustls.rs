@@ -230,7 +230,7 @@ impl ServerCertVerifier for Verifier {
     }
 }
 
-/// Verifies the dates and the name of a certificate that is trusted itself.
+/// Verifies the dates and the name of a certificate that is itself trusted.
 fn verify_given(
     certificate: &CertificateDer<'_>,
     server_name: &ServerName<'_>,
@@ -282,6 +282,7 @@ impl Stream {
         Ok(count > 0 || self.failure.is_some())
     }
 }
+
 impl Handshake for Stream {
     fn buffers(&mut self) -> &mut TlsBuffers {
         &mut self.buffers
