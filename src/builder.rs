@@ -635,14 +635,19 @@ impl Builder {
 
     /// Sets the library that does TLS, with the server and with an HTTPS proxy.
     ///
-    /// rustls needs no OpenSSL, and half of its CPU where TLS 1.3 and AES are agreed. A client that
-    /// dials a server again resumes its TLS session (RFC 8446 section 2.2).
+    /// rustls needs no OpenSSL, and half of its CPU where TLS 1.3 and AES are agreed.
+    ///
+    /// A client that dials a server again resumes its TLS session (RFC 8446 section 2.2). In such a
+    /// handshake the server shows no certificate, and none is verified. With a
+    /// [`tls_pin`](Self::tls_pin) no session is resumed.
     ///
     /// rustls has no TLS 1.0 and 1.1, and reads no PKCS#12: with
     /// [`danger_allow_old_tls`](Self::danger_allow_old_tls) or
     /// [`tls_identity_pkcs12`](Self::tls_identity_pkcs12) a client is refused at the start, with
-    /// the kind `Config`. It does not renegotiate TLS 1.2. It refuses a certificate that names its
-    /// host in the common name alone (RFC 9525 section 2).
+    /// the kind `Config`. Of TLS 1.2 it has ECDHE with AES-GCM or ChaCha20-Poly1305; a server that
+    /// renegotiates ends the connection. Certificates are of X.509 version 3, with a key of RSA
+    /// (2,048 bits or more), P-256, P-384 or Ed25519, and name their host in the subject
+    /// alternative name, not in the common name alone (RFC 9525 section 2).
     ///
     /// Defaults to [`TlsEngine::NativeTls`] where the feature `native-tls` is on.
     pub fn tls_engine(mut self, engine: TlsEngine) -> Self {
@@ -665,8 +670,10 @@ impl Builder {
     }
 
     /// Presents a client certificate: a certificate chain and its PKCS#8 private key, both PEM.
+    /// rustls also takes keys of PKCS#1 and SEC 1.
     ///
-    /// `Config` at the start if they are invalid or do not belong together.
+    /// `Config` at the start if they are invalid or do not belong together, or if the key is
+    /// encrypted.
     pub fn tls_identity_pem(
         mut self,
         certificate: impl Into<Vec<u8>>,

@@ -231,7 +231,7 @@
 //!   `default-features = false` it is the only one, and no OpenSSL is linked.
 //! - `vendored-tls` builds OpenSSL from source, for Linux machines without its headers.
 //! - `testing` adds `tautline::testing`: a scriptable WebSocket server, simulated exchanges and a
-//!   leak check, for the tests of programs that use this crate.
+//!   leak check, for the tests of programs that use this crate. The server's TLS is native-tls's.
 //! - `tungstenite-types` converts a [`Message`] to tungstenite's. It is off by default, because
 //!   each new 0.x of tungstenite is another type: what is behind it may change with any version of
 //!   this crate.

@@ -143,6 +143,18 @@ impl TlsBuffers {
         }
     }
 
+    /// Returns the number of bytes that have been written and not taken.
+    #[cfg(feature = "rustls")]
+    pub(crate) fn outbox_len(&self) -> usize {
+        self.outbox.len()
+    }
+
+    /// Returns a byte that has been written and not taken.
+    #[cfg(feature = "rustls")]
+    pub(crate) fn outbox_byte(&self, at: usize) -> Option<u8> {
+        self.outbox.get(at).copied()
+    }
+
     /// Returns the number of bytes of the output.
     ///
     /// # Errors

@@ -60,6 +60,26 @@ fn a_renegotiation_keeps_the_connection_open() {
 }
 
 #[test]
+#[cfg(feature = "rustls")]
+fn with_rustls_a_server_that_renegotiates_ends_the_connection() {
+    let Some((mut server, port)) = Server::start(&["-tls1_2"]) else { return };
+    let builder = Client::builder(format!("wss://localhost:{port}/"))
+        .tls_root(TestServer::root_pem())
+        .tls_engine(tautline::TlsEngine::Rustls);
+    let client = builder.start().expect("it starts");
+    server.accept();
+    let mut events = client.events();
+    opened(&mut events);
+    server.say(b"r\n");
+    // `s_server` reads the refusal only when more arrives.
+    server.read_until("SSL_do_handshake -> ", "\n");
+    let _ = client.send_text("more");
+    let end = disconnected(&mut events);
+    assert_eq!(end.error.kind(), ErrorKind::Io, "{}", end.error.chain());
+    assert!(end.error.is_retryable() && end.retry_in.is_some());
+}
+
+#[test]
 #[cfg_attr(rustls_by_default, ignore = "rustls does not renegotiate")]
 fn a_handler_that_sends_during_a_renegotiation_does_not_block() {
     let Some((mut server, port)) = Server::start(&["-tls1_2"]) else { return };
@@ -138,6 +158,7 @@ fn relay(server: u16, is_gone: &Arc<AtomicBool>, tell: Sender<()>) -> u16 {
 }
 
 #[test]
+#[cfg_attr(rustls_by_default, ignore = "rustls does not renegotiate")]
 fn a_peer_that_is_gone_in_the_middle_of_a_renegotiation_is_noticed() {
     let Some((mut server, port)) = Server::start(&["-tls1_2"]) else { return };
     let is_gone = Arc::new(AtomicBool::new(false));

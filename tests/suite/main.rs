@@ -3,6 +3,7 @@
 mod addresses;
 mod batches;
 mod callbacks;
+mod certificates;
 mod closing;
 mod decoding;
 mod delivery;

@@ -166,80 +166,27 @@ fn a_certificate_and_the_key_of_another_are_refused_at_the_start() {
     start(&format!("{}{CERTIFICATE}", first.1), &first.0).expect("others may follow");
 }
 
-/// Returns the files of a certificate that vouches for itself, and of its key, as the command that
-/// people copy makes them: it is marked as that of an authority.
-fn made_by_req(name: &str, arguments: &[&str]) -> Option<[String; 2]> {
-    let folder = std::env::temp_dir();
-    let file = |end: &str| {
-        let path = folder.join(format!("tautline-{name}-{}.{end}", std::process::id()));
-        path.to_str().expect("a path in UTF-8").to_owned()
-    };
-    let files = [file("pem"), file("key")];
-    let made = Command::new("openssl")
-        .args(["req", "-x509", "-nodes", "-subj", "/CN=localhost", "-newkey", "rsa:2048"])
-        .args(["-out", &files[0], "-keyout", &files[1]])
-        .args(arguments)
-        .output();
-    let Ok(made) = made else {
-        skipped("there is no openssl command");
-        return None;
-    };
-    assert!(made.status.success(), "{made:?}");
-    Some(files)
-}
-
-/// Starts a server that shows this certificate.
-fn shows(files: &[String; 2]) -> Option<(Server, u16)> {
-    Server::start(&["-cert", &files[0], "-key", &files[1]])
-}
-
-#[test]
-fn a_root_may_be_the_certificate_of_the_server_itself() {
-    const NAMES: [&str; 2] = ["-addext", "subjectAltName=DNS:localhost"];
-    let Some(files) = made_by_req("own", &NAMES) else { return };
-    let Some((mut server, port)) = shows(&files) else { return };
-    let root = std::fs::read(&files[0]).expect("it has been made");
-    let client = Client::builder(format!("wss://localhost:{port}/")).close_timeout(50 * MS);
-    assert_opens(&client.clone().tls_root(root.clone()), &mut server);
-    // It has no other name.
-    let Some((_server, port)) = shows(&files) else { return };
-    let client = Client::builder(format!("wss://127.0.0.1:{port}/")).tls_root(root);
-    let error = client.max_attempts(1).connect().map(drop).expect_err("it has another name");
-    assert!(error.is_verification_failure(), "{}", error.chain());
-    // Another of the same name is another.
-    let Some(others) = made_by_req("others", &NAMES) else { return };
-    let Some((_server, port)) = shows(&files) else { return };
-    let root = std::fs::read(&others[0]).expect("it has been made");
-    let client = Client::builder(format!("wss://localhost:{port}/")).tls_root(root);
-    let error = client.max_attempts(1).connect().map(drop).expect_err("it is another");
-    assert!(error.is_verification_failure(), "{}", error.chain());
-    for file in files.iter().chain(&others) {
-        std::fs::remove_file(file).expect("it has been made");
-    }
-}
-
-#[test]
-#[cfg(feature = "rustls")]
-fn rustls_refuses_a_certificate_that_names_its_host_in_the_common_name_alone() {
-    let Some(files) = made_by_req("common", &[]) else { return };
-    let Some((_server, port)) = shows(&files) else { return };
-    let client = Client::builder(format!("wss://localhost:{port}/"))
-        .tls_root(std::fs::read(&files[0]).expect("it has been made"))
-        .tls_engine(tautline::TlsEngine::Rustls)
-        .max_attempts(1);
-    let error = client.connect().map(drop).expect_err("it has no subject alternative name");
-    assert!(error.is_verification_failure(), "{}", error.chain());
-    for file in &files {
-        std::fs::remove_file(file).expect("it has been made");
-    }
-}
-
 #[test]
 #[cfg(feature = "rustls")]
 fn rustls_resumes_the_session_of_an_earlier_connection() {
+    assert_second_is_resumed(true, |builder| builder);
+}
+
+#[test]
+#[cfg(feature = "rustls")]
+fn with_a_pin_rustls_resumes_no_session() {
+    // The certificate of a resumed session is an earlier one.
+    assert_second_is_resumed(false, |builder| {
+        builder.tls_pin("sha256//lywGlX0tIcEA21V3ySyv8kTjjkegsnwjDK+ydH4i/w=")
+    });
+}
+
+/// Checks whether the second connection of a client with these settings resumes the session.
+#[cfg(feature = "rustls")]
+fn assert_second_is_resumed(expected: bool, settings: fn(Builder) -> Builder) {
     let Some((mut server, port)) = Server::start(&["-naccept", "2"]) else { return };
-    let builder = builder(port).tls_engine(tautline::TlsEngine::Rustls);
-    for is_resumed in [false, true] {
+    let builder = settings(builder(port).tls_engine(tautline::TlsEngine::Rustls));
+    for is_resumed in [false, expected] {
         let client = builder.clone().start().expect("it starts");
         server.accept();
         let mut events = client.events();

@@ -62,6 +62,14 @@ impl TlsOptions {
     /// `Config`.
     pub(crate) fn validate(&self) -> Result<(), Error> {
         self.pins()?;
+        if let Some(IdentitySource::Pem { key, .. }) = &self.identity {
+            // OpenSSL would ask for the password on the terminal.
+            if contains(key, b"BEGIN ENCRYPTED ") || contains(key, b"Proc-Type: 4,ENCRYPTED") {
+                return Err(Error::config(
+                    "the key of the client certificate is encrypted: give it decrypted",
+                ));
+            }
+        }
         match self.engine {
             #[cfg(feature = "native-tls")]
             TlsEngine::NativeTls => native::validate(self),
@@ -121,5 +129,9 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 const BEGIN: &[u8] = b"-----BEGIN ";
 
 fn is_pem(bytes: &[u8]) -> bool {
-    bytes.windows(BEGIN.len()).any(|window| window == BEGIN)
+    contains(bytes, BEGIN)
+}
+
+fn contains(bytes: &[u8], what: &[u8]) -> bool {
+    bytes.windows(what.len()).any(|window| window == what)
 }

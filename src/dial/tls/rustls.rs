@@ -4,10 +4,10 @@ use std::io::{self, ErrorKind as IoErrorKind, Read, Write};
 use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::client::{WebPkiServerVerifier, verify_server_name};
+use rustls::client::{Resumption, WebPkiServerVerifier, verify_server_name};
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::pki_types::pem::{self, PemObject};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, TrustAnchor, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::sign::CertifiedKey;
 use rustls::{
@@ -15,7 +15,9 @@ use rustls::{
     SignatureScheme,
 };
 use x509_cert::Certificate;
+use x509_cert::Version;
 use x509_cert::der::Decode;
+use x509_cert::ext::pkix::{BasicConstraints, KeyUsage};
 use x509_cert::time::Time;
 
 use crate::connection::tls_connection::{TlsBuffers, TlsConnection, TlsStream};
@@ -42,30 +44,21 @@ pub(super) fn validate(options: &TlsOptions) -> Result<(), Error> {
 
 /// Makes a connector, which reads the roots of the system unless the given ones are all.
 pub(super) fn connector(options: &TlsOptions) -> Result<Box<dyn Connector>, Error> {
-    let given = given_roots(options)?;
-    let mut roots = RootCertStore::empty();
-    for certificate in &given {
-        roots.add(certificate.clone()).map_err(bad_root)?;
-    }
-    if !options.only_extra_roots {
-        let loaded = rustls_native_certs::load_native_certs();
-        roots.add_parsable_certificates(loaded.certs);
-        if let (true, Some(error)) = (roots.is_empty(), loaded.errors.into_iter().next()) {
-            let context = "reading the root certificates of the system";
-            return Err(Error::caused(ErrorKind::Tls, context, error));
-        }
-    }
+    let verifier = Verifier::new(options)?;
     let failed = |error: rustls::Error| Error::caused(ErrorKind::Tls, "preparing TLS", error);
-    let verifier = Verifier::new(given, roots, options)?;
     let builder = ClientConfig::builder_with_provider(provider())
         .with_safe_default_protocol_versions()
         .map_err(failed)?
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(verifier));
-    let config = match identity(options)? {
+    let mut config = match identity(options)? {
         None => builder.with_no_client_auth(),
         Some((chain, key)) => builder.with_client_auth_cert(chain, key).map_err(failed)?,
     };
+    if !options.pins.is_empty() {
+        // A server that resumes a session shows no certificate, and may have another by now.
+        config.resumption = Resumption::disabled();
+    }
     Ok(Box::new(Arc::new(config)))
 }
 
@@ -73,29 +66,47 @@ fn provider() -> Arc<CryptoProvider> {
     Arc::new(ring::default_provider())
 }
 
-fn given_roots(options: &TlsOptions) -> Result<Vec<CertificateDer<'static>>, Error> {
+fn given_roots(options: &TlsOptions) -> Result<Vec<GivenRoot>, Error> {
     let mut roots = Vec::new();
     for bytes in &options.extra_roots {
-        let certificates: Vec<_> = match is_pem(bytes) {
-            true => CertificateDer::pem_slice_iter(first_block(bytes))
-                .collect::<Result<_, _>>()
-                .map_err(bad_root)?,
+        let certificates = match is_pem(bytes) {
+            true => certificates(bytes).map_err(bad_root)?,
             false => vec![CertificateDer::from(bytes.clone())],
         };
-        if certificates.is_empty() {
-            return Err(Error::config("a root certificate file without a certificate in it"));
+        for certificate in certificates {
+            roots.push(GivenRoot::new(certificate).ok_or_else(|| bad_root(UNREADABLE))?);
         }
-        for certificate in &certificates {
-            RootCertStore::empty().add(certificate.clone()).map_err(bad_root)?;
-        }
-        roots.extend(certificates);
     }
     Ok(roots)
 }
 
-fn bad_root(error: impl Into<BoxError>) -> Error {
-    let context = "a root certificate that is neither PEM nor DER";
-    Error::caused(ErrorKind::Config, context, error)
+/// Returns the certificates in a PEM text, of which there is at least one.
+fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, &'static str> {
+    let all = CertificateDer::pem_slice_iter(first_block(pem)).collect::<Result<Vec<_>, _>>();
+    match all.map_err(|error| reason(&error))? {
+        all if all.is_empty() => Err("there is no certificate in it"),
+        all => Ok(all),
+    }
+}
+
+/// Returns the reason why a text cannot be read. The error itself shows parts of the text, which
+/// may be a key.
+fn reason(error: &pem::Error) -> &'static str {
+    match error {
+        pem::Error::MissingSectionEnd { .. } => "a block of the PEM has no end",
+        pem::Error::IllegalSectionStart { .. } => {
+            "a line of the PEM goes on behind BEGIN: its line breaks may have been lost"
+        }
+        pem::Error::Base64Decode(_) => "a block of the PEM is not Base64",
+        pem::Error::NoItemsFound => "the block that has to be there is not in the PEM",
+        _ => "it is not PEM",
+    }
+}
+
+const UNREADABLE: &str = "it is no certificate of X.509";
+
+fn bad_root(why: &str) -> Error {
+    Error::config(format!("a root certificate, which has to be PEM or DER: {why}"))
 }
 
 type Pair = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
@@ -110,24 +121,24 @@ fn identity(options: &TlsOptions) -> Result<Option<Pair>, Error> {
             ));
         }
     };
-    let bad = |error: BoxError| {
-        let context = "the client certificate: it has to be PEM, with a key in PEM";
-        Error::caused(ErrorKind::Config, context, error)
-    };
-    let chain =
-        CertificateDer::pem_slice_iter(first_block(certificate)).collect::<Result<Vec<_>, _>>();
-    let chain = chain.map_err(|error| bad(error.into()))?;
-    if chain.is_empty() {
-        return Err(Error::config("the client certificate: there is none in the PEM"));
-    }
-    let key = PrivateKeyDer::from_pem_slice(first_block(key)).map_err(|error| bad(error.into()))?;
+    let bad = |what: &str, why: &str| Error::config(format!("{what}, which has to be PEM: {why}"));
+    let chain = certificates(certificate).map_err(|why| bad("the client certificate", why))?;
+    let key = PrivateKeyDer::from_pem_slice(first_block(key))
+        .map_err(|error| bad("the key of the client certificate", reason(&error)))?;
     match CertifiedKey::from_der(chain.clone(), key.clone_key(), &provider()) {
         Ok(_) => Ok(Some((chain, key))),
         Err(rustls::Error::InconsistentKeys(_)) => Err(Error::config(
             "the client certificate and its key do not belong together: \
              the first certificate has to be that of the key",
         )),
-        Err(error) => Err(bad(error.into())),
+        Err(rustls::Error::InvalidCertificate(_)) => Err(Error::config(
+            "the client certificate: rustls takes X.509 version 3 alone, with a key of RSA, P-256, \
+             P-384 or Ed25519",
+        )),
+        Err(_) => Err(Error::config(
+            "the key of the client certificate: rustls takes RSA from 2,048 bits on, P-256, P-384 \
+             and Ed25519",
+        )),
     }
 }
 
@@ -137,43 +148,137 @@ fn first_block(pem: &[u8]) -> &[u8] {
     &pem[start.unwrap_or_default()..]
 }
 
+/// A certificate that the program trusts.
+#[derive(Debug)]
+struct GivenRoot {
+    certificate: CertificateDer<'static>,
+    not_before: UnixTime,
+    not_after: UnixTime,
+    /// It may vouch for others. WebPKI asks that of no root (RFC 5280 section 4.2.1.9).
+    is_authority: bool,
+}
+
+impl GivenRoot {
+    /// Returns `None` if the certificate cannot be parsed.
+    fn new(certificate: CertificateDer<'static>) -> Option<Self> {
+        let parsed = Certificate::from_der(&certificate).ok()?;
+        let parsed = parsed.tbs_certificate();
+        let constraints = parsed.get_extension::<BasicConstraints>().ok()?;
+        let usage = parsed.get_extension::<KeyUsage>().ok()?;
+        // Version 1 has no extensions; OpenSSL takes such a root for an authority too.
+        let is_authority = match constraints {
+            Some((_, constraints)) => constraints.ca,
+            None => parsed.version() == Version::V1,
+        };
+        let may_sign = usage.is_none_or(|(_, usage)| usage.key_cert_sign());
+        let seconds = |time: Time| UnixTime::since_unix_epoch(time.to_unix_duration());
+        Some(GivenRoot {
+            not_before: seconds(parsed.validity().not_before),
+            not_after: seconds(parsed.validity().not_after),
+            is_authority: is_authority && may_sign,
+            certificate,
+        })
+    }
+
+    fn check_dates(&self, time: UnixTime) -> Result<(), rustls::Error> {
+        use CertificateError::{ExpiredContext, NotValidYetContext};
+        let (not_before, not_after) = (self.not_before, self.not_after);
+        if time < not_before {
+            return Err(NotValidYetContext { time, not_before }.into());
+        }
+        if time > not_after {
+            return Err(ExpiredContext { time, not_after }.into());
+        }
+        Ok(())
+    }
+}
+
 /// Verifies as WebPKI asks for (RFC 5280), but for what the `danger_` settings leave out.
 #[derive(Debug)]
 struct Verifier {
     /// A server may present one of these itself, as it may with OpenSSL. WebPKI accepts none that
     /// is marked as that of an authority, and `openssl req -x509` marks what it makes.
-    given: Vec<CertificateDer<'static>>,
-    /// `None`: without any root nothing can be verified.
+    given: Vec<GivenRoot>,
+    /// Roots of the system.
+    system: Vec<TrustAnchor<'static>>,
+    /// Verifies with all roots. `None`: there is none.
     inner: Option<Arc<WebPkiServerVerifier>>,
     accepts_any: bool,
     accepts_any_name: bool,
+    has_pins: bool,
     provider: Arc<CryptoProvider>,
 }
 
 impl Verifier {
-    fn new(
-        given: Vec<CertificateDer<'static>>,
-        roots: RootCertStore,
-        options: &TlsOptions,
-    ) -> Result<Self, Error> {
-        let provider = provider();
-        let inner = match roots.is_empty() {
-            true => None,
-            false => {
-                let roots = Arc::new(roots);
-                let built =
-                    WebPkiServerVerifier::builder_with_provider(roots, Arc::clone(&provider))
-                        .build();
-                Some(built.map_err(|error| Error::caused(ErrorKind::Tls, "preparing TLS", error))?)
-            }
-        };
-        Ok(Verifier {
-            given,
-            inner,
+    fn new(options: &TlsOptions) -> Result<Self, Error> {
+        let mut system = RootCertStore::empty();
+        let mut unread = None;
+        if !options.only_extra_roots {
+            let loaded = rustls_native_certs::load_native_certs();
+            system.add_parsable_certificates(loaded.certs);
+            unread = loaded.errors.into_iter().next();
+        }
+        let mut verifier = Verifier {
+            given: given_roots(options)?,
+            system: system.roots,
+            inner: None,
             accepts_any: options.danger_accept_invalid_certificates,
             accepts_any_name: options.danger_accept_invalid_hostnames,
-            provider,
-        })
+            has_pins: !options.pins.is_empty(),
+            provider: provider(),
+        };
+        if let (true, true, Some(error)) =
+            (verifier.system.is_empty(), verifier.given.is_empty(), unread)
+        {
+            let context = "reading the root certificates of the system";
+            return Err(Error::caused(ErrorKind::Tls, context, error));
+        }
+        verifier.inner = verifier.with_roots(|_| true);
+        Ok(verifier)
+    }
+
+    /// Returns a verifier with the roots of the system, and those of the given ones that are
+    /// authorities and meet the condition.
+    fn with_roots(
+        &self,
+        condition: impl Fn(&GivenRoot) -> bool,
+    ) -> Option<Arc<WebPkiServerVerifier>> {
+        let mut roots = RootCertStore { roots: self.system.clone() };
+        for root in self.given.iter().filter(|root| root.is_authority && condition(root)) {
+            roots.add_parsable_certificates([root.certificate.clone()]);
+        }
+        let provider = Arc::clone(&self.provider);
+        // An error says that there is no root.
+        WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build().ok()
+    }
+
+    /// Verifies a certificate by the roots. Those that are out of their dates count for nothing,
+    /// and are named as the reason where they would have been enough.
+    fn verify_by_roots(
+        &self,
+        verify: impl Fn(&WebPkiServerVerifier) -> Result<ServerCertVerified, rustls::Error>,
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        let unknown = || Err(CertificateError::UnknownIssuer.into());
+        let verified = self.inner.as_deref().map_or_else(unknown, &verify)?;
+        let out_of_dates = self.given.iter().find_map(|root| root.check_dates(now).err());
+        let Some(out_of_dates) = out_of_dates else { return Ok(verified) };
+        let others = self.with_roots(|root| root.check_dates(now).is_ok());
+        others.as_deref().map_or_else(unknown, verify).map_err(|_| out_of_dates)
+    }
+
+    /// Leaves out what cannot be verified of a certificate that is not verified either. With pins
+    /// it has to be: the signature proves that the server has the key.
+    fn unless_any(
+        &self,
+        verified: Result<HandshakeSignatureValid, rustls::Error>,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        match verified {
+            Err(_) if self.accepts_any && !self.has_pins => {
+                Ok(HandshakeSignatureValid::assertion())
+            }
+            verified => verified,
+        }
     }
 }
 
@@ -186,16 +291,28 @@ impl ServerCertVerifier for Verifier {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        use CertificateError::{NotValidForName, NotValidForNameContext, UnknownIssuer};
+        use CertificateError::{NotValidForName, NotValidForNameContext};
         if self.accepts_any {
             return Ok(ServerCertVerified::assertion());
         }
-        let verified = match &self.inner {
-            _ if self.given.contains(end_entity) => verify_given(end_entity, server_name, now),
-            Some(inner) => {
-                inner.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
-            }
-            None => Err(UnknownIssuer.into()),
+        let given = self.given.iter().find(|root| root.certificate == *end_entity);
+        let verified = match given {
+            Some(root) => root.check_dates(now).and_then(|()| {
+                verify_server_name(&ParsedCertificate::try_from(end_entity)?, server_name)?;
+                Ok(ServerCertVerified::assertion())
+            }),
+            None => self.verify_by_roots(
+                |inner| {
+                    inner.verify_server_cert(
+                        end_entity,
+                        intermediates,
+                        server_name,
+                        ocsp_response,
+                        now,
+                    )
+                },
+                now,
+            ),
         };
         match verified {
             Err(rustls::Error::InvalidCertificate(
@@ -212,7 +329,7 @@ impl ServerCertVerifier for Verifier {
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
         let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls12_signature(message, certificate, signature, algorithms)
+        self.unless_any(verify_tls12_signature(message, certificate, signature, algorithms))
     }
 
     fn verify_tls13_signature(
@@ -222,32 +339,12 @@ impl ServerCertVerifier for Verifier {
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
         let algorithms = &self.provider.signature_verification_algorithms;
-        verify_tls13_signature(message, certificate, signature, algorithms)
+        self.unless_any(verify_tls13_signature(message, certificate, signature, algorithms))
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.provider.signature_verification_algorithms.supported_schemes()
     }
-}
-
-/// Verifies the dates and the name of a certificate that is itself trusted.
-fn verify_given(
-    certificate: &CertificateDer<'_>,
-    server_name: &ServerName<'_>,
-    now: UnixTime,
-) -> Result<ServerCertVerified, rustls::Error> {
-    let parsed = Certificate::from_der(certificate).map_err(|_| CertificateError::BadEncoding)?;
-    let validity = parsed.tbs_certificate().validity();
-    let seconds = |time: Time| UnixTime::since_unix_epoch(time.to_unix_duration());
-    let (not_before, not_after) = (seconds(validity.not_before), seconds(validity.not_after));
-    if now < not_before {
-        return Err(CertificateError::NotValidYetContext { time: now, not_before }.into());
-    }
-    if now > not_after {
-        return Err(CertificateError::ExpiredContext { time: now, not_after }.into());
-    }
-    verify_server_name(&ParsedCertificate::try_from(certificate)?, server_name)?;
-    Ok(ServerCertVerified::assertion())
 }
 
 impl Connector for Arc<ClientConfig> {
@@ -259,6 +356,9 @@ impl Connector for Arc<ClientConfig> {
         Box::new(Stream { connection, buffers, failure: None }).advance()
     }
 }
+
+/// The type of a record that carries data (RFC 8446 section 5.1).
+const APPLICATION_DATA: u8 = 23;
 
 /// A connection over buffers in memory, in its handshake or behind it.
 struct Stream {
@@ -337,9 +437,15 @@ impl Read for Stream {
 
 impl Write for Stream {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let start = self.buffers.outbox_len();
         let count = self.connection.writer().write(bytes)?;
         self.flush()?;
-        Ok(count)
+        // Under TLS 1.2 rustls makes so many records with one key and then ends TLS, but says
+        // that it has taken the bytes (RFC 9325 section 4.4). Alerts are records of another type.
+        match self.buffers.outbox_byte(start) {
+            Some(APPLICATION_DATA) => Ok(count),
+            _ => Err(io::Error::other("the keys of TLS 1.2 have been used for their last record")),
+        }
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -347,5 +453,90 @@ impl Write for Stream {
             self.connection.write_tls(&mut self.buffers)?;
         }
         Ok(())
+    }
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use rustls::crypto::ring::cipher_suite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256;
+    use rustls::{
+        CipherSuiteCommon, ServerConfig, ServerConnection, SupportedCipherSuite, Tls12CipherSuite,
+    };
+
+    use super::*;
+
+    /// The records that a key of the test's suite makes, the finished message among them.
+    const RECORDS: u64 = 5;
+
+    /// A suite whose keys are used up after a few records. Those of AES-GCM make 2^24 (RFC 9325
+    /// section 4.4).
+    fn suite() -> SupportedCipherSuite {
+        let SupportedCipherSuite::Tls12(suite) = TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256 else {
+            panic!("it is a suite of TLS 1.2");
+        };
+        let common = CipherSuiteCommon { confidentiality_limit: RECORDS, ..suite.common };
+        SupportedCipherSuite::Tls12(Box::leak(Box::new(Tls12CipherSuite {
+            common,
+            prf_provider: suite.prf_provider,
+            kx: suite.kx,
+            sign: suite.sign,
+            aead_alg: suite.aead_alg,
+        })))
+    }
+
+    #[test]
+    fn a_send_fails_when_the_keys_of_tls_1_2_are_used_up() {
+        let pem = include_bytes!("../../testing/certificates/localhost.pem");
+        let key = include_bytes!("../../testing/certificates/localhost.key");
+        let server = ServerConfig::builder_with_provider(provider())
+            .with_safe_default_protocol_versions()
+            .expect("the versions are known")
+            .with_no_client_auth()
+            .with_single_cert(
+                certificates(pem).expect("it is PEM"),
+                PrivateKeyDer::from_pem_slice(key).expect("it is PEM"),
+            );
+        let mut server = ServerConnection::new(Arc::new(server.expect("they belong together")))
+            .expect("the settings are good");
+        let mut options = TlsOptions { only_extra_roots: true, ..TlsOptions::default() };
+        options.extra_roots.push(include_bytes!("../../testing/certificates/root.pem").to_vec());
+        let provider = CryptoProvider { cipher_suites: vec![suite()], ..ring::default_provider() };
+        let client = ClientConfig::builder_with_provider(Arc::new(provider))
+            .with_safe_default_protocol_versions()
+            .expect("the suite is of TLS 1.2")
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(
+                Verifier::new(&options).expect("the root is good"),
+            ))
+            .with_no_client_auth();
+        let mut progress = Arc::new(client).begin("localhost", TlsBuffers::default());
+        let mut connection = loop {
+            let waiting = match progress.expect("both shake hands") {
+                Progress::Done(connection) => break connection,
+                Progress::Waiting(waiting) => waiting,
+            };
+            progress = exchange(waiting, &mut server).advance();
+        };
+        let sent = (0..10).map_while(|_| connection.enter().write_all(b"ping").ok()).count();
+        assert_eq!(sent as u64, RECORDS - 1, "the finished message is the first record");
+        assert!(connection.enter().write_all(b"ping").is_err());
+    }
+
+    /// Hands what the client has written to the server, and the answer to the client.
+    fn exchange(
+        mut client: Box<dyn Handshake>,
+        server: &mut ServerConnection,
+    ) -> Box<dyn Handshake> {
+        let mut bytes = Vec::new();
+        client.buffers().take_output(&mut bytes).expect("there is no outer TLS");
+        server.read_tls(&mut bytes.as_slice()).expect("it takes what it is given");
+        server.process_new_packets().expect("it is a handshake");
+        let mut answer = Vec::new();
+        while server.wants_write() {
+            server.write_tls(&mut answer).expect("a vector takes everything");
+        }
+        let filled = answer.len();
+        client.buffers().feed(&mut answer, filled);
+        client
     }
 }
