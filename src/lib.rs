@@ -83,6 +83,8 @@
 //! needs of a client is useful alone: [`RateLimit`], [`Builder::decode`],
 //! [`Builder::auto_respond`], [`Builder::before_reconnect`], [`Endpoint::carry`].
 //!
+//! The [`recipes`] are programs for eleven tasks, from a login to a port from tungstenite.
+//!
 //! # The life of a connection
 //! ```text
 //!                     dialed                close frame, or stop
@@ -259,6 +261,8 @@ mod name;
 mod protocol;
 mod queue;
 mod rate_limit;
+#[cfg(any(doc, doctest))]
+pub mod recipes;
 mod runtime;
 mod sender;
 pub mod session;
