@@ -232,7 +232,8 @@ impl Builder {
     /// [`Idle`](crate::ErrorKind::Idle).
     ///
     /// Pings and pongs are no data messages, nor are replies to an [`app_ping`](Builder::app_ping),
-    /// nor messages that [`auto_respond`](Builder::auto_respond) answers. Defaults to none.
+    /// nor messages that [`auto_respond`](Builder::auto_respond) answers, nor those that the
+    /// protocol of a session calls [`Ignored`](crate::session::Class::Ignored). Defaults to none.
     pub fn idle_timeout(mut self, limit: Duration) -> Self {
         self.settings.idle_timeout = Some(limit);
         self
@@ -540,7 +541,8 @@ impl Builder {
     /// where a message is a change to be applied to what came before, as most order book updates
     /// are. [`Stats::messages_conflated`](crate::Stats::messages_conflated) counts the messages
     /// that were replaced; [`Lagged`](crate::Lagged) does not tell of them. A message without a key
-    /// is queued like any other.
+    /// is queued like any other. A message that [`next_batch`](crate::Events::next_batch) has taken
+    /// is replaced no more.
     ///
     /// `key` is called on the reader thread, once for each message. A panic in it ends the client
     /// with the kind `HandlerPanicked`. The bytes of the keys count against

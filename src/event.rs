@@ -364,8 +364,8 @@ pub struct Disconnect {
     /// The close code and reason (RFC 6455 section 7.1.5).
     ///
     /// - Those of the server's close frame, or 1005 if it had none.
-    /// - Those of our own close frame, if we closed first and no answer had arrived by then. A stop
-    ///   is reported before its close frame is written.
+    /// - Those of our own close frame, after a stop, and where we closed first and no answer had
+    ///   arrived by then.
     /// - 1006 if there was no close frame.
     pub close: CloseReason,
     /// The time for which the connection was open.

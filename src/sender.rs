@@ -347,6 +347,9 @@ impl Stopper {
 
     /// Tells the client to stop and returns at once. Waiting is left to `stop` or to the drop of
     /// the client.
+    ///
+    /// A loop over events ends after those that are queued, and after the closing handshake: if
+    /// the server does not answer it, that takes `close_timeout`.
     pub fn request_stop(&self) {
         self.shared.request_stop(CloseFrame::normal(), Duration::MAX);
     }

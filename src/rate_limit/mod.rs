@@ -130,6 +130,10 @@ impl RateLimit {
     ///
     /// Defaults to everything but [`Pings`](SendKind::Pings). `Config` at the start if there is
     /// nothing. Without effect on a [`connect_limit`](crate::Builder::connect_limit).
+    ///
+    /// [`Opening`](SendKind::Opening), [`Subscriptions`](SendKind::Subscriptions) and
+    /// [`Calls`](SendKind::Calls) are messages of a session. A client without one sends everything
+    /// as [`Sends`](SendKind::Sends).
     pub fn only(self, kinds: &[SendKind]) -> Self {
         self.with(|terms| terms.kinds = kinds.iter().fold(0, |bits, kind| bits | kind.bit()))
     }

@@ -417,7 +417,7 @@ impl<D: EventSink> ReaderThread<D> {
         log::info!("{label}: epoch {epoch} ended: {why}; {}", NextDial(retry_in));
         let (now, (sent, confirmed)) = (sync::now(), connection.final_sequences());
         let (close, has_peer_closed) = match error.kind() {
-            // Told before the close frame of the stop is written: what that is to say.
+            // A stop is told by its own close frame, whatever the server answers.
             ErrorKind::Stopped => (connection.sent_close(), false),
             _ => connection.close_reason(),
         };

@@ -95,8 +95,8 @@ pub(crate) fn sink<P: Protocol>(protocol: P, inner: impl EventSink) -> impl Even
 }
 
 impl<P: Protocol> SessionBuilder<P> {
-    /// Sets how many topics one subscription request may hold, and how many bytes. One topic alone
-    /// may be longer.
+    /// Sets how many topics one subscription request may hold, and how many bytes: those of the
+    /// whole message. A request for one topic may be longer.
     ///
     /// Defaults to 1 topic and 64 KiB. Zero topics count as one.
     pub fn batch(mut self, topics: usize, bytes: usize) -> Self {
