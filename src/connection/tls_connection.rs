@@ -25,8 +25,8 @@ pub(crate) trait TlsStream: Read + Write + Send {
     fn peer_certificate(&self) -> Option<Vec<u8>>;
 }
 
-/// The most plaintext of a record, for which there is always room.
-const RECORD_MAX: usize = 16 * 1024;
+/// The most plaintext that fits in one TLS record (RFC 8446 section 5.1).
+pub(super) const RECORD_MAX: usize = 16 * 1024;
 
 impl TlsConnection {
     pub(crate) fn new(stream: impl TlsStream + 'static) -> Self {
@@ -60,6 +60,7 @@ impl TlsConnection {
         let stream = self.enter();
         let mut end = plain.len();
         let result = loop {
+            // There is always room for a record.
             if plain.len() - end < RECORD_MAX {
                 plain.resize(end + filled + RECORD_MAX, 0);
             }

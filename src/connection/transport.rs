@@ -15,7 +15,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crate::connection::activity::Activity;
 use crate::connection::socket::StreamSocket;
-use crate::connection::tls_connection::TlsConnection;
+use crate::connection::tls_connection::{RECORD_MAX, TlsConnection};
 use crate::protocol::read_buffer::ReadBuffer;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use crate::sync::thread::{self, ThreadId};
@@ -30,9 +30,6 @@ const OUTPUT_MAX: usize = 1024 * 1024;
 /// The number of bytes that are encrypted under one hold of the engine. The reader waits no longer
 /// than that takes.
 const ENCRYPT_AT_ONCE: usize = 64 * 1024;
-
-/// The most plaintext that fits in one TLS record (RFC 8446 section 5.1).
-const RECORD_MAX: usize = 16 * 1024;
 
 /// The number of bytes of plaintext that the reader takes out under one hold of the engine.
 const DECRYPT_AT_ONCE: usize = 256 * 1024;

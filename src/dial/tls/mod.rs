@@ -133,5 +133,21 @@ fn is_pem(bytes: &[u8]) -> bool {
 }
 
 fn contains(bytes: &[u8], what: &[u8]) -> bool {
-    bytes.windows(what.len()).any(|window| window == what)
+    position(bytes, what).is_some()
+}
+
+/// Returns the bytes from the first `what` on, or all of them if there is none.
+fn starting_with<'b>(bytes: &'b [u8], what: &[u8]) -> &'b [u8] {
+    &bytes[position(bytes, what).unwrap_or_default()..]
+}
+
+fn position(bytes: &[u8], what: &[u8]) -> Option<usize> {
+    bytes.windows(what.len()).position(|window| window == what)
+}
+
+fn not_a_pair() -> Error {
+    Error::config(
+        "the client certificate and its key do not belong together: \
+         the first certificate has to be that of the key",
+    )
 }

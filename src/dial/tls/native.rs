@@ -7,7 +7,8 @@ use native_tls::{TlsConnector, TlsStream};
 
 use crate::connection::tls_connection::{self, TlsBuffers, TlsConnection};
 use crate::dial::tls::{
-    BoxError, Connector, Handshake, IdentitySource, Progress, TlsOptions, is_pem,
+    BoxError, Connector, Handshake, IdentitySource, Progress, TlsOptions, is_pem, not_a_pair,
+    starting_with,
 };
 use crate::error::{Error, ErrorKind};
 
@@ -67,7 +68,10 @@ fn identity(options: &TlsOptions) -> Result<Option<Identity>, Error> {
     let parsed = match &options.identity {
         None => return Ok(None),
         Some(IdentitySource::Pem { certificate, key }) => {
-            let key = without_preamble(key);
+            // native-tls accepts nothing before the key, but `openssl pkcs12 -nodes` writes "Bag
+            // Attributes" there, and text outside of the PEM blocks has no meaning (RFC 7468
+            // section 2).
+            let key = starting_with(key, b"-----BEGIN PRIVATE KEY-----");
             check_pair(certificate, key)?;
             Identity::from_pkcs8(certificate, key)
         }
@@ -80,15 +84,6 @@ fn identity(options: &TlsOptions) -> Result<Option<Identity>, Error> {
 
 const BAD_IDENTITY: &str =
     "the client certificate: it has to be PEM with a PKCS#8 key, or PKCS#12 with its password";
-
-/// Returns the text from its first PKCS#8 key on. native-tls accepts nothing before the key, but
-/// `openssl pkcs12 -nodes` writes "Bag Attributes" there, and text outside of the PEM blocks has no
-/// meaning (RFC 7468 section 2).
-fn without_preamble(key: &[u8]) -> &[u8] {
-    const BEGIN: &[u8] = b"-----BEGIN PRIVATE KEY-----";
-    let start = key.windows(BEGIN.len()).position(|window| window == BEGIN);
-    &key[start.unwrap_or_default()..]
-}
 
 /// Checks that the key belongs to the first certificate.
 ///
@@ -110,10 +105,7 @@ fn check_pair(certificate: &[u8], key: &[u8]) -> Result<(), Error> {
     };
     match is_pair() {
         Ok(true) => Ok(()),
-        Ok(false) => Err(Error::config(
-            "the client certificate and its key do not belong together: \
-             the first certificate has to be that of the key",
-        )),
+        Ok(false) => Err(not_a_pair()),
         Err(error) => Err(Error::caused(ErrorKind::Config, BAD_IDENTITY, error)),
     }
 }

@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, WebPkiServerVerifier, verify_server_name};
-use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
+use rustls::crypto::{
+    CryptoProvider, WebPkiSupportedAlgorithms, ring, verify_tls12_signature, verify_tls13_signature,
+};
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, TrustAnchor, UnixTime};
 use rustls::server::ParsedCertificate;
@@ -14,15 +16,15 @@ use rustls::{
     CertificateError, ClientConfig, ClientConnection, DigitallySignedStruct, RootCertStore,
     SignatureScheme,
 };
-use x509_cert::Certificate;
-use x509_cert::Version;
 use x509_cert::der::Decode;
 use x509_cert::ext::pkix::{BasicConstraints, KeyUsage};
 use x509_cert::time::Time;
+use x509_cert::{Certificate, Version};
 
 use crate::connection::tls_connection::{TlsBuffers, TlsConnection, TlsStream};
 use crate::dial::tls::{
     BEGIN, BoxError, Connector, Handshake, IdentitySource, Progress, TlsOptions, is_pem,
+    not_a_pair, starting_with,
 };
 use crate::error::{Error, ErrorKind};
 
@@ -44,9 +46,16 @@ pub(super) fn validate(options: &TlsOptions) -> Result<(), Error> {
 
 /// Makes a connector, which reads the roots of the system unless the given ones are all.
 pub(super) fn connector(options: &TlsOptions) -> Result<Box<dyn Connector>, Error> {
+    Ok(Box::new(Arc::new(client_config(options, provider())?)))
+}
+
+fn client_config(
+    options: &TlsOptions,
+    provider: Arc<CryptoProvider>,
+) -> Result<ClientConfig, Error> {
     let verifier = Verifier::new(options)?;
     let failed = |error: rustls::Error| Error::caused(ErrorKind::Tls, "preparing TLS", error);
-    let builder = ClientConfig::builder_with_provider(provider())
+    let builder = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(failed)?
         .dangerous()
@@ -59,7 +68,7 @@ pub(super) fn connector(options: &TlsOptions) -> Result<Box<dyn Connector>, Erro
         // A server that resumes a session shows no certificate, and may have another by now.
         config.resumption = Resumption::disabled();
     }
-    Ok(Box::new(Arc::new(config)))
+    Ok(config)
 }
 
 fn provider() -> Arc<CryptoProvider> {
@@ -127,10 +136,7 @@ fn identity(options: &TlsOptions) -> Result<Option<Pair>, Error> {
         .map_err(|error| bad("the key of the client certificate", reason(&error)))?;
     match CertifiedKey::from_der(chain.clone(), key.clone_key(), &provider()) {
         Ok(_) => Ok(Some((chain, key))),
-        Err(rustls::Error::InconsistentKeys(_)) => Err(Error::config(
-            "the client certificate and its key do not belong together: \
-             the first certificate has to be that of the key",
-        )),
+        Err(rustls::Error::InconsistentKeys(_)) => Err(not_a_pair()),
         Err(rustls::Error::InvalidCertificate(_)) => Err(Error::config(
             "the client certificate: rustls takes X.509 version 3 alone, with a key of RSA, P-256, \
              P-384 or Ed25519",
@@ -144,8 +150,7 @@ fn identity(options: &TlsOptions) -> Result<Option<Pair>, Error> {
 
 /// Returns the text from its first PEM block on: a byte order mark may come before it.
 fn first_block(pem: &[u8]) -> &[u8] {
-    let start = pem.windows(BEGIN.len()).position(|window| window == BEGIN);
-    &pem[start.unwrap_or_default()..]
+    starting_with(pem, BEGIN)
 }
 
 /// A certificate that the program trusts.
@@ -233,20 +238,22 @@ impl Verifier {
             let context = "reading the root certificates of the system";
             return Err(Error::caused(ErrorKind::Tls, context, error));
         }
-        verifier.inner = verifier.with_roots(|_| true);
+        verifier.inner = verifier.by_roots(verifier.authorities());
         Ok(verifier)
     }
 
-    /// Returns a verifier with the roots of the system, and those of the given ones that are
-    /// authorities and meet the condition.
-    fn with_roots(
+    /// Returns those of the given certificates that may vouch for others.
+    fn authorities(&self) -> impl Iterator<Item = &GivenRoot> {
+        self.given.iter().filter(|root| root.is_authority)
+    }
+
+    /// Returns a verifier with the roots of the system and these.
+    fn by_roots<'r>(
         &self,
-        condition: impl Fn(&GivenRoot) -> bool,
+        given: impl Iterator<Item = &'r GivenRoot>,
     ) -> Option<Arc<WebPkiServerVerifier>> {
         let mut roots = RootCertStore { roots: self.system.clone() };
-        for root in self.given.iter().filter(|root| root.is_authority && condition(root)) {
-            roots.add_parsable_certificates([root.certificate.clone()]);
-        }
+        roots.add_parsable_certificates(given.map(|root| root.certificate.clone()));
         let provider = Arc::clone(&self.provider);
         // An error says that there is no root.
         WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider).build().ok()
@@ -261,10 +268,14 @@ impl Verifier {
     ) -> Result<ServerCertVerified, rustls::Error> {
         let unknown = || Err(CertificateError::UnknownIssuer.into());
         let verified = self.inner.as_deref().map_or_else(unknown, &verify)?;
-        let out_of_dates = self.given.iter().find_map(|root| root.check_dates(now).err());
+        let out_of_dates = self.authorities().find_map(|root| root.check_dates(now).err());
         let Some(out_of_dates) = out_of_dates else { return Ok(verified) };
-        let others = self.with_roots(|root| root.check_dates(now).is_ok());
+        let others = self.by_roots(self.authorities().filter(|root| root.check_dates(now).is_ok()));
         others.as_deref().map_or_else(unknown, verify).map_err(|_| out_of_dates)
+    }
+
+    fn algorithms(&self) -> &WebPkiSupportedAlgorithms {
+        &self.provider.signature_verification_algorithms
     }
 
     /// Leaves out what cannot be verified of a certificate that is not verified either. With pins
@@ -328,8 +339,7 @@ impl ServerCertVerifier for Verifier {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        self.unless_any(verify_tls12_signature(message, certificate, signature, algorithms))
+        self.unless_any(verify_tls12_signature(message, certificate, signature, self.algorithms()))
     }
 
     fn verify_tls13_signature(
@@ -338,12 +348,11 @@ impl ServerCertVerifier for Verifier {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        self.unless_any(verify_tls13_signature(message, certificate, signature, algorithms))
+        self.unless_any(verify_tls13_signature(message, certificate, signature, self.algorithms()))
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
+        self.algorithms().supported_schemes()
     }
 }
 
@@ -501,14 +510,7 @@ mod tests {
         let mut options = TlsOptions { only_extra_roots: true, ..TlsOptions::default() };
         options.extra_roots.push(include_bytes!("../../testing/certificates/root.pem").to_vec());
         let provider = CryptoProvider { cipher_suites: vec![suite()], ..ring::default_provider() };
-        let client = ClientConfig::builder_with_provider(Arc::new(provider))
-            .with_safe_default_protocol_versions()
-            .expect("the suite is of TLS 1.2")
-            .dangerous()
-            .with_custom_certificate_verifier(Arc::new(
-                Verifier::new(&options).expect("the root is good"),
-            ))
-            .with_no_client_auth();
+        let client = client_config(&options, Arc::new(provider)).expect("the settings are good");
         let mut progress = Arc::new(client).begin("localhost", TlsBuffers::default());
         let mut connection = loop {
             let waiting = match progress.expect("both shake hands") {
