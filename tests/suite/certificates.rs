@@ -1,12 +1,14 @@
 //! Certificates and keys that the `openssl` command makes for a test: what a client trusts, what it
 //! refuses, and what its errors say.
 
-// As `trust`: most of it needs what Linux alone has.
-#![cfg(target_os = "linux")]
+// They need the library, too.
+#![cfg(not(any(target_os = "windows", target_vendor = "apple")))]
 
+use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use openssl::asn1::Asn1Time;
@@ -21,7 +23,7 @@ use openssl::x509::{X509, X509Extension, X509Name};
 use tautline::{Builder, Client, ErrorKind};
 
 use crate::openssl::Server;
-use crate::support::{MS, opened, skipped};
+use crate::support::{MS, dial_failed, opened, skipped};
 
 const CERTIFICATE: &str = include_str!("../../src/testing/certificates/stranger.pem");
 const KEY: &str = include_str!("../../src/testing/certificates/stranger.key");
@@ -157,14 +159,31 @@ fn signed(
     Ok((certificate.build(), key))
 }
 
+/// Returns the extension that names localhost.
+fn localhost() -> Result<X509Extension, ErrorStack> {
+    let builder = X509::builder()?;
+    SubjectAlternativeName::new().dns("localhost").build(&builder.x509v3_context(None, None))
+}
+
+/// Returns a certificate for localhost that vouches for itself between these days, and its key,
+/// each as PEM.
+fn of_itself(days: (i64, i64)) -> (Vec<u8>, Vec<u8>) {
+    let make = || {
+        // One name for each: OpenSSL looks for a root by its name.
+        let name = format!("from {} until {}", days.0, days.1);
+        let (certificate, key) = signed(&name, days, localhost()?, None)?;
+        Ok((certificate.to_pem()?, key.private_key_to_pem_pkcs8()?))
+    };
+    let made: Result<_, ErrorStack> = make();
+    made.expect("OpenSSL makes certificates")
+}
+
 /// Has a server show a certificate of a root with these dates.
 fn shown_by_root(days: (i64, i64)) -> (Vec<u8>, Option<(Made, Server, u16)>) {
     let make = || {
         let authority = BasicConstraints::new().critical().ca().build()?;
         let (root, key) = signed("a root", days, authority, None)?;
-        let mut name = SubjectAlternativeName::new();
-        let name = name.dns("localhost").build(&X509::builder()?.x509v3_context(None, None))?;
-        let (leaf, leaf_key) = signed("a leaf", (-1, 10), name, Some((&root, &key)))?;
+        let (leaf, leaf_key) = signed("a leaf", (-1, 10), localhost()?, Some((&root, &key)))?;
         Ok((root.to_pem()?, leaf.to_pem()?, leaf_key.private_key_to_pem_pkcs8()?))
     };
     let made: Result<_, ErrorStack> = make();
@@ -197,6 +216,44 @@ fn a_root_counts_between_its_dates_alone() {
 }
 
 #[test]
+fn a_certificate_that_has_expired_or_is_not_yet_valid_is_retried_until_it_is_renewed() {
+    let expired = of_itself((-20, -10));
+    let early = of_itself((10, 20));
+    let renewed = of_itself((-1, 20));
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = listener.local_addr().expect("an address").port();
+    let builder = Client::builder(format!("wss://localhost:{port}/")).close_timeout(50 * MS);
+    let builder = [&expired, &early, &renewed]
+        .iter()
+        .fold(builder, |builder, (certificate, _)| builder.tls_root(certificate.clone()));
+    thread::spawn(move || {
+        let mut sockets = Vec::new();
+        for (certificate, key) in [&expired, &expired, &expired, &early, &early, &renewed] {
+            let identity = native_tls::Identity::from_pkcs8(certificate, key).expect("a pair");
+            let acceptor = native_tls::TlsAcceptor::new(identity).expect("an identity is enough");
+            let (socket, _) = listener.accept().expect("it dials");
+            if let Ok(stream) = acceptor.accept(socket) {
+                sockets.push(tungstenite::accept(stream).expect("it upgrades"));
+            }
+        }
+        // Until the test ends.
+        thread::park();
+    });
+    let client = builder.retry_delay_min(MS).retry_delay_max(5 * MS).start().expect("it starts");
+    let mut events = client.events();
+    // The words of OpenSSL and rustls.
+    let (expired, early) = (["expired"; 2], ["not yet valid", "not valid yet"]);
+    for words in [expired, expired, expired, early, early] {
+        let failure = dial_failed(&mut events);
+        assert!(failure.error.is_verification_failure(), "{}", failure.error.chain());
+        let chain = failure.error.chain();
+        assert!(words.iter().any(|words| chain.contains(words)), "{chain}");
+        assert!(failure.error.is_retryable() && failure.retry_in.is_some());
+    }
+    opened(&mut events);
+}
+
+#[test]
 fn danger_accept_invalid_certificates_takes_certificates_of_version_1() {
     let Some(made) = Made::by(&[
         "req -nodes -newkey rsa:2048 -subj /CN=localhost -keyout old.key -out old.csr",
@@ -206,6 +263,31 @@ fn danger_accept_invalid_certificates_takes_certificates_of_version_1() {
     };
     let Some((mut server, port)) = made.shown("old") else { return };
     assert_opens(client(port).danger_accept_invalid_certificates(), &mut server);
+}
+
+#[test]
+fn a_certificate_and_the_key_of_another_are_refused_at_the_start() {
+    let Some(made) = Made::by(&[&own("first", ""), &own("second", "")]) else { return };
+    let text = |name: &str| String::from_utf8(made.read(name)).expect("PEM is ASCII");
+    let first = (text("first.key"), text("first.pem"));
+    let second_key = text("second.key");
+    let start = |certificate: &str, key: &str| {
+        let builder = Client::builder("wss://localhost:1/").tls_identity_pem(certificate, key);
+        builder.start().map(drop)
+    };
+    for (certificate, key) in [
+        (first.1.as_str(), second_key.as_str()),
+        (first.1.as_str(), KEY),
+        (CERTIFICATE, first.0.as_str()),
+        // The certificate of the key has to come first.
+        (&format!("{CERTIFICATE}{}", first.1), first.0.as_str()),
+    ] {
+        let error = start(certificate, key).expect_err("they do not belong together");
+        assert_eq!(error.kind(), ErrorKind::Config);
+        assert!(error.to_string().contains("do not belong together"), "{error}");
+    }
+    start(&first.1, &first.0).expect("they belong together");
+    start(&format!("{}{CERTIFICATE}", first.1), &first.0).expect("others may follow");
 }
 
 /// Starts a client with this key, which it refuses, and returns everything that the error says.

@@ -12,7 +12,6 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use crossbeam_channel::unbounded;
 use tautline::testing::TestServer;
@@ -22,7 +21,7 @@ use tautline::{
 };
 
 use crate::openssl::{Server, certificate};
-use crate::support::{MS, SOON, dial_failed, disconnected, echo, message, opened, skipped};
+use crate::support::{MS, SOON, dial_failed, disconnected, echo, message, opened};
 
 /// The settings of a client of `openssl s_server`, which answers no close frame.
 fn builder(port: u16) -> Builder {
@@ -124,46 +123,6 @@ fn the_tls_handshake_names_the_host() {
     let named = ["-servername", "localhost", "-cert2", &localhost[0], "-key2", &localhost[1]];
     let Some((mut server, port)) = Server::start(&[&others[..], &named].concat()) else { return };
     assert_opens(&builder(port), &mut server);
-}
-
-/// Returns a key and a certificate for it, each as PEM.
-fn made_pair(algorithm: &[&str]) -> Option<(String, String)> {
-    let made = Command::new("openssl")
-        .args(["req", "-x509", "-nodes", "-subj", "/CN=made", "-keyout", "-", "-newkey"])
-        .args(algorithm)
-        .output();
-    let Ok(made) = made else {
-        skipped("there is no openssl command");
-        return None;
-    };
-    assert!(made.status.success(), "{made:?}");
-    let pem = String::from_utf8(made.stdout).expect("PEM is ASCII");
-    let (key, certificate) = pem.split_once("-----BEGIN CERT").expect("the certificate follows");
-    Some((key.to_owned(), format!("-----BEGIN CERT{certificate}")))
-}
-
-#[test]
-#[cfg(not(any(target_os = "windows", target_vendor = "apple")))]
-fn a_certificate_and_the_key_of_another_are_refused_at_the_start() {
-    let Some(first) = made_pair(&["rsa:2048"]) else { return };
-    let Some(second) = made_pair(&["rsa:2048"]) else { return };
-    let start = |certificate: &str, key: &str| {
-        let builder = Client::builder("wss://localhost:1/").tls_identity_pem(certificate, key);
-        builder.start().map(drop)
-    };
-    for (certificate, key) in [
-        (first.1.as_str(), second.0.as_str()),
-        (first.1.as_str(), KEY),
-        (CERTIFICATE, first.0.as_str()),
-        // The certificate of the key has to come first.
-        (&format!("{CERTIFICATE}{}", first.1), first.0.as_str()),
-    ] {
-        let error = start(certificate, key).expect_err("they do not belong together");
-        assert_eq!(error.kind(), ErrorKind::Config);
-        assert!(error.to_string().contains("do not belong together"), "{error}");
-    }
-    start(&first.1, &first.0).expect("they belong together");
-    start(&format!("{}{CERTIFICATE}", first.1), &first.0).expect("others may follow");
 }
 
 #[test]
@@ -300,78 +259,6 @@ fn errors_that_others_leave_in_the_queue_of_openssl_harm_no_connection() {
     }
     assert!(client.stop(SOON).is_clean());
     assert!(openssl::error::ErrorStack::get().errors().is_empty());
-}
-
-/// Returns a certificate for localhost that vouches for itself from `from` days ahead until `until`
-/// days ahead, and its key, each as PEM.
-#[cfg(not(any(target_os = "windows", target_vendor = "apple")))]
-fn certificate_of_days(from: i64, until: i64) -> (Vec<u8>, Vec<u8>) {
-    use openssl::asn1::Asn1Time;
-    use openssl::x509::extension::SubjectAlternativeName;
-
-    let build = || {
-        let group = openssl::ec::EcGroup::from_curve_name(openssl::nid::Nid::X9_62_PRIME256V1)?;
-        let key = openssl::pkey::PKey::from_ec_key(openssl::ec::EcKey::generate(&group)?)?;
-        let mut name = openssl::x509::X509Name::builder()?;
-        // One name for each: OpenSSL looks for a root by its name.
-        name.append_entry_by_text("CN", &format!("from {from} until {until}"))?;
-        let name = name.build();
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("it is later").as_secs();
-        let day = |days: i64| Asn1Time::from_unix(now as i64 + days * 24 * 60 * 60);
-        let mut certificate = openssl::x509::X509::builder()?;
-        certificate.set_version(2)?;
-        certificate.set_subject_name(&name)?;
-        certificate.set_issuer_name(&name)?;
-        certificate.set_pubkey(&key)?;
-        certificate.set_not_before(&*day(from)?)?;
-        certificate.set_not_after(&*day(until)?)?;
-        let host = SubjectAlternativeName::new()
-            .dns("localhost")
-            .build(&certificate.x509v3_context(None, None))?;
-        certificate.append_extension(host)?;
-        certificate.sign(&key, openssl::hash::MessageDigest::sha256())?;
-        Ok((certificate.build().to_pem()?, key.private_key_to_pem_pkcs8()?))
-    };
-    let built: Result<_, openssl::error::ErrorStack> = build();
-    built.expect("OpenSSL makes certificates")
-}
-
-#[test]
-#[cfg(not(any(target_os = "windows", target_vendor = "apple")))]
-fn a_certificate_that_has_expired_or_is_not_yet_valid_is_retried_until_it_is_renewed() {
-    let expired = certificate_of_days(-20, -10);
-    let early = certificate_of_days(10, 20);
-    let renewed = certificate_of_days(-1, 20);
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let port = listener.local_addr().expect("an address").port();
-    let builder = [&expired, &early, &renewed]
-        .iter()
-        .fold(builder(port), |builder, (certificate, _)| builder.tls_root(certificate.clone()));
-    thread::spawn(move || {
-        let mut sockets = Vec::new();
-        for (certificate, key) in [&expired, &expired, &expired, &early, &early, &renewed] {
-            let identity = native_tls::Identity::from_pkcs8(certificate, key).expect("a pair");
-            let acceptor = native_tls::TlsAcceptor::new(identity).expect("an identity is enough");
-            let (socket, _) = listener.accept().expect("it dials");
-            if let Ok(stream) = acceptor.accept(socket) {
-                sockets.push(tungstenite::accept(stream).expect("it upgrades"));
-            }
-        }
-        // Until the test ends.
-        thread::park();
-    });
-    let client = builder.retry_delay_min(MS).retry_delay_max(5 * MS).start().expect("it starts");
-    let mut events = client.events();
-    // The words of OpenSSL and rustls.
-    let (expired, early) = (["expired"; 2], ["not yet valid", "not valid yet"]);
-    for words in [expired, expired, expired, early, early] {
-        let failure = dial_failed(&mut events);
-        assert!(failure.error.is_verification_failure(), "{}", failure.error.chain());
-        let chain = failure.error.chain();
-        assert!(words.iter().any(|words| chain.contains(words)), "{chain}");
-        assert!(failure.error.is_retryable() && failure.retry_in.is_some());
-    }
-    opened(&mut events);
 }
 
 /// Runs a test in a process of its own, in which `SSL_CERT_FILE` names this file, and which runs no
