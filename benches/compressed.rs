@@ -9,6 +9,7 @@
 //! first of them refers to nothing before it, so they stay valid in any window. The client's own
 //! driver is `COMPRESS=1 driver firehose`, that of Boost.Beast is `beast.cpp`.
 
+mod cpu;
 mod server;
 
 use std::io::{Read, Write};
@@ -19,9 +20,9 @@ use std::time::Instant;
 use flate2::{Compress, Compression, FlushCompress};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use rustix::time::{ClockId, clock_gettime};
 use zlib_rs::{Inflate, InflateFlush, Status};
 
+use cpu::cpu;
 use server::{listen, read_request};
 
 /// The size of an update.
@@ -121,7 +122,7 @@ fn floor(count: usize) {
     let updates = updates(|bytes, payload| bytes.extend(payload));
     let mut engine = Inflate::new(false, 15);
     let mut output = [0; 8 * 1024];
-    let (began, cpu) = (Instant::now(), cpu_seconds());
+    let (began, before) = (Instant::now(), cpu());
     let mut start = 0;
     for &end in updates.ends.iter().cycle().take(count) {
         let before = engine.total_out();
@@ -132,17 +133,12 @@ fn floor(count: usize) {
         assert_eq!(engine.total_out() - before, SIZE as u64);
         start = end % updates.bytes.len();
     }
-    let (secs, cpu) = (began.elapsed().as_secs_f64(), cpu_seconds() - cpu);
+    let (secs, cpu) = (began.elapsed().as_secs_f64(), (cpu() - before).as_secs_f64());
     println!(
         r#"{{"peer":"raw-zlib","mode":"floor","msgs":{count},"bytes":{},"secs":{secs:.6},"msgs_per_s":{:.0},"cpu_s":{cpu:.4}}}"#,
         count * SIZE,
         count as f64 / secs,
     );
-}
-
-fn cpu_seconds() -> f64 {
-    let time = clock_gettime(ClockId::ProcessCPUTime);
-    time.tv_sec as f64 + time.tv_nsec as f64 * 1e-9
 }
 
 fn serve(count: usize) {

@@ -6,6 +6,7 @@
 //! server is a process of its own. With `--features rustls` and `ENGINE=rustls` in the environment
 //! rustls does TLS.
 
+mod cpu;
 mod engine;
 
 use std::alloc::System;
@@ -19,6 +20,8 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 use tautline::testing::TestServer;
 use tautline::{Builder, Client, Connection, Disconnect, Handler, MessageRef, Push};
+
+use cpu::cpu;
 
 #[global_allocator]
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
@@ -217,12 +220,6 @@ fn measure_one(url: &str, builder: &Builder, is_tls: bool) {
         our_cpu / ROUNDS as u32,
         their_cpu / ROUNDS as u32,
     );
-}
-
-/// Returns the CPU time that this process has used.
-fn cpu() -> Duration {
-    let now = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-    Duration::new(now.tv_sec as u64, now.tv_nsec as u32)
 }
 
 /// Waits for `count` reports of one kind, and records the highest number of threads seen.
