@@ -1,11 +1,5 @@
-//! Tests of `examples/tail.rs` as a script sees it: its output, its exit status, and how signals
+//! Tests of the program `tautline` as a script sees it: its output, its exit status, and how signals
 //! end it. Unix only.
-//!
-//! The program runs itself as `tail`, in child processes.
-
-#[cfg(unix)]
-#[path = "../../examples/tail.rs"]
-mod tail;
 
 #[cfg(not(unix))]
 fn main() {
@@ -13,12 +7,8 @@ fn main() {
 }
 
 #[cfg(unix)]
-fn main() -> std::process::ExitCode {
-    if std::env::var_os(conversation::ROLE).is_some() {
-        return tail::main();
-    }
+fn main() {
     conversation::run();
-    std::process::ExitCode::SUCCESS
 }
 
 #[cfg(unix)]
@@ -29,9 +19,6 @@ mod conversation {
 
     use serde_json::{Value, json};
     use tautline::testing::{Received, TestServer};
-
-    /// The environment variable of a child that runs as `tail`.
-    pub(crate) const ROLE: &str = "TAUTLINE_IS_TAIL";
 
     const SOON: Duration = Duration::from_secs(20);
 
@@ -80,13 +67,8 @@ mod conversation {
 
     /// Returns the command that runs `tail` with these arguments.
     fn tail(arguments: &[&str]) -> Command {
-        let mut command = Command::new(std::env::current_exe().expect("this program has a path"));
-        command
-            .args(arguments)
-            .env(ROLE, "1")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        let mut command = Command::new(env!("CARGO_BIN_EXE_tautline"));
+        command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }
 

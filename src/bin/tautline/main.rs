@@ -1,7 +1,5 @@
 //! `tail -f` for a WebSocket: prints what a server sends and what happens to the connection, and
 //! closes it cleanly on SIGINT and SIGTERM.
-//!
-//! `cargo run --example tail -- --help` lists the options.
 
 use std::io::{self, BufRead, IsTerminal, Write};
 use std::path::PathBuf;
@@ -11,9 +9,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use base64::prelude::{BASE64_STANDARD, Engine};
 use clap::Parser;
 use crossbeam_channel::{Receiver, at, never, select, tick};
+use data_encoding::BASE64;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tautline::{
@@ -118,8 +116,7 @@ fn parse_header(text: &str) -> Result<(String, String), String> {
     Ok((name.trim().to_owned(), value.trim().to_owned()))
 }
 
-// `tests/tail` runs it too.
-pub(crate) fn main() -> ExitCode {
+fn main() -> ExitCode {
     env_logger::init();
     let options = Options::parse();
     match run(&options) {
@@ -458,13 +455,13 @@ impl Printer {
             let mut json = json!({"event": "message", "epoch": message.epoch()});
             match message.text() {
                 Some(text) => json["text"] = text.into(),
-                None => json["binary"] = BASE64_STANDARD.encode(message.bytes()).into(),
+                None => json["binary"] = BASE64.encode(message.bytes()).into(),
             }
             self.write(format!("{json}\n").as_bytes(), false);
         } else {
             let mut line = match message.text() {
                 Some(text) => text.as_bytes().to_vec(),
-                None => BASE64_STANDARD.encode(message.bytes()).into_bytes(),
+                None => BASE64.encode(message.bytes()).into_bytes(),
             };
             line.push(b'\n');
             self.write(&line, false);
