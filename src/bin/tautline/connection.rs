@@ -97,7 +97,7 @@ pub(crate) struct Timing {
     /// Count anew after this long open [default: 30s]
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, hide = true)]
     stable_after: Option<Duration>,
-    /// Give up after N dials in a row [default: never]
+    /// Give up after N dials [default: never]
     #[arg(long, value_name = "N", hide = true)]
     max_attempts: Option<u32>,
 }
