@@ -3,7 +3,7 @@
 use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::connection::OpenConnection;
 use crate::connection::close::CloseFrame;
@@ -126,6 +126,16 @@ pub trait Handler: Send + 'static {
     /// ```
     fn woken(&mut self, context: &mut WokenContext<'_>) {
         let _ = context;
+    }
+
+    /// Called when a pong has come for a ping frame of this client, its own or one of
+    /// [`ping`](Connection::ping). `round_trip` is the time from the write of that ping to the
+    /// `recv` that brought the pong. A pong that nobody asked for (RFC 6455 section 5.5.3) is none.
+    ///
+    /// It is no message: [`batch_end`](Handler::batch_end) does not follow. Like messages it is
+    /// left out after a panic, and once a stop or a reconnect was requested.
+    fn pong(&mut self, connection: &mut Connection<'_>, round_trip: Duration) {
+        let _ = (connection, round_trip);
     }
 
     /// Called when the connection has ended, exactly once per `opened`.
@@ -381,6 +391,10 @@ pub(crate) trait EventSink: Send + 'static {
     fn take_ignored(&mut self) -> u64 {
         0
     }
+    /// A ping of ours was answered.
+    fn pong(&mut self, connection: &mut Connection<'_>, round_trip: Duration) {
+        let _ = (connection, round_trip);
+    }
     /// A time has come, or a thread has called.
     fn woken(&mut self, context: &mut WokenContext<'_>) {
         let _ = context;
@@ -428,6 +442,10 @@ impl<H: Handler> EventSink for HandlerSink<H> {
     #[inline]
     fn batch_end(&mut self, connection: &mut Connection<'_>) {
         self.0.batch_end(connection);
+    }
+
+    fn pong(&mut self, connection: &mut Connection<'_>, round_trip: Duration) {
+        self.0.pong(connection, round_trip);
     }
 
     fn woken(&mut self, context: &mut WokenContext<'_>) {

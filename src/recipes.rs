@@ -565,7 +565,8 @@
 //! | `on_open`, `on_reconnect` | [`Handler::opened`]: the epoch is 1, or more |
 //! | `on_message` | [`Handler::message`] |
 //! | `on_error`, `on_close` | [`Handler::disconnected`], [`dial_failed`], [`stopped`] |
-//! | `on_ping`, `on_pong` | none: pongs are written by the client; [`Stats::round_trip`] |
+//! | `on_ping` | none: pongs are written by the client |
+//! | `on_pong` | [`Handler::pong`], for pings of this client; [`Stats::round_trip`] |
 //! | `run_forever()` | [`start_with`], then [`Client::wait_closed`] |
 //! | `run_forever(ping_interval=, ping_timeout=)` | [`ping_interval`], [`pong_timeout`] |
 //! | `run_forever(reconnect=5)` | none: see [`retry_delay_min`], [`retry_delay_max`] |
@@ -658,6 +659,7 @@
 //! [`Handler::disconnected`]: crate::Handler::disconnected
 //! [`Handler::message`]: crate::Handler::message
 //! [`Handler::opened`]: crate::Handler::opened
+//! [`Handler::pong`]: crate::Handler::pong
 //! [`Handler::woken`]: crate::Handler::woken
 //! [`header`]: crate::Builder::header
 //! [`idle_timeout`]: crate::Builder::idle_timeout

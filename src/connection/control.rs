@@ -101,12 +101,12 @@ impl OpenConnection {
         self.wake_heartbeat();
     }
 
-    /// A pong came.
-    pub(crate) fn note_pong(&self, payload: &[u8], now: Instant) {
+    /// A pong came. Returns the round-trip time if it answers a ping.
+    pub(crate) fn note_pong(&self, payload: &[u8], now: Instant) -> Option<Duration> {
         log::trace!("{}: received Pong({} bytes)", self.label(), payload.len());
-        if let Some(round_trip) = self.pings.lock().answered(payload, now) {
-            self.counters.round_trip(round_trip);
-        }
+        let round_trip = self.pings.lock().answered(payload, now)?;
+        self.counters.round_trip(round_trip);
+        Some(round_trip)
     }
 
     /// Asks the heartbeat thread for a ping.

@@ -279,7 +279,15 @@ impl Reader {
                         continue;
                     }
                     Ok(Some(Incoming::Pong(payload))) => {
-                        connection.note_pong(payload, arrival.at);
+                        let round_trip = connection.note_pong(payload, arrival.at);
+                        match round_trip.filter(|_| !is_delivery_over) {
+                            Some(round_trip) => sink.pong(&mut view, round_trip),
+                            None => continue,
+                        }
+                        // As after a message.
+                        if shutdown.is_requested() | connection.is_delivery_over() {
+                            break BatchEnd::DeliveryOver;
+                        }
                         continue;
                     }
                     Ok(Some(Incoming::Close(close))) => {

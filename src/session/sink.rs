@@ -265,6 +265,10 @@ impl<P: Protocol, D: EventSink> EventSink for SessionSink<P, D> {
         self.inner.batch_end(connection);
     }
 
+    fn pong(&mut self, connection: &mut Connection<'_>, round_trip: Duration) {
+        self.inner.pong(connection, round_trip);
+    }
+
     fn woken(&mut self, context: &mut WokenContext<'_>) {
         if self.connection.is_opening && self.shared.listening_step(&self.script).is_err() {
             if let Some(connection) = context.connection() {

@@ -7,9 +7,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::bounded;
-use tautline::testing::{Received, TestServer};
+use tautline::testing::{Received, TestServer, TestServerBuilder};
 use tautline::{
-    AppPing, Client, Connection, ErrorKind, Event, MessageRef, Payload, SendError, WhenFull,
+    AppPing, Client, Connection, ErrorKind, Event, Handler, MessageRef, Payload, SendError,
+    WhenFull,
 };
 
 use crate::support::{
@@ -770,4 +771,84 @@ fn disconnected_after_opening(client: &Client) -> tautline::Disconnect {
     let mut events = client.events();
     opened(&mut events);
     disconnected(&mut events)
+}
+
+/// What a [`Pinger`] saw.
+#[derive(Debug, PartialEq)]
+enum Seen {
+    Pong(Duration),
+    Text(String),
+}
+
+/// Asks for a ping when a connection opens, and perhaps stops at the pong.
+struct Pinger {
+    seen: crossbeam_channel::Sender<Seen>,
+    stops: bool,
+}
+
+impl Handler for Pinger {
+    fn opened(&mut self, connection: &mut Connection<'_>) {
+        connection.ping().expect("it is open");
+    }
+
+    fn message(&mut self, _connection: &mut Connection<'_>, message: MessageRef<'_>) {
+        let text = message.text().expect("a text").to_owned();
+        self.seen.send(Seen::Text(text)).expect("the test waits");
+    }
+
+    fn pong(&mut self, connection: &mut Connection<'_>, round_trip: Duration) {
+        self.seen.send(Seen::Pong(round_trip)).expect("the test waits");
+        if self.stops {
+            connection.stop();
+        }
+    }
+}
+
+/// Pongs unasked, answers the first ping twice, and sends a text behind it, in one piece.
+fn pongs_thrice(server: TestServerBuilder) -> TestServer {
+    server.start(|peer| {
+        peer.upgrade()?;
+        peer.pong(b"unasked")?;
+        let Received::Ping(payload) = peer.receive()? else { panic!("no ping") };
+        let pong = [&[0x8a, payload.len() as u8], &payload[..]].concat();
+        peer.write(&[&pong[..], &pong, b"\x81\x03end"].concat())?;
+        peer.drain()
+    })
+}
+
+#[test]
+fn a_handler_is_told_of_each_pong_that_answers_a_ping_and_how_long_it_took() {
+    plain_and_tls(|server_builder| {
+        let server = pongs_thrice(server_builder());
+        let (seen, all) = bounded(8);
+        let began = Instant::now();
+        let client = builder(&server)
+            .ping_interval(None)
+            .start_with(Pinger { seen, stops: false })
+            .expect("it starts");
+        let Ok(Seen::Pong(round_trip)) = all.recv_timeout(SOON) else { panic!("no pong") };
+        assert_eq!(all.recv_timeout(SOON), Ok(Seen::Text("end".to_owned())));
+        assert!(round_trip > Duration::ZERO && round_trip < began.elapsed());
+        let stats = client.stats().round_trip;
+        assert_eq!((stats.count, stats.last), (1, round_trip));
+        assert!(client.stop(SOON).is_clean());
+        assert_eq!(all.try_iter().next(), None);
+    });
+}
+
+#[test]
+fn nothing_is_delivered_after_a_stop_at_a_pong() {
+    plain_and_tls(|server_builder| {
+        let server = pongs_thrice(server_builder());
+        let (seen, all) = bounded(8);
+        let client = builder(&server)
+            .ping_interval(None)
+            .close_timeout(50 * MS)
+            .start_with(Pinger { seen, stops: true })
+            .expect("it starts");
+        assert!(client.wait_closed(SOON).is_some());
+        assert!(client.stop(SOON).is_clean());
+        let all: Vec<Seen> = all.iter().collect();
+        assert!(matches!(all[..], [Seen::Pong(_)]), "{all:?}");
+    });
 }
