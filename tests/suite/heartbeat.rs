@@ -773,7 +773,7 @@ fn disconnected_after_opening(client: &Client) -> tautline::Disconnect {
     disconnected(&mut events)
 }
 
-/// What a [`Pinger`] saw.
+/// The calls of a [`Pinger`].
 #[derive(Debug, PartialEq)]
 enum Seen {
     Pong(Duration),

@@ -2,12 +2,14 @@
 //!
 //! - `connection` has the options of everything that connects, and makes a `Builder` of them.
 //! - `help` has the topics that are too long for the help of a command, and the completions.
-//! - `objects` and `visible` turn events into JSON and into text that is safe for a terminal.
+//! - `objects` turns events into JSON, `notices` into words, and `visible` makes what a server says
+//!   safe for a terminal.
 //! - `printer` writes to standard output, and says when that fails.
 //! - The other modules are a command each.
 
 mod connection;
 mod help;
+mod notices;
 mod objects;
 mod printer;
 mod signals;

@@ -83,11 +83,15 @@ impl Printer {
     }
 
     /// Prints what happened to the connection: an object, or a line on standard error.
-    pub(crate) fn notice(&self, object: impl FnOnce(&Clock) -> Value, text: Arguments<'_>) {
+    pub(crate) fn notice(
+        &self,
+        object: impl FnOnce(&Clock) -> Value,
+        text: impl FnOnce() -> String,
+    ) {
         match self.form {
             Form::Json => self.object(&object(&self.clock)),
-            Form::Raw => self.complain_unless_done(text, false),
-            Form::Visible { timestamps } => self.complain_unless_done(text, timestamps),
+            Form::Raw => self.complain_unless_done(&text(), false),
+            Form::Visible { timestamps } => self.complain_unless_done(&text(), timestamps),
         }
     }
 
@@ -100,12 +104,11 @@ impl Printer {
         }
     }
 
-    fn complain_unless_done(&self, text: Arguments<'_>, timestamps: bool) {
+    fn complain_unless_done(&self, text: &str, timestamps: bool) {
         // What came before is to be seen before.
         self.flush();
         if !self.out.lock().is_done {
-            let text = text.to_string();
-            let text = Visible(&text);
+            let text = Visible(text);
             match timestamps.then(|| Timestamp(SystemTime::now())) {
                 Some(time) => self.complain(format_args!("{time}tautline: {text}\n")),
                 None => self.complain(format_args!("tautline: {text}\n")),
@@ -121,7 +124,7 @@ impl Printer {
     }
 
     /// Prints the last line. Nothing is printed after it.
-    pub(crate) fn last(&self, object: impl FnOnce(&Clock) -> Value, text: Arguments<'_>) {
+    pub(crate) fn last(&self, object: impl FnOnce(&Clock) -> Value, text: impl FnOnce() -> String) {
         self.notice(object, text);
         self.out.lock().is_done = true;
     }

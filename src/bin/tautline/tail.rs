@@ -9,10 +9,9 @@ use clap::Args;
 use crossbeam_channel::{Receiver, Sender as ChannelSender, at, never, select, tick};
 use tautline::{Client, Error, ErrorKind, Event, Opened, Sender, State, TryNextError};
 
-use crate::objects::{NotSent, refusal_body};
+use crate::objects::NotSent;
 use crate::printer::{Form, Printer};
-use crate::visible::Quoted;
-use crate::{Done, connection, help, signals};
+use crate::{Done, connection, help, notices, signals};
 
 /// Prints what a server sends, and stays connected
 #[derive(Args)]
@@ -103,7 +102,7 @@ pub(crate) fn run(options: &Options) -> Result<Done, String> {
         tail.show_count();
     }
     let gave_up = tail.gave_up;
-    printer.last(|clock| clock.stopped(&report), format_args!("stopped {report}"));
+    printer.last(|clock| clock.stopped(&report), || format!("stopped {report}"));
     Ok(!gave_up && !printer.has_failed())
 }
 
@@ -190,18 +189,16 @@ impl Tail<'_> {
             }
             Event::Disconnected(disconnect) => self.printer.notice(
                 |clock| clock.disconnected(&disconnect),
-                format_args!("{disconnect}{}", Quoted(Some(&disconnect.close.reason))),
+                || notices::disconnected(&disconnect),
             ),
             // The last failed dial is reported as `gave_up` only.
             Event::DialFailed(failure) if failure.retry_in.is_none() => {}
-            Event::DialFailed(failure) => self.printer.notice(
-                |clock| clock.dial_failed(&failure),
-                format_args!("{failure}{}", Quoted(refusal_body(&failure.error).as_deref())),
-            ),
-            Event::Lagged(lagged) => self.printer.notice(
-                |clock| clock.lag(&lagged),
-                format_args!("{} messages lost: the queue was full", lagged.lost),
-            ),
+            Event::DialFailed(failure) => self
+                .printer
+                .notice(|clock| clock.dial_failed(&failure), || notices::dial_failed(&failure)),
+            Event::Lagged(lagged) => {
+                self.printer.notice(|clock| clock.lag(&lagged), || notices::lagged(&lagged));
+            }
             Event::Stopped(stopped) => self.print_reason(&stopped.reason),
             // A client without a session has no other.
             _ => {}
@@ -213,25 +210,11 @@ impl Tail<'_> {
             return;
         }
         self.gave_up = true;
-        let body = refusal_body(reason);
-        self.printer.notice(
-            |clock| clock.gave_up(reason),
-            format_args!("gave up: {}{}", reason.chain(), Quoted(body.as_deref())),
-        );
+        self.printer.notice(|clock| clock.gave_up(reason), || notices::gave_up(reason));
     }
 
     fn print_opened(&self, opened: &Opened) {
-        let chosen = opened.subprotocol.as_ref().map(|name| format!(", subprotocol {name}"));
-        let deflate = if opened.is_compressed { ", compressed" } else { "" };
-        self.printer.notice(
-            |clock| clock.opened(opened),
-            format_args!(
-                "open, epoch {}, after {:.1?}{}{deflate}",
-                opened.epoch,
-                opened.took,
-                chosen.unwrap_or_default()
-            ),
-        );
+        self.printer.notice(|clock| clock.opened(opened), || notices::opened(opened));
     }
 
     fn send_greetings(&self, epoch: u64) {
@@ -260,7 +243,7 @@ impl Tail<'_> {
 
 fn print_not_sent(printer: &Printer, error: &NotSent) {
     let text = if error.is_certain { "not sent" } else { "perhaps sent" };
-    printer.notice(|clock| clock.send_failed(error), format_args!("{text}: {}", error.detail));
+    printer.notice(|clock| clock.send_failed(error), || format!("{text}: {}", error.detail));
 }
 
 /// Sends each line of standard input. A line that could not be sent is reported and not repeated.
