@@ -69,13 +69,13 @@ pub(crate) struct Timing {
     /// Send no ping frames
     #[arg(long, conflicts_with = "ping_interval", hide = true)]
     no_ping: bool,
-    /// Limit the wait for a byte after it [default: 10s]
+    /// Limit the wait for its pong [default: 10s]
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, hide = true)]
     pong_timeout: Option<Duration>,
     /// Limit the wait for a message [default: none]
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, hide = true)]
     idle_timeout: Option<Duration>,
-    /// Limit one dial, lookup to upgrade [default: 10s]
+    /// Limit one dial, upgrade too [default: 10s]
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, hide = true)]
     connect_timeout: Option<Duration>,
     /// Limit a send [default: 5s]
