@@ -3,5 +3,6 @@
 #![cfg(unix)]
 
 mod help;
+mod measure;
 mod support;
 mod tail;

@@ -7,6 +7,7 @@ use std::io;
 use clap::{Args, Command, CommandFactory, ValueEnum};
 use clap_complete::Shell;
 
+use crate::printer::{Printed, print};
 use crate::{Done, Program, connection};
 
 /// The help of every command: what it does, its usage, its options, and examples.
@@ -107,7 +108,7 @@ pub(crate) fn run(options: &Options) -> Result<Done, String> {
         },
     };
     let text = command.render_help();
-    Ok(crate::printer::print_whole(&text.to_string()))
+    Ok(print(&text.to_string()) != Printed::Failed)
 }
 
 /// Returns a command whose help shows the options of `Shown`.
@@ -136,5 +137,5 @@ pub(crate) fn complete(options: &CompletionsOptions) -> Result<Done, String> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut program, "tautline", &mut script);
     let script = String::from_utf8(script).map_err(|error| io::Error::other(error).to_string())?;
-    Ok(crate::printer::print_whole(&script))
+    Ok(print(&script) != Printed::Failed)
 }

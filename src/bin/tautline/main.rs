@@ -4,13 +4,17 @@
 //! - `help` has the topics that are too long for the help of a command, and the completions.
 //! - `objects` turns events into JSON, `notices` into words, and `visible` makes what a server says
 //!   safe for a terminal.
+//! - `figures` has durations, counts and their distribution.
 //! - `printer` writes to standard output, and says when that fails.
 //! - The other modules are a command each.
 
+mod bench;
 mod connection;
+mod figures;
 mod help;
 mod notices;
 mod objects;
+mod ping;
 mod printer;
 mod signals;
 mod tail;
@@ -33,6 +37,8 @@ struct Program {
 #[derive(Subcommand)]
 enum Command {
     Tail(Box<tail::Options>),
+    Ping(Box<ping::Options>),
+    Bench(Box<bench::Options>),
     Help(help::Options),
     Completions(help::CompletionsOptions),
 }
@@ -44,6 +50,8 @@ fn main() -> ExitCode {
     env_logger::init();
     let done = match Program::parse().command {
         Command::Tail(options) => tail::run(&options),
+        Command::Ping(options) => ping::run(&options),
+        Command::Bench(options) => bench::run(&options),
         Command::Help(options) => help::run(&options),
         Command::Completions(options) => help::complete(&options),
     };

@@ -199,15 +199,30 @@ impl std::fmt::Display for Timestamp {
     }
 }
 
-/// Prints a text to standard output. Returns whether that went well; a reader that has gone has
-/// seen enough.
-pub(crate) fn print_whole(text: &str) -> bool {
+/// The fate of a text for standard output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Printed {
+    Whole,
+    /// The reader has gone: it has seen enough.
+    ReaderGone,
+    /// Standard output cannot be written. Standard error says why.
+    Failed,
+}
+
+/// Prints a text to standard output.
+pub(crate) fn print(text: &str) -> Printed {
     let mut stdout = io::stdout().lock();
     match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-            let _ = writeln!(io::stderr(), "tautline: cannot write to standard output: {error}");
-            false
+        Ok(()) => Printed::Whole,
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Printed::ReaderGone,
+        Err(error) => {
+            complain(&format!("cannot write to standard output: {error}"));
+            Printed::Failed
         }
-        _ => true,
     }
+}
+
+/// Prints a line to standard error, which may be closed.
+pub(crate) fn complain(text: &str) {
+    let _ = writeln!(io::stderr(), "tautline: {}", Visible(text));
 }
