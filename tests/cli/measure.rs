@@ -34,7 +34,7 @@ fn ping_prints_each_round_trip_and_a_histogram_of_all() {
     for number in 1..=5 {
         assert!(lines[number - 1].starts_with(&format!("pong {number}: ")), "{printed}");
     }
-    assert_eq!(lines[5], "5 pongs in 1 connections");
+    assert_eq!(lines[5], "pongs 5, connections 1");
     assert!(lines[6].starts_with("min ") && lines[6].contains(", p99 "), "{printed}");
     let counted: u64 = lines[7..]
         .iter()
@@ -50,7 +50,7 @@ fn ping_without_an_answer_fails_and_says_why() {
     let server = TestServer::start(|peer| peer.refuse(403, "", ""));
     let (output, printed, complaints) = run(&["ping", &server.url()]);
     assert_eq!(output.status.code(), Some(1));
-    assert_eq!(printed, "0 pongs in 0 connections\n");
+    assert_eq!(printed, "pongs 0, connections 0\n");
     assert!(complaints.contains("gave up") && complaints.contains("403"), "{complaints}");
 }
 
@@ -66,7 +66,7 @@ fn ping_is_ended_by_a_signal_and_sums_up() {
     printed.read_line(&mut line).expect("a pong comes");
     signal(&child, Signal::INT);
     printed.read_to_string(&mut line).expect("the rest comes");
-    assert!(line.contains(" pongs in 1 connections\nmin "), "{line}");
+    assert!(line.contains(", connections 1\nmin "), "{line}");
     assert_eq!(child.wait().expect("it ends").code(), Some(0));
     assert_eq!(server.closes(), [Some(1000)]);
 }

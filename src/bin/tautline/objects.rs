@@ -1,7 +1,8 @@
 //! The JSON objects of `--json` and of recordings, one on a line.
 //!
-//! The first is `started`, which has the wall clock time; every other one has `ns`, the nanoseconds
-//! from then on by a clock that never jumps.
+//! The first is `started`, which has the wall clock time. Every other one has `ns`, the nanoseconds
+//! from then on by a clock that never jumps: until a message arrived, and for all other events
+//! until the program saw them.
 
 use std::time::{Duration, Instant, SystemTime};
 

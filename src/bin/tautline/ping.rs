@@ -57,7 +57,7 @@ pub(crate) fn run(options: &Options) -> Result<Done, String> {
     }
     complain(&format!("stopped {report}"));
     let (trips, stats) = (trips.lock(), client.stats());
-    let mut summary = format!("{} pongs in {} connections\n", trips.count(), stats.epochs);
+    let mut summary = format!("pongs {}, connections {}\n", trips.count(), stats.epochs);
     if trips.count() > 0 {
         summary = format!("{summary}{}\n{}", trips.percentiles(), trips.histogram());
     }
