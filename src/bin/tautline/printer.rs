@@ -1,7 +1,7 @@
 //! Writes to standard output, and knows when that is no use any more.
 
 use std::fmt::Arguments;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
@@ -11,6 +11,9 @@ use tautline::{Message, Payload};
 
 use crate::objects::Clock;
 use crate::visible::{Hexdump, Visible};
+
+/// Moves the cursor of a terminal to the start of its line, and clears it (ECMA-48, EL).
+const CLEAR_LINE: &str = "\r\x1b[K";
 
 /// Bytes that wait for a flush. Beyond them they are written before one is asked for.
 const BUFFER: usize = 64 << 10;
@@ -30,6 +33,8 @@ pub(crate) enum Form {
 /// both to standard output as JSON. Whole lines at a time, from any thread.
 pub(crate) struct Printer {
     form: Form,
+    /// Standard error has a line that is written over, see [`live`](Self::live).
+    has_live_line: AtomicBool,
     clock: Clock,
     out: Mutex<Out>,
     /// An output is closed, or cannot be written.
@@ -49,6 +54,7 @@ impl Printer {
     pub(crate) fn new(form: Form) -> Self {
         let printer = Printer {
             form,
+            has_live_line: AtomicBool::new(false),
             clock: Clock::start(),
             out: Mutex::new(Out { waiting: Vec::new(), is_done: false }),
             is_broken: AtomicBool::new(false),
@@ -110,14 +116,31 @@ impl Printer {
         if !self.out.lock().is_done {
             let text = Visible(text);
             match timestamps.then(|| Timestamp(SystemTime::now())) {
-                Some(time) => self.complain(format_args!("{time}tautline: {text}\n")),
-                None => self.complain(format_args!("tautline: {text}\n")),
+                Some(time) => self.line(format_args!("{time}tautline: {text}")),
+                None => self.line(format_args!("tautline: {text}")),
             }
         }
     }
 
+    /// Shows a line on standard error that the next one is written over, if that is a terminal.
+    pub(crate) fn live(&self, line: &str) {
+        if io::stderr().is_terminal() {
+            self.has_live_line.store(true, Ordering::Relaxed);
+            self.complain(format_args!("{CLEAR_LINE}{line}"));
+        } else {
+            self.complain(format_args!("{line}\n"));
+        }
+    }
+
+    /// Writes a line to standard error, over a live one.
+    pub(crate) fn line(&self, text: Arguments<'_>) {
+        let has_live_line = self.has_live_line.swap(false, Ordering::Relaxed);
+        let clear = if has_live_line { CLEAR_LINE } else { "" };
+        self.complain(format_args!("{clear}{text}\n"));
+    }
+
     /// Writes to standard error. If that fails, the program ends.
-    pub(crate) fn complain(&self, text: Arguments<'_>) {
+    fn complain(&self, text: Arguments<'_>) {
         if io::stderr().write_fmt(text).is_err() {
             self.is_broken.store(true, Ordering::Relaxed);
         }
@@ -147,7 +170,7 @@ impl Printer {
             if error.kind() != io::ErrorKind::BrokenPipe
                 && !self.has_failed.swap(true, Ordering::Relaxed)
             {
-                self.complain(format_args!("tautline: cannot write to standard output: {error}\n"));
+                self.line(format_args!("tautline: cannot write to standard output: {error}"));
             }
         }
     }

@@ -99,7 +99,7 @@ pub(crate) fn run(options: &Options) -> Result<Done, String> {
     let report = client.stop(options.connection.stop_timeout());
     tail.drain();
     if options.quiet {
-        tail.show_count();
+        printer.line(format_args!("{}", tail.count()));
     }
     let gave_up = tail.gave_up;
     printer.last(|clock| clock.stopped(&report), || format!("stopped {report}"));
@@ -136,7 +136,7 @@ impl Tail<'_> {
                     // The end of this input is no reason to stop.
                     Err(_) => input_ended = never(),
                 },
-                recv(counting) -> _ => self.show_count(),
+                recv(counting) -> _ => self.printer.live(&self.count()),
                 recv(ready) -> _ => {}
             }
             loop {
@@ -227,17 +227,13 @@ impl Tail<'_> {
         }
     }
 
-    fn show_count(&self) {
+    fn count(&self) -> String {
         let stats = self.client.stats();
         let trip = match stats.round_trip.count {
             0 => "not measured".to_owned(),
             _ => format!("{:.1?}", stats.round_trip.last),
         };
-        let line = format!("{} messages, epoch {}, round trip {trip}", self.messages, stats.epochs);
-        match io::stderr().is_terminal() {
-            true => self.printer.complain(format_args!("\r\x1b[K{line}")),
-            false => self.printer.complain(format_args!("{line}\n")),
-        }
+        format!("{} messages, epoch {}, round trip {trip}", self.messages, stats.epochs)
     }
 }
 
@@ -262,7 +258,7 @@ fn send_lines(sender: &Sender, printer: &Printer, at_end: Option<ChannelSender<(
         let line = match line {
             Ok(line) => line,
             Err(error) => {
-                printer.complain(format_args!("tautline: standard input: {error}\n"));
+                printer.line(format_args!("tautline: standard input: {error}"));
                 break;
             }
         };
