@@ -258,6 +258,8 @@ pub mod internals;
 #[cfg(shuttle)]
 mod model;
 mod name;
+#[cfg(test)]
+mod property;
 mod protocol;
 mod queue;
 mod rate_limit;

@@ -214,6 +214,7 @@ pub(crate) fn fuzz_addresses(bytes: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::property;
 
     fn address(text: &str) -> SocketAddr {
         text.parse().expect("an address")
@@ -228,13 +229,9 @@ mod tests {
         order.iter().map(ToString::to_string).collect()
     }
 
-    proptest::proptest! {
-        #[test]
-        fn whatever_fails_and_succeeds_the_order_is_as_the_model_says(
-            bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..1000)
-        ) {
-            fuzz_addresses(&bytes);
-        }
+    #[test]
+    fn whatever_fails_and_succeeds_the_order_is_as_the_model_says() {
+        property::check(256, |rng| fuzz_addresses(&property::bytes(rng, 0..1000)));
     }
 
     #[test]

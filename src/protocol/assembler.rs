@@ -332,9 +332,11 @@ fn close_frame(payload: &[u8]) -> Result<Incoming<'_>, ProtocolError> {
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
+    use rand::RngExt;
+    use rand::rngs::StdRng;
 
     use super::*;
+    use crate::property::{self, vec};
     use crate::protocol::deflate::{Deflate, Deflater};
     use crate::protocol::read_buffer::ReadBuffer;
 
@@ -513,39 +515,55 @@ mod tests {
     }
 
     /// A message or control frame, and how it is to travel.
-    #[derive(Clone, Debug)]
+    #[derive(Debug)]
     enum Sent {
-        Text { text: String, cuts: Vec<prop::sample::Index>, is_compressed: bool },
-        Binary { bytes: Vec<u8>, cuts: Vec<prop::sample::Index>, is_compressed: bool },
+        Text { text: String, cuts: Vec<usize>, is_compressed: bool },
+        Binary { bytes: Vec<u8>, cuts: Vec<usize>, is_compressed: bool },
         Ping(Vec<u8>),
         Pong(Vec<u8>),
     }
 
-    fn sent() -> impl Strategy<Value = Sent> {
-        let cuts = || prop::collection::vec(any::<prop::sample::Index>(), 0..5);
-        prop_oneof![
-            (".{0,200}", cuts(), any::<bool>())
-                .prop_map(|(text, cuts, is_compressed)| Sent::Text { text, cuts, is_compressed }),
-            (prop::collection::vec(any::<u8>(), 0..70_000), cuts(), any::<bool>()).prop_map(
-                |(bytes, cuts, is_compressed)| Sent::Binary { bytes, cuts, is_compressed }
-            ),
-            prop::collection::vec(any::<u8>(), 0..126).prop_map(Sent::Ping),
-            prop::collection::vec(any::<u8>(), 0..126).prop_map(Sent::Pong),
-        ]
+    fn sent(rng: &mut StdRng) -> Sent {
+        let cuts = |rng: &mut StdRng| vec(rng, 0..5, |rng| rng.random_range(0..usize::MAX));
+        match rng.random_range(0..4) {
+            0 => Sent::Text {
+                text: vec(rng, 0..201, character).into_iter().collect(),
+                cuts: cuts(rng),
+                is_compressed: rng.random(),
+            },
+            1 => Sent::Binary {
+                bytes: property::bytes(rng, 0..70_000),
+                cuts: cuts(rng),
+                is_compressed: rng.random(),
+            },
+            2 => Sent::Ping(property::bytes(rng, 0..126)),
+            _ => Sent::Pong(property::bytes(rng, 0..126)),
+        }
+    }
+
+    /// A character of one to four bytes, each length as often as the others.
+    fn character(rng: &mut StdRng) -> char {
+        let of_one_length = match rng.random_range(0..4) {
+            0 => '\0'..='\u{7f}',
+            1 => '\u{80}'..='\u{7ff}',
+            2 => '\u{800}'..='\u{ffff}',
+            _ => '\u{10000}'..=char::MAX,
+        };
+        rng.random_range(of_one_length)
     }
 
     /// The frames of a message, with a ping between its fragments.
     fn fragments(
         opcode: u8,
         bytes: &[u8],
-        cuts: &[prop::sample::Index],
+        cuts: &[usize],
         deflater: Option<&mut Deflater>,
     ) -> Vec<u8> {
         let mut compressed = Vec::new();
         let is_compressed =
             deflater.is_some_and(|deflater| deflater.compress(bytes, &mut compressed));
         let body = if is_compressed { &compressed[..] } else { bytes };
-        let mut ends: Vec<usize> = cuts.iter().map(|cut| cut.index(body.len() + 1)).collect();
+        let mut ends: Vec<usize> = cuts.iter().map(|cut| cut % (body.len() + 1)).collect();
         ends.push(body.len());
         ends.sort_unstable();
         let mut out = Vec::new();
@@ -563,19 +581,12 @@ mod tests {
         out
     }
 
-    proptest! {
-        #![proptest_config(ProptestConfig {
-            cases: 64,
-            failure_persistence: None,
-            ..ProptestConfig::default()
-        })]
-
-        #[test]
-        fn whatever_is_sent_arrives_however_it_is_cut_fragmented_and_compressed(
-            messages in prop::collection::vec(sent(), 1..12),
-            steps in prop::collection::vec(1usize..40_000, 1..20),
-            takes_over in any::<bool>(),
-        ) {
+    #[test]
+    fn whatever_is_sent_arrives_however_it_is_cut_fragmented_and_compressed() {
+        property::check(64, |rng| {
+            let messages = vec(rng, 1..12, sent);
+            let steps = vec(rng, 1..20, |rng| rng.random_range(1..40_000));
+            let takes_over: bool = rng.random();
             let answer = match takes_over {
                 true => "permessage-deflate",
                 false => {
@@ -621,34 +632,36 @@ mod tests {
                     }
                     match (incoming, expected.next().expect("no more than was sent")) {
                         (Incoming::Text(got), Sent::Text { text, .. }) => {
-                            prop_assert_eq!(got, text);
+                            assert_eq!(got, text);
                         }
                         (Incoming::Binary(got), Sent::Binary { bytes, .. }) => {
-                            prop_assert!(got == bytes);
+                            assert!(got == bytes);
                         }
-                        (Incoming::Ping(got), Sent::Ping(payload)) => prop_assert_eq!(got, payload),
-                        (Incoming::Pong(got), Sent::Pong(payload)) => prop_assert_eq!(got, payload),
-                        (got, sent) => prop_assert!(false, "{:?} for {:?}", got, sent),
+                        (Incoming::Ping(got), Sent::Ping(payload)) => assert_eq!(got, payload),
+                        (Incoming::Pong(got), Sent::Pong(payload)) => assert_eq!(got, payload),
+                        (got, sent) => panic!("{got:?} for {sent:?}"),
                     }
                 }
             }
-            prop_assert!(expected.next().is_none());
-        }
+            assert!(expected.next().is_none());
+        });
+    }
 
-        #[test]
-        fn any_bytes_at_all_neither_panic_nor_take_more_than_the_limits(
-            bytes in prop::collection::vec(
-                prop_oneof![
-                    3 => any::<u8>(),
-                    1 => prop::sample::select(
-                        vec![0x81, 0x82, 0xc1, 0x01, 0x00, 0x80, 0x88, 0x7e],
-                    ),
-                ],
-                0..2000,
-            ),
-            step in 1usize..500,
-            compresses in any::<bool>(),
-        ) {
+    #[test]
+    fn any_bytes_at_all_neither_panic_nor_take_more_than_the_limits() {
+        // Of fragments, whole messages, compressed ones and control frames.
+        const FIRST: [u8; 11] = [0x01, 0x02, 0x00, 0x00, 0x80, 0x81, 0x82, 0xc1, 0x42, 0x88, 0x89];
+        property::check(1000, |rng| {
+            let pieces = vec(rng, 0..20, |rng| match rng.random_range(0..4) {
+                0 => property::bytes(rng, 0..100),
+                _ => {
+                    let first = FIRST[rng.random_range(0..FIRST.len())];
+                    frame(first, &property::bytes(rng, 0..300))
+                }
+            });
+            let bytes = pieces.concat();
+            let step = rng.random_range(1..500);
+            let compresses: bool = rng.random();
             let agreed = Deflate::new().accept(&["permessage-deflate".to_owned()]);
             let agreed = agreed.expect("legal").expect("accepted");
             let inflater = compresses.then(|| agreed.engines().0);
@@ -661,14 +674,14 @@ mod tests {
                 let mut unread = buffer.unread();
                 loop {
                     match next(&mut assembler, &mut unread) {
-                        Ok(Some(Incoming::Close(_))) | Err(_) => return Ok(()),
+                        Ok(Some(Incoming::Close(_))) | Err(_) => return,
                         Ok(Some(_)) => {}
                         Ok(None) => break,
                     }
                 }
-                prop_assert!(assembler.held() <= KEEP + 1000);
+                assert!(assembler.held() <= KEEP + 1000);
             }
-        }
+        });
     }
 
     fn assembler(max_message_size: usize) -> Assembler {

@@ -640,11 +640,12 @@ fn error_bytes(error: &Error) -> usize {
 mod tests {
     use std::time::Instant;
 
-    use proptest::collection::vec;
-    use proptest::prelude::*;
+    use rand::RngExt;
+    use rand::rngs::StdRng;
 
     use super::*;
     use crate::event::{Arrival, Payload, Stopped};
+    use crate::property::{self, vec};
 
     /// An event of the reference model.
     #[derive(Clone, Debug, PartialEq)]
@@ -773,7 +774,6 @@ mod tests {
         }
     }
 
-    #[derive(Clone, Debug)]
     enum Step {
         /// The messages of a `recv`: their keys, and their payloads.
         Push(Vec<(Option<u8>, usize, bool)>),
@@ -785,28 +785,18 @@ mod tests {
         Shrink,
     }
 
-    fn steps() -> impl Strategy<Value = Vec<Step>> {
-        let message = (proptest::option::of(0..4u8), 0..40usize, any::<bool>());
-        vec(
-            prop_oneof![
-                5 => vec(message, 1..12).prop_map(Step::Push),
-                2 => (1..60usize).prop_map(Step::Notice),
-                2 => Just(Step::TakeOne),
-                1 => Just(Step::TakeChunk),
-                1 => (0..4usize).prop_map(Step::PutBack),
-                1 => Just(Step::Shrink),
-            ],
-            0..40,
-        )
-    }
-
-    fn rules() -> impl Strategy<Value = WhenFull> {
-        prop_oneof![
-            Just(WhenFull::Block),
-            Just(WhenFull::DropOldest),
-            Just(WhenFull::DropNewest),
-            Just(WhenFull::Disconnect),
-        ]
+    fn step(rng: &mut StdRng) -> Step {
+        match rng.random_range(0..12) {
+            0..5 => Step::Push(vec(rng, 1..12, |rng| {
+                let key = rng.random::<bool>().then(|| rng.random_range(0..4));
+                (key, rng.random_range(0..40), rng.random())
+            })),
+            5 | 6 => Step::Notice(rng.random_range(1..60)),
+            7 | 8 => Step::TakeOne,
+            9 => Step::TakeChunk,
+            10 => Step::PutBack(rng.random_range(0..4)),
+            _ => Step::Shrink,
+        }
     }
 
     fn told(event: &Event, is_keyed: bool) -> Told {
@@ -866,15 +856,15 @@ mod tests {
         assert!(backlog.capacity() < 6 * backlog.bytes, "{} bytes", backlog.capacity());
     }
 
-    proptest! {
-        #[test]
-        fn any_steps_under_any_rule_give_what_the_reference_gives(
-            steps in steps(),
-            when_full in rules(),
-            messages in 1..9usize,
-            bytes in 1..150usize,
-            is_keyed in any::<bool>(),
-        ) {
+    #[test]
+    fn any_steps_under_any_rule_give_what_the_reference_gives() {
+        const RULES: [WhenFull; 4] =
+            [WhenFull::Block, WhenFull::DropOldest, WhenFull::DropNewest, WhenFull::Disconnect];
+        property::check(1000, |rng| {
+            let steps = vec(rng, 0..40, step);
+            let when_full = RULES[rng.random_range(0..RULES.len())];
+            let (messages, bytes) = (rng.random_range(1..9), rng.random_range(1..150));
+            let is_keyed: bool = rng.random();
             let bounds = Bounds { messages, bytes, when_full };
             let mut backlog = Backlog::new(bounds);
             let mut reference =
@@ -898,8 +888,7 @@ mod tests {
                                 true => Payload::Text(text),
                                 false => Payload::Binary(&payload),
                             };
-                            let message =
-                                MessageRef::new(message, 1, Arrival { at, kernel: None });
+                            let message = MessageRef::new(message, 1, Arrival { at, kernel: None });
                             match is_keyed {
                                 true => chunk.push_keyed(message, key.map(|_| &payload[..1])),
                                 false => chunk.push(message),
@@ -914,8 +903,8 @@ mod tests {
                             }
                             left = rest;
                         }
-                        prop_assert_eq!(stuck.is_err(), reference.is_full || !left.is_empty());
-                        prop_assert_eq!(chunk.len(), left.len());
+                        assert_eq!(stuck.is_err(), reference.is_full || !left.is_empty());
+                        assert_eq!(chunk.len(), left.len());
                         // A client would wait for room, or end the connection.
                         reference.is_full = false;
                         chunk.clear();
@@ -932,9 +921,9 @@ mod tests {
                         let share =
                             if matches!(step, Step::TakeOne) { Share::One } else { Share::Chunk };
                         backlog.take(&mut taken, share);
-                        prop_assert!(!taken.is_empty());
+                        assert!(!taken.is_empty());
                         let borrowed = taken.iter().count();
-                        prop_assert_eq!(borrowed, taken.len());
+                        assert_eq!(borrowed, taken.len());
                         let most = match step {
                             Step::TakeOne => 1,
                             Step::PutBack(most) => most.min(taken.len()),
@@ -942,33 +931,31 @@ mod tests {
                         };
                         for _ in 0..most {
                             let event = taken.pop().expect("there are as many");
-                            prop_assert_eq!(told(&event, is_keyed), reference.events.remove(0));
+                            assert_eq!(told(&event, is_keyed), reference.events.remove(0));
                             reference.barrier = reference.barrier.saturating_sub(1);
                         }
                         if matches!(step, Step::PutBack(_)) {
                             backlog.put_back(&mut taken);
                             reference.barrier = reference.events.len();
                         }
-                        prop_assert!(taken.is_empty());
+                        assert!(taken.is_empty());
                     }
                     Step::Shrink => backlog.shrink(),
                 }
                 let held: usize = reference.events.iter().map(Reference::cost).sum();
-                prop_assert_eq!(backlog.bytes, held);
-                prop_assert_eq!(backlog.messages, reference.messages());
-                prop_assert_eq!(backlog.len(), reference.events.len());
-                prop_assert_eq!(backlog.conflated(), reference.conflated);
-                prop_assert!(
-                    backlog.messages <= 1 || held <= bytes && backlog.messages <= messages
-                );
+                assert_eq!(backlog.bytes, held);
+                assert_eq!(backlog.messages, reference.messages());
+                assert_eq!(backlog.len(), reference.events.len());
+                assert_eq!(backlog.conflated(), reference.conflated);
+                assert!(backlog.messages <= 1 || held <= bytes && backlog.messages <= messages);
             }
             while !backlog.is_empty() {
                 backlog.take(&mut taken, Share::Chunk);
                 while let Some(event) = taken.pop() {
-                    prop_assert_eq!(told(&event, is_keyed), reference.events.remove(0));
+                    assert_eq!(told(&event, is_keyed), reference.events.remove(0));
                 }
             }
-            prop_assert!(reference.events.is_empty());
-        }
+            assert!(reference.events.is_empty());
+        });
     }
 }

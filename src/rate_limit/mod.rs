@@ -608,11 +608,12 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::thread;
 
-    use proptest::collection::vec;
-    use proptest::prelude::*;
+    use rand::RngExt;
+    use rand::rngs::StdRng;
 
     use super::*;
     use crate::error::ErrorKind;
+    use crate::property;
 
     const MS: Duration = Duration::from_millis(1);
     const SECOND: Duration = Duration::from_secs(1);
@@ -958,7 +959,6 @@ mod tests {
         }
     }
 
-    #[derive(Clone, Debug)]
     enum Step {
         Pass(u64),
         Send { connection: usize, kind: SendKind, weight: u32 },
@@ -968,58 +968,42 @@ mod tests {
         Check,
     }
 
-    fn step() -> impl Strategy<Value = Step> {
-        let message = || {
-            (0..2usize, any::<bool>(), 1..4u32).prop_map(|(connection, is_call, weight)| {
-                (connection, if is_call { SendKind::Calls } else { SendKind::Sends }, weight)
-            })
-        };
-        let send = || {
-            message().prop_map(|(connection, kind, weight)| Step::Send { connection, kind, weight })
-        };
-        prop_oneof![
-            (0..2500u64).prop_map(Step::Pass),
-            (0..3u64).prop_map(Step::Pass),
-            send(),
-            send(),
-            message().prop_map(|(connection, kind, weight)| Step::TryAcquire {
-                connection,
-                kind,
-                weight
-            }),
-            (0..4usize, 0..4u32).prop_map(|(place, sent)| Step::Settle { place, sent }),
-            (0..4usize, 3..4u32).prop_map(|(place, sent)| Step::Settle { place, sent }),
-            (0..9usize).prop_map(|place| Step::GiveUp { place }),
-            Just(Step::Check),
-        ]
+    fn step(rng: &mut StdRng) -> Step {
+        let connection = rng.random_range(0..2);
+        let kind = if rng.random() { SendKind::Calls } else { SendKind::Sends };
+        let weight = rng.random_range(1..4);
+        match rng.random_range(0..9) {
+            0 => Step::Pass(rng.random_range(0..2500)),
+            1 => Step::Pass(rng.random_range(0..3)),
+            2 | 3 => Step::Send { connection, kind, weight },
+            4 => Step::TryAcquire { connection, kind, weight },
+            5 => Step::Settle { place: rng.random_range(0..4), sent: rng.random_range(0..4) },
+            6 => Step::Settle { place: rng.random_range(0..4), sent: 3 },
+            7 => Step::GiveUp { place: rng.random_range(0..9) },
+            _ => Step::Check,
+        }
     }
 
-    fn limit(limit: RateLimit) -> impl Strategy<Value = RateLimit> {
-        let windows = vec((3..8u32, 1..3000u64, 0..3u32), 1..3);
-        (windows, 0..300u64).prop_map(move |(windows, margin)| {
-            let limit = limit.clone().margin(Duration::from_nanos(margin));
-            windows.iter().fold(limit, |limit, (count, per, keep)| {
-                limit.window(*count, Duration::from_nanos(*per)).keep(*keep)
-            })
+    /// Adds one or two windows.
+    fn with_windows(rng: &mut StdRng, limit: RateLimit) -> RateLimit {
+        let limit = limit.margin(Duration::from_nanos(rng.random_range(0..300)));
+        (0..rng.random_range(1..3)).fold(limit, |limit, _| {
+            let per = Duration::from_nanos(rng.random_range(1..3000));
+            limit.window(rng.random_range(3..8), per).keep(rng.random_range(0..3))
         })
     }
 
-    proptest! {
-        #![proptest_config(ProptestConfig {
-            failure_persistence: None,
-            ..ProptestConfig::default()
-        })]
-
-        /// No window is ever over; all limits are debited or none; nobody is overtaken by a message
-        /// of the same kind on the same connection, sleeps on where there is room, or would have
-        /// been refused wrongly.
-        #[test]
-        fn messages_pass_in_order_when_there_is_room_and_never_before(
-            shared in limit(RateLimit::shared()),
-            own in limit(RateLimit::per_connection().only(&[SendKind::Calls])),
-            commits_at_once in any::<bool>(),
-            steps in vec(step(), 1..80),
-        ) {
+    /// No window is ever over; all limits are debited or none; nobody is overtaken by a message
+    /// of the same kind on the same connection, sleeps on where there is room, or would have
+    /// been refused wrongly.
+    #[test]
+    fn messages_pass_in_order_when_there_is_room_and_never_before() {
+        property::check(1000, |rng| {
+            let shared = with_windows(rng, RateLimit::shared());
+            let own = RateLimit::per_connection().only(&[SendKind::Calls]);
+            let own = with_windows(rng, own);
+            let commits_at_once: bool = rng.random();
+            let steps = property::vec(rng, 1..80, step);
             let mut simulation = Simulation::new(shared, own, commits_at_once);
             for (number, step) in steps.into_iter().enumerate() {
                 match step {
@@ -1045,7 +1029,7 @@ mod tests {
                             simulation.passed(connection, permit, false);
                         } else if simulation.waiting.is_empty() {
                             let is_small = weight <= limits.weight_max(kind, false);
-                            prop_assert!(
+                            assert!(
                                 !is_small || !simulation.has_room(connection, kind, weight, false)
                             );
                         }
@@ -1065,7 +1049,7 @@ mod tests {
                 }
                 simulation.look();
             }
-        }
+        });
     }
 
     #[test]

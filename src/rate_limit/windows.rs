@@ -133,10 +133,11 @@ impl Windows {
 
 #[cfg(test)]
 mod tests {
-    use proptest::collection::vec;
-    use proptest::prelude::*;
+    use rand::RngExt;
+    use rand::rngs::StdRng;
 
     use super::*;
+    use crate::property::{self, vec};
 
     const MS: Duration = Duration::from_millis(1);
     const SECOND: Duration = Duration::from_secs(1);
@@ -220,7 +221,6 @@ mod tests {
         }
     }
 
-    #[derive(Clone, Debug)]
     enum Step {
         Pass(u64),
         Take { weight: u32, is_urgent: bool },
@@ -229,48 +229,40 @@ mod tests {
         Ask { ahead: u64, weight: u32, is_urgent: bool },
     }
 
-    fn step() -> impl Strategy<Value = Step> {
-        prop_oneof![
-            (0..2500u64).prop_map(Step::Pass),
-            Just(Step::Pass(1)),
-            (1..4u32, any::<bool>())
-                .prop_map(|(weight, is_urgent)| Step::Take { weight, is_urgent }),
-            (0..4usize, 0..4u32).prop_map(|(place, sent)| Step::Settle { place, sent }),
-            (0..4usize, 3..4u32).prop_map(|(place, sent)| Step::Settle { place, sent }),
-            Just(Step::Note),
-            (0..6u64, 1..4u32, any::<bool>()).prop_map(|(ahead, weight, is_urgent)| Step::Ask {
-                ahead,
-                weight,
-                is_urgent
-            }),
-        ]
+    fn step(rng: &mut StdRng) -> Step {
+        match rng.random_range(0..7) {
+            0 => Step::Pass(rng.random_range(0..2500)),
+            1 => Step::Pass(1),
+            2 => Step::Take { weight: rng.random_range(1..4), is_urgent: rng.random() },
+            3 => Step::Settle { place: rng.random_range(0..4), sent: rng.random_range(0..4) },
+            4 => Step::Settle { place: rng.random_range(0..4), sent: 3 },
+            5 => Step::Note,
+            _ => Step::Ask {
+                ahead: rng.random_range(0..6),
+                weight: rng.random_range(1..4),
+                is_urgent: rng.random(),
+            },
+        }
     }
 
-    fn windows() -> impl Strategy<Value = (Vec<Window>, Duration)> {
-        let window = (3..8u32, 1..3000u64, 0..3u32).prop_map(|(count, per, keep)| Window {
-            count,
-            per: Duration::from_nanos(per),
-            keep,
-        });
-        (vec(window, 1..4), (0..300u64).prop_map(Duration::from_nanos))
+    fn random_window(rng: &mut StdRng) -> Window {
+        Window {
+            count: rng.random_range(3..8),
+            per: Duration::from_nanos(rng.random_range(1..3000)),
+            keep: rng.random_range(0..3),
+        }
     }
 
-    proptest! {
-        #![proptest_config(ProptestConfig {
-            failure_persistence: None,
-            ..ProptestConfig::default()
-        })]
-
-        /// Against the book, with a clock of single nanoseconds: room exactly where it has room,
-        /// and never a time that is too late.
-        #[test]
-        fn there_is_room_exactly_where_the_log_of_everything_says_so(
-            (windows, margin) in windows(),
-            steps in vec(step(), 1..120),
-        ) {
+    /// Against the book, with a clock of single nanoseconds: room exactly where it has room,
+    /// and never a time that is too late.
+    #[test]
+    fn there_is_room_exactly_where_the_log_of_everything_says_so() {
+        property::check(1000, |rng| {
+            let windows = vec(rng, 1..4, random_window);
+            let margin = Duration::from_nanos(rng.random_range(0..300));
+            let steps = vec(rng, 1..120, step);
             let mut now = Instant::now();
-            let mut book =
-                Book { windows: windows.clone(), margin, left: Vec::new(), pending: 0 };
+            let mut book = Book { windows: windows.clone(), margin, left: Vec::new(), pending: 0 };
             let mut windows = Windows::new(windows, margin);
             let (mut taken, mut has_noted) = (Vec::new(), false);
             for step in steps {
@@ -281,7 +273,7 @@ mod tests {
                             continue;
                         }
                         let has_room = windows.earliest(0, weight, is_urgent, now) <= now;
-                        prop_assert_eq!(has_room, book.has_room(weight, is_urgent, now));
+                        assert_eq!(has_room, book.has_room(weight, is_urgent, now));
                         if has_room {
                             windows.take(weight);
                             book.pending += weight;
@@ -309,18 +301,18 @@ mod tests {
                         let earliest = windows.earliest(ahead, weight, is_urgent, now);
                         let exact = book.earliest(ahead, weight, is_urgent, now);
                         // Several windows together may delay it further.
-                        prop_assert!(earliest <= exact);
+                        assert!(earliest <= exact);
                         if book.windows.len() == 1 {
-                            prop_assert_eq!(earliest, exact);
+                            assert_eq!(earliest, exact);
                         }
-                        prop_assert_eq!(earliest <= now, exact <= now);
+                        assert_eq!(earliest <= now, exact <= now);
                     }
                 }
                 let most = book.windows.iter().map(|window| window.count).max();
-                prop_assert!(windows.left.len() <= most.unwrap_or(0) as usize);
+                assert!(windows.left.len() <= most.unwrap_or(0) as usize);
             }
-            prop_assert!(has_noted || !book.is_over());
-        }
+            assert!(has_noted || !book.is_over());
+        });
     }
 
     #[test]

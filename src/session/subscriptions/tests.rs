@@ -1,9 +1,11 @@
 //! The state of each topic, event by event; at the end, by properties, against a venue that is
 //! simulated.
 
-use proptest::prelude::*;
+use rand::RngExt;
+use rand::rngs::StdRng;
 
 use super::*;
+use crate::property;
 
 const SECOND: Duration = Duration::from_secs(1);
 const ACK_TIMEOUT: Duration = Duration::from_secs(10);
@@ -1880,50 +1882,46 @@ impl Market {
     }
 }
 
-fn steps() -> impl Strategy<Value = Vec<Step>> {
-    let topic = 0..NAMES.len();
-    let step = prop_oneof![
-        4 => topic.clone().prop_map(Step::Subscribe),
-        2 => topic.clone().prop_map(Step::Unsubscribe),
-        2 => topic.clone().prop_map(Step::Resubscribe),
-        8 => (1..4usize, prop::bool::weighted(0.85))
-            .prop_map(|(topics_max, is_written)| Step::Ask { topics_max, is_written }),
-        1 => Just(Step::Busy),
-        1 => Just(Step::Ignore),
-        8 => (0..4usize, prop::bool::weighted(0.2))
-            .prop_map(|(number, is_doubled)| Step::Deliver { number, is_doubled }),
-        1 => (0..4usize).prop_map(Step::Lose),
-        1 => topic.prop_map(Step::Evict),
-        2 => prop_oneof![Just(100), Just(1500), Just(10_000), Just(25_000)]
-            .prop_map(Step::Pass),
-        1 => Just(Step::Drop),
-    ];
-    prop::collection::vec(step, 0..80)
+fn step(rng: &mut StdRng) -> Step {
+    let topic = rng.random_range(0..NAMES.len());
+    match rng.random_range(0..31) {
+        0..4 => Step::Subscribe(topic),
+        4 | 5 => Step::Unsubscribe(topic),
+        6 | 7 => Step::Resubscribe(topic),
+        8..16 => {
+            Step::Ask { topics_max: rng.random_range(1..4), is_written: rng.random_bool(0.85) }
+        }
+        16 => Step::Busy,
+        17 => Step::Ignore,
+        18..26 => {
+            Step::Deliver { number: rng.random_range(0..4), is_doubled: rng.random_bool(0.2) }
+        }
+        26 => Step::Lose(rng.random_range(0..4)),
+        27 => Step::Evict(topic),
+        28 | 29 => Step::Pass([100, 1500, 10_000, 25_000][rng.random_range(0..4)]),
+        _ => Step::Drop,
+    }
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
-
-    #[test]
-    fn once_it_is_left_alone_the_venue_has_what_the_program_wants(
-        answers in prop::sample::select(vec![
-            Answers::ById,
-            Answers::Only,
-            Answers::ByName,
-            Answers::Both,
-            Answers::List,
-            Answers::Never,
-        ]),
-        steps in steps(),
-    ) {
-        let mut market = Market::new(answers);
-        for step in &steps {
-            market.step(step);
+#[test]
+fn once_it_is_left_alone_the_venue_has_what_the_program_wants() {
+    const ANSWERS: [Answers; 6] = [
+        Answers::ById,
+        Answers::Only,
+        Answers::ByName,
+        Answers::Both,
+        Answers::List,
+        Answers::Never,
+    ];
+    property::check(2000, |rng| {
+        let mut market = Market::new(ANSWERS[rng.random_range(0..ANSWERS.len())]);
+        for step in property::vec(rng, 0..80, step) {
+            market.step(&step);
         }
         market.calm_down();
         market.check_calm();
         market.step(&Step::Drop);
         market.calm_down();
         market.check_calm();
-    }
+    });
 }
