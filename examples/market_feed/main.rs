@@ -12,12 +12,12 @@ mod protocol;
 
 use std::collections::BTreeSet;
 use std::io::{self, IsTerminal, Write};
-use std::process::ExitCode;
+use std::process::{self, ExitCode};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use clap::Parser;
 use crossbeam_channel::{after, select, tick};
+use lexopt::prelude::*;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tautline::session::{
@@ -30,23 +30,63 @@ use tautline::{
 
 use protocol::{Spot, parse};
 
-/// Follows a market on a simulated or a real venue, and prints statistics twice a second
-#[derive(Parser)]
-#[command(name = "market_feed", version)]
+const HELP: &str = "\
+Follows a market on a simulated or a real venue, and prints statistics twice a second
+
+Usage: market_feed [OPTIONS]
+
+Options:
+      --url <URL>              The URL of a real venue, for example
+                               wss://stream.binance.com:9443/ws
+      --subscribe <STREAM>...  The streams to subscribe to, for example btcusdt@bookTicker
+      --for <DURATION>         Stop after this long [default: 15s]
+      --threshold <THRESHOLD>  The smallest spread at which the bot orders, in the quote currency
+                               [default: 0.3]
+  -h, --help                   Print help
+  -V, --version                Print version
+";
+
 struct Options {
-    /// The URL of a real venue, for example wss://stream.binance.com:9443/ws
-    #[arg(long, requires = "subscribe")]
+    /// Given together with `subscribe`.
     url: Option<String>,
-    /// The streams to subscribe to, for example btcusdt@bookTicker
-    #[arg(long, value_name = "STREAM", num_args = 1.., requires = "url")]
     subscribe: Vec<String>,
-    /// Stop after this long
-    #[arg(long = "for", value_name = "DURATION", default_value = "15s")]
-    #[arg(value_parser = humantime::parse_duration)]
     duration: Duration,
-    /// The smallest spread at which the bot orders, in the quote currency
-    #[arg(long, default_value_t = 0.30)]
     threshold: f64,
+}
+
+impl Options {
+    fn parse() -> Result<Self, lexopt::Error> {
+        let (url, subscribe, duration, threshold) = (None, Vec::new(), FULL_RUN, 0.3);
+        let mut options = Options { url, subscribe, duration, threshold };
+        let mut parser = lexopt::Parser::from_env();
+        while let Some(argument) = parser.next()? {
+            match argument {
+                Long("url") => options.url = Some(parser.value()?.string()?),
+                Long("subscribe") => {
+                    for stream in parser.values()? {
+                        options.subscribe.push(stream.string()?);
+                    }
+                }
+                Long("for") => {
+                    options.duration = parser.value()?.parse_with(humantime::parse_duration)?;
+                }
+                Long("threshold") => options.threshold = parser.value()?.parse()?,
+                Short('h') | Long("help") => {
+                    print!("{HELP}");
+                    process::exit(0);
+                }
+                Short('V') | Long("version") => {
+                    println!("market_feed {}", env!("CARGO_PKG_VERSION"));
+                    process::exit(0);
+                }
+                other => return Err(other.unexpected()),
+            }
+        }
+        if options.url.is_some() == options.subscribe.is_empty() {
+            return Err("--url and --subscribe go together".into());
+        }
+        Ok(options)
+    }
 }
 
 /// The least time between two orders.
@@ -57,7 +97,13 @@ const FULL_RUN: Duration = Duration::from_secs(15);
 
 fn main() -> ExitCode {
     env_logger::init();
-    let options = Options::parse();
+    let options = match Options::parse() {
+        Ok(options) => options,
+        Err(error) => {
+            eprintln!("market_feed: {error}; --help lists the options");
+            return ExitCode::from(2);
+        }
+    };
     match run(&options) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),

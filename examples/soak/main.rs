@@ -11,13 +11,13 @@ mod sessions;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
-use std::process::ExitCode;
+use std::process::{self, ExitCode};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use clap::Parser;
+use lexopt::prelude::*;
 use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -31,32 +31,75 @@ use tautline::{
 
 use delivery::Running;
 
-/// Runs many connections against a server that misbehaves at random, and checks that no message is
-/// lost, repeated or misreported. The exit status is 0 if every check passed, and 1 otherwise.
-#[derive(Parser)]
-#[command(name = "soak", version)]
+const HELP: &str = "\
+Runs many connections against a server that misbehaves at random, and checks that no message is
+lost, repeated or misreported. The exit status is 0 if every check passed, and 1 otherwise
+
+Usage: soak [OPTIONS]
+
+Options:
+      --connections <CONNECTIONS>  The number of clients, each with one connection [default: 20]
+      --for <DURATION>             Stop after this long [default: 10s]
+      --seed <SEED>                The seed of the server's misbehavior [default: 1]
+      --senders <SENDERS>          The number of threads that send, each through every client
+                                   [default: 4]
+      --sessions <SESSIONS>        The number of sessions, each with a simulated exchange of its own
+                                   [default: 10, one of each kind]
+  -h, --help                       Print help
+  -V, --version                    Print version
+";
+
 struct Options {
-    /// The number of clients, each with one connection
-    #[arg(long, default_value_t = 20)]
     connections: usize,
-    /// Stop after this long
-    #[arg(long = "for", value_name = "DURATION", default_value = "10s")]
-    #[arg(value_parser = humantime::parse_duration)]
     duration: Duration,
-    /// The seed of the server's misbehavior
-    #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// The number of threads that send, each through every client
-    #[arg(long, default_value_t = 4)]
     senders: usize,
-    /// The number of sessions, each with a simulated exchange of its own
-    #[arg(long, default_value_t = sessions::DEFAULT)]
     sessions: usize,
+}
+
+impl Options {
+    fn parse() -> Result<Self, lexopt::Error> {
+        let mut options = Options {
+            connections: 20,
+            duration: Duration::from_secs(10),
+            seed: 1,
+            senders: 4,
+            sessions: sessions::DEFAULT,
+        };
+        let mut parser = lexopt::Parser::from_env();
+        while let Some(argument) = parser.next()? {
+            match argument {
+                Long("connections") => options.connections = parser.value()?.parse()?,
+                Long("for") => {
+                    options.duration = parser.value()?.parse_with(humantime::parse_duration)?;
+                }
+                Long("seed") => options.seed = parser.value()?.parse()?,
+                Long("senders") => options.senders = parser.value()?.parse()?,
+                Long("sessions") => options.sessions = parser.value()?.parse()?,
+                Short('h') | Long("help") => {
+                    print!("{HELP}");
+                    process::exit(0);
+                }
+                Short('V') | Long("version") => {
+                    println!("soak {}", env!("CARGO_PKG_VERSION"));
+                    process::exit(0);
+                }
+                other => return Err(other.unexpected()),
+            }
+        }
+        Ok(options)
+    }
 }
 
 fn main() -> ExitCode {
     env_logger::init();
-    let options = Options::parse();
+    let options = match Options::parse() {
+        Ok(options) => options,
+        Err(error) => {
+            eprintln!("soak: {error}; --help lists the options");
+            return ExitCode::from(2);
+        }
+    };
     let (report, leaks) = counting(|| run(&options));
     report.print(&options);
     match &leaks {
