@@ -3,9 +3,9 @@
 use std::fmt;
 
 use data_encoding::BASE64;
+use der::asn1::SequenceRef;
+use der::{Decode, Reader, SliceReader, Tag};
 use sha2::{Digest, Sha256};
-use x509_cert::Certificate;
-use x509_cert::der::{Decode, Encode};
 
 use crate::error::Error;
 
@@ -31,10 +31,25 @@ impl Pin {
 
     /// Returns the pin of a certificate in DER, or `None` if it cannot be parsed.
     pub(super) fn of(certificate: &[u8]) -> Option<Self> {
-        let certificate = Certificate::from_der(certificate).ok()?;
-        let key = certificate.tbs_certificate().subject_public_key_info().to_der().ok()?;
+        let key = subject_public_key_info(certificate).ok()?;
         Some(Pin(Sha256::digest(key).into()))
     }
+}
+
+/// Returns the field of this name as it stands in a certificate (RFC 5280 section 4.1).
+fn subject_public_key_info(certificate: &[u8]) -> der::Result<&[u8]> {
+    let mut certificate = SliceReader::new(<&SequenceRef>::from_der(certificate)?.as_bytes())?;
+    let tbs_certificate = <&SequenceRef>::decode(&mut certificate)?;
+    let mut fields = SliceReader::new(tbs_certificate.as_bytes())?;
+    // The version, which version 1 leaves out.
+    if Tag::peek(&fields)?.is_context_specific() {
+        fields.tlv_bytes()?;
+    }
+    // The serial number, the signature, the issuer, the validity and the subject.
+    for _ in 0..5 {
+        fields.tlv_bytes()?;
+    }
+    fields.tlv_bytes()
 }
 
 impl fmt::Display for Pin {
@@ -59,7 +74,30 @@ mod tests {
         let pin = Pin::of(&der).expect("it is a certificate");
         assert_eq!(pin.to_string(), LOCALHOST);
         assert_eq!(Pin::parse(LOCALHOST).ok(), Some(pin));
-        assert_eq!(Pin::of(&der[..100]), None);
+        assert!((0..der.len()).all(|len| Pin::of(&der[..len]).is_none()));
+        assert_eq!(Pin::of(&[&der[..], &[0]].concat()), None);
+        assert_eq!(Pin::of(&[0x30, 2, 0x30, 0]), None);
+    }
+
+    /// Version 1 says no version, and has no extensions behind its key.
+    #[cfg(not(any(target_os = "windows", target_vendor = "apple")))]
+    #[test]
+    fn a_certificate_of_each_version_has_the_pin_of_its_key() {
+        use openssl::{hash::MessageDigest, pkey::PKey, rsa::Rsa, x509::X509};
+
+        let rsa = Rsa::generate(2048).and_then(PKey::from_rsa).expect("it makes keys");
+        let ed25519 = PKey::generate_ed25519().expect("it makes keys");
+        for (key, digest) in [(rsa, MessageDigest::sha256()), (ed25519, MessageDigest::null())] {
+            for version in 0..3 {
+                let mut certificate = X509::builder().expect("there is memory");
+                certificate.set_version(version).expect("it is one");
+                certificate.set_pubkey(&key).expect("it is one");
+                certificate.sign(&key, digest).expect("it is its key");
+                let der = certificate.build().to_der().expect("it has a form in DER");
+                let key = key.public_key_to_der().expect("it has one, too");
+                assert_eq!(Pin::of(&der), Some(Pin(Sha256::digest(key).into())), "{version}");
+            }
+        }
     }
 
     #[test]
