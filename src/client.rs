@@ -179,8 +179,15 @@ impl Builder {
         let wakeups = Wakeups::new(hears_program || settings.layer_wakes, hears_program)
             .map_err(|error| error.of_client(&config.client))?;
         let threads = ThreadOptions { client: config.client.clone(), ..settings.threads.clone() };
-        let (shared, wakeup) = Shared::new(Threads::new(threads), settings.timeouts(), wakeups);
         let queue = Arc::new(Queue::new(settings.queue));
+        // Weak: a sender that outlives the client must not keep its events.
+        let queue_look = Arc::downgrade(&queue);
+        let queue_look = move || {
+            let counts = queue_look.upgrade()?.counts();
+            Some((counts.depth, counts.lost.lost))
+        };
+        let (shared, wakeup) =
+            Shared::new(Threads::new(threads), settings.timeouts(), wakeups, Box::new(queue_look));
         let client = Client {
             sender: Sender::new(Arc::clone(&shared)),
             queue: Arc::clone(&queue),

@@ -714,14 +714,6 @@ pub struct BatchError {
     pub next: SendError,
 }
 
-impl BatchError {
-    /// The same error, of the client of this name.
-    #[cold]
-    pub(crate) fn of_client(self, name: &ClientName) -> Self {
-        BatchError { next: self.next.of_client(name), ..self }
-    }
-}
-
 impl fmt::Display for BatchError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write_name(self.next.reason(), f)?;

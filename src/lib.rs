@@ -255,6 +255,7 @@ mod handler;
 #[cfg(all(feature = "_internals", unix))]
 #[doc(hidden)]
 pub mod internals;
+mod metrics;
 #[cfg(shuttle)]
 mod model;
 mod name;

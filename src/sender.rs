@@ -68,7 +68,7 @@ impl Sender {
     /// [`send_limit`](crate::Builder::send_limit) leaves no room in time), `TooBig` (longer than
     /// `max_outgoing_message_size`), `Io`.
     pub fn send_text(&self, text: &str) -> Result<Receipt, SendError> {
-        self.connection()?.send(Payload::Text(text))
+        self.connection_for_message()?.send(Payload::Text(text))
     }
 
     /// Sends a binary message. See [`send_text`](Sender::send_text).
@@ -76,7 +76,7 @@ impl Sender {
     /// # Errors
     /// As [`send_text`](Sender::send_text).
     pub fn send_binary(&self, bytes: &[u8]) -> Result<Receipt, SendError> {
-        self.connection()?.send(Payload::Binary(bytes))
+        self.connection_for_message()?.send(Payload::Binary(bytes))
     }
 
     /// Sends several messages in order, by one system call for every 64 KiB of them, within
@@ -88,7 +88,8 @@ impl Sender {
     /// [`BatchError`]: how many went whole, and what became of the next. An empty batch is refused
     /// with `Config`.
     pub fn send_batch(&self, messages: &[Payload<'_>]) -> Result<Receipt, BatchError> {
-        let connection = self.connection().map_err(|next| BatchError { sent: 0, next })?;
+        let connection =
+            self.connection_for_message().map_err(|next| BatchError { sent: 0, next })?;
         connection.send_batch(messages)
     }
 
@@ -110,7 +111,7 @@ impl Sender {
         &self,
         fragments: impl IntoIterator<Item = Payload<'a>>,
     ) -> Result<Receipt, SendError> {
-        let connection = self.connection()?;
+        let connection = self.connection_for_message()?;
         let mut fragments = fragments.into_iter().peekable();
         let is_text = matches!(fragments.peek(), Some(Payload::Text(_)));
         let mut next = || match fragments.next() {
@@ -136,7 +137,7 @@ impl Sender {
         mut reader: impl Read,
         fragment: usize,
     ) -> Result<Receipt, SendError> {
-        let connection = self.connection()?;
+        let connection = self.connection_for_message()?;
         let mut next = || {
             let mut piece = Vec::new();
             // Short reads are gathered: a fragment is short only at the end.
@@ -295,6 +296,11 @@ impl Sender {
     /// Returns the name of the client.
     pub(crate) fn client(&self) -> &ClientName {
         self.shared.name()
+    }
+
+    /// Returns the connection for a message.
+    fn connection_for_message(&self) -> Result<Arc<OpenConnection>, SendError> {
+        self.connection().inspect_err(|error| self.shared.counters.metrics.send_failed(error))
     }
 
     fn connection(&self) -> Result<Arc<OpenConnection>, SendError> {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::error::ErrorKind;
+use crate::metrics::{Metrics, Status, Totals};
 use crate::sync::Mutex;
 use crate::sync::atomic::{AtomicU64, Ordering};
 
@@ -69,6 +70,7 @@ pub(crate) struct Counters {
     failed_dials: AtomicU64,
     /// Locked once per connection and once per pong.
     rare: Mutex<Rare>,
+    pub(crate) metrics: Metrics,
 }
 
 #[derive(Default)]
@@ -79,6 +81,10 @@ struct Rare {
 }
 
 impl Counters {
+    pub(crate) fn new(metrics: Metrics) -> Self {
+        Counters { metrics, ..Counters::default() }
+    }
+
     /// Counts the messages of one `recv`. Only the reader calls this.
     pub(crate) fn received(&self, messages: u64, bytes: u64) {
         self.messages_received.fetch_add(messages, Ordering::Relaxed);
@@ -88,21 +94,37 @@ impl Counters {
     pub(crate) fn sent(&self, messages: u64, bytes: usize) {
         self.messages_sent.fetch_add(messages, Ordering::Relaxed);
         self.bytes_sent.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.touch();
     }
 
-    pub(crate) fn opened(&self) {
+    /// Has the metrics published soon.
+    #[inline]
+    pub(crate) fn touch(&self) {
+        self.metrics.touch(|| self.totals());
+    }
+
+    /// Publishes the metrics. Returns `true` if there was something to tell.
+    pub(crate) fn publish(&self, status: Status) -> bool {
+        self.metrics.publish(self.totals(), status)
+    }
+
+    pub(crate) fn opened(&self, took: Duration) {
         self.epochs.fetch_add(1, Ordering::Relaxed);
+        self.metrics.opened(took);
     }
 
-    pub(crate) fn dial_failed(&self) {
+    pub(crate) fn dial_failed(&self, kind: ErrorKind) {
         self.failed_dials.fetch_add(1, Ordering::Relaxed);
+        self.metrics.dial_failed(kind);
     }
 
     pub(crate) fn dropped(&self, kind: ErrorKind) {
         *self.rare.lock().drops.entry(kind.as_str()).or_default() += 1;
+        self.metrics.ended(kind);
     }
 
     pub(crate) fn round_trip(&self, time: Duration) {
+        self.metrics.round_trip(time);
         let mut rare = self.rare.lock();
         rare.round_trips += time;
         let total = rare.round_trips;
@@ -112,6 +134,15 @@ impl Counters {
         trip.last = time;
         trip.count += 1;
         trip.mean = Duration::from_nanos((total.as_nanos() / u128::from(trip.count)) as u64);
+    }
+
+    fn totals(&self) -> Totals {
+        Totals {
+            messages_received: self.messages_received.load(Ordering::Relaxed),
+            bytes_received: self.bytes_received.load(Ordering::Relaxed),
+            messages_sent: self.messages_sent.load(Ordering::Relaxed),
+            bytes_sent: self.bytes_sent.load(Ordering::Relaxed),
+        }
     }
 
     /// Returns the counters kept here. The caller fills in the rest.

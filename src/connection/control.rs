@@ -104,6 +104,7 @@ impl OpenConnection {
     /// A pong came. Returns the round-trip time if it answers a ping.
     pub(crate) fn note_pong(&self, payload: &[u8], now: Instant) -> Option<Duration> {
         log::trace!("{}: received Pong({} bytes)", self.label(), payload.len());
+        // Unlocked first: the recorder of metrics is told.
         let round_trip = self.pings.lock().answered(payload, now)?;
         self.counters.round_trip(round_trip);
         Some(round_trip)

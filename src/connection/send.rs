@@ -96,7 +96,7 @@ impl OpenConnection {
             .permit(SendKind::Sends, 1, deadline)
             .map_err(SendError::NotSent)
             .and_then(|permit| self.send_permitted(payload, permit, deadline));
-        sent.map_err(|error| error.of_client(&self.client))
+        sent.map_err(|error| self.failed(error))
     }
 
     fn send_permitted(
@@ -137,13 +137,16 @@ impl OpenConnection {
     ) -> Result<Receipt, SendError> {
         let deadline = deadline.or_earlier(self.send_deadline());
         let sent = self.send_permitted(payload, permit, deadline);
-        sent.map_err(|error| error.of_client(&self.client))
+        sent.map_err(|error| self.failed(error))
     }
 
     /// Sends several messages within `send_timeout`, as many as fit in a chunk by one system call,
     /// and together as far as the limits let them through together.
     pub(crate) fn send_batch(&self, payloads: &[Payload<'_>]) -> Result<Receipt, BatchError> {
-        self.send_several(payloads).map_err(|error| error.of_client(&self.client))
+        self.send_several(payloads).map_err(|error| {
+            let BatchError { sent, next } = error;
+            BatchError { sent, next: self.failed(next) }
+        })
     }
 
     fn send_several(&self, payloads: &[Payload<'_>]) -> Result<Receipt, BatchError> {
@@ -227,7 +230,7 @@ impl OpenConnection {
         kind: Data,
         next: &mut NextFragment<'_, 'a>,
     ) -> Result<Receipt, SendError> {
-        self.send_in_fragments(kind, next).map_err(|error| error.of_client(&self.client))
+        self.send_in_fragments(kind, next).map_err(|error| self.failed(error))
     }
 
     fn send_in_fragments<'a>(
@@ -250,10 +253,9 @@ impl OpenConnection {
         };
         let result = self.send_fragments(writer, permit, kind, first, next, deadline);
         let result = match result {
-            Ok((receipt, bytes)) => {
+            Ok(sent) => {
                 fragmenting.broken_off = None;
-                self.counters.sent(1, bytes);
-                Ok(receipt)
+                Ok(sent)
             }
             Err(SendFailure { error, fault }) => {
                 fragmenting.broken_off = fault.map(|fault| (fault, error.reason().clone()));
@@ -261,7 +263,9 @@ impl OpenConnection {
             }
         };
         drop(fragmenting);
-        result
+        let (receipt, bytes) = result?;
+        self.counters.sent(1, bytes);
+        Ok(receipt)
     }
 
     fn send_fragments<'a>(
@@ -350,8 +354,12 @@ impl OpenConnection {
         // read and written. Asked only where there is no room: it takes a lock.
         let may_wait = || !self.threads.is_own_thread();
         let is_over = || self.sequence.check().is_err();
+        let start = self.counters.metrics.begin_wait();
         match self.limits.acquire(kind, weight, deadline.at(), may_wait, is_over) {
-            Ok(permit) => Ok(permit),
+            Ok(permit) => {
+                self.counters.metrics.waited(start);
+                Ok(permit)
+            }
             Err(Refused::Late { retry_in }) => Err(Error::limited(retry_in)),
             Err(Refused::Over) => Err(self.sequence.check().err().unwrap_or_else(Error::stopped)),
         }
@@ -407,6 +415,13 @@ impl OpenConnection {
             self.carry_out(action);
         }
         settled.error
+    }
+
+    /// Counts a send of the program's that failed, and gives its error the name of the client.
+    #[cold]
+    fn failed(&self, error: SendError) -> SendError {
+        self.counters.metrics.send_failed(&error);
+        error.of_client(&self.client)
     }
 
     fn receipt(&self, sequence: u64) -> Receipt {

@@ -18,7 +18,6 @@ use crate::rate_limit::Limits;
 use crate::runtime::read_loop::{ReadEnd, Reader};
 use crate::runtime::shared::Shared;
 use crate::sender::Sender;
-use crate::stats::Counters;
 use crate::sync::channel::{Receiver, bounded};
 use crate::sync::threads::{ThreadOptions, Threads};
 use crate::sync::wakeups::Wakeups;
@@ -43,7 +42,8 @@ impl OpenReader {
         let (ours, theirs) = Socket::pair(Domain::UNIX, Type::STREAM, None).ok()?;
         let threads = Threads::new(ThreadOptions::default());
         let wakeups = Wakeups::new(false, false).ok()?;
-        let (shared, reader_wakeup) = Shared::new(threads, settings.timeouts(), wakeups);
+        let (shared, reader_wakeup) =
+            Shared::new(threads, settings.timeouts(), wakeups, Box::new(|| None));
         let (wakeup, heartbeat_wakeup) = bounded(1);
         let (inflater, deflater) = engines.unzip();
         let connection = Arc::new(OpenConnection::new(
@@ -55,7 +55,7 @@ impl OpenReader {
             FrameWriter::new(deflater, OutgoingLimits::default()),
             settings.timeouts(),
             wakeup,
-            Arc::new(Counters::default()),
+            Arc::clone(&shared.counters),
             Limits::default(),
             Arc::clone(&shared.threads),
         ));

@@ -15,6 +15,7 @@ use crate::config::settings::Settings;
 use crate::connection::OpenConnection;
 use crate::connection::close::WriteFault;
 use crate::error::{Error, ErrorKind};
+use crate::metrics::PublishSchedule;
 use crate::runtime::liveness::{Liveness, LivenessStatus, PingSchedule};
 use crate::runtime::shared::{Active, Shared, WaitForReader};
 use crate::runtime::work::HeartbeatWork;
@@ -51,6 +52,7 @@ pub(crate) struct Heartbeat {
     app_pings: Vec<AppPing>,
     /// The work of a layer above.
     work: Option<Box<dyn HeartbeatWork>>,
+    publish_schedule: PublishSchedule,
 }
 
 /// The state of the connection that the thread monitors.
@@ -107,6 +109,7 @@ impl Heartbeat {
             idle_timeout: settings.idle_timeout,
             app_pings: settings.app_pings.clone(),
             work,
+            publish_schedule: PublishSchedule::default(),
         }
     }
 
@@ -114,8 +117,12 @@ impl Heartbeat {
     pub(crate) fn run(mut self) {
         let abort_on_panic = AbortOnPanic { shared: Arc::clone(&self.shared) };
         let mut monitor: Option<Monitor> = None;
-        let mut due = None;
-        while wait(&self.shared.shutdown, &self.wakeup, due) != Woken::Shutdown {
+        let (mut due, mut publish_at) = (None, None);
+        loop {
+            let next = earliest([due, publish_at]);
+            if wait(&self.shared.shutdown, &self.wakeup, next) == Woken::Shutdown {
+                break;
+            }
             let now = sync::now();
             monitor = match (self.shared.active(), monitor) {
                 (Active::Open(connection), Some(monitor))
@@ -136,6 +143,7 @@ impl Heartbeat {
                 }
             }
             due = monitor.as_mut().and_then(|monitor| self.poll(monitor, now));
+            publish_at = self.publish(monitor.as_mut(), now);
         }
         drop(monitor);
         self.shared.close_for_stop(|deadline| {
@@ -147,11 +155,26 @@ impl Heartbeat {
                 Woken::TimedOut => WaitForReader::TimedOut,
             }
         });
+        // The reader may be held up by the handler: the connection is not up any more.
+        self.shared.publish(None);
         drop(abort_on_panic);
         // It may hold the last of a value of the program's.
         if let Err(panic) = panic::catch(|| drop(self.work.take())) {
             self.shared.keep_panic(panic);
         }
+    }
+
+    /// Publishes the metrics if it is time to. Returns when to look again.
+    fn publish(&mut self, monitor: Option<&mut Monitor>, now: Instant) -> Option<Instant> {
+        let (shared, work) = (&self.shared, &self.work);
+        self.publish_schedule.poll(&shared.counters.metrics, now, || {
+            let has_news = shared.publish(work.as_ref().map(|work| work.topics()));
+            if let Some(monitor) = monitor {
+                // The recorder is the program's.
+                monitor.program_ran_at = Some(sync::now());
+            }
+            has_news
+        })
     }
 
     fn has_overslept(&self, due: Option<Instant>, monitor: &Monitor, now: Instant) -> bool {

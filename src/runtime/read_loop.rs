@@ -226,6 +226,7 @@ impl Reader {
             }
         }
         let end = sink.end_recv();
+        connection.counters.touch();
         // Replies to application pings are no data: a server that sends nothing else is idle.
         if delivered == Delivered::Data {
             // Now, not when they came: a slow handler or a full queue is no idle connection.

@@ -233,13 +233,13 @@ impl<D: EventSink> ReaderThread<D> {
                     return Input::Stop;
                 }
                 self.epoch += 1;
-                self.shared.counters.opened();
+                self.shared.counters.opened(reader.opened().took);
                 self.shared.set_last_failure(None);
                 self.reader = Some(reader);
                 Input::Dialed { epoch: self.epoch }
             }
             Err(error) => {
-                self.shared.counters.dial_failed();
+                self.shared.counters.dial_failed(error.kind());
                 self.shared.set_last_failure(Some(error.clone()));
                 Input::Failed(self.failure(error))
             }
@@ -397,6 +397,7 @@ impl<D: EventSink> ReaderThread<D> {
 
     fn tell_opened(&mut self) {
         let Some(reader) = &self.reader else { return };
+        self.shared.publish(None);
         let connection = Arc::clone(reader.connection());
         let (opened, sender) = (reader.opened().clone(), self.sender.clone());
         self.deliver(|sink| sink.opened(&mut Connection::new(&connection, &opened, &sender)));
@@ -413,6 +414,7 @@ impl<D: EventSink> ReaderThread<D> {
         // A panic in `opened` stops the client; what ended the connection is the panic.
         let kind = if self.has_panicked { ErrorKind::HandlerPanicked } else { error.kind() };
         self.shared.counters.dropped(kind);
+        self.shared.publish(None);
         let why = error.chain_without_name();
         log::info!("{label}: epoch {epoch} ended: {why}; {}", NextDial(retry_in));
         let (now, (sent, confirmed)) = (sync::now(), connection.final_sequences());

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use crate::connection::close::CloseFrame;
 use crate::connection::{OpenConnection, Timeouts};
 use crate::error::{Error, ErrorKind, Timeout};
+use crate::metrics::{Metrics, QueueLook, Status, TopicCounts};
 use crate::name::ClientName;
 use crate::runtime::reconnect::{ReconnectState, State};
 use crate::stats::Counters;
@@ -83,12 +84,14 @@ impl Shared {
         threads: Threads,
         timeouts: Timeouts,
         wakeups: Wakeups,
+        queue: QueueLook,
     ) -> (Arc<Self>, Receiver<()>) {
         let (wakeup_tx, wakeup) = bounded(1);
+        let metrics = Metrics::new(threads.client(), wakeup_tx.clone(), queue);
         let shared = Shared {
             shutdown: threads.shutdown_signal(),
             threads: Arc::new(threads),
-            counters: Arc::default(),
+            counters: Arc::new(Counters::new(metrics)),
             timeouts,
             inner: Mutex::new(Inner {
                 state: State::Connecting { attempt: 1 },
@@ -157,6 +160,8 @@ impl Shared {
 
     /// The reader thread is gone. `reason` counts if nobody has given another.
     pub(crate) fn close(&self, reason: Error) {
+        // First, so that whoever sees the end sees its metrics.
+        self.publish_end();
         let before = {
             let mut inner = self.inner.lock();
             inner.stop_reason.get_or_insert_with(|| reason.clone());
@@ -398,6 +403,27 @@ impl Shared {
                 Err(self.named(Error::new(ErrorKind::Connect, context)))
             }
         }
+    }
+
+    // ---- Metrics ----
+
+    /// Publishes the metrics, the topics if they are given. Returns `true` if there was something
+    /// to tell. Called without a lock: the recorder is the program's.
+    pub(crate) fn publish(&self, topics: Option<TopicCounts>) -> bool {
+        if !Metrics::ARE_PUBLISHED {
+            return false;
+        }
+        let last_byte = match self.active() {
+            Active::Open(connection) => Some(connection.activity.last_byte()),
+            _ => None,
+        };
+        let is_up = matches!(self.state(), State::Open { .. });
+        self.counters.publish(Status { is_up, last_byte, topics, is_final: false })
+    }
+
+    /// Publishes the metrics of a client that has ended.
+    fn publish_end(&self) {
+        self.counters.publish(Status { is_final: true, ..Status::default() });
     }
 
     pub(crate) fn wake_heartbeat(&self) {

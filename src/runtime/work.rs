@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::connection::OpenConnection;
+use crate::metrics::TopicCounts;
 
 /// Work for the heartbeat thread.
 ///
@@ -21,4 +22,7 @@ pub(crate) trait HeartbeatWork: Send {
         may_write: bool,
         now: Instant,
     ) -> (Option<Instant>, io::Result<()>);
+
+    /// Returns the number of topics in each state, for metrics.
+    fn topics(&self) -> TopicCounts;
 }

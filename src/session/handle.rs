@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use crate::connection::OpenConnection;
 use crate::error::{Error, ErrorKind, SendError, Timeout, write_name};
 use crate::event::{Message, Receipt};
+use crate::metrics::CallOutcome;
 use crate::rate_limit::{Permit, SendKind};
 use crate::session::calls::{Call, ReplyRef, ReplyTo, SentCall};
 use crate::session::protocol::{CallContext, Context, Outgoing};
@@ -352,22 +353,28 @@ impl SessionHandle {
         if client.threads.is_own_thread() {
             let context = "a call on a thread of the client's own, which would wait for itself: \
                            use `call_with` there";
+            self.shared.call_over(CallOutcome::NotSent);
             return Err(CallError::NotSent(self.named(Error::config(context))));
         }
-        let route = self.route(&request).map_err(CallError::NotSent)?;
+        let route = self.route_of_call(&request).map_err(CallError::NotSent)?;
         let (deadline, began) = (route.deadline, route.began);
         let (reply_tx, answer) = bounded(1);
         let (id, receipt, sent) = self.dispatch(route, request.make, ReplyTo::Caller(reply_tx))?;
         let unknown =
             |why: Error| Err(CallError::Unknown { why: self.named(why), receipt: Some(receipt) });
         if let SentCall::Ended(_, why) = sent {
+            self.shared.call_over(CallOutcome::Unknown);
             return unknown(why);
         }
         let fate = match wait(&client.shutdown, &answer, Some(deadline.at())) {
             Woken::Received(fate) => fate,
             woken => match self.take_call(id) {
-                Some(_) if matches!(woken, Woken::Shutdown) => Err(Error::stopped()),
-                Some(_) => Err(deadline.error("waiting for the reply")),
+                Some(_) => {
+                    self.shared.call_over(CallOutcome::Unknown);
+                    let is_stopped = matches!(woken, Woken::Shutdown);
+                    let late = || deadline.error("waiting for the reply");
+                    Err(if is_stopped { Error::stopped() } else { late() })
+                }
                 // Somebody has taken it, and its fate is on its way.
                 None => answer.recv().unwrap_or_else(|_| Err(Error::stopped())),
             },
@@ -402,13 +409,13 @@ impl SessionHandle {
     where
         F: FnOnce(&CallContext<'_>) -> Outgoing,
     {
-        let route = self.route(&request).map_err(SendError::NotSent)?;
+        let route = self.route_of_call(&request).map_err(SendError::NotSent)?;
         let then = ReplyTo::Closure(Box::new(then));
         let (_, receipt, sent) = self.dispatch(route, request.make, then)?;
         match sent {
             SentCall::Waits => {}
             SentCall::WakeHeartbeat => self.shared.wake_heartbeat(),
-            SentCall::Ended(call, why) => fail(call, &why),
+            SentCall::Ended(call, why) => fail(&self.shared, call, &why),
         }
         Ok(receipt)
     }
@@ -421,10 +428,20 @@ impl SessionHandle {
     where
         F: FnOnce(&CallContext<'_>) -> Outgoing,
     {
-        let route = self.route(&request).map_err(SendError::NotSent)?;
+        let route = self.route(&request).map_err(SendError::NotSent);
+        let route = route.inspect_err(|error| {
+            if let Ok(client) = self.shared.client() {
+                client.counters.metrics.send_failed(error);
+            }
+        })?;
         let id = self.shared.ids.next();
         let outgoing = (request.make)(&CallContext::new(&route.context, id));
         self.send_on(route, &outgoing)
+    }
+
+    /// Returns the way of a call, and counts one that has none.
+    fn route_of_call<F>(&self, request: &Request<F>) -> Result<Route, Error> {
+        self.route(request).inspect_err(|_| self.shared.call_over(CallOutcome::NotSent))
     }
 
     /// Returns the way of a request, if the session is ready and the rate limits let it through.
@@ -462,6 +479,7 @@ impl SessionHandle {
         // Written down before the first byte leaves: the reply may be here before the send returns.
         let inserted = self.shared.calls.lock().insert(id, epoch, route.began, until, then);
         if inserted.is_err() {
+            self.shared.call_over(CallOutcome::NotSent);
             let context = "the server has announced the end of the connection";
             return Err(SendError::NotSent(self.named(Error::new(ErrorKind::NotReady, context))));
         }
@@ -471,7 +489,13 @@ impl SessionHandle {
                 Ok((id, receipt, sent))
             }
             Err(error) => {
-                self.take_call(id);
+                // The reply to one that was sent in part may have come all the same.
+                if self.take_call(id).is_some() {
+                    self.shared.call_over(match error {
+                        SendError::NotSent(_) => CallOutcome::NotSent,
+                        SendError::Unknown(_) => CallOutcome::Unknown,
+                    });
+                }
                 Err(error)
             }
         }
@@ -514,12 +538,12 @@ impl fmt::Debug for SessionHandle {
 /// Tells calls that they have failed: those first that a thread waits for, which must not wait for
 /// the closures of others. Returns the first panic of a closure.
 #[must_use = "a panic of the program's code ends the client"]
-pub(crate) fn fail_all(calls: Vec<Call>, why: &Error) -> Option<Panic> {
+pub(crate) fn fail_all(shared: &SessionShared, calls: Vec<Call>, why: &Error) -> Option<Panic> {
     let (waited_for, others): (Vec<Call>, Vec<Call>) =
         calls.into_iter().partition(|call| matches!(call.then, ReplyTo::Caller(_)));
     let mut first = None;
     for call in waited_for.into_iter().chain(others) {
-        if let Err(panic) = panic::catch(|| fail(call, why)) {
+        if let Err(panic) = panic::catch(|| fail(shared, call, why)) {
             first.get_or_insert(panic);
         }
     }
@@ -527,7 +551,8 @@ pub(crate) fn fail_all(calls: Vec<Call>, why: &Error) -> Option<Panic> {
 }
 
 /// Tells a call that it has failed.
-pub(crate) fn fail(call: Call, why: &Error) {
+pub(crate) fn fail(shared: &SessionShared, call: Call, why: &Error) {
+    shared.call_over(CallOutcome::Unknown);
     let receipt = call.receipt();
     match call.then {
         // It has room for the one message that comes. A caller that has gone needs none.

@@ -4,6 +4,7 @@ use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, ErrorKind};
+use crate::metrics::CallOutcome;
 use crate::runtime::shared::Shared;
 use crate::session::calls::Calls;
 use crate::session::protocol::{Context, Ids, Protocol};
@@ -115,7 +116,15 @@ impl SessionShared {
 
     /// The client exists from now on.
     pub(crate) fn adopt_client(&self, client: &Arc<Shared>) {
+        client.counters.metrics.add_session();
         let _ = self.client.set(Arc::clone(client));
+    }
+
+    /// A call is over: counts it, where it was taken out of the table or not written down at all.
+    pub(crate) fn call_over(&self, outcome: CallOutcome) {
+        if let Some(client) = self.client.get() {
+            client.counters.metrics.call_over(outcome);
+        }
     }
 
     /// Returns the client.

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use crate::error::{Error, ErrorKind};
 use crate::event::{DialFailure, Disconnect, MessageRef, ServerError, Stopped};
 use crate::handler::{Connection, EventSink, Full, WokenContext};
+use crate::metrics::CallOutcome;
 use crate::session::builder::OnEvent;
 use crate::session::calls::{ReplyRef, ReplyTo};
 use crate::session::handle::fail_all;
@@ -159,6 +160,7 @@ impl<P: Protocol, D: EventSink> SessionSink<P, D> {
     fn reply(&mut self, connection: &mut Connection<'_>, message: MessageRef<'_>, id: u64) -> bool {
         let call = self.shared.calls.lock().take(id);
         if let Some(call) = call {
+            self.shared.call_over(CallOutcome::Replied);
             if self.shared.is_leaving() {
                 self.shared.wake_heartbeat();
             }
@@ -294,7 +296,7 @@ impl<P: Protocol, D: EventSink> EventSink for SessionSink<P, D> {
         let (now, why) = (sync::now(), &disconnect.error);
         self.shared.disconnected(why);
         let ended = self.shared.calls.lock().ended(why);
-        let panic = fail_all(ended, why);
+        let panic = fail_all(&self.shared, ended, why);
         // A close frame or the end of TCP: a failing network says nothing about topics.
         let is_by_peer = why.kind() == ErrorKind::Closed;
         let suspects = self.shared.subscriptions.lock().ended(is_by_peer, now);
@@ -329,7 +331,9 @@ impl<P, D> Drop for SessionSink<P, D> {
         self.shared.close();
         let why = Error::stopped();
         let ended = self.shared.calls.lock().ended(&why);
-        if let (Some(panic), Ok(client)) = (fail_all(ended, &why), self.shared.client()) {
+        if let (Some(panic), Ok(client)) =
+            (fail_all(&self.shared, ended, &why), self.shared.client())
+        {
             client.keep_panic(panic);
         }
     }

@@ -9,6 +9,7 @@ use crate::connection::OpenConnection;
 use crate::connection::close::CloseFrame;
 use crate::connection::control::MessageWrite;
 use crate::error::{CloseReason, Error, Timeout};
+use crate::metrics::TopicCounts;
 use crate::queue::Queue;
 use crate::rate_limit::{Permit, SendKind};
 use crate::runtime::work::HeartbeatWork;
@@ -123,6 +124,10 @@ impl<P: Protocol> HeartbeatWork for SessionWork<P> {
             Ok(next) => (earliest([next, next_call]), Ok(())),
             Err(error) => (next_call, Err(error)),
         }
+    }
+
+    fn topics(&self) -> TopicCounts {
+        self.shared.subscriptions.lock().counts()
     }
 }
 
@@ -428,7 +433,7 @@ impl<P: Protocol> SessionWork<P> {
             let within = call.until.saturating_duration_since(call.began);
             let why = Error::timed_out(Timeout::Call, within, "waiting for the reply");
             let why = self.shared.client().map_or(why.clone(), |client| client.named(why));
-            let told = panic::catch(|| fail(call, &why));
+            let told = panic::catch(|| fail(&self.shared, call, &why));
             self.settle(connection, told, "what awaits the reply to a call panicked");
         }
         self.shared.calls.lock().next_due()

@@ -6,6 +6,7 @@ use std::num::NonZeroU32;
 use std::time::{Duration, Instant};
 
 use crate::error::Error;
+use crate::metrics::TopicCounts;
 use crate::session::protocol::{
     Acceptance, SubscriptionRequest, SubscriptionRequestKind, TopicUpdate,
 };
@@ -295,6 +296,22 @@ impl Subscriptions {
             .values()
             .map(|entry| (entry.name.clone(), entry.subscription_state(epoch)))
             .collect()
+    }
+
+    /// Returns the number of topics in each state.
+    pub(crate) fn counts(&self) -> TopicCounts {
+        let mut counts = TopicCounts::default();
+        for entry in self.topics.values() {
+            *match &entry.state {
+                State::Off | State::Rejected(_) if entry.is_ending() => &mut counts.unsubscribing,
+                State::Off => &mut counts.pending,
+                State::Requested(_) => &mut counts.requested,
+                State::Active { .. } => &mut counts.active,
+                State::Unsubscribing { .. } => &mut counts.unsubscribing,
+                State::Rejected(_) => &mut counts.rejected,
+            } += 1;
+        }
+        counts
     }
 
     /// Returns since when a topic is active. `None` while it is not.
