@@ -203,8 +203,8 @@
 //!   `on_thread_start` panicked, or a bug of this crate
 //! - warn: the client gave up, the handler takes longer than `pong_timeout`, a session takes more
 //!   than 10 ms to make a message, an application ping or a response of `auto_respond` is longer
-//!   than `max_outgoing_message_size`, a certificate is out of its dates, or the kernel records no
-//!   times of arrival
+//!   than `max_outgoing_message_size`, a certificate is out of its dates, the recorder of metrics
+//!   panicked, or the kernel records no times of arrival
 //! - info: a connection opened or ended, a dial failed, and what follows
 //! - debug: the steps of a dial, changes of state
 //! - trace: the kinds and sizes of frames sent and received
@@ -218,6 +218,62 @@
 //! Host names, addresses and ports are the most that is shown: paths, query strings, header values
 //! and payloads appear in no log, `Debug` or `Display`. Neither does the text of an error that
 //! a closure of the program returned; only [`source`](std::error::Error::source) has it.
+//!
+//! # Metrics
+//! With the feature `metrics` a client tells the recorder of the program what [`Stats`] counts,
+//! through the facade [`metrics`](https://docs.rs/metrics), as its records go to a logger through
+//! [`log`]. Install the recorder, of an exporter for Prometheus for example, before the first
+//! client starts: a client keeps the one that there is at its start.
+//!
+//! | metric | type | means |
+//! |---|---|---|
+//! | `tautline_messages_received_total` | counter | data messages received |
+//! | `tautline_received_bytes_total` | counter | their payload bytes, decompressed |
+//! | `tautline_messages_sent_total` | counter | data messages that the kernel took whole |
+//! | `tautline_sent_bytes_total` | counter | the bytes of their frames |
+//! | `tautline_messages_lost_total` | counter | messages lost to a full queue |
+//! | `tautline_connections_opened_total` | counter | connections opened |
+//! | `tautline_connections_ended_total{kind}` | counter | connections ended |
+//! | `tautline_dials_failed_total{kind}` | counter | failed dials |
+//! | `tautline_send_failures_total{outcome}` | counter | failed sends: `not_sent`, `unknown` |
+//! | `tautline_up` | gauge | open connections: 1 or 0 for one client |
+//! | `tautline_queue_events` | gauge | events in the queue |
+//! | `tautline_last_byte_timestamp_seconds` | gauge | the Unix time of the last byte |
+//! | `tautline_round_trip_seconds` | histogram | round trips of ping frames |
+//! | `tautline_connect_duration_seconds` | histogram | times from a dial to its opening |
+//! | `tautline_rate_limit_wait_seconds` | histogram | waits for the rate limits |
+//! | `tautline_subscriptions{state}` | gauge | topics of a session |
+//! | `tautline_calls_total{outcome}` | counter | calls of a session that are over |
+//!
+//! - Each has the label `client`, the [`name`](Builder::name) of the client, which is its host by
+//!   default. Clients of one name share their series: counters and gauges hold the sum, except for
+//!   the last byte, which is that of the client that had one last.
+//! - `kind` is [`ErrorKind::as_str`]. Kinds that are common exist from the start, as 0.
+//! - A send that fails counts once, a batch too; one that a session makes for a call counts as a
+//!   call as well. Messages that the library writes by itself do not count. `not_sent` and
+//!   `unknown` are those of [`SendError`] and [`CallError`](session::CallError); a call that has
+//!   its reply, a refusal included, is `replied`.
+//! - `state` is `pending`, `requested`, `active`, `rejected` or `unsubscribing`, as in
+//!   [`SubscriptionState`](session::SubscriptionState). These and the calls exist for sessions
+//!   alone.
+//! - A wait is that of a send or a call for a [`send_limit`](Builder::send_limit) which let it
+//!   through, at once or later. Without a limit nothing waits.
+//! - The last byte is that of the open connection. An opening counts as one, and the time stays
+//!   when the connection has ended.
+//! - When the threads of a client have ended, its counters are complete, and its `up`, its queue
+//!   and its topics are 0.
+//!
+//! No label has a path, a query string, a header value, a topic or a payload.
+//!
+//! Messages are counted once per `recv`, and published by the heartbeat thread: at once after a
+//! silence, and then once a second; so are the gauges. The reader thread never calls the
+//! recorder for a message; it does so for openings, ends, failed dials, pongs and replies to calls,
+//! and a thread that sends or calls does so for failures, calls and waits. A recorder is called
+//! under no lock and may use the client, but has to be quick: while it runs on the heartbeat thread
+//! no pong is written. After a panic in it the client publishes nothing more.
+//!
+//! The repository's `examples/metrics` serves the metrics to Prometheus, and has a dashboard for
+//! Grafana beside it.
 //!
 //! # Processes that fork
 //! Of all threads only the caller of `fork` exists in the child. A client inherited by it has no
@@ -234,6 +290,8 @@
 //! - `vendored-tls` builds OpenSSL from source, for Linux machines without its headers.
 //! - `testing` adds `tautline::testing`: a scriptable WebSocket server, simulated exchanges and a
 //!   leak check, for the tests of programs that use this crate. The server's TLS is native-tls's.
+//! - `metrics` publishes the metrics of clients to the recorder of the program: see
+//!   [Metrics](#metrics).
 //! - `tungstenite-types` converts a [`Message`] to tungstenite's. It is off by default, because
 //!   each new 0.x of tungstenite is another type: what is behind it may change with any version of
 //!   this crate.

@@ -10,7 +10,7 @@ use gungraun::{
     Callgrind, EventKind, LibraryBenchmarkConfig, library_benchmark, library_benchmark_group, main,
 };
 use tautline::internals::parts::Delivering;
-use tautline_parts::{DecodeWork, Work, delivering};
+use tautline_parts::{DecodeWork, Work, delivering, delivering_apart};
 
 /// The work is handed back, so that dropping it is not counted.
 fn limit(instructions: u64) -> LibraryBenchmarkConfig {
@@ -62,6 +62,13 @@ fn deliver(mut delivering: Delivering) -> (u64, Delivering) {
     (black_box(delivering.deliver()), delivering)
 }
 
+// A hundred messages, each by a `recv` of its own. What the kernel does is not counted.
+#[library_benchmark]
+#[bench::handler(args = (200), setup = delivering_apart, config = limit(DELIVER_APART))]
+fn deliver_apart(mut delivering: Delivering) -> (u64, Delivering) {
+    (black_box(delivering.deliver()), delivering)
+}
+
 const HEADS: u64 = 33_126;
 const READ_200: u64 = 122_530;
 const READ_2048: u64 = 350_530;
@@ -72,9 +79,10 @@ const CHECK_2048: u64 = 322_463;
 const DECODE_1024: u64 = 44_168_183;
 const DELIVER: u64 = 136_957;
 const DELIVER_SESSION: u64 = 162_145;
+const DELIVER_APART: u64 = 87_310;
 
 library_benchmark_group!(
     name = parts,
-    benchmarks = [heads, read, write, check_text, decode, deliver]
+    benchmarks = [heads, read, write, check_text, decode, deliver, deliver_apart]
 );
 main!(library_benchmark_groups = parts);

@@ -29,6 +29,16 @@ pub fn delivering(size: usize, has_session: bool) -> Delivering {
     }
 }
 
+/// The number of messages that come apart: as many as the kernel has room for.
+const APART: usize = 100;
+
+/// Returns a connection on which each message comes by a `recv` of its own.
+pub fn delivering_apart(size: usize) -> Delivering {
+    let frames: Vec<Vec<u8>> = (0..APART).map(|_| stream(size, 1, false)).collect();
+    let frames: Vec<&[u8]> = frames.iter().map(Vec::as_slice).collect();
+    Delivering::apart(&frames)
+}
+
 /// Everything that one piece needs, made before it is measured.
 pub struct Work {
     frames: Vec<u8>,

@@ -153,6 +153,15 @@ impl Delivering {
         Self::to(received, session::sink(Prefix, idle_handler()))
     }
 
+    /// A connection on which each `recv` brings one of these frames, and a handler that does
+    /// nothing.
+    pub fn apart(frames: &[&[u8]]) -> Self {
+        let mut sink = idle_handler();
+        let open = OpenReader::with_pieces(frames, &Settings::default());
+        let open = open.expect("the kernel has room for all of them");
+        Delivering { open, run: Box::new(move |open| open.run(&mut sink)) }
+    }
+
     fn to(received: &[u8], mut sink: impl EventSink) -> Self {
         let open = OpenReader::new(received, &Settings::default(), None);
         // Its end comes behind what has been received.

@@ -39,7 +39,26 @@ impl OpenReader {
         settings: &Settings,
         engines: Option<(Inflater, Deflater)>,
     ) -> Option<(OpenReader, Socket)> {
-        let (ours, theirs) = Socket::pair(Domain::UNIX, Type::STREAM, None).ok()?;
+        let pair = Socket::pair(Domain::UNIX, Type::STREAM, None).ok()?;
+        Self::on(pair, received, settings, engines)
+    }
+
+    /// A connection on which each `recv` brings one of these pieces.
+    pub(super) fn with_pieces(pieces: &[&[u8]], settings: &Settings) -> Option<OpenReader> {
+        let (ours, theirs) = Socket::pair(Domain::UNIX, Type::SEQPACKET, None).ok()?;
+        theirs.set_nonblocking(true).ok()?;
+        for piece in pieces {
+            theirs.send(piece).ok()?;
+        }
+        Self::on((ours, theirs), &[], settings, None).map(|(open, _)| open)
+    }
+
+    fn on(
+        (ours, theirs): (Socket, Socket),
+        received: &[u8],
+        settings: &Settings,
+        engines: Option<(Inflater, Deflater)>,
+    ) -> Option<(OpenReader, Socket)> {
         let threads = Threads::new(ThreadOptions::default());
         let wakeups = Wakeups::new(false, false).ok()?;
         let (shared, reader_wakeup) =

@@ -130,6 +130,7 @@ const FAILED_DIALS: [ErrorKind; 9] = [
 
 const CONNECTIONS_ENDED: &str = "tautline_connections_ended_total";
 const DIALS_FAILED: &str = "tautline_dials_failed_total";
+const SEND_FAILURES: &str = "tautline_send_failures_total";
 const SUBSCRIPTIONS: &str = "tautline_subscriptions";
 const CALLS: &str = "tautline_calls_total";
 
@@ -421,10 +422,14 @@ fn kind_counter(name: &'static str, client: &ClientName, kind: ErrorKind) -> Cou
     counter!(name, "client" => client.as_str().to_owned(), "kind" => kind.as_str())
 }
 
+fn outcome_counter(name: &'static str, client: &ClientName, outcome: &'static str) -> Counter {
+    counter!(name, "client" => client.as_str().to_owned(), "outcome" => outcome)
+}
+
 impl Handles {
     fn new(client: &ClientName) -> Self {
         let name = || client.as_str().to_owned();
-        let failed = |outcome: &'static str| counter!("tautline_send_failures_total", "client" => name(), "outcome" => outcome);
+        let failed = |outcome| outcome_counter(SEND_FAILURES, client, outcome);
         let by_kind = |metric: &'static str, kinds: &[ErrorKind]| {
             kinds.iter().map(|kind| (*kind, kind_counter(metric, client, *kind))).collect()
         };
@@ -454,8 +459,7 @@ impl SessionHandles {
         let name = || client.as_str().to_owned();
         let in_state =
             |state: &'static str| gauge!(SUBSCRIPTIONS, "client" => name(), "state" => state);
-        let over =
-            |outcome: &'static str| counter!(CALLS, "client" => name(), "outcome" => outcome);
+        let over = |outcome| outcome_counter(CALLS, client, outcome);
         SessionHandles {
             pending: in_state("pending"),
             requested: in_state("requested"),
@@ -481,7 +485,7 @@ fn describe() {
         ("tautline_connections_opened_total", Unit::Count, "Connections opened"),
         (CONNECTIONS_ENDED, Unit::Count, "Connections ended, by the kind of the reason"),
         (DIALS_FAILED, Unit::Count, "Failed dials, by the kind of the reason"),
-        ("tautline_send_failures_total", Unit::Count, "Sends that failed, by their outcome"),
+        (SEND_FAILURES, Unit::Count, "Sends that failed, by their outcome"),
         (CALLS, Unit::Count, "Calls of sessions that are over, by their outcome"),
     ] {
         describe_counter!(name, unit, text);

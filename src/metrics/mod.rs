@@ -1,8 +1,9 @@
-//! What a client tells the recorder of the program, through the facade [`metrics`](::metrics).
+//! Metrics: what a client tells the recorder of the program, through the facade `metrics`.
 //!
-//! Nothing of it runs per message or per `recv`: the counters behind [`Stats`](crate::Stats) are
-//! the one place that counts, and the heartbeat thread publishes what they have gained, once in
-//! [`INTERVAL`] at most. Rare events go to the recorder at once, from the thread that finds them.
+//! The counters behind [`Stats`](crate::Stats) are the one place that counts messages, once per
+//! `recv`. The heartbeat thread publishes what they have gained, once in [`INTERVAL`] at most, and
+//! sleeps while they gain nothing: the reader looks once per `recv` whether it has to be woken.
+//! Rare events go to the recorder at once, from the thread that finds them.
 //!
 //! A recorder is code of the program's: none of its calls is made under a lock, and its panics are
 //! caught. Without the feature `metrics` everything here is empty, and so are the calls of it.

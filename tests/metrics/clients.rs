@@ -137,17 +137,17 @@ fn up_falls_at_a_stop_though_the_handler_does_not_return() {
         peer.send_text("busy")?;
         peer.drain()
     });
-    let ((entered, enter), (leave, left)) = (channel(), channel::<()>());
+    let ((entered, enter), (finish, finished)) = (channel(), channel::<()>());
     let handler = move |_: &mut Connection<'_>, _: MessageRef<'_>| {
         entered.send(()).expect("the test waits");
-        let _ = left.recv();
+        let _ = finished.recv();
     };
     let client = builder(&server, "busy").start_with(handler).expect("it starts");
     enter.recv_timeout(SOON).expect("the message comes");
     assert_eq!(kept.gauge("tautline_up", &labels), 1.0);
     assert!(!client.stop(300 * MS).is_clean(), "the handler holds it up");
     kept.wait_gauge("tautline_up", &labels, 0.0);
-    leave.send(()).expect("the handler waits");
+    finish.send(()).expect("the handler waits");
     assert!(client.stop(SOON).is_clean());
     assert_eq!(kept.count("tautline_messages_received_total", &labels), 1);
 }
@@ -267,6 +267,8 @@ fn failed_sends_are_counted_by_their_outcome() {
     assert!(matches!(error, SendError::Unknown(_)), "{error:?}");
     assert_eq!((failures("not_sent"), failures("unknown")), (0, 1));
     let too_long = vec![0; (100 << 20) + 1];
+    // Not the connection that is being aborted.
+    kept.wait_count("tautline_connections_opened_total", &[("client", "sends")], 2);
     client.wait_open(SOON).expect("it opens again");
     client.send_binary(&too_long).expect_err("it is too long");
     client.sender().send_fragmented([]).expect_err("there is nothing to send");

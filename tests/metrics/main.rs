@@ -4,5 +4,6 @@
 //! test has clients of names of its own, and so series of its own.
 
 mod clients;
+mod names;
 mod recorder;
 mod sessions;

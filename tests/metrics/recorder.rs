@@ -127,13 +127,13 @@ impl Kept {
         self.inner.lock().described.insert(name.as_str().to_owned(), (kind, unit));
     }
 
-    fn slot(&'static self, key: &Key, value: Value) -> Arc<Slot> {
+    fn handle(&'static self, key: &Key, value: Value) -> Arc<Handle> {
         let mut labels: Vec<(String, String)> =
             key.labels().map(|label| (label.key().to_owned(), label.value().to_owned())).collect();
         labels.sort();
         let series = (key.name().to_owned(), labels);
         self.inner.lock().series.entry(series.clone()).or_insert(value);
-        Arc::new(Slot { kept: self, series })
+        Arc::new(Handle { kept: self, series })
     }
 }
 
@@ -158,20 +158,20 @@ impl Recorder for &'static Kept {
     }
 
     fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
-        Counter::from_arc(self.slot(key, Value::Counter(0)))
+        Counter::from_arc(self.handle(key, Value::Counter(0)))
     }
 
     fn register_gauge(&self, key: &Key, _: &Metadata<'_>) -> Gauge {
-        Gauge::from_arc(self.slot(key, Value::Gauge(0.0)))
+        Gauge::from_arc(self.handle(key, Value::Gauge(0.0)))
     }
 
     fn register_histogram(&self, key: &Key, _: &Metadata<'_>) -> Histogram {
-        Histogram::from_arc(self.slot(key, Value::Histogram(Vec::new())))
+        Histogram::from_arc(self.handle(key, Value::Histogram(Vec::new())))
     }
 }
 
-/// The place of one series.
-struct Slot {
+/// The handle of one series.
+struct Handle {
     kept: &'static Kept,
     series: Series,
 }
@@ -180,7 +180,7 @@ thread_local! {
     static IS_IN_HOOK: Cell<bool> = const { Cell::new(false) };
 }
 
-impl Slot {
+impl Handle {
     fn change(&self, change: impl FnOnce(&mut Value)) {
         let client = self.series.1.iter().find(|(key, _)| key == "client");
         let client = client.map_or("", |(_, client)| client.as_str());
@@ -197,7 +197,7 @@ impl Slot {
     }
 }
 
-impl CounterFn for Slot {
+impl CounterFn for Handle {
     fn increment(&self, by: u64) {
         self.change(|value| match value {
             Value::Counter(count) => *count += by,
@@ -210,7 +210,7 @@ impl CounterFn for Slot {
     }
 }
 
-impl GaugeFn for Slot {
+impl GaugeFn for Handle {
     fn increment(&self, by: f64) {
         self.change(|value| match value {
             Value::Gauge(gauge) => *gauge += by,
@@ -227,7 +227,7 @@ impl GaugeFn for Slot {
     }
 }
 
-impl HistogramFn for Slot {
+impl HistogramFn for Handle {
     fn record(&self, one: f64) {
         self.change(|value| match value {
             Value::Histogram(values) => values.push(one),

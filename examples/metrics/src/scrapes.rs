@@ -1,0 +1,77 @@
+//! An HTTP server for one scraper: it answers one request at a time, and closes.
+
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use metrics_exporter_prometheus::PrometheusHandle;
+
+/// The longest head of a request.
+const HEAD_MAX: u64 = 8 << 10;
+
+/// The longest silence of a scraper.
+const SILENCE_MAX: Duration = Duration::from_secs(1);
+
+/// A server that runs until it is stopped.
+pub(crate) struct Scrapes {
+    address: SocketAddr,
+    is_over: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
+}
+
+/// Serves the metrics on a thread of its own.
+pub(crate) fn serve(listener: TcpListener, metrics: PrometheusHandle) -> io::Result<Scrapes> {
+    let address = listener.local_addr()?;
+    let is_over = Arc::new(AtomicBool::new(false));
+    let over = Arc::clone(&is_over);
+    let thread = std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            if over.load(Ordering::Relaxed) {
+                return;
+            }
+            // Whoever asks badly or goes away has no answer.
+            let _ = stream.and_then(|stream| answer(&stream, &metrics));
+        }
+    });
+    Ok(Scrapes { address, is_over, thread })
+}
+
+impl Scrapes {
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    pub(crate) fn stop(self) {
+        self.is_over.store(true, Ordering::Relaxed);
+        // Ends the `accept` that the thread is in.
+        if TcpStream::connect(self.address).is_ok() {
+            let _ = self.thread.join();
+        }
+    }
+}
+
+fn answer(mut stream: &TcpStream, metrics: &PrometheusHandle) -> io::Result<()> {
+    stream.set_read_timeout(Some(SILENCE_MAX))?;
+    stream.set_write_timeout(Some(SILENCE_MAX))?;
+    let mut head = BufReader::new(stream.take(HEAD_MAX)).lines();
+    let request = head.next().transpose()?.unwrap_or_default();
+    // All of it is read: closing a socket with bytes unread would reset the answer.
+    for field in head {
+        if field?.is_empty() {
+            break;
+        }
+    }
+    let (status, body) = match request.split(' ').collect::<Vec<_>>()[..] {
+        ["GET", "/metrics", _] => ("200 OK", metrics.render()),
+        _ => ("404 Not Found", "the metrics are at /metrics\n".to_owned()),
+    };
+    write!(
+        stream,
+        "HTTP/1.1 {status}\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\n\
+         Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        body.len()
+    )
+}
