@@ -512,12 +512,15 @@ fn describe() {
 }
 
 /// The times at which the heartbeat thread publishes.
-#[derive(Default)]
 pub(crate) struct PublishSchedule {
     published: Option<Instant>,
 }
 
 impl PublishSchedule {
+    pub(crate) fn new() -> Self {
+        PublishSchedule { published: None }
+    }
+
     /// Publishes if it is time to, and returns when to do so again: `None` if nothing changes until
     /// somebody wakes the thread. `publish` returns `true` if there was something to tell.
     pub(crate) fn poll(
@@ -566,7 +569,7 @@ mod tests {
     #[test]
     fn the_publisher_sleeps_after_two_looks_without_news_and_whoever_counts_wakes_it() {
         let (metrics, wakeup) = metrics();
-        let mut schedule = PublishSchedule::default();
+        let mut schedule = PublishSchedule::new();
         let start = Instant::now();
         let at = |tenths: u32| start + INTERVAL / 10 * tenths;
         let mut looks = 0;

@@ -52,10 +52,13 @@ impl Metrics {
 pub(crate) struct WaitStart;
 
 /// Nothing is ever published.
-#[derive(Default)]
 pub(crate) struct PublishSchedule;
 
 impl PublishSchedule {
+    pub(crate) fn new() -> Self {
+        PublishSchedule
+    }
+
     pub(crate) fn poll(
         &mut self,
         _: &Metrics,

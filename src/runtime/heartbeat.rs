@@ -109,7 +109,7 @@ impl Heartbeat {
             idle_timeout: settings.idle_timeout,
             app_pings: settings.app_pings.clone(),
             work,
-            publish_schedule: PublishSchedule::default(),
+            publish_schedule: PublishSchedule::new(),
         }
     }
 
