@@ -66,13 +66,15 @@ impl Builder {
     /// [`StopReport`](crate::StopReport)s. `Debug` of these and of the handles shows it too. The
     /// system's names of its threads begin with it, as far as 15 bytes hold it and a suffix:
     /// `okx-public-rd` reads, `okx-public-hb` is the heartbeat, `okx-public-dns` resolves, and
-    /// `okx-public-tls` reads the roots of the system.
+    /// `okx-public-tls` reads the roots of the system. With the feature `metrics` the name is the
+    /// label `client` of its metrics.
     ///
     /// `Config` at the start if it is empty, longer than 64 bytes or has a control character. Two
     /// clients may have the same name. It may be printed anywhere, so keep secrets out of it.
     ///
     /// Defaults to the host, and to `client` for endpoints of several hosts and for a builder of
     /// [`builder_from_fn`](crate::Client::builder_from_fn), whose host is not known at the start.
+    ///
     /// By default log records about a dial or connection begin with its host and port, errors
     /// begin with no name, and the threads have the names of
     /// [`on_thread_start`](Builder::on_thread_start).

@@ -211,12 +211,14 @@ impl Builder {
 
         // From here on an early return drops the client, which stops whatever has been started.
         shared.threads.spawn("taut-heartbeat", JoinTimeout::Deadline, move || heartbeat.run())?;
-        shared.threads.spawn("taut-reader", JoinTimeout::Deadline, move || {
+        let spawned = shared.threads.spawn("taut-reader", JoinTimeout::Deadline, move || {
             // Named, so that it lives until the reader has ended: the heartbeat thread waits for
             // that.
             let _reading = reading;
             reader_thread.run();
-        })?;
+        });
+        // The reader would publish the end, and the heartbeat thread has begun to publish.
+        spawned.inspect_err(|_| shared.publish_end())?;
         Ok(client)
     }
 }

@@ -422,7 +422,7 @@ impl Shared {
     }
 
     /// Publishes the metrics of a client that has ended.
-    fn publish_end(&self) {
+    pub(crate) fn publish_end(&self) {
         self.counters.publish(Status { is_final: true, ..Status::default() });
     }
 

@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use metrics::{
@@ -27,6 +28,8 @@ pub(crate) struct Kept {
     /// Signalled when a value changes.
     changed: Condvar,
     hooks: Mutex<BTreeMap<String, Arc<Mutex<Hook>>>>,
+    /// The number of panics for the client of that name.
+    pub(crate) panics: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -185,6 +188,7 @@ impl Handle {
         let client = self.series.1.iter().find(|(key, _)| key == "client");
         let client = client.map_or("", |(_, client)| client.as_str());
         if client == PANICS {
+            self.kept.panics.fetch_add(1, Ordering::Relaxed);
             std::panic::resume_unwind(Box::new("on purpose"));
         }
         change(self.kept.inner.lock().series.get_mut(&self.series).expect("it was registered"));

@@ -51,6 +51,10 @@ const BETWEEN_ORDERS: Duration = Duration::from_millis(250);
 /// The time between two faults.
 const BETWEEN_FAULTS: Duration = Duration::from_secs(3);
 
+/// The faults come faster than a connection counts as stable: the backoff would soon be all that
+/// there is to see.
+const RETRY_DELAY_MAX: Duration = Duration::from_secs(1);
+
 /// The interval at which the recorder puts recorded times into their buckets, if no scrape does.
 const UPKEEP: Duration = Duration::from_secs(5);
 
@@ -78,6 +82,7 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
     exchange.misbehave(Misbehavior::Refuse("nosuch@bookTicker".to_owned()));
     let market = binance::client(&exchange.url())
         .name("market")
+        .retry_delay_max(RETRY_DELAY_MAX)
         .ping_interval(Duration::from_secs(2))
         .pong_timeout(Duration::from_secs(1))
         .send_limit(binance::message_limit())
@@ -87,6 +92,7 @@ fn run(options: &Options) -> Result<(), Box<dyn Error>> {
     market.handle().subscribe(TOPICS)?;
     let orders = binance::client(&exchange.private_url())
         .name("orders")
+        .retry_delay_max(RETRY_DELAY_MAX)
         .ping_interval(Duration::from_secs(2))
         .pong_timeout(Duration::from_secs(1))
         .send_limit(RateLimit::per_connection().window(3, Duration::from_secs(1)))
