@@ -126,7 +126,8 @@
 //!
 //! The closures of the builder name an endpoint, decide on retries, run before a reconnect, match
 //! replies to pings, respond, and name the key of `conflate`.
-//! [`on_thread_start`](Builder::on_thread_start) runs on each thread.
+//! [`on_thread_start`](Builder::on_thread_start) runs on each thread. The first two call the
+//! program's recorder of [metrics](#metrics) as well.
 //!
 //! The first two live as long as the client, however often it reconnects. A closure that blocks
 //! delays what its thread does, so give the calls that it makes a timeout. To the system the

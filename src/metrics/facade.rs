@@ -199,7 +199,8 @@ impl Metrics {
         if status.is_final {
             self.phase.store(OVER, Ordering::Release);
         }
-        let queue = (registered.queue)();
+        // It may hold the last of a queue for a moment, and so drop values of the program's.
+        let queue = panic::catch(|| (registered.queue)()).ok().flatten();
         let changes = registered.published.lock().changes(totals, queue, status);
         let has_news = changes.has_news();
         if has_news {

@@ -3,7 +3,8 @@
 //!
 //! Its blocking points and how each ends: `wait` by shutdown, a wake-up or the next due time; the
 //! writer's lock after 10 ms; the wait for the reader in a stop at the deadline of the closing
-//! handshake. It makes no other blocking call: its writes do not wait for room.
+//! handshake. It makes no other blocking call: its writes do not wait for room. The makers of pings
+//! and the recorder of metrics are the program's, and end by returning.
 
 use std::convert::Infallible;
 use std::io;
