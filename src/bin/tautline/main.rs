@@ -19,8 +19,9 @@ mod printer;
 mod signals;
 mod tail;
 mod visible;
+mod watch;
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -39,6 +40,7 @@ enum Command {
     Tail(Box<tail::Options>),
     Ping(Box<ping::Options>),
     Bench(Box<bench::Options>),
+    Watch(Box<watch::Options>),
     Help(help::Options),
     Completions(help::CompletionsOptions),
 }
@@ -47,11 +49,18 @@ enum Command {
 type Done = bool;
 
 fn main() -> ExitCode {
-    env_logger::init();
-    let done = match Program::parse().command {
+    let command = Program::parse().command;
+    let mut logger = env_logger::Builder::from_default_env();
+    // Into a file or a pipe it goes as it does elsewhere.
+    if matches!(command, Command::Watch(_)) && io::stderr().is_terminal() {
+        logger.target(env_logger::Target::Pipe(Box::new(watch::Log)));
+    }
+    logger.init();
+    let done = match command {
         Command::Tail(options) => tail::run(&options),
         Command::Ping(options) => ping::run(&options),
         Command::Bench(options) => bench::run(&options),
+        Command::Watch(options) => watch::run(&options),
         Command::Help(options) => help::run(&options),
         Command::Completions(options) => help::complete(&options),
     };
