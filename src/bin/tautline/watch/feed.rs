@@ -14,7 +14,7 @@ use tautline::{
 };
 
 use super::history::History;
-use super::view::{Row, describe_drops, si};
+use super::view::{Row, bytes, describe_drops, si};
 use crate::connection;
 use crate::objects::{NotSent, refusal_body};
 use crate::visible::{Quoted, Visible};
@@ -157,9 +157,9 @@ impl Feed {
         while !self.has_ended && self.pull() {}
         let stats = self.client.stats();
         let messages = si(stats.messages_received as f64);
-        let bytes = si(stats.bytes_received as f64);
+        let bytes = bytes(stats.bytes_received as f64);
         let mut text = format!(
-            "{}: epoch {}, {messages} messages, {bytes}B, drops: {}",
+            "{}: epoch {}, {messages} messages, {bytes}, drops: {}",
             self.name,
             stats.epochs,
             describe_drops(&stats)
@@ -180,7 +180,7 @@ impl Notes {
     fn opened(&mut self, opened: &Opened) {
         let chosen = opened.subprotocol.as_ref().map(|name| format!(", subprotocol {name}"));
         self.opened = Some(format!(
-            "{} in {:.1?}{}{}",
+            "{}, opened in {:.1?}{}{}",
             opened.peer,
             opened.took,
             chosen.unwrap_or_default(),

@@ -14,6 +14,9 @@ const WINDOW: Duration = Duration::from_secs(1);
 /// The shortest time between two samples that are kept.
 const APART: Duration = Duration::from_millis(50);
 
+/// The messages of one second at most: charts multiply them.
+const SECOND_MAX: u64 = 1 << 48;
+
 /// What came within the last second, and in each of the seconds before.
 pub(crate) struct History {
     began: Instant,
@@ -84,7 +87,7 @@ impl History {
         if self.seconds.len() == SECONDS {
             self.seconds.pop_front();
         }
-        self.seconds.push_back(messages);
+        self.seconds.push_back(messages.min(SECOND_MAX));
     }
 
     /// Returns what comes in a second, by the samples of the last one.

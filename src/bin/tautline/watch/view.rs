@@ -62,14 +62,14 @@ pub(crate) fn draw(frame: &mut Frame<'_>, rows: &[Row<'_>], table: &mut TableSta
 
 fn title_line(rows: &[Row<'_>]) -> Line<'static> {
     let open = rows.iter().filter(|row| matches!(row.state, State::Open { .. })).count();
-    let rate = |of: fn(&Row<'_>) -> f64| si(rows.iter().map(of).sum());
+    let rate = |of: fn(&Row<'_>) -> f64| rows.iter().map(of).sum();
     Line::from(vec![
         " tautline watch".bold(),
         format!(
-            "   {open} of {} open   {} msg/s   {}B/s",
+            "   {open} of {} open   {} msg/s   {}/s",
             rows.len(),
-            rate(|row| row.history.rate().messages),
-            rate(|row| row.history.rate().bytes)
+            si(rate(|row| row.history.rate().messages)),
+            bytes(rate(|row| row.history.rate().bytes))
         )
         .into(),
     ])
@@ -122,7 +122,7 @@ const COLUMNS: [Column; 11] = [
     },
     Column {
         title: "drops by kind",
-        width: 28,
+        width: 16,
         rank: 10,
         cell: |row, _, _| Cell::from(describe_drops(&row.stats)),
     },
@@ -161,8 +161,13 @@ fn draw_table(
     let columns = columns(area.width, longest);
     let taken: u16 = columns.iter().map(|column| column.width + 1).sum();
     let room = usize::from(area.width.saturating_sub(taken + 1)).min(longest.max(NAME_MIN));
-    let widths = std::iter::once(Constraint::Length(room as u16))
-        .chain(columns.iter().map(|column| Constraint::Length(column.width)));
+    let widths =
+        std::iter::once(Constraint::Length(room as u16)).chain(columns.iter().map(|column| {
+            match column.rank {
+                10 => Constraint::Min(column.width),
+                _ => Constraint::Length(column.width),
+            }
+        }));
     let header = std::iter::once(Cell::from("connection"))
         .chain(columns.iter().map(|column| title(column)))
         .collect::<ratatui::widgets::Row<'_>>()
@@ -192,21 +197,16 @@ fn title(column: &Column) -> Cell<'static> {
 /// The columns of the labels before the details, and a space.
 const LABEL: usize = 8;
 
+/// The rows of the chart at most. It has what the details in words leave.
+const CHART: u16 = 10;
+
 fn draw_details(frame: &mut Frame<'_>, area: Rect, row: &Row<'_>, now: Instant) {
     let width = usize::from(area.width);
     let lines = details(row, now, width.saturating_sub(LABEL + 2));
-    // The text comes first, and the chart has the rest, within reason.
-    let left = area.height.saturating_sub(1 + u16::try_from(lines.len()).unwrap_or(u16::MAX));
-    let [title, text, chart] = Layout::vertical([
-        Constraint::Length(1),
-        Constraint::Fill(1),
-        Constraint::Length(match left {
-            0 => 0,
-            1..=10 => left,
-            _ => 10,
-        }),
-    ])
-    .areas(area);
+    let height = u16::try_from(lines.len()).unwrap_or(u16::MAX);
+    let [title, text, chart] =
+        Layout::vertical([Constraint::Length(1), Constraint::Max(height), Constraint::Max(CHART)])
+            .areas(area);
     let name = format!("─ {} ", Visible(row.name));
     let rule = "─".repeat(width.saturating_sub(Span::raw(&*name).width()));
     frame.render_widget(Line::from(vec![name.bold(), rule.dim()]), title);
@@ -231,11 +231,10 @@ fn details(row: &Row<'_>, now: Instant, width: usize) -> Vec<Line<'static>> {
         format!("{ago} ago: {}", note.text)
     };
     let (plain, bad) = (Style::new(), Style::new().fg(Color::Red));
-    if let Some(reason) = &notes.gave_up {
-        add("gave up", bad, reason);
-    }
-    if let Some(failure) = &notes.dial_failed {
-        add("dial", plain, &ago(failure));
+    match (&notes.gave_up, &notes.dial_failed) {
+        (Some(reason), _) => add("gave up", bad, reason),
+        (None, Some(failure)) => add("dial", plain, &ago(failure)),
+        (None, None) => {}
     }
     if let Some(ended) = &notes.ended {
         add("end", plain, &ago(ended));
@@ -243,11 +242,11 @@ fn details(row: &Row<'_>, now: Instant, width: usize) -> Vec<Line<'static>> {
     if let Some(failure) = &notes.not_sent {
         add("send", bad, failure);
     }
-    let failed = match stats.failed_dials {
-        0 => String::new(),
-        failed => format!("; {failed} dials failed"),
-    };
-    add("drops", plain, &format!("{}{failed}", describe_drops(stats)));
+    add(
+        "drops",
+        plain,
+        &format!("{}; failed dials: {}", describe_drops(stats), stats.failed_dials),
+    );
     if stats.messages_lost > 0 {
         add("lost", bad, &format!("{} messages: the queue was full", stats.messages_lost));
     }
@@ -258,11 +257,11 @@ fn details(row: &Row<'_>, now: Instant, width: usize) -> Vec<Line<'static>> {
         "total",
         plain,
         &format!(
-            "{} messages, {}B received; {} messages, {}B sent",
+            "{} messages, {} received; {} messages, {} sent",
             si(stats.messages_received as f64),
-            si(stats.bytes_received as f64),
+            bytes(stats.bytes_received as f64),
             si(stats.messages_sent as f64),
-            si(stats.bytes_sent as f64)
+            bytes(stats.bytes_sent as f64)
         ),
     );
     let trips = stats.round_trip;
@@ -370,19 +369,27 @@ fn trip(stats: &Stats) -> String {
 
 /// Returns a count in at most five characters, with the prefixes of the SI.
 pub(crate) fn si(count: f64) -> String {
+    let (number, prefix) = scaled(count);
+    number + prefix
+}
+
+/// Returns a number of bytes, with its unit.
+pub(crate) fn bytes(count: f64) -> String {
+    let (number, prefix) = scaled(count);
+    format!("{number} {prefix}B")
+}
+
+fn scaled(count: f64) -> (String, &'static str) {
     let mut scaled = count;
-    let mut prefixes = ["", "k", "M", "G", "T", "P", "E"].iter();
-    let mut prefix = prefixes.next().copied().unwrap_or_default();
-    while scaled >= 999.5 {
-        let Some(next) = prefixes.next() else { break };
+    let mut prefix = "";
+    for next in ["k", "M", "G", "T", "P", "E"] {
+        if scaled < 999.5 {
+            break;
+        }
         (scaled, prefix) = (scaled / 1000.0, next);
     }
-    let is_whole = prefix.is_empty() && (count.fract() == 0.0 || count >= 99.95);
-    match scaled {
-        _ if is_whole => format!("{scaled:.0}"),
-        0.0..99.95 => format!("{scaled:.1}{prefix}"),
-        _ => format!("{scaled:.0}{prefix}"),
-    }
+    let is_whole = scaled >= 99.95 || prefix.is_empty() && count.fract() == 0.0;
+    (if is_whole { format!("{scaled:.0}") } else { format!("{scaled:.1}") }, prefix)
 }
 
 /// Returns a short time in at most six characters.
@@ -431,4 +438,232 @@ fn shortened(name: &str, room: usize) -> String {
     let after = (kept_before + excess + 1).min(characters.len());
     let (before, after) = (&characters[..kept_before], &characters[after..]);
     before.iter().chain(&['…']).chain(after).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use ratatui::Terminal;
+    use ratatui::backend::TestBackend;
+
+    use super::*;
+
+    const STATES: usize = 5;
+
+    fn state_number(number: usize, now: Instant) -> State {
+        match number % STATES {
+            0 => State::Open { epoch: 1 },
+            1 => State::Connecting { attempt: u32::MAX },
+            2 => State::Backoff { attempt: 3, until: now + Duration::from_secs(12) },
+            3 => State::Closing,
+            _ => State::Closed,
+        }
+    }
+
+    /// What a server could write, and long.
+    const HOSTILE: &str = "a\x1b[2J\x1b]0;title\x07\n\r\t\u{9b}31m\u{202e} 日本語 🦀 e\u{301} \
+                           averylongwordthatfitsonnonarrowscreenandhastobecutsomewhere end";
+
+    fn notes(now: Instant) -> Notes {
+        let note = || Some(Note { at: now, text: HOSTILE.to_owned() });
+        Notes {
+            opened: Some(HOSTILE.to_owned()),
+            ended: note(),
+            dial_failed: note(),
+            gave_up: None,
+            not_sent: Some(HOSTILE.to_owned()),
+        }
+    }
+
+    fn stats(count: u64) -> Stats {
+        let mut stats = Stats::default();
+        (stats.messages_received, stats.bytes_received) = (count, count);
+        (stats.epochs, stats.failed_dials, stats.messages_lost) = (count, count, count);
+        stats.queue_depth = 65_536;
+        stats.drops = [("closed", 3), ("pong_timeout", count), ("stopped", 9)].into();
+        stats.last_byte_age = Some(Duration::from_millis(count % 1_000_000));
+        stats.round_trip.count = count;
+        stats
+    }
+
+    /// Returns the lines of the screen, without the spaces at their ends.
+    fn screen(terminal: &Terminal<TestBackend>) -> Vec<String> {
+        let buffer = terminal.backend().buffer();
+        let cells = |y| (0..buffer.area.width).map(move |x| buffer[(x, y)].symbol());
+        (0..buffer.area.height)
+            .map(|y| cells(y).collect::<String>().trim_end().to_owned())
+            .collect()
+    }
+
+    fn drawn(size: (u16, u16), rows: &[Row<'_>], selected: usize, now: Instant) -> Vec<String> {
+        let mut terminal = Terminal::new(TestBackend::new(size.0, size.1)).expect("it is memory");
+        let mut table = TableState::new().with_selected(selected);
+        terminal.draw(|frame| draw(frame, rows, &mut table, now)).expect("it is memory");
+        screen(&terminal)
+    }
+
+    #[test]
+    fn every_size_is_drawn_with_any_number_of_rows_and_nothing_steers_the_terminal() {
+        let now = Instant::now();
+        let mut history = History::new(now);
+        history.sample(now + Duration::from_secs(5), &stats(u64::MAX));
+        let notes = notes(now);
+        let names: Vec<String> =
+            (0..30).map(|number| format!("{number}.{}", "x".repeat(number * 3))).collect();
+        let row = |number: usize| Row {
+            name: &names[number],
+            state: state_number(number, now),
+            stats: stats([0, 1, 12_345_678, u64::MAX][number % 4]),
+            history: &history,
+            notes: &notes,
+        };
+        // All sizes once, with numbers of rows and selections that differ from each to the next.
+        for width in 0..=140u16 {
+            for height in 0..=50u16 {
+                let count = usize::from(width * 7 + height * 3) % 31;
+                let rows: Vec<_> = (0..count).map(row).collect();
+                let selected = usize::from(height * 5 + width) % 32;
+                let lines = drawn((width, height), &rows, selected, now);
+                assert_eq!(lines.len(), usize::from(height));
+                let steers =
+                    |line: &String| line.chars().any(|c| c.is_control() || c == '\u{202e}');
+                assert!(!lines.iter().any(steers), "{lines:?}");
+                let is_large = width >= SMALLEST.0 && height >= SMALLEST.1;
+                if is_large && selected < count {
+                    // However many there are, the selected one can be seen.
+                    let marked: Vec<_> =
+                        lines.iter().filter(|line| line.starts_with('>')).collect();
+                    assert_eq!(marked.len(), 1, "{width}x{height}: {lines:#?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn at_80_columns_each_row_has_all_that_was_asked_for() {
+        let now = Instant::now();
+        let mut history = History::new(now);
+        history.sample(now + Duration::from_secs(1), &stats(1500));
+        let mut stats = stats(1500);
+        (stats.queue_depth, stats.failed_dials, stats.messages_lost) = (7, 2, 0);
+        stats.drops = [("closed", 1), ("pong_timeout", 3), ("stopped", 1)].into();
+        stats.round_trip.last = Duration::from_micros(1250);
+        stats.epochs = 5;
+        let notes = Notes {
+            ended: Some(Note { at: now, text: "bye \x1b[2J".to_owned() }),
+            ..Notes::default()
+        };
+        let row = Row {
+            name: "stream.example.com",
+            state: State::Open { epoch: 5 },
+            stats,
+            history: &history,
+            notes: &notes,
+        };
+        let lines = drawn((80, 24), &[row], 0, now + Duration::from_secs(4));
+        assert_eq!(lines[0], " tautline watch   1 of 1 open   1.5k msg/s   1.5 kB/s");
+        assert_eq!(
+            lines[1],
+            " connection         state        epoch msg/s   B/s bytes   trip  age queue drops"
+        );
+        assert_eq!(
+            lines[2],
+            ">stream.example.com Open             5  1.5k  1.5k  1.5k  1.2ms 1.5s     7     4"
+        );
+        assert!(lines[3].starts_with("─ stream.example.com ───"), "{lines:#?}");
+        assert_eq!(lines[4], " end     4.0s ago: bye \\u{1b}[2J");
+        assert_eq!(lines[5], " drops   3 pong_timeout, 1 closed; failed dials: 2");
+        assert_eq!(lines[8], format!(" msg/s   {}█", " ".repeat(59)));
+        assert_eq!(lines[23], " q quit   ↑ ↓ select   r reconnect");
+    }
+
+    #[test]
+    fn a_table_with_more_rows_than_there_is_room_for_follows_the_selection() {
+        let now = Instant::now();
+        let (history, notes) = (History::new(now), Notes::default());
+        let names: Vec<String> = (0..30).map(|number| format!("host{number}")).collect();
+        let row = |name| Row {
+            name,
+            state: State::Closed,
+            stats: Stats::default(),
+            history: &history,
+            notes: &notes,
+        };
+        let rows: Vec<_> = names.iter().map(|name| row(name)).collect();
+        let lines = drawn((80, 24), &rows, 20, now);
+        let shown = lines.iter().filter(|line| line.contains("Closed")).count();
+        assert_eq!(shown, 9, "{lines:#?}");
+        assert!(lines.iter().any(|line| line.starts_with(">host20 ")), "{lines:#?}");
+        assert!(lines.iter().any(|line| line.starts_with("─ host20 ")), "{lines:#?}");
+    }
+
+    #[test]
+    fn narrow_terminals_have_the_columns_that_matter_most() {
+        let titles =
+            |width| columns(width, 18).iter().map(|column| column.title).collect::<Vec<_>>();
+        assert_eq!(titles(24), ["state"]);
+        assert_eq!(titles(60), ["state", "msg/s", "B/s", "age", "drops"]);
+        assert_eq!(
+            titles(80),
+            ["state", "epoch", "msg/s", "B/s", "bytes", "trip", "age", "queue", "drops"]
+        );
+        assert_eq!(titles(101)[9..], ["msg/s, last 20 s"]);
+        assert_eq!(titles(120)[9..], ["msg/s, last 20 s", "drops by kind"]);
+    }
+
+    #[test]
+    fn numbers_and_times_are_short() {
+        for (count, shown) in [
+            (0.0, "0"),
+            (0.25, "0.2"),
+            (7.0, "7"),
+            (99.96, "100"),
+            (999.4, "999"),
+            (999.5, "1.0k"),
+            (12_345.0, "12.3k"),
+            (99_960.0, "100k"),
+            (999_499.0, "999k"),
+            (999_999.0, "1.0M"),
+            (u64::MAX as f64, "18.4E"),
+        ] {
+            assert_eq!(si(count), shown);
+        }
+        assert_eq!(bytes(1500.0), "1.5 kB");
+        for (micros, shown) in [
+            (0, "0µs"),
+            (999, "999µs"),
+            (1000, "1.0ms"),
+            (99_940, "99.9ms"),
+            (99_960, "100ms"),
+            (999_400, "999ms"),
+            (999_600, "1.0s"),
+            (100_000_000, "1m"),
+        ] {
+            assert_eq!(short(Duration::from_micros(micros)), shown);
+        }
+        for (seconds, shown) in [
+            (9.99, "9.9s"),
+            (99.0, "99s"),
+            (100.0, "1m"),
+            (5999.0, "99m"),
+            (6000.0, "1h"),
+            (359_999.0, "99h"),
+            (360_000.0, "4d"),
+            (1e12, "999d"),
+        ] {
+            assert_eq!(age(Some(Duration::from_secs_f64(seconds))), shown);
+        }
+    }
+
+    #[test]
+    fn names_and_text_are_cut_where_they_have_to_be() {
+        assert_eq!(shortened("127.0.0.1:7001#2", 16), "127.0.0.1:7001#2");
+        assert_eq!(shortened("127.0.0.1:7001#2", 12), "127.0…7001#2");
+        assert_eq!(shortened("abc", 1), "…");
+        assert_eq!(wrapped("one two three", 8), ["one two ", "three"]);
+        assert_eq!(wrapped("one two three", 7), ["one two", "three"]);
+        assert_eq!(wrapped("abcdefgh ij", 3), ["abc", "def", "gh ", "ij"]);
+        assert_eq!(wrapped("日本語", 4), ["日本", "語"]);
+        assert_eq!(wrapped("", 4), [""]);
+        assert_eq!(spark(&[0, 1, 4, 8]), " ▁▄█");
+    }
 }
