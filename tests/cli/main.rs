@@ -6,3 +6,5 @@ mod help;
 mod measure;
 mod support;
 mod tail;
+mod terminal;
+mod watch;

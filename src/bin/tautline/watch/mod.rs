@@ -27,7 +27,7 @@ use self::screen::Screen;
 use crate::signals::Ending;
 use crate::{Done, connection, help, printer, signals};
 
-/// Shows several connections on the terminal, live: states, rates, ages, drops
+/// Shows several connections in the terminal, live
 #[derive(Args)]
 #[command(help_template = help::TEMPLATE, after_help = help::connects!("  \
 tautline watch wss://stream.binance.com/ws/btcusdt@trade wss://ws.kraken.com/v2
