@@ -100,10 +100,10 @@ fn a_second_signal_ends_it_at_once_and_the_terminal_is_as_it_was() {
         peer.stall()
     });
     let url = server.url();
-    let patience = ["--close-timeout", "10m", "--stop-timeout", "10m"];
+    let timeouts = ["--close-timeout", "10m", "--stop-timeout", "10m"];
     // By a key or by a signal, and then by a signal.
     for by_key in [true, false] {
-        let Some(terminal) = Terminal::run(&[&["watch", url.as_str()], &patience[..]].concat())
+        let Some(terminal) = Terminal::run(&[&["watch", url.as_str()], &timeouts[..]].concat())
         else {
             return;
         };
@@ -258,4 +258,15 @@ fn a_url_that_cannot_work_is_wrong_usage_and_leaves_the_terminal_alone() {
         return;
     };
     assert!(terminal.assert_ends(2).contains("ws://"));
+}
+
+#[test]
+fn a_terminal_that_goes_away_ends_it_and_closes_the_connections() {
+    let server = TestServer::start(quiet);
+    let Some(terminal) = Terminal::run(&["watch", &server.url()]) else { return };
+    terminal.wait_for("1 of 1 open");
+    // This kills tmux, and the terminal hangs up.
+    drop(terminal);
+    assert!(server.wait_until_all_closed(SOON));
+    assert_eq!(server.closes(), [Some(1000)]);
 }

@@ -53,7 +53,7 @@ fn main() -> ExitCode {
     let mut logger = env_logger::Builder::from_default_env();
     // Into a file or a pipe it goes as it does elsewhere.
     if matches!(command, Command::Watch(_)) && io::stderr().is_terminal() {
-        logger.target(env_logger::Target::Pipe(Box::new(watch::Log)));
+        logger.target(env_logger::Target::Pipe(Box::new(watch::LogWriter)));
     }
     logger.init();
     let done = match command {

@@ -14,10 +14,10 @@ pub(crate) fn watch() -> Result<Receiver<()>, String> {
 }
 
 /// As [`watch`], for a command that has changed the terminal: SIGHUP and SIGQUIT end it as well,
-/// `leave` is called before a second signal ends the program, and at SIGTSTP `suspend`, with a
+/// `restore` is called before a second signal ends the program, and at SIGTSTP `suspend`, with a
 /// function that stops the program until SIGCONT.
-pub(crate) fn watch_on_screen(leave: fn(), suspend: fn(fn())) -> Result<Ending, String> {
-    imp::watch(Some(OnScreen { leave, suspend }))
+pub(crate) fn watch_on_screen(restore: fn(), suspend: fn(fn())) -> Result<Ending, String> {
+    imp::watch(Some(OnScreen { restore, suspend }))
 }
 
 /// The end of a command, as signals ask for it.
@@ -33,9 +33,9 @@ impl Ending {
     }
 }
 
-/// What signals do to a command that has changed the terminal.
+/// The effects of signals on a command that has changed the terminal.
 struct OnScreen {
-    leave: fn(),
+    restore: fn(),
     suspend: fn(fn()),
 }
 
@@ -63,8 +63,8 @@ mod imp {
                         let _ = tell.try_send(());
                     }
                     _ => {
-                        if let Some(OnScreen { leave, .. }) = &on_screen {
-                            leave();
+                        if let Some(OnScreen { restore, .. }) = &on_screen {
+                            restore();
                         }
                         std::process::exit(128 + signal);
                     }

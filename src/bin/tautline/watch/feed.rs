@@ -33,7 +33,7 @@ pub(crate) struct Feed {
     events: Events,
     ready: Receiver<()>,
     has_ended: bool,
-    greeter: Option<Greeter>,
+    opening_sends: Option<OpeningSends>,
     history: History,
     notes: Notes,
 }
@@ -70,7 +70,7 @@ impl Feed {
         let events = client.events();
         Ok(Feed {
             name: name.shown,
-            greeter: (!texts.is_empty()).then(|| Greeter::start(client.sender(), texts)),
+            opening_sends: (!texts.is_empty()).then(|| OpeningSends::start(client.sender(), texts)),
             ready: events.ready(),
             events,
             client,
@@ -103,8 +103,8 @@ impl Feed {
                     EventRef::Message(_) => continue,
                     EventRef::Opened(opened) => {
                         self.notes.opened(opened);
-                        if let Some(greeter) = &self.greeter {
-                            greeter.greet(opened.epoch);
+                        if let Some(sends) = &self.opening_sends {
+                            sends.opened(opened.epoch);
                         }
                     }
                     EventRef::Disconnected(disconnect) => self.notes.disconnected(disconnect),
@@ -123,7 +123,7 @@ impl Feed {
     pub(crate) fn row(&mut self, now: Instant) -> Row<'_> {
         let stats = self.client.stats();
         self.history.sample(now, &stats);
-        if let Some(failure) = self.greeter.as_ref().and_then(Greeter::take_failure) {
+        if let Some(failure) = self.opening_sends.as_ref().and_then(OpeningSends::take_failure) {
             self.notes.not_sent = Some(failure);
         }
         Row {
@@ -151,10 +151,13 @@ impl Feed {
 
     /// Returns what has become of the client, after its stop, as text of one line.
     pub(crate) fn summary(mut self, report: &StopReport) -> String {
-        if let Some(greeter) = self.greeter.take() {
-            greeter.join();
+        if let Some(sends) = self.opening_sends.take() {
+            sends.join();
         }
-        while !self.has_ended && self.pull() {}
+        // The event that says so may lie behind messages that nobody has taken.
+        if let Some(reason) = self.client.stop_reason() {
+            self.notes.stopped(&reason);
+        }
         let stats = self.client.stats();
         let messages = si(stats.messages_received as f64);
         let bytes = bytes(stats.bytes_received as f64);
@@ -226,15 +229,15 @@ fn without_name(error: &tautline::Error) -> String {
 /// Sends texts on each connection that opens, on a thread of its own: a send waits for a server
 /// that does not read, and neither keys nor other connections are to wait with it.
 ///
-/// The thread ends when the greeter is dropped and its client has been stopped, which ends a send.
-struct Greeter {
+/// The thread ends when this is dropped and its client has been stopped, which ends a send.
+struct OpeningSends {
     epochs: ChannelSender<u64>,
     /// The latest failure. Guarded by its lock.
     failure: Arc<Mutex<Option<String>>>,
     thread: JoinHandle<()>,
 }
 
-impl Greeter {
+impl OpeningSends {
     fn start(sender: Sender, texts: &Arc<[String]>) -> Self {
         let (epochs, opened) = bounded(OPENINGS);
         let failure = Arc::new(Mutex::new(None));
@@ -252,10 +255,10 @@ impl Greeter {
                 }
             }
         });
-        Greeter { epochs, failure, thread }
+        OpeningSends { epochs, failure, thread }
     }
 
-    fn greet(&self, epoch: u64) {
+    fn opened(&self, epoch: u64) {
         if self.epochs.try_send(epoch).is_err() {
             *self.failure.lock() = Some("not sent: earlier sends still wait".to_owned());
         }

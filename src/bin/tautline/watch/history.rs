@@ -17,7 +17,7 @@ const APART: Duration = Duration::from_millis(50);
 /// The messages of one second at most: charts multiply them.
 const SECOND_MAX: u64 = 1 << 48;
 
-/// What came within the last second, and in each of the seconds before.
+/// The messages and bytes of the last second, and the messages of each of the seconds before.
 pub(crate) struct History {
     began: Instant,
     /// Those of the last second and the one before; the latest is the last. APART bounds them.

@@ -20,7 +20,7 @@ use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers
 use ratatui::widgets::TableState;
 use tautline::stop_all;
 
-pub(crate) use self::screen::Log;
+pub(crate) use self::screen::LogWriter;
 
 use self::feed::Feed;
 use self::screen::Screen;
@@ -30,7 +30,7 @@ use crate::{Done, connection, help, printer, signals};
 /// Shows several connections in the terminal, live
 #[derive(Args)]
 #[command(help_template = help::TEMPLATE, after_help = help::connects!("  \
-tautline watch wss://stream.binance.com/ws/btcusdt@trade wss://ws.kraken.com/v2
+tautline watch wss://ws.kraken.com/v2 wss://stream.binance.com/ws
   tautline watch -x '{\"op\":\"ping\"}' wss://ws.okx.com/ws/v5/public
 
 Keys: q or Ctrl-C quits, up and down (or k and j) select a connection, whose
@@ -59,7 +59,7 @@ pub(crate) fn run(options: &Options) -> Result<Done, String> {
                     instead"
             .to_owned());
     }
-    let ending = signals::watch_on_screen(screen::leave_at_once, screen::suspend)?;
+    let ending = signals::watch_on_screen(screen::restore_before_exit, screen::suspend)?;
     let texts: Arc<[String]> = options.send.as_slice().into();
     let mut feeds = Vec::new();
     for (url, name) in options.urls.iter().zip(feed::names(&options.urls)) {
@@ -122,7 +122,10 @@ fn show(feeds: &mut [Feed], ending: &Ending) -> io::Result<()> {
                 };
                 has_news = true;
                 match action(&event) {
-                    Some(Action::Quit) => return Ok(()),
+                    Some(Action::Quit) => {
+                        ending.begin();
+                        return Ok(());
+                    }
                     Some(Action::Suspend) => signals::raise_stop(),
                     Some(Action::Up) => table.select_previous(),
                     Some(Action::Down) => table.select_next(),

@@ -1,6 +1,7 @@
 //! Draws the view: a table of connections, and the details of the selected one. Pure.
 //!
-//! Everything that a server may have written is drawn through [`Visible`].
+//! Text that a server may have written is drawn through [`Visible`]. Names come from the command
+//! line.
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +16,7 @@ use super::feed::{Note, Notes};
 use super::history::History;
 use crate::visible::Visible;
 
-/// What is shown of a connection.
+/// All that is shown of a connection.
 pub(crate) struct Row<'a> {
     pub(crate) name: &'a str,
     pub(crate) state: State,
@@ -207,7 +208,7 @@ fn draw_details(frame: &mut Frame<'_>, area: Rect, row: &Row<'_>, now: Instant) 
     let [title, text, chart] =
         Layout::vertical([Constraint::Length(1), Constraint::Max(height), Constraint::Max(CHART)])
             .areas(area);
-    let name = format!("─ {} ", Visible(row.name));
+    let name = format!("─ {} ", row.name);
     let rule = "─".repeat(width.saturating_sub(Span::raw(&*name).width()));
     frame.render_widget(Line::from(vec![name.bold(), rule.dim()]), title);
     frame.render_widget(Text::from(lines), text);
@@ -459,7 +460,7 @@ mod tests {
         }
     }
 
-    /// What a server could write, and long.
+    /// Long text of a server that means no good.
     const HOSTILE: &str = "a\x1b[2J\x1b]0;title\x07\n\r\t\u{9b}31m\u{202e} 日本語 🦀 e\u{301} \
                            averylongwordthatfitsonnonarrowscreenandhastobecutsomewhere end";
 
@@ -517,10 +518,10 @@ mod tests {
             notes: &notes,
         };
         // The numbers of rows and the selection differ from each size to the next. Of the large
-        // sizes, which take long without optimization, every eleventh is enough.
+        // sizes, which take long without optimization, every 23rd is enough.
         for width in 0..=140u16 {
             for height in 0..=50u16 {
-                if (width > 40 || height > 16) && (width * 3 + height * 5) % 11 != 0 {
+                if (width > 40 || height > 16) && (width * 3 + height * 5) % 23 != 0 {
                     continue;
                 }
                 let count = usize::from(width * 7 + height * 3) % 31;
