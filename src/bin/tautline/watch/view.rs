@@ -195,6 +195,9 @@ fn title(column: &Column) -> Cell<'static> {
     }
 }
 
+/// The rows that one of the details takes at most: a server can be wordy.
+const PARTS: usize = 4;
+
 /// The columns of the labels before the details, and a space.
 const LABEL: usize = 8;
 
@@ -204,10 +207,14 @@ const CHART: u16 = 10;
 fn draw_details(frame: &mut Frame<'_>, area: Rect, row: &Row<'_>, now: Instant) {
     let width = usize::from(area.width);
     let lines = details(row, now, width.saturating_sub(LABEL + 2));
-    let height = u16::try_from(lines.len()).unwrap_or(u16::MAX);
-    let [title, text, chart] =
-        Layout::vertical([Constraint::Length(1), Constraint::Max(height), Constraint::Max(CHART)])
-            .areas(area);
+    // The chart has the rows that are left.
+    let [title, text, chart] = Layout::vertical([
+        Constraint::Length(1),
+        Constraint::Length(u16::try_from(lines.len()).unwrap_or(u16::MAX)),
+        Constraint::Fill(1),
+    ])
+    .areas(area);
+    let chart = Rect { height: chart.height.min(CHART), ..chart };
     let name = format!("─ {} ", row.name);
     let rule = "─".repeat(width.saturating_sub(Span::raw(&*name).width()));
     frame.render_widget(Line::from(vec![name.bold(), rule.dim()]), title);
@@ -221,7 +228,12 @@ fn details(row: &Row<'_>, now: Instant, width: usize) -> Vec<Line<'static>> {
     let mut lines = Vec::new();
     let mut add = |label: &'static str, style: Style, text: &str| {
         let text = Visible(text).to_string();
-        for (number, part) in wrapped(&text, width).into_iter().enumerate() {
+        let mut parts = wrapped(&text, width);
+        if parts.len() > PARTS {
+            parts.truncate(PARTS);
+            parts[PARTS - 1] += "…";
+        }
+        for (number, part) in parts.into_iter().enumerate() {
             let label = if number == 0 { label } else { "" };
             let label = format!(" {label:<LABEL$}");
             lines.push(Line::from(vec![Span::from(label).dim(), Span::styled(part, style)]));
@@ -435,7 +447,7 @@ fn shortened(name: &str, room: usize) -> String {
     let Some(excess) = characters.len().checked_sub(room).filter(|&excess| excess > 0) else {
         return name.to_owned();
     };
-    let kept_before = room.saturating_sub(1) / 2;
+    let kept_before = room.saturating_sub(1) * 2 / 3;
     let after = (kept_before + excess + 1).min(characters.len());
     let (before, after) = (&characters[..kept_before], &characters[after..]);
     before.iter().chain(&['…']).chain(after).collect()
@@ -662,7 +674,7 @@ mod tests {
     #[test]
     fn names_and_text_are_cut_where_they_have_to_be() {
         assert_eq!(shortened("127.0.0.1:7001#2", 16), "127.0.0.1:7001#2");
-        assert_eq!(shortened("127.0.0.1:7001#2", 12), "127.0…7001#2");
+        assert_eq!(shortened("127.0.0.1:7001#2", 13), "127.0.0.…01#2");
         assert_eq!(shortened("abc", 1), "…");
         assert_eq!(wrapped("one two three", 8), ["one two ", "three"]);
         assert_eq!(wrapped("one two three", 7), ["one two", "three"]);
