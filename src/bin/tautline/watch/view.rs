@@ -106,7 +106,7 @@ const COLUMNS: [Column; 11] = [
         rank: 8,
         cell: |row, _, _| right(si(row.stats.bytes_received as f64), 5),
     },
-    Column { title: "trip", width: 6, rank: 5, cell: |row, _, _| right(trip(&row.stats), 6) },
+    Column { title: "rtt", width: 6, rank: 5, cell: |row, _, _| right(trip(&row.stats), 6) },
     Column {
         title: "age",
         width: 4,
@@ -280,7 +280,7 @@ fn details(row: &Row<'_>, now: Instant, width: usize) -> Vec<Line<'static>> {
     let trips = stats.round_trip;
     if trips.count > 0 {
         let [last, min, mean, max] = [trips.last, trips.min, trips.mean, trips.max].map(short);
-        add("trip", plain, &format!("last {last}, min {min}, mean {mean}, max {max}"));
+        add("rtt", plain, &format!("last {last}, min {min}, mean {mean}, max {max}"));
     }
     lines
 }
@@ -580,7 +580,7 @@ mod tests {
         assert_eq!(lines[0], " tautline watch   1 of 1 open   1.5k msg/s   1.5 kB/s");
         assert_eq!(
             lines[1],
-            " connection         state        epoch msg/s   B/s bytes   trip  age queue drops"
+            " connection         state        epoch msg/s   B/s bytes    rtt  age queue drops"
         );
         assert_eq!(
             lines[2],
@@ -621,7 +621,7 @@ mod tests {
         assert_eq!(titles(60), ["state", "msg/s", "B/s", "age", "drops"]);
         assert_eq!(
             titles(80),
-            ["state", "epoch", "msg/s", "B/s", "bytes", "trip", "age", "queue", "drops"]
+            ["state", "epoch", "msg/s", "B/s", "bytes", "rtt", "age", "queue", "drops"]
         );
         assert_eq!(titles(101)[9..], ["msg/s, last 20 s"]);
         assert_eq!(titles(120)[9..], ["msg/s, last 20 s", "drops by kind"]);
