@@ -13,7 +13,7 @@ pub(crate) fn watch() -> Result<Receiver<()>, String> {
     Ok(imp::watch(None)?.signaled)
 }
 
-/// As [`watch`], for a command that has changed the terminal: SIGHUP and SIGQUIT end it as well,
+/// As [`watch`], for a command that has changed the terminal: SIGHUP and SIGQUIT end it too,
 /// `restore` is called before a second signal ends the program, and at SIGTSTP `suspend`, with a
 /// function that stops the program until SIGCONT.
 pub(crate) fn watch_on_screen(restore: fn(), suspend: fn(fn())) -> Result<Ending, String> {
@@ -62,6 +62,8 @@ mod imp {
                         // A full channel holds a token already.
                         let _ = tell.try_send(());
                     }
+                    // A terminal that goes away may say so twice, by the kernel and by a shell.
+                    _ if signal == SIGHUP => {}
                     _ => {
                         if let Some(OnScreen { restore, .. }) = &on_screen {
                             restore();

@@ -284,6 +284,9 @@ pub(crate) struct Name {
     pub(crate) given: Option<String>,
 }
 
+/// The bytes that the name of a client has at most.
+const NAME_MAX: usize = 64;
+
 /// Returns the names of the connections to these URLs: the host, behind it the port where several
 /// have the same host, and a number where that is the same too.
 pub(crate) fn names(urls: &[String]) -> Vec<Name> {
@@ -312,8 +315,7 @@ pub(crate) fn names(urls: &[String]) -> Vec<Name> {
             if *number > 1 {
                 shown = format!("{shown}#{number}");
             }
-            // Longer names are refused.
-            let given = (is_shared && (1..=64).contains(&shown.len())).then(|| shown.clone());
+            let given = (is_shared && (1..=NAME_MAX).contains(&shown.len())).then(|| shown.clone());
             Name { shown, given }
         })
         .collect()

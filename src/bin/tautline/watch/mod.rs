@@ -62,17 +62,21 @@ pub(crate) fn run(options: &Options) -> Result<Done, String> {
     let ending = signals::watch_on_screen(screen::restore_before_exit, screen::suspend)?;
     let texts: Arc<[String]> = options.send.as_slice().into();
     let mut feeds = Vec::new();
-    for (url, name) in options.urls.iter().zip(feed::names(&options.urls)) {
-        let shown = name.shown.clone();
+    let names = feed::names(&options.urls);
+    for (number, (url, name)) in options.urls.iter().zip(names).enumerate() {
         let started = Feed::start(&options.connection, url, name, &texts);
         feeds.push(started.map_err(|error| match options.urls.len() {
             1 => error,
-            _ => format!("{shown}: {error}"),
+            _ => format!("URL {}: {error}", number + 1),
         })?);
     }
-    let shown = show(&mut feeds, &ending);
-    // From here on the terminal is as it was.
-    ending.begin();
+    let shown = Screen::enter().and_then(|mut screen| {
+        let keys = Keys::read();
+        let shown = show(&mut feeds, &mut screen, &keys, &ending);
+        // Before Ctrl-C is a signal again.
+        ending.begin();
+        shown
+    });
     let has_given_up = feeds.iter().all(Feed::has_given_up);
     let stoppers: Vec<_> = feeds.iter().map(Feed::stopper).collect();
     let reports = stop_all(&stoppers, options.connection.stop_timeout());
@@ -86,9 +90,7 @@ pub(crate) fn run(options: &Options) -> Result<Done, String> {
 }
 
 /// Shows the feeds until a key or a signal ends it.
-fn show(feeds: &mut [Feed], ending: &Ending) -> io::Result<()> {
-    let mut screen = Screen::enter()?;
-    let keys = Keys::read();
+fn show(feeds: &mut [Feed], screen: &mut Screen, keys: &Keys, ending: &Ending) -> io::Result<()> {
     let mut table = TableState::new().with_selected(0);
     let (mut drawn, mut has_news) = (None::<Instant>, true);
     loop {
@@ -122,10 +124,7 @@ fn show(feeds: &mut [Feed], ending: &Ending) -> io::Result<()> {
                 };
                 has_news = true;
                 match action(&event) {
-                    Some(Action::Quit) => {
-                        ending.begin();
-                        return Ok(());
-                    }
+                    Some(Action::Quit) => return Ok(()),
                     Some(Action::Suspend) => signals::raise_stop(),
                     Some(Action::Up) => table.select_previous(),
                     Some(Action::Down) => table.select_next(),

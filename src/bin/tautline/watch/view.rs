@@ -87,7 +87,12 @@ struct Column {
 
 const COLUMNS: [Column; 11] = [
     Column { title: "state", width: 12, rank: 0, cell: |row, _, now| state(row.state, now) },
-    Column { title: "epoch", width: 5, rank: 6, cell: |row, _, _| right(row.stats.epochs, 5) },
+    Column {
+        title: "epoch",
+        width: 5,
+        rank: 6,
+        cell: |row, _, _| right(exact(row.stats.epochs), 5),
+    },
     Column {
         title: "msg/s",
         width: 5,
@@ -113,8 +118,18 @@ const COLUMNS: [Column; 11] = [
         rank: 3,
         cell: |row, _, _| right(age(row.stats.last_byte_age), 4),
     },
-    Column { title: "queue", width: 5, rank: 7, cell: |row, _, _| right(row.stats.queue_depth, 5) },
-    Column { title: "drops", width: 5, rank: 2, cell: |row, _, _| right(drops(&row.stats), 5) },
+    Column {
+        title: "queue",
+        width: 5,
+        rank: 7,
+        cell: |row, _, _| right(exact(row.stats.queue_depth as u64), 5),
+    },
+    Column {
+        title: "drops",
+        width: 5,
+        rank: 2,
+        cell: |row, _, _| right(exact(drops(&row.stats)), 5),
+    },
     Column {
         title: "msg/s, last 20 s",
         width: 20,
@@ -334,7 +349,11 @@ fn draw_chart(frame: &mut Frame<'_>, area: Rect, row: &Row<'_>) {
 
 fn state(state: State, now: Instant) -> Cell<'static> {
     let (text, color) = match state {
-        State::Connecting { attempt } => (format!("Connecting {attempt}"), Color::Yellow),
+        State::Connecting { attempt: attempt @ ..10 } => {
+            (format!("Connecting {attempt}"), Color::Yellow)
+        }
+        // Twelve characters are all there is.
+        State::Connecting { attempt } => (format!("Connect {}", attempt.min(9999)), Color::Yellow),
         State::Open { .. } => ("Open".to_owned(), Color::Green),
         State::Closing => ("Closing".to_owned(), Color::Yellow),
         State::Backoff { until, .. } => {
@@ -378,6 +397,11 @@ fn trip(stats: &Stats) -> String {
         0 => "-".to_owned(),
         _ => short(stats.round_trip.last),
     }
+}
+
+/// Returns a count in at most five characters, exactly if that is possible.
+fn exact(count: u64) -> String {
+    if count < 100_000 { count.to_string() } else { si(count as f64) }
 }
 
 /// Returns a count in at most five characters, with the prefixes of the SI.
@@ -645,6 +669,7 @@ mod tests {
             assert_eq!(si(count), shown);
         }
         assert_eq!(bytes(1500.0), "1.5 kB");
+        assert_eq!((exact(99_999), exact(100_000)), ("99999".to_owned(), "100k".to_owned()));
         for (micros, shown) in [
             (0, "0µs"),
             (999, "999µs"),
