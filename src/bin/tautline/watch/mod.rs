@@ -8,7 +8,7 @@ mod history;
 mod screen;
 mod view;
 
-use std::io::{self, Write};
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
@@ -24,8 +24,9 @@ pub(crate) use self::screen::LogWriter;
 
 use self::feed::Feed;
 use self::screen::Screen;
+use crate::printer::{Printed, complain, print};
 use crate::signals::Ending;
-use crate::{Done, connection, help, printer, signals};
+use crate::{Done, connection, help, signals};
 
 /// Shows several connections in the terminal, live
 #[derive(Args)]
@@ -81,12 +82,11 @@ pub(crate) fn run(options: &Options) -> Result<Done, String> {
     let stoppers: Vec<_> = feeds.iter().map(Feed::stopper).collect();
     let reports = stop_all(&stoppers, options.connection.stop_timeout());
     let lines = feeds.into_iter().zip(&reports).map(|(feed, report)| feed.summary(report) + "\n");
-    let is_printed = printer::print_whole(&lines.collect::<String>());
+    let printed = print(&lines.collect::<String>());
     if let Err(error) = &shown {
-        // Standard error may be that terminal.
-        let _ = writeln!(io::stderr(), "tautline: cannot draw on the terminal: {error}");
+        complain(&format!("cannot draw on the terminal: {error}"));
     }
-    Ok(!has_given_up && is_printed && shown.is_ok())
+    Ok(!has_given_up && printed != Printed::Failed && shown.is_ok())
 }
 
 /// Shows the feeds until a key or a signal ends it.
