@@ -44,11 +44,13 @@ impl Terminal {
             .map(|argument| format!("'{}'", argument.replace('\'', r"'\''")))
             .collect();
         let folder_text = folder.display();
-        // `exec` gives the program the number that was written.
+        // `exec` gives the program the number that was written. The shell outlives the terminal, as
+        // far as `read`, to tell the status.
         let script = format!(
-            "cd '{folder_text}'\nstty -a >before\n\
+            "trap '' HUP\ncd '{folder_text}'\nstty -a >before\n\
              {variables} sh -c 'echo $$ >number; exec \"$@\"' sh {}\n\
-             echo status=$? ended\nstty -a >after\necho settings are written\nexec sleep 1000\n",
+             status=$?\necho $status >status\necho status=$status ended\nstty -a >after\n\
+             echo settings are written\nread line\n",
             quoted.join(" ")
         );
         let path = folder.join("run.sh");
@@ -112,6 +114,19 @@ impl Terminal {
         let number = fs::read_to_string(self.folder.join("number")).expect("it has started");
         let number = number.trim().parse().ok().and_then(Pid::from_raw);
         kill_process(number.expect("a process has a number"), signal).expect("it is there");
+    }
+
+    /// Ends tmux, so that the terminal hangs up, and returns the status of the program after that.
+    pub(crate) fn hang_up(&self) -> String {
+        self.tmux(&["kill-server"]);
+        let deadline = Instant::now() + SOON;
+        loop {
+            match fs::read_to_string(self.folder.join("status")) {
+                Ok(status) if status.ends_with('\n') => return status.trim().to_owned(),
+                _ => assert!(Instant::now() < deadline, "it never ends"),
+            }
+            thread::sleep(LOOK);
+        }
     }
 
     /// Returns whether the alternate screen is on, and whether the cursor is hidden.

@@ -4,6 +4,7 @@
 
 use std::collections::VecDeque;
 use std::io::{self, IsTerminal, Stdout, Write};
+use std::mem::ManuallyDrop;
 use std::panic;
 use std::sync::Once;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -37,7 +38,9 @@ const EXIT: Duration = Duration::from_millis(500);
 
 /// The alternate screen. Its drop brings back the other one.
 pub(crate) struct Screen {
-    terminal: Terminal<CrosstermBackend<Stdout>>,
+    /// Its own drop would print to standard error if the terminal has gone, and panic if that is
+    /// the terminal too.
+    terminal: ManuallyDrop<Terminal<CrosstermBackend<Stdout>>>,
 }
 
 impl Screen {
@@ -51,7 +54,8 @@ impl Screen {
                 previous(panic);
             }));
         });
-        let screen = Screen { terminal: Terminal::new(CrosstermBackend::new(io::stdout()))? };
+        let terminal = Terminal::new(CrosstermBackend::new(io::stdout()))?;
+        let screen = Screen { terminal: ManuallyDrop::new(terminal) };
         let _drawing = DRAWING.lock();
         set_up()?;
         Ok(screen)

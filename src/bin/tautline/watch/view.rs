@@ -82,66 +82,50 @@ struct Column {
     width: u16,
     /// A narrow terminal has the columns of the lowest ranks.
     rank: u8,
-    cell: fn(&Row<'_>, u16, Instant) -> Cell<'static>,
+    place: Place,
+    cell: fn(&Row<'_>, Instant) -> Cell<'static>,
 }
 
+/// The place of a column's text within its width.
+#[derive(Clone, Copy, PartialEq)]
+enum Place {
+    Left,
+    Right,
+    /// On the left, and the width is all that the other columns leave.
+    Rest,
+}
+
+impl Column {
+    const fn new(
+        title: &'static str,
+        width: u16,
+        rank: u8,
+        place: Place,
+        cell: fn(&Row<'_>, Instant) -> Cell<'static>,
+    ) -> Self {
+        Column { title, width, rank, place, cell }
+    }
+}
+
+/// The seconds in the sparkline of each row.
+const SPARK: u16 = 20;
+
 const COLUMNS: [Column; 11] = [
-    Column { title: "state", width: 12, rank: 0, cell: |row, _, now| state(row.state, now) },
-    Column {
-        title: "epoch",
-        width: 5,
-        rank: 6,
-        cell: |row, _, _| right(exact(row.stats.epochs), 5),
-    },
-    Column {
-        title: "msg/s",
-        width: 5,
-        rank: 1,
-        cell: |row, _, _| right(si(row.history.rate().messages), 5),
-    },
-    Column {
-        title: "B/s",
-        width: 5,
-        rank: 4,
-        cell: |row, _, _| right(si(row.history.rate().bytes), 5),
-    },
-    Column {
-        title: "bytes",
-        width: 5,
-        rank: 8,
-        cell: |row, _, _| right(si(row.stats.bytes_received as f64), 5),
-    },
-    Column { title: "rtt", width: 6, rank: 5, cell: |row, _, _| right(trip(&row.stats), 6) },
-    Column {
-        title: "age",
-        width: 4,
-        rank: 3,
-        cell: |row, _, _| right(age(row.stats.last_byte_age), 4),
-    },
-    Column {
-        title: "queue",
-        width: 5,
-        rank: 7,
-        cell: |row, _, _| right(exact(row.stats.queue_depth as u64), 5),
-    },
-    Column {
-        title: "drops",
-        width: 5,
-        rank: 2,
-        cell: |row, _, _| right(exact(drops(&row.stats)), 5),
-    },
-    Column {
-        title: "msg/s, last 20 s",
-        width: 20,
-        rank: 9,
-        cell: |row, width, _| Cell::from(spark(&row.history.last_seconds(usize::from(width)))),
-    },
-    Column {
-        title: "drops by kind",
-        width: 16,
-        rank: 10,
-        cell: |row, _, _| Cell::from(describe_drops(&row.stats)),
-    },
+    Column::new("state", 12, 0, Place::Left, |row, now| state(row.state, now)),
+    Column::new("epoch", 5, 6, Place::Right, |row, _| right(exact(row.stats.epochs))),
+    Column::new("msg/s", 5, 1, Place::Right, |row, _| right(si(row.history.rate().messages))),
+    Column::new("B/s", 5, 4, Place::Right, |row, _| right(si(row.history.rate().bytes))),
+    Column::new("bytes", 5, 8, Place::Right, |row, _| right(si(row.stats.bytes_received as f64))),
+    Column::new("rtt", 6, 5, Place::Right, |row, _| right(round_trip(&row.stats))),
+    Column::new("age", 4, 3, Place::Right, |row, _| right(age(row.stats.last_byte_age))),
+    Column::new("queue", 5, 7, Place::Right, |row, _| right(exact(row.stats.queue_depth as u64))),
+    Column::new("drops", 5, 2, Place::Right, |row, _| right(exact(drops(&row.stats)))),
+    Column::new("msg/s, last 20 s", SPARK, 9, Place::Left, |row, _| {
+        Cell::from(spark(&row.history.last_seconds(usize::from(SPARK))))
+    }),
+    Column::new("drops by kind", 16, 10, Place::Rest, |row, _| {
+        Cell::from(describe_drops(&row.stats))
+    }),
 ];
 
 /// The columns that a name takes at least, before a narrow terminal leaves out another column.
@@ -179,18 +163,21 @@ fn draw_table(
     let room = usize::from(area.width.saturating_sub(taken + 1)).min(longest.max(NAME_MIN));
     let widths =
         std::iter::once(Constraint::Length(room as u16)).chain(columns.iter().map(|column| {
-            match column.rank {
-                10 => Constraint::Min(column.width),
+            match column.place {
+                Place::Rest => Constraint::Min(column.width),
                 _ => Constraint::Length(column.width),
             }
         }));
     let header = std::iter::once(Cell::from("connection"))
-        .chain(columns.iter().map(|column| title(column)))
+        .chain(columns.iter().map(|column| match column.place {
+            Place::Right => right(column.title),
+            _ => Cell::from(column.title),
+        }))
         .collect::<ratatui::widgets::Row<'_>>()
         .style(Style::new().underlined());
     let body = rows.iter().map(|row| {
         std::iter::once(Cell::from(shortened(row.name, room)))
-            .chain(columns.iter().map(|column| (column.cell)(row, column.width, now)))
+            .chain(columns.iter().map(|column| (column.cell)(row, now)))
             .collect::<ratatui::widgets::Row<'_>>()
     });
     let table = Table::new(body, widths)
@@ -200,14 +187,6 @@ fn draw_table(
         .highlight_spacing(HighlightSpacing::Always)
         .row_highlight_style(Style::new().bold());
     frame.render_stateful_widget(table, area, state);
-}
-
-/// Titles stand over their numbers on the right, and over text on the left.
-fn title(column: &Column) -> Cell<'static> {
-    match column.rank {
-        0 | 9 | 10 => Cell::from(column.title),
-        _ => right(column.title, usize::from(column.width)),
-    }
 }
 
 /// The rows that one of the details takes at most: a server can be wordy.
@@ -387,12 +366,12 @@ pub(crate) fn describe_drops(stats: &Stats) -> String {
     drops.join(", ")
 }
 
-fn right(text: impl ToString, width: usize) -> Cell<'static> {
-    Cell::from(format!("{:>width$}", text.to_string()))
+fn right(text: impl Into<String>) -> Cell<'static> {
+    Cell::from(Text::raw(text.into()).right_aligned())
 }
 
 /// Returns the latest round trip.
-fn trip(stats: &Stats) -> String {
+fn round_trip(stats: &Stats) -> String {
     match stats.round_trip.count {
         0 => "-".to_owned(),
         _ => short(stats.round_trip.last),
