@@ -533,10 +533,10 @@ mod tests {
             notes: &notes,
         };
         // The numbers of rows and the selection differ from each size to the next. Of the large
-        // sizes, which take long without optimization, every 23rd is enough.
+        // sizes, which take long without optimization, every 47th is enough.
         for width in 0..=140u16 {
             for height in 0..=50u16 {
-                if (width > 40 || height > 16) && (width * 3 + height * 5) % 23 != 0 {
+                if (width > 32 || height > 16) && (width * 3 + height * 5) % 47 != 0 {
                     continue;
                 }
                 let count = usize::from(width * 7 + height * 3) % 31;
