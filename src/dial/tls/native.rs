@@ -7,8 +7,7 @@ use native_tls::{TlsConnector, TlsStream};
 
 use crate::connection::tls_connection::{self, TlsBuffers, TlsConnection};
 use crate::dial::tls::{
-    BoxError, Connector, Handshake, IdentitySource, Progress, TlsOptions, is_pem, not_a_pair,
-    starting_with,
+    BoxError, Connector, Handshake, IdentitySource, Progress, TlsOptions, is_pem, starting_with,
 };
 use crate::error::{Error, ErrorKind};
 
@@ -105,7 +104,7 @@ fn check_pair(certificate: &[u8], key: &[u8]) -> Result<(), Error> {
     };
     match is_pair() {
         Ok(true) => Ok(()),
-        Ok(false) => Err(not_a_pair()),
+        Ok(false) => Err(super::not_a_pair()),
         Err(error) => Err(Error::caused(ErrorKind::Config, BAD_IDENTITY, error)),
     }
 }
