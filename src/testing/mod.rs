@@ -1,5 +1,5 @@
-//! A scripted server on a loopback port, simulated [exchanges](exchange) and a check for leaks, for
-//! the tests of programs that use this crate.
+//! A scripted server on a loopback port, [replays](TestServer::replay) of recordings, simulated
+//! [exchanges](exchange) and a check for leaks, for the tests of programs that use this crate.
 //!
 //! A script is a closure that plays the server's side of one connection, on a thread of its own.
 //! The connection ends when the closure returns, and whatever it waits for ends when the server is
@@ -62,11 +62,14 @@ pub mod exchange;
 mod leaks;
 mod peer;
 mod recorder;
+mod recording;
+mod replay;
 mod server;
 
 #[cfg(target_os = "linux")]
 pub use leaks::{ResourceSnapshot, assert_no_leaks};
 pub use peer::{Peer, Received, Request};
+pub use replay::Pace;
 pub use server::{TestServer, TestServerBuilder};
 
 use crate::event::{Arrival, MessageRef, Payload};

@@ -3,9 +3,10 @@
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use native_tls::{TlsAcceptor, TlsStream};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use socket2::SockRef;
 use tungstenite::handshake::derive_accept_key;
 
@@ -18,6 +19,9 @@ const HEAD_MAX: usize = 64 * 1024;
 
 /// The size of a client's message from which on it is refused.
 const MESSAGE_MAX: usize = 256 * 1024 * 1024;
+
+/// The limit of a read from a socket that has something to read.
+const READ_TIMEOUT: Duration = Duration::from_millis(1);
 
 /// The server's side of one connection, as its script plays it.
 ///
@@ -164,8 +168,28 @@ impl Peer {
     /// As [`upgrade`](Peer::upgrade).
     pub fn upgrade_with(&mut self, extra: &str) -> io::Result<Request> {
         let request = self.read_request()?;
+        self.accept_request(&request, extra)?;
+        Ok(request)
+    }
+
+    fn accept_request(&mut self, request: &Request, extra: &str) -> io::Result<()> {
         self.write(request.acceptance(extra).as_bytes())?;
         self.recorder.opening();
+        Ok(())
+    }
+
+    /// Reads the opening handshake and accepts it, with the first of the subprotocols that the
+    /// client offers, if it offers any.
+    ///
+    /// # Errors
+    /// As [`upgrade`](Peer::upgrade).
+    pub fn upgrade_with_first_subprotocol(&mut self) -> io::Result<Request> {
+        let request = self.read_request()?;
+        let first = request
+            .header("Sec-WebSocket-Protocol")
+            .and_then(|names| names.split(',').map(str::trim).find(|name| !name.is_empty()));
+        let extra = first.map(|name| format!("Sec-WebSocket-Protocol: {name}\r\n"));
+        self.accept_request(&request, &extra.unwrap_or_default())?;
         Ok(request)
     }
 
@@ -256,6 +280,16 @@ impl Peer {
         self.send_frame(0x88, &payload)
     }
 
+    /// Sends a close frame, and reads until the client has answered it or has ended the connection.
+    ///
+    /// # Errors
+    /// As [`receive`](Peer::receive).
+    pub fn close_and_wait(&mut self, code: u16, reason: &str) -> io::Result<()> {
+        self.close(code, reason)?;
+        while !matches!(self.receive()?, Received::Close(..) | Received::End) {}
+        Ok(())
+    }
+
     /// Sends an unmasked frame. `first` is its first byte: FIN, reserved bits and opcode.
     ///
     /// # Errors
@@ -316,48 +350,55 @@ impl Peer {
                     true => Err(ErrorKind::UnexpectedEof.into()),
                 };
             };
-            let (kind, message) = match (first & 0x0f, self.partial.take()) {
-                (8, _) => {
-                    let code = payload.first_chunk::<2>().map(|code| u16::from_be_bytes(*code));
-                    self.recorder.close(code);
-                    let reason =
-                        String::from_utf8_lossy(payload.get(2..).unwrap_or_default()).into_owned();
-                    return Ok(Received::Close(code, reason));
-                }
-                (9, partial) => {
-                    self.partial = partial;
-                    self.recorder.ping();
-                    return Ok(Received::Ping(payload));
-                }
-                (10, partial) => {
-                    self.partial = partial;
-                    return Ok(Received::Pong(payload));
-                }
-                (0, Some((_, message))) if message.len() + payload.len() > MESSAGE_MAX => {
-                    return Err(too_long());
-                }
-                (0, Some((kind, mut message))) => {
-                    message.extend_from_slice(&payload);
-                    (kind, message)
-                }
-                (kind @ (1 | 2), None) => (kind, payload),
-                _ => {
-                    return Err(io::Error::new(
-                        ErrorKind::InvalidData,
-                        "a stray fragment or an unknown opcode",
-                    ));
-                }
-            };
-            if first & 0x80 == 0 {
-                self.partial = Some((kind, message));
-                continue;
+            if let Some(received) = self.assemble(first, payload)? {
+                return Ok(received);
             }
-            self.recorder.message(&message);
-            return Ok(match kind {
-                1 => Received::Text(String::from_utf8(message).map_err(io::Error::other)?),
-                _ => Received::Binary(message),
-            });
         }
+    }
+
+    /// Returns what ends with this frame, or `None` if it is a fragment that others follow.
+    fn assemble(&mut self, first: u8, payload: Vec<u8>) -> io::Result<Option<Received>> {
+        let (kind, message) = match (first & 0x0f, self.partial.take()) {
+            (8, _) => {
+                let code = payload.first_chunk::<2>().map(|code| u16::from_be_bytes(*code));
+                self.recorder.close(code);
+                let reason =
+                    String::from_utf8_lossy(payload.get(2..).unwrap_or_default()).into_owned();
+                return Ok(Some(Received::Close(code, reason)));
+            }
+            (9, partial) => {
+                self.partial = partial;
+                self.recorder.ping();
+                return Ok(Some(Received::Ping(payload)));
+            }
+            (10, partial) => {
+                self.partial = partial;
+                return Ok(Some(Received::Pong(payload)));
+            }
+            (0, Some((_, message))) if message.len() + payload.len() > MESSAGE_MAX => {
+                return Err(too_long());
+            }
+            (0, Some((kind, mut message))) => {
+                message.extend_from_slice(&payload);
+                (kind, message)
+            }
+            (kind @ (1 | 2), None) => (kind, payload),
+            _ => {
+                return Err(io::Error::new(
+                    ErrorKind::InvalidData,
+                    "a stray fragment or an unknown opcode",
+                ));
+            }
+        };
+        if first & 0x80 == 0 {
+            self.partial = Some((kind, message));
+            return Ok(None);
+        }
+        self.recorder.message(&message);
+        Ok(Some(match kind {
+            1 => Received::Text(String::from_utf8(message).map_err(io::Error::other)?),
+            _ => Received::Binary(message),
+        }))
     }
 
     /// Receives like [`receive`](Peer::receive), for scripts that send while they listen. Returns
@@ -370,9 +411,7 @@ impl Peer {
         self.socket().set_read_timeout(Some(timeout.max(Duration::from_millis(1))))?;
         let received = match self.receive() {
             Ok(received) => Ok(Some(received)),
-            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
-                Ok(None)
-            }
+            Err(error) if is_timeout(&error) => Ok(None),
             Err(error) => Err(error),
         };
         self.socket().set_read_timeout(None)?;
@@ -387,17 +426,77 @@ impl Peer {
     /// at the end of the connection.
     pub fn receive_message(&mut self) -> io::Result<Received> {
         loop {
-            match self.receive()? {
-                Received::Ping(payload) => self.pong(&payload)?,
-                Received::Pong(_) => {}
-                Received::Close(code, _) => {
-                    let payload = code.map(|code| code.to_be_bytes().to_vec()).unwrap_or_default();
-                    self.send_frame(0x88, &payload)?;
-                    return Err(ErrorKind::ConnectionAborted.into());
-                }
-                Received::End => return Err(ErrorKind::UnexpectedEof.into()),
-                message => return Ok(message),
+            let received = self.receive()?;
+            if let Some(message) = self.answer(received)? {
+                return Ok(message);
             }
+        }
+    }
+
+    /// Answers a ping or a close frame, and returns a message.
+    fn answer(&mut self, received: Received) -> io::Result<Option<Received>> {
+        match received {
+            Received::Ping(payload) => self.pong(&payload)?,
+            Received::Pong(_) => {}
+            Received::Close(code, _) => {
+                let payload = code.map(|code| code.to_be_bytes().to_vec()).unwrap_or_default();
+                self.send_frame(0x88, &payload)?;
+                return Err(ErrorKind::ConnectionAborted.into());
+            }
+            Received::End => return Err(ErrorKind::UnexpectedEof.into()),
+            message => return Ok(Some(message)),
+        }
+        Ok(None)
+    }
+
+    /// Answers what comes, until `due`. What is there already is read once even if `due` is past.
+    ///
+    /// # Errors
+    /// As [`receive_message`](Peer::receive_message).
+    pub(super) fn answer_until(&mut self, due: Instant) -> io::Result<()> {
+        loop {
+            let left = due.saturating_duration_since(sync::now());
+            let is_readable = self.is_readable(left)?;
+            // A client that sends without end does not delay what is due.
+            let is_over = left.is_zero() || !is_readable && sync::now() >= due;
+            if is_readable {
+                // Only a part of a TLS record may have come.
+                self.socket().set_read_timeout(Some(READ_TIMEOUT))?;
+                let count = self.read_more();
+                self.socket().set_read_timeout(None)?;
+                match count {
+                    Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+                    Err(error) if !is_timeout(&error) => return Err(error),
+                    _ => {}
+                }
+            }
+            // A script may have left frames here.
+            while let Some((first, payload, len)) = parse_frame(&self.unread)? {
+                self.unread.drain(..len);
+                if let Some(received) = self.assemble(first, payload)? {
+                    self.answer(received)?;
+                }
+            }
+            if is_over {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Waits until there is something to read, for `timeout` at most. Returns whether there is. The
+    /// drop of the server counts, which shuts the socket down.
+    fn is_readable(&self, timeout: Duration) -> io::Result<bool> {
+        if let Stream::Tls(tls) = &self.stream {
+            if tls.buffered_read_size().map_err(io::Error::other)? > 0 {
+                return Ok(true);
+            }
+        }
+        // The timeout of a read is coarser than the times of a recording.
+        let timeout = Timespec::try_from(timeout).ok();
+        match poll(&mut [PollFd::new(self.socket(), PollFlags::IN)], timeout.as_ref()) {
+            Ok(count) => Ok(count > 0),
+            Err(rustix::io::Errno::INTR) => Ok(false),
+            Err(error) => Err(error.into()),
         }
     }
 
@@ -535,7 +634,14 @@ impl std::fmt::Debug for Peer {
 
 /// Returns an unmasked frame, as servers send them.
 fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
-    let mut bytes = vec![first];
+    let mut bytes = Vec::new();
+    append_frame(&mut bytes, first, payload);
+    bytes
+}
+
+/// Appends an unmasked frame.
+pub(super) fn append_frame(bytes: &mut Vec<u8>, first: u8, payload: &[u8]) {
+    bytes.push(first);
     match payload.len() {
         len @ 0..=125 => bytes.push(len as u8),
         len @ 126..=0xffff => {
@@ -548,7 +654,6 @@ fn frame(first: u8, payload: &[u8]) -> Vec<u8> {
         }
     }
     bytes.extend_from_slice(payload);
-    bytes
 }
 
 /// Returns the first byte, the unmasked payload and the length of the client's frame at the front
@@ -578,6 +683,10 @@ fn parse_frame(bytes: &[u8]) -> io::Result<Option<(u8, Vec<u8>, usize)>> {
     let mut payload = payload.to_vec();
     crate::protocol::mask::mask(&mut payload, key);
     Ok(Some((first, payload, start + len)))
+}
+
+fn is_timeout(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
 }
 
 fn too_long() -> io::Error {

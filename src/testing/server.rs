@@ -230,6 +230,19 @@ impl TestServerBuilder {
         let wanted = self.address.unwrap_or_else(|| ([127, 0, 0, 1], 0).into());
         let listener = TcpListener::bind(wanted)
             .unwrap_or_else(|error| panic!("cannot listen on {wanted}: {error}"));
+        self.start_on(listener, script)
+    }
+
+    /// Starts the server on a listener, whose address takes the place of
+    /// [`address`](TestServerBuilder::address).
+    ///
+    /// # Panics
+    /// If the system has no thread.
+    pub fn start_on(
+        self,
+        listener: TcpListener,
+        script: impl Fn(&mut Peer) -> io::Result<()> + Send + Sync + 'static,
+    ) -> TestServer {
         // The default of 128 is too short: a thousand clients that come back at once would wait a
         // second for their lost SYNs.
         SockRef::from(&listener).listen(BACKLOG).expect("a socket that listens may listen again");
