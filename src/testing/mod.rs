@@ -69,7 +69,7 @@ mod server;
 #[cfg(target_os = "linux")]
 pub use leaks::{ResourceSnapshot, assert_no_leaks};
 pub use peer::{Peer, Received, Request};
-pub use replay::Pace;
+pub use replay::{Pace, check_recording};
 pub use server::{TestServer, TestServerBuilder};
 
 use crate::event::{Arrival, MessageRef, Payload};

@@ -449,7 +449,7 @@ impl Peer {
         Ok(None)
     }
 
-    /// Answers what comes, until `due`. What is there already is read once even if `due` is past.
+    /// Answers what comes, until `due`. If `due` is past, it reads once what is there already.
     ///
     /// # Errors
     /// As [`receive_message`](Peer::receive_message).

@@ -52,6 +52,15 @@ impl Pace {
     }
 }
 
+/// Checks that a file can be read and that its first line is that of a recording, without looking
+/// at the rest.
+///
+/// # Errors
+/// As [`TestServer::replay`].
+pub fn check_recording(path: impl AsRef<Path>) -> io::Result<()> {
+    Recording::open(path.as_ref()).map(|_| ())
+}
+
 impl TestServer {
     /// Starts a server that replays a recording of `tautline record` or of `tautline tail --json`
     /// to every connection, from its start.
@@ -114,11 +123,16 @@ impl TestServer {
     /// ```
     pub fn replay(path: impl AsRef<Path>, pace: Pace) -> io::Result<TestServer> {
         pace.check()?;
-        Recording::open(path.as_ref())?;
+        check_recording(&path)?;
         let path = path.as_ref().to_owned();
         Ok(TestServer::start(move |peer| {
             peer.upgrade_with_first_subprotocol()?;
-            peer.replay(&path, pace)?;
+            if let Err(error) = peer.replay(&path, pace) {
+                if !is_end(&error) {
+                    log::error!("a recording could not be replayed: {error}");
+                }
+                return Err(error);
+            }
             peer.close_and_wait(1000, "the recording is over")
         }))
     }
@@ -142,7 +156,7 @@ impl Peer {
     ///
     /// # Errors
     /// As [`TestServer::replay`] for the file and the pace, `InvalidData` for a damaged line:
-    /// the client gets close code 1011 then, and the log has the error at level error.
+    /// the client gets close code 1011 then.
     /// `ConnectionAborted` after a close frame of the client, and others as
     /// [`receive`](Peer::receive).
     pub fn replay(&mut self, path: impl AsRef<Path>, pace: Pace) -> io::Result<u64> {
@@ -152,6 +166,17 @@ impl Peer {
             Err(error) => Err(replay.fail(error)),
         }
     }
+}
+
+/// Returns whether an error is that of a client that has gone, or of a server that is dropped.
+fn is_end(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::ConnectionAborted
+            | ErrorKind::UnexpectedEof
+            | ErrorKind::BrokenPipe
+            | ErrorKind::ConnectionReset
+    )
 }
 
 struct Replay<'a> {
@@ -200,9 +225,8 @@ impl Replay<'_> {
         Ok(())
     }
 
-    /// Tells the log and the client that the recording cannot be replayed. Returns the error.
+    /// Tells the client that the recording cannot be replayed. Returns the error.
     fn fail(&mut self, error: io::Error) -> io::Error {
-        log::error!("a recording cannot be replayed: {error}");
         // The client may have gone.
         let _ = self.peer.close_and_wait(1011, "the recording cannot be read");
         error

@@ -5,8 +5,18 @@ use crate::support::tautline;
 /// Columns and rows of the smallest terminal that help has to fit on.
 const SCREEN: (usize, usize) = (80, 24);
 
-const TOPICS: [&str; 8] =
-    ["tail", "ping", "bench", "watch", "help", "completions", "connection", "timing"];
+const TOPICS: [&str; 10] = [
+    "tail",
+    "ping",
+    "bench",
+    "record",
+    "replay",
+    "watch",
+    "help",
+    "completions",
+    "connection",
+    "timing",
+];
 
 #[test]
 fn each_help_fits_on_a_screen_and_has_examples() {

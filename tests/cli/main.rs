@@ -4,6 +4,8 @@
 
 mod help;
 mod measure;
+mod record;
+mod replay;
 mod support;
 mod tail;
 mod terminal;

@@ -1,8 +1,10 @@
 //! Runs the program in child processes, and reads what it prints.
 
+use std::fs;
 use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, Stdio};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
@@ -91,6 +93,61 @@ pub(crate) fn read_until(kind: &str, lines: &mut std::io::Lines<BufReader<ChildS
 
 pub(crate) fn lines_of(child: &mut Child) -> std::io::Lines<BufReader<ChildStdout>> {
     BufReader::new(child.stdout.take().expect("it is piped")).lines()
+}
+
+/// Waits for a condition that no event announces.
+pub(crate) fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + SOON;
+    while !is_so() {
+        assert!(Instant::now() < deadline, "{what}: not within {SOON:?}");
+        std::thread::yield_now();
+    }
+}
+
+/// Returns the URL that `replay` says it serves.
+pub(crate) fn served(child: &mut Child) -> String {
+    let first = lines_of(child).next().expect("it prints something").expect("it can be read");
+    first.strip_prefix("serving ").expect("a URL").to_owned()
+}
+
+/// Ends `replay` by a signal, which is no failure.
+pub(crate) fn end(mut child: Child) {
+    signal(&child, rustix::process::Signal::INT);
+    assert_eq!(child.wait().expect("it ends").code(), Some(0));
+}
+
+/// A folder for the files of one test, which goes with them.
+pub(crate) struct Folder(PathBuf);
+
+impl Folder {
+    pub(crate) fn new(name: &str) -> Self {
+        let name = format!("tautline-cli-{}-{name}", std::process::id());
+        let path = std::env::temp_dir().join(name);
+        // A test that failed has left it behind.
+        let _ = fs::remove_dir_all(&path);
+        fs::create_dir_all(&path).expect("there is room for a folder");
+        Folder(path)
+    }
+
+    /// Returns the path of a file in it.
+    pub(crate) fn path(&self, name: &str) -> String {
+        self.0.join(name).to_str().expect("it is UTF-8").to_owned()
+    }
+
+    /// Returns its files, in the order of their names.
+    pub(crate) fn files(&self) -> Vec<PathBuf> {
+        let entries = fs::read_dir(&self.0).expect("it is there");
+        let mut files: Vec<_> = entries.map(|entry| entry.expect("a file").path()).collect();
+        files.sort();
+        files
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        // What is left is in the system's folder for such files.
+        let _ = fs::remove_dir_all(&self.0);
+    }
 }
 
 pub(crate) fn signal(child: &Child, signal: rustix::process::Signal) {

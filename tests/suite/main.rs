@@ -20,6 +20,7 @@ mod naming;
 mod openssl;
 mod proxying;
 mod reconnecting;
+mod replay;
 mod responding;
 mod sending;
 mod session;

@@ -31,6 +31,8 @@ pub(crate) const PROGRAM: &str = "\
 Examples:
   tautline tail --help
   tautline tail wss://stream.binance.com/ws/btcusdt@trade
+  tautline record wss://stream.binance.com/ws/btcusdt@trade btc.jsonl.zst
+  tautline replay btc.jsonl.zst
 
 SIGINT and SIGTERM close connections and end the program; a second signal ends
 it at once. The exit status is 0 after success or a stop that was asked for, 1

@@ -6,6 +6,7 @@
 //!   safe for a terminal.
 //! - `figures` has durations, counts and their distribution.
 //! - `printer` writes to standard output, and says when that fails.
+//! - `recording` writes the files of a recording.
 //! - The other modules are a command each.
 
 mod bench;
@@ -16,6 +17,9 @@ mod notices;
 mod objects;
 mod ping;
 mod printer;
+mod record;
+mod recording;
+mod replay;
 mod signals;
 mod tail;
 mod visible;
@@ -40,6 +44,8 @@ enum Command {
     Tail(Box<tail::Options>),
     Ping(Box<ping::Options>),
     Bench(Box<bench::Options>),
+    Record(Box<record::Options>),
+    Replay(replay::Options),
     Watch(Box<watch::Options>),
     Help(help::Options),
     Completions(help::CompletionsOptions),
@@ -50,7 +56,9 @@ type Done = bool;
 
 fn main() -> ExitCode {
     let command = Program::parse().command;
-    let mut logger = env_logger::Builder::from_default_env();
+    // A recording without its end is worth a line by itself.
+    let log = env_logger::Env::default().default_filter_or("error,tautline::testing=warn");
+    let mut logger = env_logger::Builder::from_env(log);
     // Into a file or a pipe it goes as it does elsewhere.
     if matches!(command, Command::Watch(_)) && io::stderr().is_terminal() {
         logger.target(env_logger::Target::Pipe(Box::new(watch::LogWriter)));
@@ -60,6 +68,8 @@ fn main() -> ExitCode {
         Command::Tail(options) => tail::run(&options),
         Command::Ping(options) => ping::run(&options),
         Command::Bench(options) => bench::run(&options),
+        Command::Record(options) => record::run(&options),
+        Command::Replay(options) => replay::run(options),
         Command::Watch(options) => watch::run(&options),
         Command::Help(options) => help::run(&options),
         Command::Completions(options) => help::complete(&options),

@@ -2,7 +2,7 @@
 
 use tautline::{DialFailure, Disconnect, Error, Lagged, Opened};
 
-use crate::objects::refusal_body;
+use crate::objects::{NotSent, refusal_body};
 use crate::visible::Quoted;
 
 pub(crate) fn opened(opened: &Opened) -> String {
@@ -30,4 +30,9 @@ pub(crate) fn lagged(lagged: &Lagged) -> String {
 
 pub(crate) fn gave_up(reason: &Error) -> String {
     format!("gave up: {}{}", reason.chain(), Quoted(refusal_body(reason).as_deref()))
+}
+
+pub(crate) fn not_sent(error: &NotSent) -> String {
+    let text = if error.is_certain { "not sent" } else { "perhaps sent" };
+    format!("{text}: {}", error.detail)
 }

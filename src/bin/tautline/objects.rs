@@ -51,6 +51,14 @@ impl Clock {
         payload(message.payload(), line);
     }
 
+    /// Returns the object of a text that was sent just now.
+    pub(crate) fn sent(&self, epoch: u64, text: &str) -> Value {
+        let mut object = self.object("sent");
+        object["epoch"] = epoch.into();
+        object["text"] = text.into();
+        object
+    }
+
     pub(crate) fn opened(&self, opened: &Opened) -> Value {
         let mut object = self.object("opened");
         object["epoch"] = opened.epoch.into();

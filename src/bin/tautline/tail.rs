@@ -238,8 +238,7 @@ impl Tail<'_> {
 }
 
 fn print_not_sent(printer: &Printer, error: &NotSent) {
-    let text = if error.is_certain { "not sent" } else { "perhaps sent" };
-    printer.notice(|clock| clock.send_failed(error), || format!("{text}: {}", error.detail));
+    printer.notice(|clock| clock.send_failed(error), || notices::not_sent(error));
 }
 
 /// Sends each line of standard input. A line that could not be sent is reported and not repeated.
