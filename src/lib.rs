@@ -83,7 +83,7 @@
 //! needs of a client is useful alone: [`RateLimit`], [`Builder::decode`],
 //! [`Builder::auto_respond`], [`Builder::before_reconnect`], [`Endpoint::carry`].
 //!
-//! The [`recipes`] are programs for eleven tasks, from a login to a port from tungstenite.
+//! The [`recipes`] are programs for twelve tasks, from a login to a port from tungstenite.
 //!
 //! # The life of a connection
 //! ```text

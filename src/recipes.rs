@@ -1,4 +1,4 @@
-//! Recipes: a program for each of eleven tasks.
+//! Recipes: a program for each of twelve tasks.
 //!
 //! | task | section |
 //! |---|---|
@@ -9,6 +9,7 @@
 //! | end within a second of Ctrl-C | [5](#5-stop-on-sigint-within-a-second) |
 //! | read slower than messages come | [6](#6-a-queue-for-a-slow-strategy) |
 //! | test a bot without a network | [7](#7-tests-with-testing) |
+//! | test a bot against yesterday's market | [12](#12-tests-against-a-recording) |
 //! | dial through a proxy | [8](#8-behind-a-proxy) |
 //! | keep to the rules of an exchange | [9](#9-settings-per-venue) |
 //! | port a program from tungstenite | [10](#10-coming-from-tungstenite) |
@@ -616,6 +617,44 @@
 //!     None => Ok(()),
 //! }
 //! # }
+//! ```
+//!
+//! # 12. Tests against a recording
+//! `tautline record wss://stream.example.com/ws market.jsonl.zst` records a feed, with the program
+//! of the feature `cli`. `TestServer::replay` plays the file to a bot: at its own pace, at a
+//! multiple, or as fast as the bot reads, where each run brings the same messages in the same
+//! order. A file that ends in `.zst` needs the feature `zstd`.
+//! ```
+//! use tautline::testing::{Pace, TestServer};
+//! use tautline::{Client, Event};
+//!
+//! /// Buys when the price falls, and sells when it rises.
+//! fn decide(last: f64, price: f64) -> &'static str {
+//!     if price < last { "buy" } else { "sell" }
+//! }
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let folder = std::env::temp_dir().join(format!("tautline-recipe-{}", std::process::id()));
+//! # std::fs::create_dir_all(&folder)?;
+//! # let file = folder.join("market.jsonl");
+//! # std::fs::write(&file, r#"{"event":"started","unix_ns":1754300000000000000}
+//! # {"event":"message","ns":1000000,"text":"100.5"}
+//! # {"event":"message","ns":2000000,"text":"99"}
+//! # {"event":"message","ns":900000000,"text":"101"}
+//! # "#)?;
+//! let server = TestServer::replay(&file, Pace::Unpaced)?;
+//! // The server closes the connection at the end of the recording, and the client ends with it.
+//! let client = Client::builder(server.url()).max_attempts(1).start()?;
+//! let mut prices = Vec::new();
+//! for event in client.events() {
+//!     if let Event::Message(message) = event {
+//!         prices.push(message.text().unwrap_or_default().parse::<f64>()?);
+//!     }
+//! }
+//! let decisions: Vec<_> = prices.windows(2).map(|pair| decide(pair[0], pair[1])).collect();
+//! assert_eq!(decisions, ["buy", "sell"]);
+//! # std::fs::remove_dir_all(&folder)?;
+//! # Ok(()) }
 //! ```
 //!
 //! [`app_ping`]: crate::Builder::app_ping
