@@ -342,3 +342,41 @@ impl Record<'_> {
         format!("{bytes} bytes in {files} files, {} lost", self.lost)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_bytes_or_have_a_binary_unit() {
+        for (text, size) in [
+            ("1", Some(1)),
+            ("500K", Some(500 << 10)),
+            ("100m", Some(100 << 20)),
+            ("2G", Some(2 << 30)),
+            ("0", None),
+            ("0M", None),
+            ("", None),
+            ("M", None),
+            ("-1", None),
+            ("1.5G", None),
+            ("1é", None),
+            ("18446744073709551615K", None),
+        ] {
+            assert_eq!(parse_size(text).ok(), size, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_server_is_named_without_what_could_be_secret() {
+        for (url, server) in [
+            ("ws://127.0.0.1:9000/path?query", "127.0.0.1:9000"),
+            ("wss://stream.example.com/ws/listen-key", "stream.example.com"),
+            ("wss://user:password@stream.example.com:9443?token=1", "stream.example.com:9443"),
+            ("ws://[::1]:80/", "[::1]:80"),
+            ("no URL", ""),
+        ] {
+            assert_eq!(host_and_port(url), server, "{url}");
+        }
+    }
+}

@@ -427,3 +427,30 @@ impl Write for Counted {
         self.file.flush()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_number_of_a_file_stands_before_its_suffix() {
+        for (path, folder, numbered, is_compressed) in [
+            ("feed.jsonl", ".", "feed.000001.jsonl", false),
+            ("a/b.c/feed.jsonl.zst", "a/b.c", "feed.000001.jsonl.zst", true),
+            ("/btc.usdt.jsonl", "/", "btc.usdt.000001.jsonl", false),
+            ("feed", ".", "feed.000001", false),
+            ("feed.zst", ".", "feed.000001.zst", true),
+            (".feed.jsonl", ".", ".feed.000001.jsonl", false),
+            (".feed", ".", ".feed.000001", false),
+        ] {
+            let path = Path::new(path);
+            let name = path.file_name().and_then(|name| name.to_str()).expect("it has a name");
+            let files = Files::new(path, name, Rotation { size: None, every: None });
+            assert_eq!(format!("{}{:06}{}", files.stem, 1, files.suffix), numbered);
+            assert_eq!(
+                (files.folder.as_path(), files.is_compressed),
+                (Path::new(folder), is_compressed)
+            );
+        }
+    }
+}
