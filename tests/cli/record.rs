@@ -4,9 +4,10 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::sync::mpsc;
 
 use serde_json::{Value, json};
-use tautline::testing::{Peer, TestServer};
+use tautline::testing::{Peer, Received, TestServer};
 
 use crate::support::*;
 
@@ -244,6 +245,50 @@ fn a_disk_that_fills_up_ends_the_recording_and_not_the_feed() {
     let recorded = assert_counts(&texts(&objects(file.as_ref())));
     assert!(told.parse().is_ok_and(|told: usize| told <= recorded), "{recorded}: {complaint}");
     assert!((100..600).contains(&recorded), "{recorded} messages in 64 KiB");
+}
+
+#[test]
+fn messages_that_a_slow_disk_has_no_time_for_are_counted_where_they_are_missing() {
+    /// More than wait in memory.
+    const SENT: usize = 1_200_000;
+
+    let folder = Folder::new("slow");
+    // A pipe that nobody reads is as slow as a disk can be.
+    let file = folder.path("pipe");
+    let made = std::process::Command::new("mkfifo").arg(&file).status().expect("mkfifo starts");
+    assert!(made.success());
+    let (tell, told) = mpsc::channel();
+    let server = TestServer::start(move |peer| {
+        peer.upgrade()?;
+        peer.write(&[0x81, 0].repeat(SENT))?;
+        // Its pong says that all of them have been read.
+        peer.ping(b"")?;
+        assert_eq!(peer.receive()?, Received::Pong(Vec::new()));
+        tell.send(()).map_err(std::io::Error::other)?;
+        peer.drain()
+    });
+    // A pipe that is open for both is opened without the other side.
+    let pipe = fs::OpenOptions::new().read(true).write(true).open(&file).expect("it exists");
+    let child = tautline(&["record", &server.url(), &file, "-q"]).args(QUICK).spawn();
+    let child = child.expect("it starts");
+    told.recv_timeout(SOON).expect("everything is read");
+    let mut recorded = 0;
+    let mut lost = 0;
+    let mut lines = BufReader::new(pipe).lines();
+    for text in lines.by_ref().map_while(Result::ok) {
+        if text.contains("\"message\"") {
+            recorded += 1;
+        } else if text.contains("\"lag\"") {
+            lost = object(&text)["lost"].as_u64().expect("a number");
+            break;
+        }
+    }
+    assert!(lost > 0 && recorded + lost == SENT as u64, "{recorded} recorded, {lost} lost");
+    signal(&child, rustix::process::Signal::INT);
+    let output = child.wait_with_output().expect("it ends");
+    let complaint = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(0), "{complaint}");
+    assert_eq!(complaint.matches(&format!("{lost} messages lost")).count(), 1, "{complaint}");
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use clap::Args;
 use crossbeam_channel::{Receiver, at, never, select, tick};
 use serde_json::Value;
-use tautline::{Client, ErrorKind, EventRef, Opened, TryNextError, WhenFull};
+use tautline::{Client, ErrorKind, EventRef, Lagged, Opened, TryNextError, WhenFull};
 
 use crate::objects::{Clock, NotSent};
 use crate::printer::{Form, Printer};
@@ -118,6 +118,7 @@ pub(crate) fn run(options: &Options) -> Result<Done, String> {
         written: Written::default(),
         messages: 0,
         lost: 0,
+        told_lost: 0,
         has_failed: false,
         gave_up: false,
     };
@@ -130,6 +131,7 @@ pub(crate) fn run(options: &Options) -> Result<Done, String> {
     record.drain();
     record.write_object(|clock| clock.stopped(&report));
     record.finish();
+    record.tell_loss();
     printer.line(format_args!("tautline: {}", record.summary()));
     printer.last(|clock| clock.stopped(&report), || format!("stopped {report}"));
     Ok(!record.gave_up && !record.has_failed)
@@ -155,6 +157,8 @@ struct Record<'a> {
     messages: u64,
     /// Messages for which the queue had no room.
     lost: u64,
+    /// Those of them that standard error has been told of.
+    told_lost: u64,
     has_failed: bool,
     gave_up: bool,
 }
@@ -186,6 +190,7 @@ impl Record<'_> {
                 recv(counting) -> _ => {
                     // A quiet feed gets its next file in time, too.
                     self.flush();
+                    self.tell_loss();
                     if !self.options.quiet {
                         self.printer.live(&self.count());
                     }
@@ -246,7 +251,7 @@ impl Record<'_> {
             }
             EventRef::Lagged(lagged) => {
                 self.lost += lagged.lost;
-                self.tell(|clock| clock.lag(&lagged), notices::lagged(&lagged));
+                self.write_object(|clock| clock.lag(&lagged));
             }
             EventRef::Stopped(stopped) if stopped.reason.kind() == ErrorKind::Stopped => {}
             EventRef::Stopped(stopped) => {
@@ -280,6 +285,15 @@ impl Record<'_> {
     fn tell(&mut self, object: impl Fn(&Clock) -> Value, text: String) {
         self.write_object(&object);
         self.printer.notice(object, || text);
+    }
+
+    /// Says how many messages were lost. While too much comes, there is a gap in every batch.
+    fn tell_loss(&mut self) {
+        let lost = self.lost - std::mem::replace(&mut self.told_lost, self.lost);
+        if lost > 0 {
+            let lagged = Lagged { lost, lost_notices: 0 };
+            self.printer.notice(|clock| clock.lag(&lagged), || notices::lagged(&lagged));
+        }
     }
 
     fn write_object(&mut self, object: impl FnOnce(&Clock) -> Value) {
@@ -339,7 +353,8 @@ impl Record<'_> {
 
     fn size(&self) -> String {
         let Written { files, bytes, .. } = self.written;
-        format!("{bytes} bytes in {files} files, {} lost", self.lost)
+        let plural = if files == 1 { "" } else { "s" };
+        format!("{bytes} bytes in {files} file{plural}, {} lost", self.lost)
     }
 }
 
