@@ -16,7 +16,7 @@ use crate::{Done, connection, help, notices, signals};
 
 /// The room for messages while a disk is slow. Beyond it they are lost, and `lag` says how many:
 /// the connection stays up.
-const QUEUE_MESSAGES: usize = 1 << 20;
+const QUEUE_MESSAGES: usize = 1 << 18;
 const QUEUE_BYTES: usize = 256 << 20;
 
 /// Records what a server sends, and stays connected
