@@ -454,11 +454,22 @@ impl Peer {
     /// # Errors
     /// As [`receive_message`](Peer::receive_message).
     pub(super) fn answer_until(&mut self, due: Instant) -> io::Result<()> {
+        let mut is_over = false;
         loop {
+            // The client may have sent the first frames right behind its opening handshake.
+            while let Some((first, payload, len)) = parse_frame(&self.unread)? {
+                self.unread.drain(..len);
+                if let Some(received) = self.assemble(first, payload)? {
+                    self.answer(received)?;
+                }
+            }
+            if is_over {
+                return Ok(());
+            }
             let left = due.saturating_duration_since(sync::now());
             let is_readable = self.is_readable(left)?;
             // A client that sends without end does not delay what is due.
-            let is_over = left.is_zero() || !is_readable && sync::now() >= due;
+            is_over = left.is_zero() || !is_readable && sync::now() >= due;
             if is_readable {
                 // Only a part of a TLS record may have come.
                 self.socket().set_read_timeout(Some(READ_TIMEOUT))?;
@@ -469,16 +480,6 @@ impl Peer {
                     Err(error) if !is_timeout(&error) => return Err(error),
                     _ => {}
                 }
-            }
-            // A script may have left frames here.
-            while let Some((first, payload, len)) = parse_frame(&self.unread)? {
-                self.unread.drain(..len);
-                if let Some(received) = self.assemble(first, payload)? {
-                    self.answer(received)?;
-                }
-            }
-            if is_over {
-                return Ok(());
             }
         }
     }

@@ -1,6 +1,8 @@
 //! Recordings that a test server replays.
 
-use std::fmt::Write;
+use std::fmt::Write as _;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -108,6 +110,27 @@ fn pings_and_messages_and_the_close_frame_of_a_client_are_read_between_two_messa
         assert!(server.wait_until_all_closed(SOON));
         assert_eq!(server.closes(), [Some(1000)]);
     });
+}
+
+#[test]
+fn a_ping_right_behind_the_opening_handshake_is_answered_before_the_next_message() {
+    let recorded = Recorded::new("early", [(Duration::ZERO, "one"), (HOUR, "two")]);
+    let server = TestServer::replay(recorded.path(), Pace::Recorded).expect("it can be read");
+    let mut socket = TcpStream::connect(server.address()).expect("it listens");
+    socket.set_read_timeout(Some(SOON)).expect("it is open");
+    let request = "GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+                   Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\
+                   Sec-WebSocket-Version: 13\r\n\r\n";
+    // A ping of one byte, with a masking key of zeros.
+    let sent = [request.as_bytes(), &[0x89, 0x81, 0, 0, 0, 0, b'p']].concat();
+    socket.write_all(&sent).expect("it is open");
+    let mut received = Vec::new();
+    while !received.ends_with(b"\x81\x03one\x8a\x01p") {
+        let mut bytes = [0; 1024];
+        let count = socket.read(&mut bytes).expect("the pong comes");
+        assert!(count > 0, "{received:?}");
+        received.extend_from_slice(&bytes[..count]);
+    }
 }
 
 #[test]
