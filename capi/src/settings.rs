@@ -1,0 +1,519 @@
+//! Settings as text: the keys, and how the value of each is read.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use client::{AppPing, Builder, Decode, Deflate, Endpoint, Proxy, RateLimit, TlsEngine, WhenFull};
+
+/// What a program has set.
+#[derive(Default)]
+pub(crate) struct Settings {
+    /// The URLs, in the order in which they take turns.
+    pub(crate) urls: Vec<String>,
+    /// With the key of each.
+    steps: Vec<(&'static str, Step)>,
+    /// The key that is being set.
+    current: &'static str,
+    certificate: Option<Vec<u8>>,
+    key: Option<Vec<u8>>,
+    archive: Option<Vec<u8>>,
+    password: String,
+}
+
+/// A call of a setter.
+type Step = Box<dyn Fn(Builder) -> Builder + Send + Sync>;
+
+/// Reads a value. An error says what was expected, and never the value: it may be a secret.
+type Read = fn(&mut Settings, &str) -> Result<(), String>;
+
+/// A key, what its value is, and how it is read.
+struct Key {
+    name: &'static str,
+    read: Read,
+}
+
+const fn key(name: &'static str, read: Read) -> Key {
+    Key { name, read }
+}
+
+/// The keys, in the order in which the documentation has them.
+const KEYS: [Key; 49] = [
+    key("url", |settings, url| {
+        settings.urls.push(url.to_owned());
+        Ok(())
+    }),
+    key("name", |settings, name| settings.text(name, Builder::name)),
+    key("header", |settings, header| {
+        let (name, value) = header.split_once(':').ok_or("wants `Name: value`")?;
+        let (name, value) = (name.trim().to_owned(), value.trim().to_owned());
+        settings.step(move |builder| builder.header(name.clone(), value.clone()))
+    }),
+    key("subprotocol", |settings, name| settings.text(name, Builder::subprotocol)),
+    key("connect_timeout", |settings, text| settings.time(text, Builder::connect_timeout)),
+    key("send_timeout", |settings, text| settings.time(text, Builder::send_timeout)),
+    key("close_timeout", |settings, text| settings.time(text, Builder::close_timeout)),
+    key("drop_timeout", |settings, text| settings.time(text, Builder::drop_timeout)),
+    key("ping_interval", |settings, text| {
+        let interval = if is_none(text) { None } else { Some(duration(text)?) };
+        settings.step(move |builder| builder.ping_interval(interval))
+    }),
+    key("pong_timeout", |settings, text| settings.time(text, Builder::pong_timeout)),
+    key("idle_timeout", |settings, text| settings.time(text, Builder::idle_timeout)),
+    key("app_ping", |settings, text| settings.app_ping(text, false)),
+    key("app_ping_when_quiet", |settings, text| settings.app_ping(text, true)),
+    key("retry_delay_min", |settings, text| settings.time(text, Builder::retry_delay_min)),
+    key("retry_delay_max", |settings, text| settings.time(text, Builder::retry_delay_max)),
+    key("retry_after_max", |settings, text| settings.time(text, Builder::retry_after_max)),
+    key("stable_after", |settings, text| settings.time(text, Builder::stable_after)),
+    key("max_attempts", |settings, text| {
+        let attempts = number(text)?;
+        settings.step(move |builder| builder.max_attempts(attempts))
+    }),
+    key("send_limit", |settings, text| {
+        let limit = rate_limit(text)?;
+        settings.step(move |builder| builder.send_limit(limit.clone()))
+    }),
+    key("connect_limit", |settings, text| {
+        let limit = rate_limit(text)?;
+        settings.step(move |builder| builder.connect_limit(limit.clone()))
+    }),
+    key("max_message_size", |settings, text| settings.size(text, Builder::max_message_size)),
+    key("max_outgoing_message_size", |settings, text| {
+        settings.size(text, Builder::max_outgoing_message_size)
+    }),
+    key("max_outgoing_frame_size", |settings, text| {
+        settings.size(text, Builder::max_outgoing_frame_size)
+    }),
+    key("decode", |settings, text| {
+        let (format, rest) = text.split_once(' ').unwrap_or((text, ""));
+        let format = match format {
+            "gzip" => Decode::gzip(),
+            "zlib" => Decode::zlib(),
+            "deflate" => Decode::deflate(),
+            _ => {
+                return Err("wants `gzip`, `zlib` or `deflate`, perhaps with ` text` behind".into());
+            }
+        };
+        let decode = match rest.trim() {
+            "" => format,
+            "text" => format.as_text(),
+            _ => return Err("wants nothing but `text` behind the format".into()),
+        };
+        settings.step(move |builder| builder.decode(decode))
+    }),
+    key("compress", |settings, text| {
+        let Some(deflate) = deflate(text)? else { return Ok(()) };
+        settings.step(move |builder| builder.compress(deflate.clone()))
+    }),
+    key("queue_messages", |settings, text| {
+        let messages = number(text)?;
+        settings.step(move |builder| builder.queue_messages(messages))
+    }),
+    key("queue_bytes", |settings, text| settings.size(text, Builder::queue_bytes)),
+    key("when_full", |settings, text| {
+        let rule = match text {
+            "disconnect" => WhenFull::Disconnect,
+            "drop_oldest" => WhenFull::DropOldest,
+            "drop_newest" => WhenFull::DropNewest,
+            "block" => WhenFull::Block,
+            _ => return Err("wants `disconnect`, `drop_oldest`, `drop_newest` or `block`".into()),
+        };
+        settings.step(move |builder| builder.when_full(rule))
+    }),
+    key("proxy", |settings, text| {
+        let proxy = match text {
+            "env" => Proxy::from_env(),
+            url => Proxy::from_url(url).map_err(|error| error.to_string())?,
+        };
+        settings.step(move |builder| builder.proxy(proxy.clone()))
+    }),
+    key("bind_address", |settings, text| {
+        let address: IpAddr = text.parse().map_err(|_| "wants an IPv4 or IPv6 address")?;
+        settings.step(move |builder| builder.bind_address(address))
+    }),
+    key("tcp_keepalive", |settings, text| settings.time(text, Builder::tcp_keepalive)),
+    key("tcp_receive_buffer", |settings, text| settings.size(text, Builder::tcp_receive_buffer)),
+    key("tcp_send_buffer", |settings, text| settings.size(text, Builder::tcp_send_buffer)),
+    key("busy_poll", |settings, text| settings.flag(text, busy_poll)),
+    key("kernel_timestamps", |settings, text| settings.flag(text, kernel_timestamps)),
+    key("tls_engine", |settings, text| {
+        let engine = match text {
+            #[cfg(feature = "native-tls")]
+            "native-tls" => TlsEngine::NativeTls,
+            #[cfg(feature = "rustls")]
+            "rustls" => TlsEngine::Rustls,
+            _ => {
+                return Err(format!("wants an engine that this library was built with: {ENGINES}"));
+            }
+        };
+        settings.step(move |builder| builder.tls_engine(engine))
+    }),
+    key("tls_root", |settings, pem| {
+        let pem = pem.as_bytes().to_vec();
+        settings.step(move |builder| builder.tls_root(pem.clone()))
+    }),
+    key("tls_root_file", |settings, path| {
+        let content = file(path)?;
+        settings.step(move |builder| builder.tls_root(content.clone()))
+    }),
+    key("tls_only_given_roots", |settings, text| {
+        settings.flag(text, Builder::tls_only_given_roots)
+    }),
+    key("tls_identity_certificate_file", |settings, path| {
+        settings.certificate = Some(file(path)?);
+        Ok(())
+    }),
+    key("tls_identity_key_file", |settings, path| {
+        settings.key = Some(file(path)?);
+        Ok(())
+    }),
+    key("tls_identity_pkcs12_file", |settings, path| {
+        settings.archive = Some(file(path)?);
+        Ok(())
+    }),
+    key("tls_identity_pkcs12_password", |settings, password| {
+        settings.password = password.to_owned();
+        Ok(())
+    }),
+    key("tls_pin", |settings, pin| settings.text(pin, Builder::tls_pin)),
+    key("danger_allow_old_tls", |settings, text| {
+        settings.flag(text, Builder::danger_allow_old_tls)
+    }),
+    key("danger_accept_invalid_certificates", |settings, text| {
+        settings.flag(text, Builder::danger_accept_invalid_certificates)
+    }),
+    key("danger_accept_invalid_hostnames", |settings, text| {
+        settings.flag(text, Builder::danger_accept_invalid_hostnames)
+    }),
+    key("thread_stack_size", |settings, text| settings.size(text, Builder::thread_stack_size)),
+    key("wakeups", |settings, text| settings.flag(text, Builder::wakeups)),
+];
+
+/// The keys that add to what was set. All others replace it.
+const ADDING: [&str; 9] = [
+    "url",
+    "header",
+    "subprotocol",
+    "app_ping",
+    "app_ping_when_quiet",
+    "send_limit",
+    "tls_root",
+    "tls_root_file",
+    "tls_pin",
+];
+
+#[allow(dead_code, reason = "with both engines every text is one of the others")]
+const ENGINES: &str = match (cfg!(feature = "native-tls"), cfg!(feature = "rustls")) {
+    (true, true) => "`native-tls` or `rustls`",
+    (true, false) => "`native-tls`",
+    _ => "`rustls`",
+};
+
+impl Settings {
+    /// Sets `key` to `value`.
+    ///
+    /// # Errors
+    /// A text that names the key, and holds no part of the value.
+    pub(crate) fn set(&mut self, key: &str, value: &str) -> Result<(), String> {
+        let known = KEYS.iter().find(|known| known.name == key).ok_or_else(|| {
+            format!("there is no setting {key:?}; there are {}", names().replace('\n', ", "))
+        })?;
+        let earlier = self.steps.len();
+        self.current = known.name;
+        (known.read)(self, value).map_err(|expected| format!("{key} {expected}"))?;
+        if !ADDING.contains(&known.name) {
+            let mut index = 0;
+            self.steps.retain(|(name, _)| {
+                index += 1;
+                index > earlier || *name != known.name
+            });
+        }
+        Ok(())
+    }
+
+    /// Returns `builder` with everything that was set, except the URLs.
+    ///
+    /// # Errors
+    /// Settings that belong together and are not both set.
+    pub(crate) fn apply(&self, builder: Builder) -> Result<Builder, String> {
+        let builder = self.steps.iter().fold(builder, |builder, (_, step)| step(builder));
+        let builder = match (&self.certificate, &self.key) {
+            (Some(certificate), Some(key)) => {
+                builder.tls_identity_pem(certificate.clone(), key.clone())
+            }
+            (None, None) => builder,
+            _ => {
+                let both = "tls_identity_certificate_file and tls_identity_key_file";
+                return Err(format!("{both} belong together: set both"));
+            }
+        };
+        Ok(match &self.archive {
+            Some(archive) => builder.tls_identity_pkcs12(archive.clone(), self.password.as_str()),
+            None => builder,
+        })
+    }
+
+    fn step(
+        &mut self,
+        step: impl Fn(Builder) -> Builder + Send + Sync + 'static,
+    ) -> Result<(), String> {
+        self.steps.push((self.current, Box::new(step)));
+        Ok(())
+    }
+
+    fn text(&mut self, text: &str, set: fn(Builder, String) -> Builder) -> Result<(), String> {
+        let text = text.to_owned();
+        self.step(move |builder| set(builder, text.clone()))
+    }
+
+    fn time(&mut self, text: &str, set: fn(Builder, Duration) -> Builder) -> Result<(), String> {
+        let time = duration(text)?;
+        self.step(move |builder| set(builder, time))
+    }
+
+    fn size(&mut self, text: &str, set: fn(Builder, usize) -> Builder) -> Result<(), String> {
+        let bytes = size(text)?;
+        self.step(move |builder| set(builder, bytes))
+    }
+
+    fn flag(&mut self, text: &str, set: fn(Builder) -> Builder) -> Result<(), String> {
+        match text {
+            "on" | "true" | "yes" | "1" => self.step(set),
+            "off" | "false" | "no" | "0" => Ok(()),
+            _ => Err("wants `on` or `off`".into()),
+        }
+    }
+
+    fn app_ping(&mut self, text: &str, only_when_quiet: bool) -> Result<(), String> {
+        let wants = "wants an interval, a blank and the text of the ping: `25s ping`";
+        let (every, text) = text.split_once(' ').ok_or(wants)?;
+        let ping = AppPing::text(text, duration(every).map_err(|_| wants)?);
+        let ping = if only_when_quiet { ping.only_when_quiet() } else { ping };
+        self.step(move |builder| builder.app_ping(ping.clone()))
+    }
+}
+
+/// Returns the names of all keys, one below the other.
+pub(crate) fn names() -> String {
+    KEYS.map(|key| key.name).join("\n")
+}
+
+/// Adds the URLs after the first to a builder of the first.
+pub(crate) fn add_endpoints(builder: Builder, urls: &[String]) -> Builder {
+    urls.iter().fold(builder, |builder, url| builder.add_endpoint(Endpoint::new(url)))
+}
+
+fn busy_poll(builder: Builder) -> Builder {
+    #[cfg(unix)]
+    return builder.busy_poll();
+    #[cfg(not(unix))]
+    builder
+}
+
+fn kernel_timestamps(builder: Builder) -> Builder {
+    #[cfg(target_os = "linux")]
+    return builder.kernel_timestamps();
+    #[cfg(not(target_os = "linux"))]
+    builder
+}
+
+fn is_none(text: &str) -> bool {
+    matches!(text, "none" | "off")
+}
+
+fn duration(text: &str) -> Result<Duration, String> {
+    match text {
+        "never" => Ok(Duration::MAX),
+        "0" => Ok(Duration::ZERO),
+        _ => humantime::parse_duration(text)
+            .map_err(|_| "wants a duration: `15s`, `250ms`, `1m 30s` or `never`".into()),
+    }
+}
+
+fn number<T: std::str::FromStr>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|_| "wants a number".into())
+}
+
+fn size(text: &str) -> Result<usize, String> {
+    let wants = || "wants a number of bytes: `65536`, `64KiB`, `16MiB` or `1GiB`".to_owned();
+    let digits = text.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let unit: usize = match unit.trim_start() {
+        "" | "B" => 1,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        _ => return Err(wants()),
+    };
+    number.parse::<usize>().ok().and_then(|number| number.checked_mul(unit)).ok_or_else(wants)
+}
+
+/// Reads `10/1s`, `10/1s keep=2, 600/1m`, `margin=50ms`, `counting_pings` and `shared`.
+fn rate_limit(text: &str) -> Result<RateLimit, String> {
+    let wants = "wants windows, such as `10/1s` or `10/1s keep=2, 600/1m shared`";
+    let words = || text.split([',', ' ']).filter(|word| !word.is_empty());
+    let start = match words().any(|word| word == "shared") {
+        true => RateLimit::shared(),
+        false => RateLimit::per_connection(),
+    };
+    words().filter(|word| *word != "shared").try_fold(start, |limit, word| {
+        if word == "counting_pings" {
+            return Ok(limit.counting_pings());
+        }
+        if let Some(count) = word.strip_prefix("keep=") {
+            return Ok(limit.keep(count.parse().map_err(|_| wants)?));
+        }
+        if let Some(margin) = word.strip_prefix("margin=") {
+            return Ok(limit.margin(duration(margin).map_err(|_| wants)?));
+        }
+        let (count, per) = word.split_once('/').ok_or(wants)?;
+        let count = count.parse().map_err(|_| wants)?;
+        Ok(limit.window(count, duration(per).map_err(|_| wants)?))
+    })
+}
+
+/// Reads `on`, `off`, and the parameters of RFC 7692 with `level` and `threshold` besides.
+fn deflate(text: &str) -> Result<Option<Deflate>, String> {
+    let wants = "wants `on`, `off`, or parameters such as `client_no_context_takeover; level=1`";
+    match text {
+        "on" => return Ok(Some(Deflate::new())),
+        "off" => return Ok(None),
+        _ => {}
+    }
+    let bits = |text: &str, least: u8| match text.parse::<u8>() {
+        Ok(bits) if (least..=15).contains(&bits) => Ok(bits),
+        _ => Err(format!("wants from {least} to 15 window bits")),
+    };
+    let mut result = Deflate::new();
+    for parameter in text.split(';').map(str::trim) {
+        let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
+        result = match (name, value) {
+            ("client_no_context_takeover", "") => result.client_no_context_takeover(),
+            ("server_no_context_takeover", "") => result.server_no_context_takeover(),
+            ("omit_client_max_window_bits", "") => result.omit_client_max_window_bits(),
+            ("client_max_window_bits", text) => result.client_max_window_bits(bits(text, 9)?),
+            ("server_max_window_bits", text) => result.server_max_window_bits(bits(text, 8)?),
+            ("threshold", text) => result.threshold(size(text).map_err(|_| wants)?),
+            ("level", text) => match text.parse() {
+                Ok(level) if level <= 9 => result.level(level),
+                _ => return Err("wants a level from 0 to 9".into()),
+            },
+            _ => return Err(wants.into()),
+        };
+    }
+    Ok(Some(result))
+}
+
+fn file(path: &str) -> Result<Vec<u8>, String> {
+    std::fs::read(path).map_err(|error| format!("names a file that cannot be read: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use client::Client;
+
+    use super::*;
+
+    fn set(key: &str, value: &str) -> Result<(), String> {
+        Settings::default().set(key, value)
+    }
+
+    #[test]
+    fn every_key_has_a_value_that_it_takes_and_one_that_it_refuses() {
+        let some_file = "Cargo.toml";
+        for Key { name, .. } in KEYS {
+            let (good, bad) = match name {
+                // Checked at the start, as in Rust.
+                "url"
+                | "name"
+                | "subprotocol"
+                | "tls_root"
+                | "tls_pin"
+                | "tls_identity_pkcs12_password" => ("ws://localhost", None),
+                "header" => ("X-Key: secret", Some("secret")),
+                "ping_interval" => ("none", Some("secret")),
+                "app_ping" | "app_ping_when_quiet" => ("25s ping", Some("secret")),
+                "max_attempts" | "queue_messages" => ("5", Some("secret")),
+                "send_limit" | "connect_limit" => {
+                    ("10/1s keep=2, 600/1m margin=1ms counting_pings shared", Some("secret"))
+                }
+                "decode" => ("gzip text", Some("secret")),
+                "compress" => (
+                    "client_no_context_takeover; client_max_window_bits=12; level=1; threshold=1KiB",
+                    Some("secret"),
+                ),
+                "when_full" => ("drop_oldest", Some("secret")),
+                "proxy" => ("http://user:pass@localhost:3128", Some("ftp://user:secret@host")),
+                "bind_address" => ("::1", Some("secret")),
+                "tls_engine" => (ENGINES.split('`').nth(1).expect("an engine"), Some("secret")),
+                name if name.ends_with("_file") => (some_file, Some("no/secret")),
+                name if name.contains("size")
+                    || name.contains("buffer")
+                    || name == "queue_bytes" =>
+                {
+                    ("64KiB", Some("secret"))
+                }
+                "busy_poll" | "kernel_timestamps" | "tls_only_given_roots" | "wakeups" => {
+                    ("on", Some("secret"))
+                }
+                name if name.starts_with("danger") => ("on", Some("secret")),
+                _ => ("1m 30s", Some("secret")),
+            };
+            assert_eq!(set(name, good), Ok(()), "{name}");
+            if let Some(bad) = bad {
+                let error = set(name, bad).expect_err(name);
+                assert!(error.starts_with(name) && !error.contains("secret"), "{error}");
+            }
+        }
+        let unknown = set("ping_intervall", "1s").expect_err("there is no such setting");
+        assert!(unknown.contains("ping_interval,"), "{unknown}");
+    }
+
+    #[test]
+    fn sizes_and_durations_are_read() {
+        assert_eq!(size("65536"), Ok(65_536));
+        assert_eq!(size("64KiB"), Ok(65_536));
+        assert_eq!(size("16 MiB"), Ok(16 << 20));
+        for bad in ["", "KiB", "-1", "1e3", "1KB", "99999999999GiB"] {
+            assert!(size(bad).is_err(), "{bad}");
+        }
+        assert_eq!(duration("250ms"), Ok(Duration::from_millis(250)));
+        assert_eq!(duration("0"), Ok(Duration::ZERO));
+        assert_eq!(duration("never"), Ok(Duration::MAX));
+        assert!(duration("-1s").is_err() && duration("").is_err());
+    }
+
+    #[test]
+    fn parameters_out_of_range_are_refused_and_do_not_panic() {
+        for bad in ["level=10", "client_max_window_bits=8", "server_max_window_bits=16", "", "x"] {
+            assert!(deflate(bad).is_err(), "{bad}");
+        }
+        assert_eq!(deflate("off"), Ok(None));
+    }
+
+    #[test]
+    fn a_later_value_replaces_an_earlier_one_or_adds_to_it() {
+        assert!(ADDING.iter().all(|name| KEYS.iter().any(|key| key.name == *name)));
+        let mut settings = Settings::default();
+        let mut steps = |key, value| {
+            settings.set(key, value).expect("it is good");
+            settings.steps.len()
+        };
+        assert_eq!(steps("wakeups", "on"), 1);
+        assert_eq!(steps("ping_interval", "1s"), 2);
+        assert_eq!(steps("ping_interval", "2s"), 2, "replaced");
+        assert_eq!(steps("wakeups", "off"), 1, "taken back");
+        assert_eq!(steps("header", "A: 1"), 2);
+        assert_eq!(steps("header", "B: 2"), 3, "added");
+        assert!(settings.set("ping_interval", "x").is_err());
+        assert_eq!(settings.steps.len(), 3, "a value that is refused changes nothing");
+    }
+
+    #[test]
+    fn a_certificate_needs_its_key() {
+        let mut settings = Settings::default();
+        settings.set("tls_identity_certificate_file", "Cargo.toml").expect("it can be read");
+        let error = settings.apply(Client::builder("ws://localhost")).expect_err("no key");
+        assert!(error.contains("tls_identity_key_file"), "{error}");
+    }
+}
