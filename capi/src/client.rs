@@ -14,7 +14,7 @@ use crate::border::{
 };
 use crate::callbacks::{Program, tl_callbacks, wake_time};
 use crate::clock::{nanos_of, nanos_or_never, timeout};
-use crate::connection::{close_reason, required};
+use crate::connection::close_reason;
 use crate::error::{self, KINDS, kind_of};
 use crate::events::{Pulled, tl_events};
 use crate::handle::{self, opaque, retire};

@@ -8,7 +8,7 @@ use std::thread::ThreadId;
 
 use client::{CloseReason, Connection};
 
-use crate::border::{Failure, enter, enter_send, place, put, status, text, utf8};
+use crate::border::{Failure, enter, enter_send, put, status, text, utf8};
 use crate::callbacks::wake_time;
 use crate::client::{payloads, receipt_of};
 use crate::handle::{self, opaque};
@@ -293,13 +293,4 @@ pub(crate) unsafe fn close_reason(
     // SAFETY: as for this function.
     let reason = if reason.is_null() { "" } else { unsafe { text("the reason", reason) }? };
     Ok(Some(CloseReason::new(code, reason)))
-}
-
-/// Checks a place for a result that has to be there.
-///
-/// # Safety
-/// As [`place`].
-pub(crate) unsafe fn required<'a, T>(what: &str, pointer: *mut T) -> Result<&'a mut T, Failure> {
-    // SAFETY: as for this function.
-    unsafe { place(what, pointer) }
 }

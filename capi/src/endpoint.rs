@@ -6,7 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use client::{DialContext, Endpoint};
 
-use crate::border::{Failure, enter, infallible, status, text};
+use crate::border::{enter, infallible, status, text};
 use crate::callbacks::UserData;
 use crate::clock::nanos_of;
 use crate::handle::{self, opaque};

@@ -6,9 +6,8 @@ use std::time::Duration;
 
 use client::{Batch, BatchEvents, EventRef, Events, TryNextError};
 
-use crate::border::{Failure, enter, infallible, status};
+use crate::border::{Failure, enter, infallible, place, status};
 use crate::clock::timeout;
-use crate::connection::required;
 use crate::handle::{self, opaque};
 use crate::types::{tl_error, tl_event, tl_event_detail, tl_event_kind, tl_lagged, tl_status};
 use crate::views::{
@@ -206,7 +205,7 @@ pub unsafe extern "C" fn tl_events_next_batch(
     // SAFETY: the program passes a handle, an array as described, and a place for the count.
     status(unsafe {
         enter(error, || {
-            let count = required("count", count)?;
+            let count = place("count", count)?;
             *count = 0;
             let pulled = handle::borrow(events)?;
             if event_size < size_of::<tl_event>() || event_size % align_of::<tl_event>() != 0 {
