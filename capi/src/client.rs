@@ -10,7 +10,8 @@ use client::{
 };
 
 use crate::border::{
-    Failure, c_string, enter, enter_send, infallible, put, read_sized, status, utf8, write_sized,
+    Failure, Reason, c_string, enter, enter_send, infallible, put, read_sized, status, utf8,
+    write_sized,
 };
 use crate::callbacks::{Program, tl_callbacks, wake_time};
 use crate::clock::{nanos_of, nanos_or_never, timeout};
@@ -330,7 +331,10 @@ pub unsafe extern "C" fn tl_client_wait_closed(
             match either!(running, client => client.wait_closed(timeout(timeout_ns))) {
                 None => Ok(tl_status::TL_EMPTY),
                 Some(ended) => {
-                    put(reason, error::hand_out(crate::border::Reason::Client(ended)));
+                    // Made only for a program that will free it.
+                    if !reason.is_null() {
+                        reason.write(error::hand_out(Reason::Client(ended)));
+                    }
                     Ok(tl_status::TL_OK)
                 }
             }

@@ -88,8 +88,8 @@ impl FullError {
     }
 
     /// Returns the pointer for the program. It lives as long as the box.
-    pub(crate) fn as_ptr(self: &Box<FullError>) -> *const tl_error {
-        (&raw const **self).cast()
+    pub(crate) fn as_ptr(&self) -> *const tl_error {
+        std::ptr::from_ref(self).cast()
     }
 
     fn of_client(error: &Error, magic: u64) -> Box<FullError> {

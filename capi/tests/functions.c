@@ -375,12 +375,6 @@ typedef struct {
     pthread_cond_t changed;
 } bot;
 
-static void changed(bot *bot) {
-    pthread_mutex_lock(&bot->lock);
-    pthread_cond_broadcast(&bot->changed);
-    pthread_mutex_unlock(&bot->lock);
-}
-
 #define WAIT_FOR(bot, condition)                                                                 \
     do {                                                                                         \
         pthread_mutex_lock(&(bot)->lock);                                                        \
@@ -411,8 +405,12 @@ static void bot_opened(void *user_data, tl_connection *connection, const tl_open
 static void bot_message(void *user_data, tl_connection *connection, const tl_message *message) {
     bot *bot = user_data;
     CHECK(message->size == sizeof *message);
+    pthread_mutex_lock(&bot->lock);
     bot->messages++;
+    pthread_cond_broadcast(&bot->changed);
+    pthread_mutex_unlock(&bot->lock);
     if (bot->messages == 3) {
+        CHECK(message->epoch == 1);
         CHECK(tl_connection_reconnect(connection, 0, NULL, NULL) == TL_OK);
     }
 }
@@ -420,7 +418,10 @@ static void bot_message(void *user_data, tl_connection *connection, const tl_mes
 static void bot_batch_end(void *user_data, tl_connection *connection) {
     bot *bot = user_data;
     CHECK(connection != NULL);
+    pthread_mutex_lock(&bot->lock);
     bot->batches++;
+    pthread_cond_broadcast(&bot->changed);
+    pthread_mutex_unlock(&bot->lock);
 }
 
 static int64_t bot_woken(void *user_data, tl_connection *connection, int64_t due_ns) {
@@ -484,7 +485,9 @@ static void callbacks_and_wakeups(void) {
     WAIT_FOR(&bot, bot.clock_wakes >= 6);
     CHECK(tl_client_wake_at(client, tl_now() + SOON, NULL) == TL_OK);
     CHECK(tl_client_wake_at(client, -1, NULL) == TL_OK);
-    CHECK(tl_client_wait_open(client, SOON, &epoch, &error) == TL_OK);
+    /* The second connection has echoed too. */
+    WAIT_FOR(&bot, bot.messages >= 6 && bot.batches >= 1);
+    CHECK(tl_client_wait_open(client, SOON, &epoch, &error) == TL_OK && epoch == 2);
     CHECK(atomic_load(&bot.destroyed) == 0);
     CHECK(tl_client_stop(client, SOON, NULL, NULL) == TL_OK);
     CHECK(atomic_load(&bot.destroyed) == 1 && bot.is_stopped);
@@ -492,7 +495,6 @@ static void callbacks_and_wakeups(void) {
     tl_error_free(error);
     tl_client_free(client);
     tl_options_free(options);
-    changed(&bot);
     pthread_cond_destroy(&bot.changed);
     pthread_mutex_destroy(&bot.lock);
 }
