@@ -136,6 +136,8 @@ impl Program {
 
 impl Handler for Program {
     fn opened(&mut self, connection: &mut Connection<'_>) {
+        // No connection is lent before the first call of this.
+        self.connection.note_thread();
         let Some(call) = self.callbacks.opened else { return };
         let opened: *const Opened = connection.opening();
         // SAFETY: it belongs to the connection, which outlives this call.
@@ -150,11 +152,11 @@ impl Handler for Program {
     #[inline]
     fn message(&mut self, connection: &mut Connection<'_>, message: MessageRef<'_>) {
         let Some(call) = self.callbacks.message else { return };
-        let view: tl_message = self.arrivals.view(message);
+        let view: *const tl_message = self.arrivals.view(message);
         let user_data = self.user_data.as_ptr();
         self.connection.lend(connection, |connection| {
             // SAFETY: as in `opened`.
-            unsafe { call(user_data, connection, &view) };
+            unsafe { call(user_data, connection, view) };
         });
     }
 

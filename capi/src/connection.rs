@@ -55,6 +55,12 @@ impl Default for Lent {
 }
 
 impl Lent {
+    /// Notes that this thread is the reader.
+    pub(crate) fn note_thread(&self) {
+        // SAFETY: it lives until this is dropped.
+        unsafe { &*self.place }.thread.get_or_init(|| std::thread::current().id());
+    }
+
     /// Calls the program with the connection, on the reader thread.
     #[inline]
     pub(crate) fn lend<T>(
@@ -64,7 +70,6 @@ impl Lent {
     ) -> T {
         // SAFETY: it lives until this is dropped.
         let place = unsafe { &*self.place };
-        place.thread.get_or_init(|| std::thread::current().id());
         // The lifetime is forgotten until the end of this call. The place is emptied before that.
         place.connection.set(Some(NonNull::from(connection).cast()));
         // Only functions of C are called here, and those do not unwind.

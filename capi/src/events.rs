@@ -139,7 +139,7 @@ impl Pulled {
                     (&raw mut (*place).size).write(size_of::<tl_event>());
                     (&raw mut (*place).kind).write(tl_event_kind::TL_EVENT_MESSAGE);
                     (&raw mut (*place).detail.any).write(std::ptr::null());
-                    (&raw mut (*place).message).write(arrivals.view(message));
+                    (&raw mut (*place).message).write(*arrivals.view(message));
                 }
             } else {
                 notices.push(Notice::new(event));

@@ -11,40 +11,52 @@ use crate::clock::{nanos_at, nanos_of, nanos_or_never};
 use crate::error::FullError;
 use crate::types::{tl_dial_failure, tl_disconnect, tl_lagged, tl_message, tl_opened, tl_stopped};
 
-/// Makes messages of the header. Those of one `recv` arrived at the same time, which is converted
-/// once.
-#[derive(Default)]
+/// Makes messages of the header. Those of one `recv` share their times, which are converted once.
 pub(crate) struct Arrivals {
-    last: Option<(Instant, i64)>,
+    /// The arrival of `view`.
+    last: Option<Instant>,
+    view: tl_message,
+}
+
+// SAFETY: the pointer of `view` is not followed here.
+unsafe impl Send for Arrivals {}
+
+impl Default for Arrivals {
+    fn default() -> Self {
+        let view = tl_message {
+            size: size_of::<tl_message>(),
+            data: null(),
+            length: 0,
+            epoch: 0,
+            received_ns: 0,
+            kernel_received_ns: 0,
+            is_text: false,
+        };
+        Arrivals { last: None, view }
+    }
 }
 
 impl Arrivals {
     /// Returns the message for the program. It points to the payload of `message`.
     #[inline]
-    pub(crate) fn view(&mut self, message: MessageRef<'_>) -> tl_message {
-        let at = message.received_at();
-        let received_ns = match self.last {
-            Some((last, nanos)) if last == at => nanos,
-            _ => self.convert(at),
-        };
-        let kernel = message.kernel_received().and_then(|at| at.duration_since(UNIX_EPOCH).ok());
-        let bytes = message.bytes();
-        tl_message {
-            size: size_of::<tl_message>(),
-            data: bytes.as_ptr(),
-            length: bytes.len(),
-            epoch: message.epoch(),
-            received_ns,
-            kernel_received_ns: kernel.map_or(0, nanos_of),
-            is_text: message.text().is_some(),
+    pub(crate) fn view(&mut self, message: MessageRef<'_>) -> &tl_message {
+        if self.last != Some(message.received_at()) || self.view.epoch != message.epoch() {
+            self.convert(message);
         }
+        let bytes = message.bytes();
+        self.view.data = bytes.as_ptr();
+        self.view.length = bytes.len();
+        self.view.is_text = message.text().is_some();
+        &self.view
     }
 
     #[cold]
-    fn convert(&mut self, at: Instant) -> i64 {
-        let nanos = nanos_at(at);
-        self.last = Some((at, nanos));
-        nanos
+    fn convert(&mut self, message: MessageRef<'_>) {
+        let kernel = message.kernel_received().and_then(|at| at.duration_since(UNIX_EPOCH).ok());
+        self.last = Some(message.received_at());
+        self.view.epoch = message.epoch();
+        self.view.received_ns = nanos_at(message.received_at());
+        self.view.kernel_received_ns = kernel.map_or(0, nanos_of);
     }
 }
 
