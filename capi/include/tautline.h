@@ -165,8 +165,8 @@ enum tl_status
      */
     TL_NOT_SENT = 1,
     /**
-     * After a send: a part of the message was taken, and the connection was aborted. The server may
-     * or may not have it: ask it before you send an order again.
+     * After a send: a part of the message was taken, and the connection was aborted. The server
+     * may or may not have it: ask it before you send an order again.
      */
     TL_UNKNOWN = 2,
     /**
@@ -377,8 +377,8 @@ typedef struct tl_endpoint tl_endpoint;
 
 /**
  * The events of a client that are pulled. Several may exist of one client, and each event goes to
- * one of them. It keeps neither the client nor its threads alive, and what has arrived can still be
- * read when both have gone.
+ * one of them. It keeps neither the client nor its threads alive, and what has arrived can still
+ * be read when both have gone.
  */
 typedef struct tl_events tl_events;
 
@@ -388,8 +388,8 @@ typedef struct tl_events tl_events;
 typedef struct tl_options tl_options;
 
 /**
- * The reason why a call failed, a dial failed, a connection ended or a client ended. It shows hosts
- * and ports at most: no path, query, header value or payload.
+ * The reason why a call failed, a dial failed, a connection ended or a client ended. It shows
+ * hosts and ports at most: no path, query, header value or payload.
  *
  * An error that a call handed out is freed with `tl_error_free`. One inside an event is not: it
  * lives as long as the event.
@@ -432,12 +432,12 @@ typedef struct tl_error {
      */
     const char *timeout;
     /**
-     * The close reason that belongs to `close_code`, otherwise NULL. The server chose it, so it may
-     * say anything.
+     * The close reason that belongs to `close_code`, otherwise NULL. The server chose it, so it
+     * may say anything.
      */
     const char *close_reason;
     /**
-     * What `tl_endpoint_fail` said, otherwise NULL. No log shows it.
+     * The text that `tl_endpoint_fail` gave, otherwise NULL. No log shows it.
      */
     const char *endpoint_text;
     /**
@@ -627,8 +627,8 @@ typedef struct tl_stopped {
      */
     size_t size;
     /**
-     * The reason: `TL_ERROR_STOPPED` if the client was told to stop, otherwise the error that ended
-     * it.
+     * The reason: `TL_ERROR_STOPPED` if the client was told to stop, otherwise the error that
+     * ended it.
      */
     const struct tl_error *error;
     /**
@@ -655,8 +655,8 @@ typedef struct tl_callbacks {
      */
     void *user_data;
     /**
-     * Called once with `user_data`, after the last of the others: on the reader thread, before that
-     * counts as ended, or on the calling thread if the client could not be started.
+     * Called once with `user_data`, after the last of the others: on the reader thread, before
+     * that counts as ended, or on the calling thread if the client could not be started.
      */
     tl_destroy_fn destroy;
     /**
@@ -676,9 +676,9 @@ typedef struct tl_callbacks {
     void (*batch_end)(void *user_data, struct tl_connection *connection);
     /**
      * The time that was set by `tl_connection_wake_at` has come (`due_ns` is that time), or a
-     * thread has called `tl_client_wake` (`due_ns` is -1). `connection` is NULL while no connection
-     * is open. Returns the time of the next call, as `tl_now` tells it: `due_ns + interval` keeps a
-     * rhythm. 0 sets none.
+     * thread has called `tl_client_wake` (`due_ns` is -1). `connection` is NULL while no
+     * connection is open. Returns the time of the next call, as `tl_now` tells it: `due_ns +
+     * interval` keeps a rhythm. 0 sets none.
      */
     int64_t (*woken)(void *user_data, struct tl_connection *connection, int64_t due_ns);
     /**
@@ -820,8 +820,8 @@ typedef struct tl_stats {
 } tl_stats;
 
 /**
- * The receipt of a message that the kernel took whole. It stays as it is in this ABI version, so it
- * has no size.
+ * The receipt of a message that the kernel took whole. It stays as it is in this ABI version, so
+ * it has no size.
  */
 typedef struct tl_receipt {
     /**
@@ -874,7 +874,7 @@ typedef struct tl_lagged {
 } tl_lagged;
 
 /**
- * What an event holds, by its kind.
+ * The content of an event, by its kind.
  */
 typedef union tl_event_detail {
     /**
@@ -904,7 +904,7 @@ typedef union tl_event_detail {
 } tl_event_detail;
 
 /**
- * An event that is pulled. What it points to lives until the next call of `tl_events_next_batch`
+ * An event that is pulled. Its targets live until the next call of `tl_events_next_batch`
  * with the same `tl_events`.
  */
 typedef struct tl_event {
@@ -917,7 +917,7 @@ typedef struct tl_event {
      */
     tl_event_kind kind;
     /**
-     * What it holds, unless it is a message.
+     * Its content, unless it is a message.
      */
     union tl_event_detail detail;
     /**
@@ -927,8 +927,8 @@ typedef struct tl_event {
 } tl_event;
 
 /**
- * Takes a log record. It may run on any thread, on several at the same time, and inside other calls
- * of the library; it must not call the library.
+ * Takes a log record. It may run on any thread, on several at the same time, and inside other
+ * calls of the library; it must not call the library.
  */
 typedef void (*tl_log_fn)(void *user_data, tl_log_level level, const char *target, const char *text);
 
@@ -961,8 +961,8 @@ typedef int32_t (*tl_endpoint_fn)(void *user_data,
                                   const struct tl_dial *dial);
 
 /**
- * Is called on each thread of a client, with its name, before that does anything else: to pin it to
- * a core, for example.
+ * Is called on each thread of a client, with its name, before that does anything else: to pin it
+ * to a core, for example.
  */
 typedef void (*tl_thread_start_fn)(void *user_data, const char *name);
 
@@ -1024,8 +1024,8 @@ struct tl_client *tl_client_connect_with(const struct tl_options *options,
  * Threads: any, while no other call has this client; inside one of its callbacks it does not wait.
  * Blocks: for `drop_timeout` at most, 5 s by default; a client that was stopped before is freed at
  * once. Ownership: `client` is gone afterwards, its events are not; a second time is logged and
- * does nothing. Errors: none. A thread that is late is logged, and ends when the call that holds it
- * up returns.
+ * does nothing. Errors: none. A thread that is late is logged, and ends when the call that holds
+ * it up returns.
  */
 void tl_client_free(struct tl_client *client);
 
@@ -1065,9 +1065,10 @@ tl_status tl_client_stop_with(const struct tl_client *client,
  * `timeout_ns` at most in all.
  *
  * Threads: as `tl_client_stop`. Blocks: for `timeout_ns` at most. Ownership: `clients` is an array
- * of `count` clients, and stays the program's; `reports` may be NULL, otherwise it is an array with
- * room for as many, and each is freed by `tl_stop_report_free`. Errors: `TL_OK` if every thread has
- * ended, `TL_LATE` if not; `TL_FAILED`, with `TL_ERROR_INVALID_ARGUMENT`, and nothing is stopped.
+ * of `count` clients, and stays the program's; `reports` may be NULL, otherwise it is an array
+ * with room for as many, and each is freed by `tl_stop_report_free`. Errors: `TL_OK` if every
+ * thread has ended, `TL_LATE` if not; `TL_FAILED`, with `TL_ERROR_INVALID_ARGUMENT`, and nothing
+ * is stopped.
  */
 tl_status tl_client_stop_all(const struct tl_client *const *clients,
                              size_t count,
@@ -1078,16 +1079,16 @@ tl_status tl_client_stop_all(const struct tl_client *const *clients,
 /**
  * Tells a client to stop. Waiting is left to `tl_client_stop` or `tl_client_free`.
  *
- * Threads: any, a callback included; not a signal handler. Blocks: never. Errors: `TL_FAILED`, with
- * `TL_ERROR_INVALID_ARGUMENT`.
+ * Threads: any, a callback included; not a signal handler. Blocks: never. Errors: `TL_FAILED`,
+ * with `TL_ERROR_INVALID_ARGUMENT`.
  */
 tl_status tl_client_request_stop(const struct tl_client *client, struct tl_error **error);
 
 /**
  * Waits until a connection is open, and sets `epoch` to its number.
  *
- * Threads: any but the client's own: inside a callback it fails with `TL_ERROR_CONFIG`. Blocks: for
- * `timeout_ns` at most. Ownership: `epoch` may be NULL. Errors: `TL_FAILED`, with
+ * Threads: any but the client's own: inside a callback it fails with `TL_ERROR_CONFIG`. Blocks:
+ * for `timeout_ns` at most. Ownership: `epoch` may be NULL. Errors: `TL_FAILED`, with
  * `TL_ERROR_TIMEOUT` when none was open in time, otherwise with the reason why the client has
  * ended.
  */
@@ -1100,9 +1101,9 @@ tl_status tl_client_wait_open(const struct tl_client *client,
  * Waits until the client has ended by itself or has been stopped, and sets `reason` to the reason:
  * an error of kind `TL_ERROR_STOPPED` if it was told to stop.
  *
- * Threads: any; on a thread of the client's own it does not wait. Blocks: for `timeout_ns` at most.
- * Ownership: `reason` may be NULL; otherwise it is set to an error that `tl_error_free` frees, or
- * to NULL. Errors: `TL_OK` if it has ended, `TL_EMPTY` if it has not; `TL_FAILED`, with
+ * Threads: any; on a thread of the client's own it does not wait. Blocks: for `timeout_ns` at
+ * most. Ownership: `reason` may be NULL; otherwise it is set to an error that `tl_error_free`
+ * frees, or to NULL. Errors: `TL_OK` if it has ended, `TL_EMPTY` if it has not; `TL_FAILED`, with
  * `TL_ERROR_INVALID_ARGUMENT` as the reason.
  */
 tl_status tl_client_wait_closed(const struct tl_client *client,
@@ -1134,8 +1135,8 @@ tl_status tl_client_stats(const struct tl_client *client,
  * took all of it, which proves nothing about the server.
  *
  * Threads: any, at the same time too. Blocks: for the rate limits, for other senders and for room
- * in the kernel's buffer, `send_timeout` at most. Nothing is queued: while no connection is open it
- * fails at once. Ownership: `text` is the program's, and is not kept; `receipt` may be NULL.
+ * in the kernel's buffer, `send_timeout` at most. Nothing is queued: while no connection is open
+ * it fails at once. Ownership: `text` is the program's, and is not kept; `receipt` may be NULL.
  * Errors: `TL_NOT_SENT`, when sending again is safe, or `TL_UNKNOWN`, when the server has to be
  * asked. Their kinds: `TL_ERROR_TIMEOUT`, `TL_ERROR_CONNECT` (no connection is open),
  * `TL_ERROR_CLOSED` (the connection is ending, or another epoch is open), `TL_ERROR_STOPPED`,
@@ -1163,11 +1164,11 @@ tl_status tl_client_send_binary(const struct tl_client *client,
 
 /**
  * Sends several messages in order, by one system call for every 64 KiB of them, within
- * `send_timeout` for all. Sets `sent` to the number of those that went whole, and `receipt` to that
- * of the last if all did.
+ * `send_timeout` for all. Sets `sent` to the number of those that went whole, and `receipt` to
+ * that of the last if all did.
  *
- * Threads: any, at the same time too. Blocks: as `tl_client_send_text`. Ownership: the payloads are
- * the program's, and are not kept; `sent` and `receipt` may be NULL. Errors: as
+ * Threads: any, at the same time too. Blocks: as `tl_client_send_text`. Ownership: the payloads
+ * are the program's, and are not kept; `sent` and `receipt` may be NULL. Errors: as
  * `tl_client_send_text`, for the message after those that went; `TL_NOT_SENT` with
  * `TL_ERROR_CONFIG` if there are none.
  */
@@ -1188,9 +1189,9 @@ tl_status tl_client_send_batch(const struct tl_client *client,
 tl_status tl_client_ping(const struct tl_client *client, struct tl_error **error);
 
 /**
- * Closes the connection that is open now, and dials again. Its close frame has `code` and `reason`;
- * a code of 0, with NULL as the reason, stands for 1000. No further message of that connection is
- * delivered. The next dial counts as no attempt.
+ * Closes the connection that is open now, and dials again. Its close frame has `code` and
+ * `reason`; a code of 0, with NULL as the reason, stands for 1000. No further message of that
+ * connection is delivered. The next dial counts as no attempt.
  *
  * Threads: any. Blocks: never. Ownership: the reason is copied. Errors: `TL_NOT_SENT`, when no
  * connection is open, or with `TL_ERROR_CONFIG` if the code or the reason may not be sent.
@@ -1211,8 +1212,8 @@ tl_status tl_client_reconnect(const struct tl_client *client,
 tl_status tl_client_wake(const struct tl_client *client, struct tl_error **error);
 
 /**
- * Sets the time at which `woken` is called, from any thread. See `tl_connection_wake_at`. Needs the
- * setting `wakeups`.
+ * Sets the time at which `woken` is called, from any thread. See `tl_connection_wake_at`. Needs
+ * the setting `wakeups`.
  *
  * Threads: any. Blocks: never. Errors: as `tl_client_wake`.
  */
@@ -1262,8 +1263,8 @@ tl_status tl_connection_send_binary(struct tl_connection *connection,
 /**
  * Sends several messages on this connection. See `tl_client_send_batch`.
  *
- * Threads: inside the callback alone. Blocks: as `tl_connection_send_text`. Ownership: the payloads
- * are the program's; `sent` and `receipt` may be NULL. Errors: as `tl_client_send_batch`.
+ * Threads: inside the callback alone. Blocks: as `tl_connection_send_text`. Ownership: the
+ * payloads are the program's; `sent` and `receipt` may be NULL. Errors: as `tl_client_send_batch`.
  */
 tl_status tl_connection_send_batch(struct tl_connection *connection,
                                    const struct tl_payload *messages,
@@ -1316,8 +1317,8 @@ tl_status tl_connection_stop(struct tl_connection *connection, struct tl_error *
 /**
  * Sets the URL to dial, `ws://` or `wss://`. Its text is checked before the dial.
  *
- * Threads: inside the endpoint callback alone. Blocks: never. Ownership: the URL is copied. Errors:
- * `TL_FAILED`, with `TL_ERROR_INVALID_ARGUMENT`.
+ * Threads: inside the endpoint callback alone. Blocks: never. Ownership: the URL is copied.
+ * Errors: `TL_FAILED`, with `TL_ERROR_INVALID_ARGUMENT`.
  */
 tl_status tl_endpoint_set_url(struct tl_endpoint *endpoint,
                               const char *url,
@@ -1327,8 +1328,8 @@ tl_status tl_endpoint_set_url(struct tl_endpoint *endpoint,
  * Adds a header to the opening handshake of this dial. It is checked before the dial. No log shows
  * its value.
  *
- * Threads: inside the endpoint callback alone. Blocks: never. Ownership: name and value are copied.
- * Errors: `TL_FAILED`, with `TL_ERROR_INVALID_ARGUMENT`.
+ * Threads: inside the endpoint callback alone. Blocks: never. Ownership: name and value are
+ * copied. Errors: `TL_FAILED`, with `TL_ERROR_INVALID_ARGUMENT`.
  */
 tl_status tl_endpoint_add_header(struct tl_endpoint *endpoint,
                                  const char *name,
@@ -1378,16 +1379,16 @@ tl_status tl_endpoint_fail(struct tl_endpoint *endpoint,
 bool tl_endpoint_is_stopping(const struct tl_endpoint *endpoint);
 
 /**
- * Frees an error that a call handed out. NULL does nothing. An error inside an event or a report is
- * left alone, and so is one that was freed before, as far as that can be told; both are logged.
+ * Frees an error that a call handed out. NULL does nothing. An error inside an event or a report
+ * is left alone, and so is one that was freed before, as far as that can be told; both are logged.
  *
- * Threads: any, one at a time. Blocks: never. Ownership: `error` and its texts are gone afterwards.
- * Errors: none.
+ * Threads: any, one at a time. Blocks: never. Ownership: `error` and its texts are gone
+ * afterwards. Errors: none.
  */
 void tl_error_free(struct tl_error *error);
 
 /**
- * Frees events. What they had not been asked for goes to others of the same client. NULL does
+ * Frees events. Those that had not been taken go to other readers of the same client. NULL does
  * nothing.
  *
  * Threads: any, while no other call has these events. Blocks: never. Ownership: `events` is gone
@@ -1397,8 +1398,8 @@ void tl_error_free(struct tl_error *error);
 void tl_events_free(struct tl_events *events);
 
 /**
- * Takes the next events into the program's array, waiting for the first of them for `timeout_ns` at
- * most: 0 does not wait, and `TL_FOREVER` waits without a limit. Sets `count` to the number of
+ * Takes the next events into the program's array, waiting for the first of them for `timeout_ns`
+ * at most: 0 does not wait, and `TL_FOREVER` waits without a limit. Sets `count` to the number of
  * events, at least 1 if the result is `TL_OK`.
  *
  * `array` has room for `capacity` events of `event_size` bytes, which is `sizeof(tl_event)`; they
@@ -1427,8 +1428,8 @@ tl_status tl_events_next_batch(struct tl_events *events,
  * with a timeout of 0 until it returns something else than `TL_OK`, or fewer events than fit. Do
  * not read from it, and do not close it.
  *
- * Threads: any, one at a time. Blocks: never. Ownership: the descriptor is the library's. It is the
- * same for all events of a client, and closes when the client and the last of them are gone.
+ * Threads: any, one at a time. Blocks: never. Ownership: the descriptor is the library's. It is
+ * the same for all events of a client, and closes when the client and the last of them are gone.
  * Errors: -1, with `TL_ERROR_IO` if the system has no descriptors to give.
  */
 int32_t tl_events_fd(struct tl_events *events, struct tl_error **error);
@@ -1475,9 +1476,9 @@ void tl_options_free(struct tl_options *options);
  * Values that a key cannot take are refused here; what can only be seen together, when a client is
  * started.
  *
- * Threads: any. Blocks: only to read a file, for keys that end in `_file`. Ownership: key and value
- * are copied. Errors: `TL_FAILED`, with `TL_ERROR_INVALID_ARGUMENT`. The text of an error never
- * holds the value.
+ * Threads: any. Blocks: only to read a file, for keys that end in `_file`. Ownership: key and
+ * value are copied. Errors: `TL_FAILED`, with `TL_ERROR_INVALID_ARGUMENT`. The text of an error
+ * never holds the value.
  */
 tl_status tl_options_set(struct tl_options *options,
                          const char *key,
@@ -1497,10 +1498,9 @@ const char *tl_options_keys(void);
  * URL or headers come from a token call.
  *
  * Threads: any; `call` runs on the reader threads of the clients with these options, at the same
- * time if there are several. Blocks: never. Ownership: `user_data` is the library's until `destroy`
- * is called with it, once: after the options and all of these clients are gone, when it is
- * replaced, or at once if this fails. Errors: `TL_FAILED`, with
- * `TL_ERROR_INVALID_ARGUMENT`.
+ * time if there are several. Blocks: never. Ownership: `user_data` is the library's until
+ * `destroy` is called with it, once: after the options and all of these clients are gone, when it
+ * is replaced, or at once if this fails. Errors: `TL_FAILED`, with `TL_ERROR_INVALID_ARGUMENT`.
  */
 tl_status tl_options_set_endpoint_callback(struct tl_options *options,
                                            tl_endpoint_fn call,

@@ -1,7 +1,8 @@
 //! The server that the examples and tests of the C interface run against.
 //!
-//! It prints the URL of a plain server and, below it, that of one with TLS. The path of a connection
-//! chooses what it plays; `script` lists the paths. It ends when its standard input does.
+//! It prints the URL of a plain server and, below it, that of one with TLS. The path of a
+//! connection chooses what it plays; `script` lists the paths. It ends when its standard input
+//! does.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};

@@ -16,7 +16,7 @@ pub(crate) struct Failure {
     pub(crate) reason: Reason,
 }
 
-/// What an error that the program is given is about.
+/// The subject of an error that the program is given.
 pub(crate) enum Reason {
     /// An error of the client.
     Client(Error),
@@ -64,10 +64,10 @@ pub(crate) unsafe fn enter<T>(
     unsafe { enter_with(out, tl_status::TL_FAILED, tl_status::TL_FAILED, call) }
 }
 
-/// Runs a send of the program: one that is refused is `TL_NOT_SENT`, and after a panic nobody knows.
+/// Runs a send of the program: one that is refused is `TL_NOT_SENT`, and after a panic nobody
+/// knows.
 ///
-/// # Safety
-/// As [`enter`].
+/// # Safety As [`enter`].
 pub(crate) unsafe fn enter_send<T>(
     out: *mut *mut tl_error,
     call: impl FnOnce() -> Result<T, Failure>,
@@ -186,7 +186,8 @@ pub(crate) unsafe fn put<T>(pointer: *mut T, value: T) {
 }
 
 /// Reads a struct that begins with its size, from a program that may know fewer or more of its
-/// fields. What it does not know stays as in `default`, what is unknown here must be zero.
+/// fields. Fields that it does not know stay as in `default`; those that are unknown here must be
+/// zero.
 ///
 /// # Safety
 /// `pointer` is null, or points to a `size_t` and to as many bytes as that says, itself included.

@@ -26,8 +26,8 @@ pub struct tl_callbacks {
     pub size: usize,
     /// Passed to every function.
     pub user_data: *mut c_void,
-    /// Called once with `user_data`, after the last of the others: on the reader thread, before that
-    /// counts as ended, or on the calling thread if the client could not be started.
+    /// Called once with `user_data`, after the last of the others: on the reader thread, before
+    /// that counts as ended, or on the calling thread if the client could not be started.
     pub destroy: tl_destroy_fn,
     /// A connection is open, and no message of it has come yet: the place to subscribe.
     pub opened: Option<
@@ -50,9 +50,9 @@ pub struct tl_callbacks {
     pub batch_end:
         Option<unsafe extern "C" fn(user_data: *mut c_void, connection: *mut tl_connection)>,
     /// The time that was set by `tl_connection_wake_at` has come (`due_ns` is that time), or a
-    /// thread has called `tl_client_wake` (`due_ns` is -1). `connection` is NULL while no connection
-    /// is open. Returns the time of the next call, as `tl_now` tells it: `due_ns + interval` keeps a
-    /// rhythm. 0 sets none.
+    /// thread has called `tl_client_wake` (`due_ns` is -1). `connection` is NULL while no
+    /// connection is open. Returns the time of the next call, as `tl_now` tells it: `due_ns +
+    /// interval` keeps a rhythm. 0 sets none.
     pub woken: Option<
         unsafe extern "C" fn(
             user_data: *mut c_void,

@@ -17,7 +17,7 @@ use crate::callbacks::{Program, tl_callbacks, wake_time};
 use crate::clock::{nanos_of, nanos_or_never, timeout};
 use crate::connection::close_reason;
 use crate::error::{self, KINDS, kind_of};
-use crate::events::{Pulled, tl_events};
+use crate::events::{Batches, tl_events};
 use crate::handle::{self, opaque, retire};
 use crate::options::tl_options;
 use crate::types::{
@@ -34,11 +34,11 @@ pub struct tl_client {
 opaque!(tl_client, Running, b"tlclient");
 
 pub(crate) struct Running {
-    delivery: Delivery,
+    kind: Kind,
     sender: Sender,
 }
 
-enum Delivery {
+enum Kind {
     Pull(Client<Pull>),
     Push(Client<Push>),
 }
@@ -46,21 +46,21 @@ enum Delivery {
 /// Calls a method that both kinds of client have.
 macro_rules! either {
     ($running:expr, $client:ident => $call:expr) => {
-        match &$running.delivery {
-            Delivery::Pull($client) => $call,
-            Delivery::Push($client) => $call,
+        match &$running.kind {
+            Kind::Pull($client) => $call,
+            Kind::Push($client) => $call,
         }
     };
 }
 
 fn pulled(client: Client<Pull>) -> *mut tl_client {
     let sender = client.sender();
-    handle::create::<tl_client>(Running { delivery: Delivery::Pull(client), sender })
+    handle::create::<tl_client>(Running { kind: Kind::Pull(client), sender })
 }
 
 fn pushed(client: Client<Push>) -> *mut tl_client {
     let sender = client.sender();
-    handle::create::<tl_client>(Running { delivery: Delivery::Push(client), sender })
+    handle::create::<tl_client>(Running { kind: Kind::Push(client), sender })
 }
 
 /// Starts a client whose events are pulled, and returns at once. It dials in the background, and
@@ -164,8 +164,8 @@ unsafe fn program(callbacks: *const tl_callbacks) -> Result<Program, Failure> {
 /// Threads: any, while no other call has this client; inside one of its callbacks it does not wait.
 /// Blocks: for `drop_timeout` at most, 5 s by default; a client that was stopped before is freed at
 /// once. Ownership: `client` is gone afterwards, its events are not; a second time is logged and
-/// does nothing. Errors: none. A thread that is late is logged, and ends when the call that holds it
-/// up returns.
+/// does nothing. Errors: none. A thread that is late is logged, and ends when the call that holds
+/// it up returns.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn tl_client_free(client: *mut tl_client) {
     // SAFETY: as the contract above says.
@@ -233,9 +233,10 @@ pub unsafe extern "C" fn tl_client_stop_with(
 /// `timeout_ns` at most in all.
 ///
 /// Threads: as `tl_client_stop`. Blocks: for `timeout_ns` at most. Ownership: `clients` is an array
-/// of `count` clients, and stays the program's; `reports` may be NULL, otherwise it is an array with
-/// room for as many, and each is freed by `tl_stop_report_free`. Errors: `TL_OK` if every thread has
-/// ended, `TL_LATE` if not; `TL_FAILED`, with `TL_ERROR_INVALID_ARGUMENT`, and nothing is stopped.
+/// of `count` clients, and stays the program's; `reports` may be NULL, otherwise it is an array
+/// with room for as many, and each is freed by `tl_stop_report_free`. Errors: `TL_OK` if every
+/// thread has ended, `TL_LATE` if not; `TL_FAILED`, with `TL_ERROR_INVALID_ARGUMENT`, and nothing
+/// is stopped.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn tl_client_stop_all(
     clients: *const *const tl_client,
@@ -272,8 +273,8 @@ pub unsafe extern "C" fn tl_client_stop_all(
 
 /// Tells a client to stop. Waiting is left to `tl_client_stop` or `tl_client_free`.
 ///
-/// Threads: any, a callback included; not a signal handler. Blocks: never. Errors: `TL_FAILED`, with
-/// `TL_ERROR_INVALID_ARGUMENT`.
+/// Threads: any, a callback included; not a signal handler. Blocks: never. Errors: `TL_FAILED`,
+/// with `TL_ERROR_INVALID_ARGUMENT`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn tl_client_request_stop(
     client: *const tl_client,
@@ -290,8 +291,8 @@ pub unsafe extern "C" fn tl_client_request_stop(
 
 /// Waits until a connection is open, and sets `epoch` to its number.
 ///
-/// Threads: any but the client's own: inside a callback it fails with `TL_ERROR_CONFIG`. Blocks: for
-/// `timeout_ns` at most. Ownership: `epoch` may be NULL. Errors: `TL_FAILED`, with
+/// Threads: any but the client's own: inside a callback it fails with `TL_ERROR_CONFIG`. Blocks:
+/// for `timeout_ns` at most. Ownership: `epoch` may be NULL. Errors: `TL_FAILED`, with
 /// `TL_ERROR_TIMEOUT` when none was open in time, otherwise with the reason why the client has
 /// ended.
 #[unsafe(no_mangle)]
@@ -314,9 +315,9 @@ pub unsafe extern "C" fn tl_client_wait_open(
 /// Waits until the client has ended by itself or has been stopped, and sets `reason` to the reason:
 /// an error of kind `TL_ERROR_STOPPED` if it was told to stop.
 ///
-/// Threads: any; on a thread of the client's own it does not wait. Blocks: for `timeout_ns` at most.
-/// Ownership: `reason` may be NULL; otherwise it is set to an error that `tl_error_free` frees, or
-/// to NULL. Errors: `TL_OK` if it has ended, `TL_EMPTY` if it has not; `TL_FAILED`, with
+/// Threads: any; on a thread of the client's own it does not wait. Blocks: for `timeout_ns` at
+/// most. Ownership: `reason` may be NULL; otherwise it is set to an error that `tl_error_free`
+/// frees, or to NULL. Errors: `TL_OK` if it has ended, `TL_EMPTY` if it has not; `TL_FAILED`, with
 /// `TL_ERROR_INVALID_ARGUMENT` as the reason.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn tl_client_wait_closed(
@@ -392,8 +393,8 @@ pub unsafe extern "C" fn tl_client_stats(
 /// took all of it, which proves nothing about the server.
 ///
 /// Threads: any, at the same time too. Blocks: for the rate limits, for other senders and for room
-/// in the kernel's buffer, `send_timeout` at most. Nothing is queued: while no connection is open it
-/// fails at once. Ownership: `text` is the program's, and is not kept; `receipt` may be NULL.
+/// in the kernel's buffer, `send_timeout` at most. Nothing is queued: while no connection is open
+/// it fails at once. Ownership: `text` is the program's, and is not kept; `receipt` may be NULL.
 /// Errors: `TL_NOT_SENT`, when sending again is safe, or `TL_UNKNOWN`, when the server has to be
 /// asked. Their kinds: `TL_ERROR_TIMEOUT`, `TL_ERROR_CONNECT` (no connection is open),
 /// `TL_ERROR_CLOSED` (the connection is ending, or another epoch is open), `TL_ERROR_STOPPED`,
@@ -451,11 +452,11 @@ pub unsafe extern "C" fn tl_client_send_binary(
 }
 
 /// Sends several messages in order, by one system call for every 64 KiB of them, within
-/// `send_timeout` for all. Sets `sent` to the number of those that went whole, and `receipt` to that
-/// of the last if all did.
+/// `send_timeout` for all. Sets `sent` to the number of those that went whole, and `receipt` to
+/// that of the last if all did.
 ///
-/// Threads: any, at the same time too. Blocks: as `tl_client_send_text`. Ownership: the payloads are
-/// the program's, and are not kept; `sent` and `receipt` may be NULL. Errors: as
+/// Threads: any, at the same time too. Blocks: as `tl_client_send_text`. Ownership: the payloads
+/// are the program's, and are not kept; `sent` and `receipt` may be NULL. Errors: as
 /// `tl_client_send_text`, for the message after those that went; `TL_NOT_SENT` with
 /// `TL_ERROR_CONFIG` if there are none.
 #[unsafe(no_mangle)]
@@ -507,9 +508,9 @@ pub unsafe extern "C" fn tl_client_ping(
     })
 }
 
-/// Closes the connection that is open now, and dials again. Its close frame has `code` and `reason`;
-/// a code of 0, with NULL as the reason, stands for 1000. No further message of that connection is
-/// delivered. The next dial counts as no attempt.
+/// Closes the connection that is open now, and dials again. Its close frame has `code` and
+/// `reason`; a code of 0, with NULL as the reason, stands for 1000. No further message of that
+/// connection is delivered. The next dial counts as no attempt.
 ///
 /// Threads: any. Blocks: never. Ownership: the reason is copied. Errors: `TL_NOT_SENT`, when no
 /// connection is open, or with `TL_ERROR_CONFIG` if the code or the reason may not be sent.
@@ -553,8 +554,8 @@ pub unsafe extern "C" fn tl_client_wake(
     })
 }
 
-/// Sets the time at which `woken` is called, from any thread. See `tl_connection_wake_at`. Needs the
-/// setting `wakeups`.
+/// Sets the time at which `woken` is called, from any thread. See `tl_connection_wake_at`. Needs
+/// the setting `wakeups`.
 ///
 /// Threads: any. Blocks: never. Errors: as `tl_client_wake`.
 #[unsafe(no_mangle)]
@@ -583,11 +584,11 @@ pub unsafe extern "C" fn tl_client_events(
 ) -> *mut tl_events {
     // SAFETY: the program passes a handle, and NULL or a place for the error.
     unsafe {
-        enter(error, || match &handle::borrow(client)?.delivery {
-            Delivery::Pull(client) => {
-                Ok(handle::create::<tl_events>(Mutex::new(Pulled::new(client.events()))))
+        enter(error, || match &handle::borrow(client)?.kind {
+            Kind::Pull(client) => {
+                Ok(handle::create::<tl_events>(Mutex::new(Batches::new(client.events()))))
             }
-            Delivery::Push(_) => {
+            Kind::Push(_) => {
                 Err(Failure::argument("a client with callbacks has no events to be pulled"))
             }
         })

@@ -14,8 +14,8 @@ pub(crate) fn now() -> i64 {
     (time.tv_sec as i64).saturating_mul(1_000_000_000).saturating_add(time.tv_nsec as i64)
 }
 
-/// One moment by both clocks. `Instant` does not show its number, but differences do: it is the same
-/// clock on Linux.
+/// One moment by both clocks. `Instant` does not show its number, but differences do: it is the
+/// same clock on Linux.
 #[derive(Clone, Copy)]
 struct Anchor {
     instant: Instant,

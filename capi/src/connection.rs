@@ -104,8 +104,8 @@ unsafe fn with<T>(
     let Some(mut connection) = place.connection.take() else {
         return Err(Failure::argument("a tl_connection is used outside of its callback"));
     };
-    // SAFETY: `lend` has put it there, and is under way further up on this thread, since it takes it
-    // out before it returns. What it was made of is not touched meanwhile.
+    // SAFETY: `lend` has put it there, and is under way further up on this thread, since it takes
+    // it out before it returns. What it was made of is not touched meanwhile.
     let result = act(unsafe { connection.as_mut() });
     place.connection.set(Some(connection));
     result
@@ -160,8 +160,8 @@ pub unsafe extern "C" fn tl_connection_send_binary(
 
 /// Sends several messages on this connection. See `tl_client_send_batch`.
 ///
-/// Threads: inside the callback alone. Blocks: as `tl_connection_send_text`. Ownership: the payloads
-/// are the program's; `sent` and `receipt` may be NULL. Errors: as `tl_client_send_batch`.
+/// Threads: inside the callback alone. Blocks: as `tl_connection_send_text`. Ownership: the
+/// payloads are the program's; `sent` and `receipt` may be NULL. Errors: as `tl_client_send_batch`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn tl_connection_send_batch(
     connection: *mut tl_connection,

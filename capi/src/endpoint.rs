@@ -87,8 +87,8 @@ pub(crate) fn ask(
 
 /// Sets the URL to dial, `ws://` or `wss://`. Its text is checked before the dial.
 ///
-/// Threads: inside the endpoint callback alone. Blocks: never. Ownership: the URL is copied. Errors:
-/// `TL_FAILED`, with `TL_ERROR_INVALID_ARGUMENT`.
+/// Threads: inside the endpoint callback alone. Blocks: never. Ownership: the URL is copied.
+/// Errors: `TL_FAILED`, with `TL_ERROR_INVALID_ARGUMENT`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn tl_endpoint_set_url(
     endpoint: *mut tl_endpoint,
@@ -108,8 +108,8 @@ pub unsafe extern "C" fn tl_endpoint_set_url(
 /// Adds a header to the opening handshake of this dial. It is checked before the dial. No log shows
 /// its value.
 ///
-/// Threads: inside the endpoint callback alone. Blocks: never. Ownership: name and value are copied.
-/// Errors: `TL_FAILED`, with `TL_ERROR_INVALID_ARGUMENT`.
+/// Threads: inside the endpoint callback alone. Blocks: never. Ownership: name and value are
+/// copied. Errors: `TL_FAILED`, with `TL_ERROR_INVALID_ARGUMENT`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn tl_endpoint_add_header(
     endpoint: *mut tl_endpoint,

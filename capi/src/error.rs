@@ -12,11 +12,11 @@ use crate::clock::nanos_or_never;
 use crate::handle::retire;
 use crate::types::{tl_error, tl_error_kind};
 
-/// Frees an error that a call handed out. NULL does nothing. An error inside an event or a report is
-/// left alone, and so is one that was freed before, as far as that can be told; both are logged.
+/// Frees an error that a call handed out. NULL does nothing. An error inside an event or a report
+/// is left alone, and so is one that was freed before, as far as that can be told; both are logged.
 ///
-/// Threads: any, one at a time. Blocks: never. Ownership: `error` and its texts are gone afterwards.
-/// Errors: none.
+/// Threads: any, one at a time. Blocks: never. Ownership: `error` and its texts are gone
+/// afterwards. Errors: none.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn tl_error_free(error: *mut tl_error) {
     infallible((), || {

@@ -15,16 +15,16 @@ use crate::views::{
 };
 
 /// The events of a client that are pulled. Several may exist of one client, and each event goes to
-/// one of them. It keeps neither the client nor its threads alive, and what has arrived can still be
-/// read when both have gone.
+/// one of them. It keeps neither the client nor its threads alive, and what has arrived can still
+/// be read when both have gone.
 pub struct tl_events {
     _opaque: (),
 }
 
-opaque!(tl_events, Mutex<Pulled>, b"tlevents");
+opaque!(tl_events, Mutex<Batches>, b"tlevents");
 
 /// The events of a client, and the batch of them that the program has taken a part of.
-pub(crate) struct Pulled {
+pub(crate) struct Batches {
     /// A box of its own, whose address stays. `rest` borrows from it.
     events: NonNull<Events>,
     /// The events of the current batch that the program has not got yet.
@@ -32,13 +32,13 @@ pub(crate) struct Pulled {
     /// Its lifetime is a claim: it borrows from `events`. That holds, because `events` is used
     /// mutably only in `next`, after this was emptied, and freed only in `drop`, after this was.
     rest: Option<BatchEvents<'static>>,
-    /// What the events that the program has got point to, besides the batch.
+    /// The targets of pointers in the events that the program has got, besides the batch.
     notices: Vec<Notice>,
     arrivals: Arrivals,
 }
 
 // SAFETY: `Events` is `Send`, and `rest` borrows from nothing but what is moved with it.
-unsafe impl Send for Pulled {}
+unsafe impl Send for Batches {}
 
 /// An event that is no message. It is kept for the program, which points into it.
 enum Notice {
@@ -85,14 +85,14 @@ impl Notice {
     }
 }
 
-impl Pulled {
+impl Batches {
     pub(crate) fn new(events: Events) -> Self {
         let events = NonNull::from(Box::leak(Box::new(events)));
-        Pulled { events, rest: None, notices: Vec::new(), arrivals: Arrivals::default() }
+        Batches { events, rest: None, notices: Vec::new(), arrivals: Arrivals::default() }
     }
 
     /// Returns the events that come next: those that are left of the current batch, or another one.
-    /// What was returned before is invalid afterwards.
+    /// Earlier ones are invalid afterwards.
     fn next(&mut self, timeout: Duration) -> Result<(), TryNextError> {
         self.notices.clear();
         let has_more = self.rest.as_ref().is_some_and(|rest| rest.clone().next().is_some());
@@ -125,7 +125,7 @@ impl Pulled {
         capacity: usize,
     ) -> Result<usize, TryNextError> {
         self.next(timeout)?;
-        let Pulled { rest, notices, arrivals, .. } = self;
+        let Batches { rest, notices, arrivals, .. } = self;
         let rest = rest.as_mut().expect("there are events");
         let mut count = 0;
         while count < capacity {
@@ -157,7 +157,7 @@ impl Pulled {
     }
 }
 
-impl Drop for Pulled {
+impl Drop for Batches {
     fn drop(&mut self) {
         self.rest = None;
         // SAFETY: `new` made the box, and nothing borrows from it any more.
@@ -165,7 +165,7 @@ impl Drop for Pulled {
     }
 }
 
-/// Frees events. What they had not been asked for goes to others of the same client. NULL does
+/// Frees events. Those that had not been taken go to other readers of the same client. NULL does
 /// nothing.
 ///
 /// Threads: any, while no other call has these events. Blocks: never. Ownership: `events` is gone
@@ -177,8 +177,8 @@ pub unsafe extern "C" fn tl_events_free(events: *mut tl_events) {
     infallible((), || unsafe { handle::free(events) });
 }
 
-/// Takes the next events into the program's array, waiting for the first of them for `timeout_ns` at
-/// most: 0 does not wait, and `TL_FOREVER` waits without a limit. Sets `count` to the number of
+/// Takes the next events into the program's array, waiting for the first of them for `timeout_ns`
+/// at most: 0 does not wait, and `TL_FOREVER` waits without a limit. Sets `count` to the number of
 /// events, at least 1 if the result is `TL_OK`.
 ///
 /// `array` has room for `capacity` events of `event_size` bytes, which is `sizeof(tl_event)`; they
@@ -232,8 +232,8 @@ pub unsafe extern "C" fn tl_events_next_batch(
 /// with a timeout of 0 until it returns something else than `TL_OK`, or fewer events than fit. Do
 /// not read from it, and do not close it.
 ///
-/// Threads: any, one at a time. Blocks: never. Ownership: the descriptor is the library's. It is the
-/// same for all events of a client, and closes when the client and the last of them are gone.
+/// Threads: any, one at a time. Blocks: never. Ownership: the descriptor is the library's. It is
+/// the same for all events of a client, and closes when the client and the last of them are gone.
 /// Errors: -1, with `TL_ERROR_IO` if the system has no descriptors to give.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn tl_events_fd(events: *mut tl_events, error: *mut *mut tl_error) -> i32 {
@@ -252,7 +252,7 @@ pub unsafe extern "C" fn tl_events_fd(events: *mut tl_events, error: *mut *mut t
     unsafe { enter(error, get) }.unwrap_or(-1)
 }
 
-fn lock(pulled: &Mutex<Pulled>) -> Result<std::sync::MutexGuard<'_, Pulled>, Failure> {
+fn lock(pulled: &Mutex<Batches>) -> Result<std::sync::MutexGuard<'_, Batches>, Failure> {
     match pulled.try_lock() {
         Ok(pulled) => Ok(pulled),
         Err(TryLockError::Poisoned(poisoned)) => Ok(poisoned.into_inner()),

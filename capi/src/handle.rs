@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::border::Failure;
 
-/// What is behind a pointer to an opaque type of the header.
+/// The memory behind a pointer to an opaque type of the header.
 #[repr(C)]
 struct Handle<T> {
     /// The number of its type, or `FREED`.

@@ -10,8 +10,8 @@ use crate::callbacks::UserData;
 use crate::options::tl_destroy_fn;
 use crate::types::{tl_error, tl_log_level, tl_status};
 
-/// Takes a log record. It may run on any thread, on several at the same time, and inside other calls
-/// of the library; it must not call the library.
+/// Takes a log record. It may run on any thread, on several at the same time, and inside other
+/// calls of the library; it must not call the library.
 #[allow(non_camel_case_types)]
 pub type tl_log_fn = Option<
     unsafe extern "C" fn(

@@ -41,8 +41,8 @@ pub type tl_endpoint_fn = Option<
     ) -> i32,
 >;
 
-/// Is called on each thread of a client, with its name, before that does anything else: to pin it to
-/// a core, for example.
+/// Is called on each thread of a client, with its name, before that does anything else: to pin it
+/// to a core, for example.
 #[allow(non_camel_case_types)]
 pub type tl_thread_start_fn =
     Option<unsafe extern "C" fn(user_data: *mut c_void, name: *const c_char)>;
@@ -136,9 +136,9 @@ pub unsafe extern "C" fn tl_options_free(options: *mut tl_options) {
 /// Values that a key cannot take are refused here; what can only be seen together, when a client is
 /// started.
 ///
-/// Threads: any. Blocks: only to read a file, for keys that end in `_file`. Ownership: key and value
-/// are copied. Errors: `TL_FAILED`, with `TL_ERROR_INVALID_ARGUMENT`. The text of an error never
-/// holds the value.
+/// Threads: any. Blocks: only to read a file, for keys that end in `_file`. Ownership: key and
+/// value are copied. Errors: `TL_FAILED`, with `TL_ERROR_INVALID_ARGUMENT`. The text of an error
+/// never holds the value.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn tl_options_set(
     options: *mut tl_options,
@@ -171,10 +171,9 @@ pub extern "C" fn tl_options_keys() -> *const c_char {
 /// URL or headers come from a token call.
 ///
 /// Threads: any; `call` runs on the reader threads of the clients with these options, at the same
-/// time if there are several. Blocks: never. Ownership: `user_data` is the library's until `destroy`
-/// is called with it, once: after the options and all of these clients are gone, when it is
-/// replaced, or at once if this fails. Errors: `TL_FAILED`, with
-/// `TL_ERROR_INVALID_ARGUMENT`.
+/// time if there are several. Blocks: never. Ownership: `user_data` is the library's until
+/// `destroy` is called with it, once: after the options and all of these clients are gone, when it
+/// is replaced, or at once if this fails. Errors: `TL_FAILED`, with `TL_ERROR_INVALID_ARGUMENT`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn tl_options_set_endpoint_callback(
     options: *mut tl_options,

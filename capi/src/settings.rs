@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use client::{AppPing, Builder, Decode, Deflate, Endpoint, Proxy, RateLimit, TlsEngine, WhenFull};
 
-/// What a program has set.
+/// The settings of a program.
 #[derive(Default)]
 pub(crate) struct Settings {
     /// The URLs, in the order in which they take turns.
@@ -439,7 +439,8 @@ mod tests {
                 }
                 "decode" => ("gzip text", Some("secret")),
                 "compress" => (
-                    "client_no_context_takeover; client_max_window_bits=12; level=1; threshold=1KiB",
+                    "client_no_context_takeover; client_max_window_bits=12; level=1; \
+                     threshold=1KiB",
                     Some("secret"),
                 ),
                 "when_full" => ("drop_oldest", Some("secret")),

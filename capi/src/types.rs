@@ -18,8 +18,8 @@ pub enum tl_status {
     TL_OK = 0,
     /// After a send: no byte of the message was taken. Sending it again is safe.
     TL_NOT_SENT = 1,
-    /// After a send: a part of the message was taken, and the connection was aborted. The server may
-    /// or may not have it: ask it before you send an order again.
+    /// After a send: a part of the message was taken, and the connection was aborted. The server
+    /// may or may not have it: ask it before you send an order again.
     TL_UNKNOWN = 2,
     /// The time is up, and there is nothing: no event, or no end of the client.
     TL_EMPTY = 3,
@@ -90,8 +90,8 @@ pub enum tl_error_kind {
     TL_ERROR_INTERNAL = 42,
 }
 
-/// The reason why a call failed, a dial failed, a connection ended or a client ended. It shows hosts
-/// and ports at most: no path, query, header value or payload.
+/// The reason why a call failed, a dial failed, a connection ended or a client ended. It shows
+/// hosts and ports at most: no path, query, header value or payload.
 ///
 /// An error that a call handed out is freed with `tl_error_free`. One inside an event is not: it
 /// lives as long as the event.
@@ -116,10 +116,10 @@ pub struct tl_error {
     pub kind_name: *const c_char,
     /// The setting or call whose time ran out, `"connect_timeout"` for example, otherwise NULL.
     pub timeout: *const c_char,
-    /// The close reason that belongs to `close_code`, otherwise NULL. The server chose it, so it may
-    /// say anything.
+    /// The close reason that belongs to `close_code`, otherwise NULL. The server chose it, so it
+    /// may say anything.
     pub close_reason: *const c_char,
-    /// What `tl_endpoint_fail` said, otherwise NULL. No log shows it.
+    /// The text that `tl_endpoint_fail` gave, otherwise NULL. No log shows it.
     pub endpoint_text: *const c_char,
     /// The delay that a server asked for in `Retry-After`, in nanoseconds, otherwise -1.
     pub retry_after_ns: i64,
@@ -132,8 +132,8 @@ pub struct tl_error {
     pub body_length: usize,
 }
 
-/// The receipt of a message that the kernel took whole. It stays as it is in this ABI version, so it
-/// has no size.
+/// The receipt of a message that the kernel took whole. It stays as it is in this ABI version, so
+/// it has no size.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct tl_receipt {
@@ -269,8 +269,8 @@ pub struct tl_lagged {
 pub struct tl_stopped {
     /// `sizeof(tl_stopped)` of the library.
     pub size: usize,
-    /// The reason: `TL_ERROR_STOPPED` if the client was told to stop, otherwise the error that ended
-    /// it.
+    /// The reason: `TL_ERROR_STOPPED` if the client was told to stop, otherwise the error that
+    /// ended it.
     pub error: *const tl_error,
     /// The end on one line, for a log.
     pub text: *const c_char,
@@ -296,7 +296,7 @@ pub enum tl_event_kind {
     TL_EVENT_STOPPED = 6,
 }
 
-/// What an event holds, by its kind.
+/// The content of an event, by its kind.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub union tl_event_detail {
@@ -314,7 +314,7 @@ pub union tl_event_detail {
     pub stopped: *const tl_stopped,
 }
 
-/// An event that is pulled. What it points to lives until the next call of `tl_events_next_batch`
+/// An event that is pulled. Its targets live until the next call of `tl_events_next_batch`
 /// with the same `tl_events`.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -323,7 +323,7 @@ pub struct tl_event {
     pub size: usize,
     /// The kind.
     pub kind: tl_event_kind,
-    /// What it holds, unless it is a message.
+    /// Its content, unless it is a message.
     pub detail: tl_event_detail,
     /// The message, if the kind is `TL_EVENT_MESSAGE`; otherwise not set.
     pub message: tl_message,

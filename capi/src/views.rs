@@ -244,7 +244,8 @@ unsafe fn found(
 ) -> *const c_char {
     // SAFETY: it is NULL, or a place.
     unsafe { put(length, 0) };
-    // SAFETY: it is NULL, or an event that is alive, and the pointer inside is that of its `Opened`.
+    // SAFETY: it is NULL, or an event that is alive, and the pointer inside is that of its
+    // `Opened`.
     let opened =
         unsafe { opened.as_ref().and_then(|view| view.internal.cast::<Opened>().as_ref()) };
     // SAFETY: it is NULL, or a text.

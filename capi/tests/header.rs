@@ -49,7 +49,7 @@ fn functions(header: &str) -> Vec<(String, String)> {
             comment.push_str(trimmed.trim_start_matches(['/', '*']));
             continue;
         }
-        // A declaration begins at the start of a line, which no field or typedef does.
+        // A declaration begins at the left margin, where no field stands.
         let is_declaration = !text.starts_with([' ', '#', '}']) && !text.starts_with("typedef");
         let name = text.split('(').next().and_then(|before| before.rsplit([' ', '*']).next());
         if let Some(name) = name.filter(|name| is_declaration && name.starts_with("tl_")) {
