@@ -9,7 +9,9 @@
   benches/peers.py --from FILE...   measures nothing: draws saved medians or a runner's own rows
 
 Needs the load server and the drivers of the other clients, built as their README says, in the
-folder that PEERS names (../shared/peers by default). The load server does not compress: the work
+folder that PEERS names (../shared/peers by default). The drivers in C (capi/bench) need a C compiler
+and pkg-config, that of libwebsockets also Debian's libwebsockets-dev; those that cannot be built are
+left out. The load server does not compress: the work
 `compressed250` has a server of its own (compressed.rs), needs none of that folder, and needs g++
 and Boost (Debian's libboost1.81-dev) for Beast's driver (beast.cpp).
 """
@@ -31,6 +33,9 @@ OURS = {
 }
 # These have figures over TLS alone.
 TLS_ONLY = {"tautline-rustls"}
+# The C interface, by callbacks and in batches, with what each compares with.
+IN_C = {"tautline-c": "", "tautline-c-batches": "BATCH=1 "}
+RUST = {"tautline-c": "tautline", "tautline-c-batches": "tautline-batches"}
 # The ways to pull, and what the table calls them.
 PULLED = {"tautline-events": "`events()`", "tautline-batches": "`next_batch()`"}
 
@@ -62,7 +67,8 @@ WORKS = list(dict.fromkeys(work for work, *_ in TABLE))
 NAMES = {
     "tautline-events": "tautline, events()", "tautline-batches": "tautline, next_batch()",
     "tautline-spin": "tautline, busy_poll", "tautline-rustls": "tautline, rustls",
-    "tungstenite-mutex": "tungstenite + mutex", "fastwebsockets-raw": "fastwebsockets",
+    "tautline-c": "tautline, C", "tautline-c-batches": "tautline, C, batches",
+    "libwebsockets": "libwebsockets (C)", "tungstenite-mutex": "tungstenite + mutex", "fastwebsockets-raw": "fastwebsockets",
     "beast": "Beast (C++)", "go-gorilla-tuned": "gorilla (Go)", "picows-mv": "picows (Python)",
 }
 BARE = {
@@ -100,7 +106,41 @@ def run_peers(rounds, works, driver, out):
     command += ["--peers", ",".join(OTHERS), "--workloads", ",".join(works)]
     for name, settings in OURS.items():
         command += ["--add", f"{name}={settings}{driver}"]
-    subprocess.run(command, cwd=peers, check=True)
+    with tempfile.TemporaryDirectory() as folder:
+        for name, program in drivers_in_c(folder).items():
+            command += ["--add", f"{name}={program}"]
+        subprocess.run(command, cwd=peers, check=True)
+
+
+def drivers_in_c(folder):
+    """Builds the drivers in C; returns the commands of those that can be built here."""
+    source, programs = os.path.join(HERE, "../capi"), {}
+    build = {**os.environ, "PKG_CONFIG_PATH": os.path.join(folder, "lib/pkgconfig")}
+    try:
+        subprocess.run(
+            ["make", "-C", source, "install", f"PREFIX={folder}"], check=True,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )
+    except (OSError, subprocess.CalledProcessError) as error:
+        print(f"the C interface is left out: {error}", file=sys.stderr)
+    for name, package in {"driver": "tautline", "libwebsockets": "libwebsockets"}.items():
+        try:
+            flags = subprocess.run(
+                ["pkg-config", "--cflags", "--libs", package], check=True, env=build,
+                stdout=subprocess.PIPE, text=True,
+            ).stdout.split()
+            program = os.path.join(folder, name)
+            options = ["-std=gnu11", "-O3", "-DNDEBUG", f"-Wl,-rpath,{folder}/lib", "-pthread"]
+            code = os.path.join(source, "bench", f"{name}.c")
+            subprocess.run(["cc", *options, code, *flags, "-o", program], check=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            print(f"{name} in C is left out: {error}", file=sys.stderr)
+            continue
+        if name == "libwebsockets":
+            programs[name] = program
+        else:
+            programs.update({ours: f"{settings}{program}" for ours, settings in IN_C.items()})
+    return programs
 
 
 def run_compressed(rounds, programs, out):
@@ -229,6 +269,24 @@ def table(figures):
     return "\n".join(lines)
 
 
+def table_in_c(figures):
+    """Returns one row per figure of the C interface, beside the same delivery in Rust."""
+    lines = ["| | C | Rust | ratio |", "|---|---:|---:|---:|"]
+    for tls in (False, True):
+        for work, figure, divisor, title, _ in TABLE:
+            found = by_peer(figures, work, tls, figure, divisor)
+            for name, rust in RUST.items():
+                if {name, rust} <= found.keys():
+                    way = "batches" if name.endswith("batches") else "callbacks"
+                    title_here = f"TLS: {title}, {way}" if tls else f"{title}, {way}"
+                    ratio = found[name] / found[rust]
+                    lines.append(
+                        f"| {title_here} | {shown(found[name])} | {shown(found[rust])} "
+                        f"| {ratio:.2f} |"
+                    )
+    return "\n".join(lines)
+
+
 WIDTH, LEFT, BAR, SCALE = 470, 190, 17, 210
 
 
@@ -311,7 +369,7 @@ def main():
     options = parser.parse_args()
     files = options.files or [measure(options.rounds, options.only)]
     figures = medians(load(files, "peers"))
-    print(table(figures))
+    print(table(figures), table_in_c(figures), sep="\n\n")
     if options.save:
         kept = load([options.save], "peers") if os.path.exists(options.save) else []
         save(options.save, "peers", medians(kept + figures))

@@ -7,7 +7,9 @@
 
 #include <tautline.h>
 
+#ifndef CAPACITY
 #define CAPACITY 128
+#endif
 
 static void fail(const tl_error *error) {
     fprintf(stderr, "%s\n", error == NULL ? "it has ended" : error->text);

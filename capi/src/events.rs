@@ -139,7 +139,7 @@ impl Batches {
                     (&raw mut (*place).size).write(size_of::<tl_event>());
                     (&raw mut (*place).kind).write(tl_event_kind::TL_EVENT_MESSAGE);
                     (&raw mut (*place).detail.any).write(std::ptr::null());
-                    (&raw mut (*place).message).write(*arrivals.view(message));
+                    arrivals.write(message, &raw mut (*place).message);
                 }
             } else {
                 notices.push(Notice::new(event));

@@ -50,6 +50,29 @@ impl Arrivals {
         &self.view
     }
 
+    /// Writes the message to a place of the program's, field by field: to copy `view`, which has been
+    /// written to just now in smaller pieces, would take longer.
+    ///
+    /// # Safety
+    /// `place` is a place for a message.
+    #[inline]
+    pub(crate) unsafe fn write(&mut self, message: MessageRef<'_>, place: *mut tl_message) {
+        if self.last != Some(message.received_at()) || self.view.epoch != message.epoch() {
+            self.convert(message);
+        }
+        let bytes = message.bytes();
+        // SAFETY: as for this function.
+        unsafe {
+            (&raw mut (*place).size).write(size_of::<tl_message>());
+            (&raw mut (*place).data).write(bytes.as_ptr());
+            (&raw mut (*place).length).write(bytes.len());
+            (&raw mut (*place).epoch).write(self.view.epoch);
+            (&raw mut (*place).received_ns).write(self.view.received_ns);
+            (&raw mut (*place).kernel_received_ns).write(self.view.kernel_received_ns);
+            (&raw mut (*place).is_text).write(message.text().is_some());
+        }
+    }
+
     #[cold]
     fn convert(&mut self, message: MessageRef<'_>) {
         let kernel = message.kernel_received().and_then(|at| at.duration_since(UNIX_EPOCH).ok());
