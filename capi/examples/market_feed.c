@@ -41,8 +41,7 @@ static void message(void *user_data, tl_connection *connection, const tl_message
     }
     feed->quotes++;
     /* The payload lives as long as this call, and no zero byte ends it. */
-    snprintf(feed->latest, sizeof feed->latest, "%.*s", (int)message->length,
-             (const char *)message->data);
+    snprintf(feed->latest, sizeof feed->latest, "%.*s", (int)message->length, message->data);
 }
 
 /* Once for all messages that came together: the place to act on the latest of them. */

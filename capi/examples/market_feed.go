@@ -140,8 +140,7 @@ func main() {
 					fmt.Fprintln(os.Stderr, "not subscribed:", err)
 				}
 			case C.TL_EVENT_MESSAGE:
-				text := C.GoStringN(
-					(*C.char)(unsafe.Pointer(event.message.data)), C.int(event.message.length))
+				text := C.GoStringN(event.message.data, C.int(event.message.length))
 				if text == "end" {
 					C.tl_client_request_stop(feed.client, nil)
 				} else {

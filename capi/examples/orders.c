@@ -62,7 +62,7 @@ static void replied(desk *desk, const tl_message *message) {
     char what[16];
     unsigned number = 0, duplicates = 0;
     char text[64];
-    snprintf(text, sizeof text, "%.*s", (int)message->length, (const char *)message->data);
+    snprintf(text, sizeof text, "%.*s", (int)message->length, message->data);
     if (sscanf(text, "%15s %u %u", what, &number, &duplicates) < 2) {
         printf("an unknown message\n");
         return;

@@ -365,7 +365,8 @@ typedef struct tl_client tl_client;
 
 /**
  * The open connection, for the length of a callback that is given it. It sends on that very
- * connection, and never on a later one. Used outside of the callback, or on another thread, it
+ * connection. All callbacks of a client are given the same pointer: inside another callback it
+ * stands for the connection of that one. Used outside of the callback, or on another thread, it
  * fails with `TL_ERROR_INVALID_ARGUMENT`.
  */
 typedef struct tl_connection tl_connection;
@@ -452,7 +453,7 @@ typedef struct tl_error {
      * The first 4 KiB of the body of a refused opening handshake, otherwise NULL. It may say
      * anything.
      */
-    const uint8_t *body;
+    const char *body;
     /**
      * The number of bytes in `body`.
      */
@@ -512,7 +513,7 @@ typedef struct tl_message {
     /**
      * The payload, which no zero byte ends. Never NULL.
      */
-    const uint8_t *data;
+    const char *data;
     /**
      * The number of its bytes.
      */
@@ -843,7 +844,7 @@ typedef struct tl_payload {
     /**
      * The payload.
      */
-    const uint8_t *data;
+    const void *data;
     /**
      * The number of its bytes.
      */
@@ -1070,7 +1071,7 @@ tl_status tl_client_stop_with(const struct tl_client *client,
  * thread has ended, `TL_LATE` if not; `TL_FAILED`, with `TL_ERROR_INVALID_ARGUMENT`, and nothing
  * is stopped.
  */
-tl_status tl_client_stop_all(const struct tl_client *const *clients,
+tl_status tl_client_stop_all(struct tl_client *const *clients,
                              size_t count,
                              int64_t timeout_ns,
                              struct tl_stop_report **reports,
@@ -1156,7 +1157,7 @@ tl_status tl_client_send_text(const struct tl_client *client,
  * program's, and is not kept; `receipt` may be NULL. Errors: as `tl_client_send_text`.
  */
 tl_status tl_client_send_binary(const struct tl_client *client,
-                                const uint8_t *data,
+                                const void *data,
                                 size_t length,
                                 uint64_t epoch,
                                 struct tl_receipt *receipt,
@@ -1255,7 +1256,7 @@ tl_status tl_connection_send_text(struct tl_connection *connection,
  * the program's; `receipt` may be NULL. Errors: as `tl_client_send_text`.
  */
 tl_status tl_connection_send_binary(struct tl_connection *connection,
-                                    const uint8_t *data,
+                                    const void *data,
                                     size_t length,
                                     struct tl_receipt *receipt,
                                     struct tl_error **error);
@@ -1388,8 +1389,8 @@ bool tl_endpoint_is_stopping(const struct tl_endpoint *endpoint);
 void tl_error_free(struct tl_error *error);
 
 /**
- * Frees events. Those that had not been taken go to other readers of the same client. NULL does
- * nothing.
+ * Frees events. Those of the last batch that had no room in the array are lost; others go to other
+ * readers of the same client. NULL does nothing.
  *
  * Threads: any, while no other call has these events. Blocks: never. Ownership: `events` is gone
  * afterwards, with what the last batch points to and with the descriptor if these were the last of

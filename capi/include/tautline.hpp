@@ -129,7 +129,7 @@ public:
     bool is_text() const noexcept { return message_->is_text; }
     /// The payload of a text or binary message.
     std::string_view payload() const noexcept {
-        return {reinterpret_cast<const char *>(message_->data), message_->length};
+        return {message_->data, message_->length};
     }
     std::uint64_t epoch() const noexcept { return message_->epoch; }
     std::int64_t received_ns() const noexcept { return message_->received_ns; }
@@ -170,7 +170,7 @@ public:
         Sent sent;
         detail::Out error;
         sent.status =
-            tl_connection_send_binary(connection_, static_cast<const std::uint8_t *>(data), length,
+            tl_connection_send_binary(connection_, data, length,
                                       &sent.receipt, &error);
         sent.error = error.copy();
         return sent;
@@ -407,7 +407,7 @@ public:
     Sent send_binary(const void *data, std::size_t length, std::uint64_t epoch = 0) const {
         Sent sent;
         detail::Out error;
-        sent.status = tl_client_send_binary(client_.get(), static_cast<const std::uint8_t *>(data),
+        sent.status = tl_client_send_binary(client_.get(), data,
                                             length, epoch, &sent.receipt, &error);
         sent.error = error.copy();
         return sent;

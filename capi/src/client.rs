@@ -1,6 +1,6 @@
 //! Clients.
 
-use std::ffi::{CString, c_char};
+use std::ffi::{CString, c_char, c_void};
 use std::ptr::{null, null_mut};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -239,7 +239,7 @@ pub unsafe extern "C" fn tl_client_stop_with(
 /// is stopped.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn tl_client_stop_all(
-    clients: *const *const tl_client,
+    clients: *const *mut tl_client,
     count: usize,
     timeout_ns: i64,
     reports: *mut *mut tl_stop_report,
@@ -430,7 +430,7 @@ pub unsafe extern "C" fn tl_client_send_text(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn tl_client_send_binary(
     client: *const tl_client,
-    data: *const u8,
+    data: *const c_void,
     length: usize,
     epoch: u64,
     receipt: *mut tl_receipt,
@@ -440,7 +440,7 @@ pub unsafe extern "C" fn tl_client_send_binary(
     status(unsafe {
         enter_send(error, || {
             let sender = &handle::borrow(client)?.sender;
-            let bytes = crate::border::bytes(data, length)?;
+            let bytes = crate::border::bytes(data.cast(), length)?;
             let sent = match epoch {
                 0 => sender.send_binary(bytes)?,
                 epoch => sender.pinned_to(epoch).send_binary(bytes)?,
@@ -713,8 +713,10 @@ pub(crate) unsafe fn payloads<'a>(
             // SAFETY: as for this function.
             unsafe {
                 Ok(match message.is_text {
-                    0 => Payload::Binary(crate::border::bytes(message.data, message.length)?),
-                    _ => Payload::Text(utf8(message.data, message.length)?),
+                    0 => {
+                        Payload::Binary(crate::border::bytes(message.data.cast(), message.length)?)
+                    }
+                    _ => Payload::Text(utf8(message.data.cast(), message.length)?),
                 })
             }
         })

@@ -1,7 +1,7 @@
 //! The connection that a callback is given.
 
 use std::cell::Cell;
-use std::ffi::c_char;
+use std::ffi::{c_char, c_void};
 use std::ptr::NonNull;
 use std::sync::OnceLock;
 use std::thread::ThreadId;
@@ -15,7 +15,8 @@ use crate::handle::{self, opaque};
 use crate::types::{tl_error, tl_payload, tl_receipt, tl_status};
 
 /// The open connection, for the length of a callback that is given it. It sends on that very
-/// connection, and never on a later one. Used outside of the callback, or on another thread, it
+/// connection. All callbacks of a client are given the same pointer: inside another callback it
+/// stands for the connection of that one. Used outside of the callback, or on another thread, it
 /// fails with `TL_ERROR_INVALID_ARGUMENT`.
 pub struct tl_connection {
     _opaque: (),
@@ -142,7 +143,7 @@ pub unsafe extern "C" fn tl_connection_send_text(
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn tl_connection_send_binary(
     connection: *mut tl_connection,
-    data: *const u8,
+    data: *const c_void,
     length: usize,
     receipt: *mut tl_receipt,
     error: *mut *mut tl_error,
@@ -150,7 +151,7 @@ pub unsafe extern "C" fn tl_connection_send_binary(
     // SAFETY: the program passes a handle, its bytes, and NULL or places for the results.
     status(unsafe {
         enter_send(error, || {
-            let bytes = crate::border::bytes(data, length)?;
+            let bytes = crate::border::bytes(data.cast(), length)?;
             let sent = with(connection, |connection| Ok(connection.send_binary(bytes)?))?;
             put(receipt, receipt_of(sent));
             Ok(tl_status::TL_OK)

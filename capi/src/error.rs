@@ -161,7 +161,7 @@ impl FullError {
         view.close_reason = texts.close_reason.as_ref().map_or(null(), |text| text.as_ptr());
         view.endpoint_text = texts.endpoint_text.as_ref().map_or(null(), |text| text.as_ptr());
         if !texts.body.is_empty() {
-            view.body = texts.body.as_ptr();
+            view.body = texts.body.as_ptr().cast();
         }
         full
     }

@@ -165,8 +165,8 @@ impl Drop for Batches {
     }
 }
 
-/// Frees events. Those that had not been taken go to other readers of the same client. NULL does
-/// nothing.
+/// Frees events. Those of the last batch that had no room in the array are lost; others go to other
+/// readers of the same client. NULL does nothing.
 ///
 /// Threads: any, while no other call has these events. Blocks: never. Ownership: `events` is gone
 /// afterwards, with what the last batch points to and with the descriptor if these were the last of

@@ -127,7 +127,7 @@ pub struct tl_error {
     pub retry_in_ns: i64,
     /// The first 4 KiB of the body of a refused opening handshake, otherwise NULL. It may say
     /// anything.
-    pub body: *const u8,
+    pub body: *const c_char,
     /// The number of bytes in `body`.
     pub body_length: usize,
 }
@@ -150,7 +150,7 @@ pub struct tl_receipt {
 #[derive(Clone, Copy)]
 pub struct tl_payload {
     /// The payload.
-    pub data: *const u8,
+    pub data: *const c_void,
     /// The number of its bytes.
     pub length: usize,
     /// Not 0 for a text message, 0 for a binary one.
@@ -165,7 +165,7 @@ pub struct tl_message {
     /// `sizeof(tl_message)` of the library.
     pub size: usize,
     /// The payload, which no zero byte ends. Never NULL.
-    pub data: *const u8,
+    pub data: *const c_char,
     /// The number of its bytes.
     pub length: usize,
     /// The epoch of the connection on which it arrived.

@@ -44,7 +44,7 @@ impl Arrivals {
             self.convert(message);
         }
         let bytes = message.bytes();
-        self.view.data = bytes.as_ptr();
+        self.view.data = bytes.as_ptr().cast();
         self.view.length = bytes.len();
         self.view.is_text = message.text().is_some();
         &self.view
@@ -64,7 +64,7 @@ impl Arrivals {
         // SAFETY: as for this function.
         unsafe {
             (&raw mut (*place).size).write(size_of::<tl_message>());
-            (&raw mut (*place).data).write(bytes.as_ptr());
+            (&raw mut (*place).data).write(bytes.as_ptr().cast());
             (&raw mut (*place).length).write(bytes.len());
             (&raw mut (*place).epoch).write(self.view.epoch);
             (&raw mut (*place).received_ns).write(self.view.received_ns);

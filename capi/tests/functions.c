@@ -144,10 +144,10 @@ static void kinds_of_messages(void) {
 
     CHECK(tl_client_wait_open(client, 0, &epoch, &error) == TL_OK && epoch == 1);
     memset(payloads, 0, sizeof payloads);
-    payloads[0].data = (const uint8_t *)"one";
+    payloads[0].data = "one";
     payloads[0].length = 3;
     payloads[0].is_text = 1;
-    payloads[1].data = (const uint8_t *)"two";
+    payloads[1].data = "two";
     payloads[1].length = 3;
     CHECK(tl_client_send_batch(client, payloads, 3, epoch, &sent, &receipt, &error) == TL_OK);
     CHECK(sent == 3 && receipt.epoch == 1 && receipt.sequence == 3);
@@ -230,6 +230,45 @@ static void a_queue_that_is_full(void) {
     CHECK(lost > 0 && lost < 1000 && stats.queue_depth > 0);
     tl_client_free(client);
     tl_events_free(events);
+    tl_options_free(options);
+}
+
+/* The three outcomes of a send, with their reasons. */
+static void outcomes_of_sends(void) {
+    tl_options *options = options_of("stall");
+    tl_error *error = NULL;
+    tl_client *client;
+    tl_receipt receipt;
+    static char large[(64 << 20) + 1];
+    set(options, "send_timeout", "50ms");
+    set(options, "send_limit", "2/1h");
+    set(options, "max_outgoing_message_size", "64MiB");
+    client = tl_client_connect(options, &error);
+    OK(error);
+    CHECK(tl_client_send_text(client, "x", 1, 0, &receipt, &error) == TL_OK);
+    CHECK(receipt.epoch == 1 && receipt.sequence == 1 && error == NULL);
+    CHECK(tl_client_send_binary(client, large, sizeof large, 0, &receipt, &error) ==
+          TL_NOT_SENT);
+    CHECK(error->kind == TL_ERROR_TOO_BIG && error->retry_in_ns == -1);
+    tl_error_free(error);
+    /* The server does not read, so the kernel takes a part of it. */
+    CHECK(tl_client_send_binary(client, large, 64 << 20, 0, &receipt, &error) == TL_UNKNOWN);
+    CHECK(error->kind == TL_ERROR_TIMEOUT && strcmp(error->timeout, "send_timeout") == 0);
+    tl_error_free(error);
+    CHECK(receipt.sequence == 1);
+    tl_client_free(client);
+
+    tl_options_free(options);
+    options = options_of("echo");
+    set(options, "send_timeout", "50ms");
+    set(options, "send_limit", "1/1h");
+    client = tl_client_connect(options, &error);
+    OK(error);
+    CHECK(tl_client_send_text(client, "x", 1, 0, NULL, &error) == TL_OK);
+    CHECK(tl_client_send_text(client, "x", 1, 0, NULL, &error) == TL_NOT_SENT);
+    CHECK(error->kind == TL_ERROR_LIMITED && error->retry_in_ns > SOON && error->is_retryable);
+    tl_error_free(error);
+    tl_client_free(client);
     tl_options_free(options);
 }
 
@@ -343,8 +382,7 @@ static void endpoints_by_a_callback(void) {
     CHECK(event->kind == TL_EVENT_MESSAGE);
     {
         char text[2048];
-        snprintf(text, sizeof text, "%.*s", (int)event->message.length,
-                 (const char *)event->message.data);
+        snprintf(text, sizeof text, "%.*s", (int)event->message.length, event->message.data);
         CHECK(strstr(text, "path: /inspect?key=secret\n") != NULL);
         CHECK(strstr(text, "X-Token: secret") != NULL && strstr(text, "X-Common: yes") != NULL);
         CHECK(strstr(text, "Sec-WebSocket-Protocol: v1") != NULL);
@@ -390,7 +428,7 @@ static void bot_opened(void *user_data, tl_connection *connection, const tl_open
     size_t sent;
     (void)user_data;
     memset(payloads, 0, sizeof payloads);
-    payloads[0].data = (const uint8_t *)"a";
+    payloads[0].data = "a";
     payloads[0].length = 1;
     payloads[0].is_text = 1;
     payloads[1] = payloads[0];
@@ -556,7 +594,7 @@ static void threads_and_records(void) {
         clients[index] = tl_client_connect(options, &error);
         OK(error);
     }
-    CHECK(tl_client_stop_all((const tl_client *const *)clients, 3, SOON, reports, &error) ==
+    CHECK(tl_client_stop_all(clients, 3, SOON, reports, &error) ==
           TL_OK);
     for (index = 0; index < 3; index++) {
         CHECK(reports[index]->is_clean && reports[index]->thread_count == 2);
@@ -653,6 +691,7 @@ int main(void) {
     kinds_of_messages();
     ends_and_reconnects();
     a_queue_that_is_full();
+    outcomes_of_sends();
     refusals_say_why();
     endpoints_by_a_callback();
     callbacks_and_wakeups();

@@ -147,7 +147,7 @@ static void clients_and_sends_are_checked(void) {
     refused(error, TL_ERROR_INVALID_ARGUMENT, "NULL");
     CHECK(tl_client_send_text(client, "\xc3", 1, 0, NULL, &error) == TL_NOT_SENT);
     refused(error, TL_ERROR_INVALID_ARGUMENT, "UTF-8");
-    CHECK(tl_client_send_binary(client, (const uint8_t *)"x", SIZE_MAX, 0, NULL, &error) ==
+    CHECK(tl_client_send_binary(client, "x", SIZE_MAX, 0, NULL, &error) ==
           TL_NOT_SENT);
     refused(error, TL_ERROR_INVALID_ARGUMENT, "length");
     CHECK(tl_client_send_batch(client, NULL, 2, 0, &sent, NULL, &error) == TL_NOT_SENT);
@@ -158,7 +158,7 @@ static void clients_and_sends_are_checked(void) {
     CHECK(tl_client_send_batch(client, NULL, 0, 0, NULL, NULL, &error) == TL_NOT_SENT);
     refused(error, TL_ERROR_CONFIG, "");
     memset(payloads, 0, sizeof payloads);
-    payloads[1].data = (const uint8_t *)"\xff";
+    payloads[1].data = "\xff";
     payloads[1].length = 1;
     payloads[1].is_text = 1;
     CHECK(tl_client_send_batch(client, payloads, 2, 0, NULL, NULL, &error) == TL_NOT_SENT);
