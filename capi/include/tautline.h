@@ -1,3 +1,20 @@
+/*
+ * tautline: a WebSocket client that keeps a connection up and stops at once.
+ *
+ * This file is made from the source of the library. The README of the C interface has a first
+ * program, the settings, and the rules of threads, errors and versions.
+ *
+ * - Each function says which threads may call it, what it blocks for, who owns what is passed, and
+ *   how it fails.
+ * - The argument `error` is NULL, or a place for an error: it is set to NULL, or to an error that
+ *   tl_error_free frees. It says more about a result that is no success.
+ * - Texts are UTF-8, and end with a zero byte unless their length stands beside them.
+ * - Timeouts and times are in nanoseconds: 5 * TL_SECOND.
+ * - Structs begin with their size, by which a library and a program of different versions get along.
+ *   A program zeroes what it passes, and sets the size.
+ */
+
+
 #ifndef TAUTLINE_H
 #define TAUTLINE_H
 

@@ -50,8 +50,8 @@ impl Arrivals {
         &self.view
     }
 
-    /// Writes the message to a place of the program's, field by field: to copy `view`, which has been
-    /// written to just now in smaller pieces, would take longer.
+    /// Writes the message to a place of the program's, field by field: to copy `view`, which has
+    /// been written to just now in smaller pieces, would take longer.
     ///
     /// # Safety
     /// `place` is a place for a message.
