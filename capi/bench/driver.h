@@ -132,10 +132,10 @@ static enum next ended(job *job) {
     }
     qsort(times, count, sizeof *times, compare);
     printf("{\"peer\":\"%s\",\"mode\":\"%s\",\"n\":%zu,\"p50_ns\":%llu,\"p99_ns\":%llu,"
-           "\"p999_ns\":%llu,\"secs\":%.6f,\"rtt_per_s\":%.0f,\"cpu_s\":%.4f,\"rss_kb\":%ld}\n",
+           "\"p999_ns\":%llu,\"max_ns\":%llu,\"secs\":%.6f,\"rtt_per_s\":%.0f,\"cpu_s\":%.4f,\"rss_kb\":%ld}\n",
            job->peer, job->mode == ECHO ? "echo" : "paced", job->measured,
            percentile(times, count, 0.5), percentile(times, count, 0.99),
-           percentile(times, count, 0.999), wall, (double)count / wall, cpu, resident_kib());
+           percentile(times, count, 0.999), percentile(times, count, 1), wall, (double)count / wall, cpu, resident_kib());
     return STOP;
 }
 
