@@ -67,7 +67,8 @@ pub(crate) unsafe fn enter<T>(
 /// Runs a send of the program: one that is refused is `TL_NOT_SENT`, and after a panic nobody
 /// knows.
 ///
-/// # Safety As [`enter`].
+/// # Safety
+/// As [`enter`].
 pub(crate) unsafe fn enter_send<T>(
     out: *mut *mut tl_error,
     call: impl FnOnce() -> Result<T, Failure>,
