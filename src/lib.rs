@@ -294,8 +294,8 @@
 //! - `metrics` publishes the metrics of clients to the recorder of the program: see
 //!   [Metrics](#metrics).
 //! - `zstd` lets `testing::TestServer::replay` read recordings that are compressed.
-//! - `cli` is for `cargo install`: it builds the program `tautline`, which prints, measures, records,
-//!   replays and shows feeds. The library is the same with it.
+//! - `cli` is for `cargo install`: it builds the program `tautline`, which prints, measures,
+//!   records, replays and shows feeds. The library is the same with it.
 //! - `tungstenite-types` converts a [`Message`] to tungstenite's. It is off by default, because
 //!   each new 0.x of tungstenite is another type: what is behind it may change with any version of
 //!   this crate.
