@@ -173,10 +173,14 @@ static void ends_and_reconnects(void) {
     tl_client *client = tl_client_connect(options, &error);
     tl_events *events = tl_client_events(client, &error);
     const tl_disconnect *end;
+    tl_event *event;
+    int64_t received_ns;
     tl_stats stats;
     OK(error);
     CHECK(tl_client_send_text(client, "x", 1, 0, NULL, NULL) == TL_OK);
-    CHECK(is_text(next_of(events, TL_EVENT_MESSAGE), "x"));
+    event = next_of(events, TL_EVENT_MESSAGE);
+    CHECK(is_text(event, "x") && event->message.epoch == 1);
+    received_ns = event->message.received_ns;
     CHECK(tl_client_reconnect(client, 4001, "a gap", &error) == TL_OK);
     end = next_of(events, TL_EVENT_DISCONNECTED)->detail.disconnect;
     CHECK(end->epoch == 1 && end->sent == 1 && end->retry_in_ns >= 0 && end->lasted_ns > 0);
@@ -191,6 +195,10 @@ static void ends_and_reconnects(void) {
 
     /* A pong confirms what was sent before its ping, and counts as a round trip. */
     CHECK(tl_client_send_text(client, "y", 1, 2, NULL, NULL) == TL_OK);
+    event = next_of(events, TL_EVENT_MESSAGE);
+    CHECK(is_text(event, "y") && event->message.epoch == 2);
+    CHECK(event->message.received_ns > received_ns && event->message.received_ns <= tl_now());
+    CHECK(event->message.kernel_received_ns == 0);
     CHECK(tl_client_ping(client, NULL) == TL_OK);
     do {
         CHECK(tl_client_stats(client, &stats, NULL) == TL_OK);
@@ -437,7 +445,10 @@ static void bot_opened(void *user_data, tl_connection *connection, const tl_open
     CHECK(tl_connection_send_binary(connection, NULL, 0, &receipt, NULL) == TL_OK);
     CHECK(receipt.sequence == 3);
     CHECK(tl_connection_mark_stable(connection, NULL) == TL_OK);
-    CHECK(tl_connection_wake_at(connection, tl_now() + TL_MILLISECOND, NULL) == TL_OK);
+    /* A time that is set replaces the one before, and the rhythm of the first goes on. */
+    if (opened->epoch == 1) {
+        CHECK(tl_connection_wake_at(connection, tl_now() + TL_MILLISECOND, NULL) == TL_OK);
+    }
 }
 
 static void bot_message(void *user_data, tl_connection *connection, const tl_message *message) {
@@ -518,7 +529,6 @@ static void callbacks_and_wakeups(void) {
     WAIT_FOR(&bot, bot.clock_wakes >= 5);
     CHECK(tl_client_wake(client, &error) == TL_OK);
     WAIT_FOR(&bot, bot.wakes >= 1);
-    bot.due = 0;
     CHECK(tl_client_wake_at(client, 0, &error) == TL_OK);
     WAIT_FOR(&bot, bot.clock_wakes >= 6);
     CHECK(tl_client_wake_at(client, tl_now() + SOON, NULL) == TL_OK);

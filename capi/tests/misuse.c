@@ -265,6 +265,7 @@ typedef struct {
     pthread_mutex_t lock;
     pthread_cond_t changed;
     int has_opened;
+    int has_ended;
     int is_over;
 } kept;
 
@@ -287,6 +288,16 @@ static void keep(void *user_data, tl_connection *connection, const tl_opened *op
     pthread_mutex_unlock(&kept->lock);
 }
 
+/* On the thread of the callbacks, but in none that is given a connection. */
+static void use_late(void *user_data, const tl_disconnect *disconnect) {
+    kept *kept = user_data;
+    tl_error *error = NULL;
+    CHECK(disconnect->size == sizeof *disconnect);
+    CHECK(tl_connection_send_text(kept->connection, "x", 1, NULL, &error) == TL_NOT_SENT);
+    refused(error, TL_ERROR_INVALID_ARGUMENT, "outside of its callback");
+    kept->has_ended = 1;
+}
+
 static void connections_are_checked(void) {
     tl_options *options = options_of("echo");
     tl_callbacks callbacks = {0};
@@ -299,6 +310,7 @@ static void connections_are_checked(void) {
     callbacks.size = sizeof callbacks;
     callbacks.user_data = &kept;
     callbacks.opened = keep;
+    callbacks.disconnected = use_late;
     client = tl_client_start_with(options, &callbacks, &error);
     OK(error);
     pthread_mutex_lock(&kept.lock);
@@ -313,6 +325,7 @@ static void connections_are_checked(void) {
     pthread_cond_signal(&kept.changed);
     pthread_mutex_unlock(&kept.lock);
     tl_client_free(client);
+    CHECK(kept.has_ended);
     CHECK(tl_connection_send_text(kept.connection, "x", 1, NULL, &error) == TL_NOT_SENT);
     refused(error, TL_ERROR_INVALID_ARGUMENT, "has been freed");
     tl_options_free(options);
