@@ -471,6 +471,14 @@ mod tests {
     }
 
     #[test]
+    fn the_readme_has_every_key() {
+        let readme = include_str!("../README.md");
+        for Key { name, .. } in KEYS {
+            assert!(readme.contains(&format!("`{name}`")), "{name}");
+        }
+    }
+
+    #[test]
     fn sizes_and_durations_are_read() {
         assert_eq!(size("65536"), Ok(65_536));
         assert_eq!(size("64KiB"), Ok(65_536));
