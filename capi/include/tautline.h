@@ -1246,14 +1246,6 @@ tl_status tl_client_wake_at(const struct tl_client *client, int64_t at_ns, struc
 struct tl_events *tl_client_events(const struct tl_client *client, struct tl_error **error);
 
 /**
- * Frees a stop report. NULL does nothing.
- *
- * Threads: any, one at a time. Blocks: never. Ownership: `report`, its text and its rows are gone
- * afterwards; a second time is logged and does nothing. Errors: none.
- */
-void tl_stop_report_free(struct tl_stop_report *report);
-
-/**
  * Sends a text message on this connection. See `tl_client_send_text`.
  *
  * Threads: inside the callback alone. Blocks: for room in the kernel's buffer, `send_timeout` at
@@ -1539,6 +1531,14 @@ tl_status tl_options_set_thread_start_callback(struct tl_options *options,
                                                void *user_data,
                                                tl_destroy_fn destroy,
                                                struct tl_error **error);
+
+/**
+ * Frees a stop report. NULL does nothing.
+ *
+ * Threads: any, one at a time. Blocks: never. Ownership: `report`, its text and its rows are gone
+ * afterwards; a second time is logged and does nothing. Errors: none.
+ */
+void tl_stop_report_free(struct tl_stop_report *report);
 
 /**
  * Returns the ABI version of the library: programs that were compiled with another

@@ -9,7 +9,7 @@ use client::{Error, ErrorKind};
 
 use crate::border::{Reason, c_string, infallible};
 use crate::clock::nanos_or_never;
-use crate::handle::retire;
+use crate::handle::{FREED, retire};
 use crate::types::{tl_error, tl_error_kind};
 
 /// Frees an error that a call handed out. NULL does nothing. An error inside an event or a report
@@ -50,7 +50,6 @@ pub unsafe extern "C" fn tl_error_free(error: *mut tl_error) {
 const OWNED: u64 = u64::from_be_bytes(*b"tl-error");
 /// A part of an event.
 const LENT: u64 = u64::from_be_bytes(*b"tl-event");
-const FREED: u64 = u64::from_be_bytes(*b"tl-freed");
 
 /// An error with the texts that its public part points to. It is not moved out of its box.
 #[repr(C)]

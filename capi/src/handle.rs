@@ -44,7 +44,8 @@ macro_rules! opaque {
 }
 pub(crate) use opaque;
 
-const FREED: u64 = u64::from_be_bytes(*b"tl-freed");
+/// The mark of what has been freed.
+pub(crate) const FREED: u64 = u64::from_be_bytes(*b"tl-freed");
 
 /// Creates a handle. [`free`] ends it.
 pub(crate) fn create<H: Opaque>(value: H::Value) -> *mut H {

@@ -19,6 +19,7 @@ mod events;
 mod handle;
 mod log;
 mod options;
+mod report;
 mod settings;
 mod types;
 mod version;
