@@ -52,7 +52,7 @@ fn the_help_of_a_command_is_that_of_its_flag() {
 fn help_on_nothing_is_wrong_usage() {
     let output = tautline(&["help", "nothing"]).output().expect("it starts");
     assert_eq!(output.status.code(), Some(2));
-    assert!(String::from_utf8_lossy(&output.stderr).contains("\"nothing\""));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("'nothing'"));
 }
 
 #[test]

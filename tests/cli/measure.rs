@@ -125,3 +125,17 @@ fn bench_of_a_feed_that_brings_nothing_fails() {
     assert!(row(&table, "messages").starts_with("0, "), "{table}");
     assert!(!table.contains("between"), "{table}");
 }
+
+#[test]
+fn a_feed_that_has_gone_silent_has_a_gap_until_the_end() {
+    let server = TestServer::start(|peer| {
+        peer.upgrade()?;
+        peer.send_text("the last")?;
+        peer.drain()
+    });
+    let close = ["--close-timeout", "50ms"];
+    let url = server.url();
+    let (_, table, _) =
+        run(&[&["bench", &url, "--for", "300ms", "--gap", "50ms"][..], &close].concat());
+    assert_eq!(row(&table, "gaps"), "1 longer than 50.0ms");
+}

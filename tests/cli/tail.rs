@@ -135,7 +135,8 @@ fn lines_of_standard_input_are_sent_or_reported() {
     assert_eq!(texts, ["first", "second"]);
     let failed: Vec<_> = objects.iter().filter(|object| object["event"] == "send_failed").collect();
     assert!(failed.len() == 1 && failed[0]["outcome"] == "not_sent", "{failed:?}");
-    assert_eq!(child.wait().expect("it ends").code(), Some(0));
+    // A line was not sent.
+    assert_eq!(child.wait().expect("it ends").code(), Some(1));
 }
 
 #[test]
@@ -204,5 +205,98 @@ fn only_messages_go_to_standard_output_without_json() {
             "{notices}"
         );
         assert_eq!(output.status.code(), Some(0));
+    }
+}
+
+#[test]
+fn at_the_end_of_the_input_it_waits_for_the_answers() {
+    let server = TestServer::start(|peer| {
+        peer.upgrade()?;
+        peer.echo()
+    });
+    for (more, expected) in [(&[][..], "first\nsecond\n"), (&["--once"], "first\n")] {
+        let url = server.url();
+        let arguments = [&[url.as_str(), "-i", "--exit-on-eof"], more].concat();
+        let mut child = tail(&arguments).stdin(Stdio::piped()).spawn().expect("it starts");
+        let mut stdin = child.stdin.take().expect("it is piped");
+        stdin.write_all(b"first\nsecond\n").expect("it reads");
+        drop(stdin);
+        let output = child.wait_with_output().expect("it ends");
+        assert_eq!(String::from_utf8_lossy(&output.stdout), expected);
+        assert_eq!(output.status.code(), Some(0));
+    }
+}
+
+#[test]
+fn a_count_that_is_not_reached_is_a_failure() {
+    let server = TestServer::start(|peer| {
+        peer.upgrade()?;
+        peer.echo()
+    });
+    let (status, objects, _) = run_to_end(&[&server.url(), "--json", "--once", "--for", "50ms"]);
+    assert_eq!(status, 1);
+    assert_ends_clean(&objects);
+}
+
+#[test]
+fn a_signal_ends_it_though_nobody_reads_what_it_prints() {
+    let server = TestServer::start(|peer| {
+        peer.upgrade()?;
+        peer.flood(1000)
+    });
+    let arguments = [&server.url(), "--stop-timeout", "100ms", "--close-timeout", "50ms"];
+    let mut child = tail(&arguments).spawn().expect("it starts");
+    // More than a pipe holds has come by then.
+    assert!(server.wait_for_openings(1, SOON));
+    let mut first = [0; 1];
+    let mut stdout = child.stdout.take().expect("it is piped");
+    stdout.read_exact(&mut first).expect("a message comes");
+    signal(&child, rustix::process::Signal::TERM);
+    assert!(server.wait_until_all_closed(SOON), "the connection is closed");
+    let status = child.wait().expect("it ends");
+    assert!([Some(0), Some(143)].contains(&status.code()), "{status:?}");
+    drop(stdout);
+}
+
+#[test]
+fn two_signals_at_once_are_one() {
+    let server = TestServer::start(|peer| {
+        peer.upgrade()?;
+        peer.send_text("tick")?;
+        peer.echo()
+    });
+    let mut child = tail(&[&server.url(), "--json"]).spawn().expect("it starts");
+    let mut lines = lines_of(&mut child);
+    read_until("message", &mut lines);
+    signal(&child, rustix::process::Signal::TERM);
+    signal(&child, rustix::process::Signal::HUP);
+    signal(&child, rustix::process::Signal::INT);
+    let rest: Vec<Value> = lines.map(|line| object(&line.expect("a line"))).collect();
+    assert_ends_clean(&rest);
+    assert_eq!(child.wait().expect("it ends").code(), Some(0));
+}
+
+#[test]
+fn no_secret_is_in_a_usage_error() {
+    let secret = "S3CRETS3CRETS3CRET";
+    let url = format!("ws://127.0.0.1:1/?token={secret}");
+    let header = format!("Authorization Bearer {secret}");
+    let attached = format!("--header={header}");
+    for arguments in [
+        &["tail", &url, &url][..],
+        &["tail", "-H", &header, &url],
+        &["tail", &attached, &url],
+        &["tail", "-H", "Authorization:", "Bearer", secret, &url],
+        &["tail", &url, "--count", &url],
+        &[&url],
+        &["help", &url],
+        &["replay", &url, &url],
+        &["record", "x.jsonl", &url],
+        &["record", &url, "x.jsonl", secret],
+    ] {
+        let output = tautline(arguments).output().expect("it starts");
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {text}");
+        assert!(!text.contains(secret) && !text.is_empty(), "{arguments:?}: {text}");
     }
 }

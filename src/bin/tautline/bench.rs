@@ -50,7 +50,7 @@ pub(crate) struct Options {
 
 /// Returns true after a stop that was asked for, if a message came.
 pub(crate) fn run(options: &Options) -> Result<Done, String> {
-    let signaled = signals::watch()?;
+    let signaled = signals::watch(options.connection.stop_timeout())?;
     let builder = options.connection.builder(&options.url)?;
     let (tell, told) = bounded(LINES);
     let counts = Arc::new(Mutex::new(Counts::new(options.gap)));
@@ -61,9 +61,14 @@ pub(crate) fn run(options: &Options) -> Result<Done, String> {
         most: options.count,
     };
     let client = builder.start_with(meter).map_err(|error| options.connection.unusable(&error))?;
+    signals::stops(client.stopper());
+    if let Some(wait) = options.for_duration {
+        signals::end_after(wait, options.connection.stop_timeout());
+    }
     follow(options, &client, &counts, &told, &signaled);
     // The stop is no part of what is measured.
     let ended = Instant::now();
+    counts.lock().end_wait(ended);
     let report = client.stop(options.connection.stop_timeout());
     told.try_iter().for_each(|notice| complain(&notice));
     complain(&format!("stopped {report}"));
@@ -200,8 +205,15 @@ impl Counts {
         }
     }
 
+    /// Counts the wait that goes on as a gap, if it is one by now.
+    fn end_wait(&mut self, at: Instant) {
+        if let Some(latest) = self.latest.take() {
+            self.gaps += u64::from(at.saturating_duration_since(latest) > self.gap);
+        }
+    }
+
     fn disconnected(&mut self) {
-        self.latest = None;
+        self.end_wait(Instant::now());
         self.down_since = Some(Instant::now());
     }
 
@@ -238,8 +250,8 @@ impl Counts {
         }
         if self.between.count() > 0 {
             row("between", format_args!("{}", self.between.percentiles()));
-            row("gaps", format_args!("{} longer than {}", self.gaps, Short(self.gap)));
         }
+        row("gaps", format_args!("{} longer than {}", self.gaps, Short(self.gap)));
         if stats.round_trip.count > 0 {
             let trip = stats.round_trip;
             row(

@@ -6,7 +6,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, ValueEnum};
+use clap::{Args, ValueEnum, ValueHint};
 use tautline::{AppPing, Builder, Client, Decode, Deflate, Proxy, Pull};
 
 #[derive(Args)]
@@ -22,13 +22,14 @@ pub(crate) struct Options {
 #[derive(Args)]
 pub(crate) struct Handshake {
     /// Add a header, 'NAME: VALUE' [repeatable]
-    #[arg(short = 'H', long, value_name = "HEADER", value_parser = parse_header, hide = true)]
-    header: Vec<(String, String)>,
+    // Parsed later: an error of the command line would show a secret.
+    #[arg(short = 'H', long, value_name = "HEADER", hide = true)]
+    header: Vec<String>,
     /// Offer a subprotocol [repeatable]
     #[arg(short, long, value_name = "NAME", hide = true)]
     subprotocol: Vec<String>,
     /// Trust the root certificates in this file
-    #[arg(long, value_name = "PEM", hide = true)]
+    #[arg(long, value_name = "PEM", value_hint = ValueHint::FilePath, hide = true)]
     ca: Option<PathBuf>,
     /// Accept only this public key [repeatable]
     #[arg(long, value_name = "PIN", hide = true)]
@@ -94,7 +95,7 @@ pub(crate) struct Timing {
     /// Limit any retry's delay [default: 30s]
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, hide = true)]
     retry_delay_max: Option<Duration>,
-    /// Count anew after this long open [default: 30s]
+    /// Forget failures after this long [default: 30s]
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration, hide = true)]
     stable_after: Option<Duration>,
     /// Give up after N dials [default: never]
@@ -108,11 +109,6 @@ enum Format {
     Gzip,
     Zlib,
     Deflate,
-}
-
-fn parse_header(text: &str) -> Result<(String, String), String> {
-    let (name, value) = text.split_once(':').ok_or("write it as 'NAME: VALUE'")?;
-    Ok((name.trim().to_owned(), value.trim().to_owned()))
 }
 
 impl Options {
@@ -136,6 +132,14 @@ impl Options {
         }
     }
 
+    /// Returns an error if an option decides on ping frames: for a command that does so itself.
+    pub(crate) fn leaves_pings(&self) -> Result<(), String> {
+        match self.timing.no_ping || self.timing.ping_interval.is_some() {
+            true => Err("--interval says when pings are sent".to_owned()),
+            false => Ok(()),
+        }
+    }
+
     /// Returns the limit for stopping the client.
     pub(crate) fn stop_timeout(&self) -> Duration {
         self.timing.stop_timeout
@@ -144,8 +148,10 @@ impl Options {
 
 impl Handshake {
     fn apply(&self, mut builder: Builder) -> Result<Builder, String> {
-        for (name, value) in &self.header {
-            builder = builder.header(name, value);
+        for header in &self.header {
+            let (name, value) =
+                header.split_once(':').ok_or("write a --header as 'NAME: VALUE'")?;
+            builder = builder.header(name.trim(), value.trim());
         }
         for name in &self.subprotocol {
             builder = builder.subprotocol(name);

@@ -2,7 +2,8 @@
 //!
 //! Each help fits on a screen of 80 columns and 24 rows, which `tests/cli` checks.
 
-use std::io;
+use std::io::{self, Write};
+use std::process::ExitCode;
 
 use clap::{Args, Command, CommandFactory, ValueEnum};
 use clap_complete::Shell;
@@ -43,13 +44,26 @@ error.";
 macro_rules! connects {
     ($examples:literal) => {
         concat!(
-            "Headers, subprotocols, TLS, proxies, compression: `tautline help connection`.\n",
+            "-H HEADER, -s SUBPROTOCOL, -k, TLS, proxies: see `tautline help connection`.\n",
             "Timeouts, pings, retries: `tautline help timing`.\n\nExamples:\n",
             $examples
         )
     };
 }
 pub(crate) use connects;
+
+const TOPICS: [&str; 10] = [
+    "tail",
+    "ping",
+    "bench",
+    "record",
+    "replay",
+    "watch",
+    "help",
+    "completions",
+    "connection",
+    "timing",
+];
 
 /// Prints help on a command, and on the options that several have
 #[derive(Args)]
@@ -60,7 +74,7 @@ Examples:
   tautline help timing       # timeouts, pings, retries")]
 pub(crate) struct Options {
     /// A command, `connection` or `timing`
-    #[arg(hide = true)]
+    #[arg(hide = true, value_parser = TOPICS)]
     topic: Option<String>,
 }
 
@@ -68,8 +82,7 @@ pub(crate) struct Options {
 #[derive(Args)]
 #[command(help_template = TEMPLATE, after_help = "\
 Examples:
-  source <(tautline completions bash)
-  tautline completions bash > ~/.bash_completion.d/tautline
+  source <(tautline completions bash)               # a line for ~/.bashrc
   tautline completions zsh > ~/.zfunc/_tautline     # a folder of $fpath
   tautline completions fish > ~/.config/fish/completions/tautline.fish")]
 pub(crate) struct CompletionsOptions {
@@ -111,6 +124,30 @@ pub(crate) fn run(options: &Options) -> Result<Done, String> {
     };
     let text = command.render_help();
     Ok(print(&text.to_string()) != Printed::Failed)
+}
+
+/// Prints what is wrong with the command line, without what could be a secret in it.
+pub(crate) fn wrong_usage(error: &clap::Error) -> ExitCode {
+    // Help and the version are asked for by flags, and are no errors.
+    if !error.use_stderr() {
+        return match print(&error.to_string()) {
+            Printed::Failed => ExitCode::from(1),
+            _ => ExitCode::SUCCESS,
+        };
+    }
+    let mut text = error.to_string();
+    for argument in std::env::args_os().skip(1) {
+        let argument = argument.to_string_lossy();
+        // `--header=...` too.
+        for part in [&argument[..], argument.split_once('=').map_or("", |(_, value)| value)] {
+            let is_plain = part.len() < 16 && !part.contains([':', '?', '=', ' ', '@']);
+            if !is_plain && !part.starts_with('-') {
+                text = text.replace(part, "[...]");
+            }
+        }
+    }
+    let _ = io::stderr().write_all(text.as_bytes());
+    ExitCode::from(2)
 }
 
 /// Returns a command whose help shows the options of `Shown`.

@@ -6,6 +6,7 @@
 //!   safe for a terminal.
 //! - `figures` has durations, counts and their distribution.
 //! - `printer` writes to standard output, and says when that fails.
+//! - `stderr` writes to standard error, whether or not anybody reads it.
 //! - `recording` writes the files of a recording.
 //! - The other modules are a command each.
 
@@ -21,11 +22,12 @@ mod record;
 mod recording;
 mod replay;
 mod signals;
+mod stderr;
 mod tail;
 mod visible;
 mod watch;
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, IsTerminal};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -55,7 +57,10 @@ enum Command {
 type Done = bool;
 
 fn main() -> ExitCode {
-    let command = Program::parse().command;
+    let command = match Program::try_parse() {
+        Ok(program) => program.command,
+        Err(error) => return help::wrong_usage(&error),
+    };
     // A recording without its end is worth a line by itself.
     let log = env_logger::Env::default().default_filter_or("error,tautline::testing=warn");
     let mut logger = env_logger::Builder::from_env(log);
@@ -74,13 +79,14 @@ fn main() -> ExitCode {
         Command::Help(options) => help::run(&options),
         Command::Completions(options) => help::complete(&options),
     };
-    match done {
+    let status = match done {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),
         Err(usage) => {
-            // Standard error may be closed.
-            let _ = writeln!(io::stderr(), "tautline: {usage}");
+            printer::complain(&usage);
             ExitCode::from(2)
         }
-    }
+    };
+    stderr::finish();
+    status
 }

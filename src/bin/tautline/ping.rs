@@ -1,5 +1,6 @@
 //! `tautline ping`: round trips by ping frames.
 
+use std::fmt::Write as _;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -25,7 +26,8 @@ pub(crate) struct Options {
     #[arg(hide = true)]
     url: String,
     /// Stop after N pongs
-    #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(short = 'n', short_alias = 'c', long, value_name = "N")]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
     /// Send a ping this often
     #[arg(short, long, value_name = "TIME", value_parser = humantime::parse_duration)]
@@ -43,12 +45,17 @@ pub(crate) struct Options {
 
 /// Returns true after a stop that was asked for, if a pong came.
 pub(crate) fn run(options: &Options) -> Result<Done, String> {
-    let signaled = signals::watch()?;
+    options.connection.leaves_pings()?;
+    let signaled = signals::watch(options.connection.stop_timeout())?;
     let builder = options.connection.builder(&options.url)?.ping_interval(options.interval);
     let (tell, told) = bounded(LINES);
     let trips = Arc::new(Mutex::new(Durations::new()));
     let pinger = Pinger { tell, trips: Arc::clone(&trips), count: options.count };
     let client = builder.start_with(pinger).map_err(|error| options.connection.unusable(&error))?;
+    signals::stops(client.stopper());
+    if let Some(wait) = options.for_duration {
+        signals::end_after(wait, options.connection.stop_timeout());
+    }
     let mut printed = follow(options, &told, &signaled);
     let report = client.stop(options.connection.stop_timeout());
     // Whatever the stop has told.
@@ -57,7 +64,13 @@ pub(crate) fn run(options: &Options) -> Result<Done, String> {
     }
     complain(&format!("stopped {report}"));
     let (trips, stats) = (trips.lock(), client.stats());
-    let mut summary = format!("pongs {}, connections {}\n", trips.count(), stats.epochs);
+    let mut summary = format!("pongs {}, connections {}", trips.count(), stats.epochs);
+    for (kind, count) in &stats.drops {
+        if *kind != ErrorKind::Stopped.as_str() {
+            write!(summary, ", {kind} {count}").expect("a String takes everything");
+        }
+    }
+    summary.push('\n');
     if trips.count() > 0 {
         summary = format!("{summary}{}\n{}", trips.percentiles(), trips.histogram());
     }

@@ -10,6 +10,7 @@ use serde_json::Value;
 use tautline::{Message, Payload};
 
 use crate::objects::Clock;
+use crate::stderr;
 use crate::visible::{Hexdump, Visible};
 
 /// Moves the cursor of a terminal to the start of its line, and clears it (ECMA-48, EL).
@@ -37,9 +38,10 @@ pub(crate) struct Printer {
     has_live_line: AtomicBool,
     clock: Clock,
     out: Mutex<Out>,
-    /// An output is closed, or cannot be written.
+    /// Standard output is closed, or cannot be written.
     is_broken: AtomicBool,
-    /// Standard output could not be written for another reason than that its reader has gone.
+    /// Standard output could not be written for another reason than that its reader has gone, or a
+    /// line of standard input was not sent.
     has_failed: AtomicBool,
 }
 
@@ -122,13 +124,16 @@ impl Printer {
         }
     }
 
-    /// Shows a line on standard error that the next one is written over, if that is a terminal.
+    /// Shows a line on standard error. On a terminal the next one is written over it, and it is cut
+    /// to the width.
     pub(crate) fn live(&self, line: &str) {
         if io::stderr().is_terminal() {
+            let columns = ratatui::crossterm::terminal::size().map_or(80, |(columns, _)| columns);
+            let line: String = line.chars().take(usize::from(columns.saturating_sub(1))).collect();
             self.has_live_line.store(true, Ordering::Relaxed);
-            self.complain(format_args!("{CLEAR_LINE}{line}"));
+            stderr::write(format!("{CLEAR_LINE}{line}"));
         } else {
-            self.complain(format_args!("{line}\n"));
+            stderr::write(format!("{line}\n"));
         }
     }
 
@@ -136,14 +141,7 @@ impl Printer {
     pub(crate) fn line(&self, text: Arguments<'_>) {
         let has_live_line = self.has_live_line.swap(false, Ordering::Relaxed);
         let clear = if has_live_line { CLEAR_LINE } else { "" };
-        self.complain(format_args!("{clear}{text}\n"));
-    }
-
-    /// Writes to standard error. If that fails, the program ends.
-    fn complain(&self, text: Arguments<'_>) {
-        if io::stderr().write_fmt(text).is_err() {
-            self.is_broken.store(true, Ordering::Relaxed);
-        }
+        stderr::write(format!("{clear}{text}\n"));
     }
 
     /// Prints the last line. Nothing is printed after it.
@@ -173,6 +171,11 @@ impl Printer {
                 self.line(format_args!("tautline: cannot write to standard output: {error}"));
             }
         }
+    }
+
+    /// Notes that something of what was asked for could not be done.
+    pub(crate) fn fail(&self) {
+        self.has_failed.store(true, Ordering::Relaxed);
     }
 
     pub(crate) fn has_failed(&self) -> bool {
@@ -245,7 +248,7 @@ pub(crate) fn print(text: &str) -> Printed {
     }
 }
 
-/// Prints a line to standard error, which may be closed.
+/// Prints a line to standard error.
 pub(crate) fn complain(text: &str) {
-    let _ = writeln!(io::stderr(), "tautline: {}", Visible(text));
+    stderr::write(format!("tautline: {}\n", Visible(text)));
 }

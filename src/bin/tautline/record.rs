@@ -32,7 +32,7 @@ pub(crate) struct Options {
     #[arg(hide = true)]
     url: String,
     /// A file of JSON lines, compressed if its name ends in .zst
-    #[arg(hide = true)]
+    #[arg(hide = true, value_hint = clap::ValueHint::FilePath)]
     file: PathBuf,
     /// Send TEXT whenever a connection opens [repeatable]
     #[arg(short = 'x', long, value_name = "TEXT")]
@@ -88,7 +88,16 @@ fn parse_positive_duration(text: &str) -> Result<Duration, String> {
 /// Returns true after a stop that was asked for, and false if the client gave up or the recording
 /// could not be written. An error is wrong usage.
 pub(crate) fn run(options: &Options) -> Result<Done, String> {
-    let signaled = signals::watch()?;
+    // Swapped by mistake, the URL would be shown.
+    if options.file.to_string_lossy().contains("://") {
+        return Err("the URL comes first, then the file".to_owned());
+    }
+    if options.file.as_os_str() == "-" {
+        return Err(
+            "a recording is a file; `tautline tail --json` writes to standard output".to_owned()
+        );
+    }
+    let signaled = signals::watch(options.connection.stop_timeout())?;
     let builder = options
         .connection
         .builder(&options.url)?
@@ -109,6 +118,7 @@ pub(crate) fn run(options: &Options) -> Result<Done, String> {
             return Err(usage);
         }
     };
+    signals::stops(client.stopper());
     let printer = Printer::new(Form::Visible { timestamps: false });
     let mut record = Record {
         options,
@@ -121,6 +131,7 @@ pub(crate) fn run(options: &Options) -> Result<Done, String> {
         told_lost: 0,
         has_failed: false,
         gave_up: false,
+        hidden: path_and_query(&options.url),
     };
     match prepared.start(&host_and_port(&options.url)) {
         Ok(recording) => record.recording = Some(recording),
@@ -146,6 +157,14 @@ fn host_and_port(url: &str) -> String {
     })
 }
 
+/// Returns the parts of a URL that may be secrets.
+fn path_and_query(url: &str) -> Vec<String> {
+    let Ok(uri) = url.parse::<http::Uri>() else { return Vec::new() };
+    let path = (uri.path().len() > 1).then(|| uri.path().to_owned());
+    let query = uri.query().filter(|query| !query.is_empty()).map(str::to_owned);
+    path.into_iter().chain(query).collect()
+}
+
 struct Record<'a> {
     options: &'a Options,
     client: &'a Client,
@@ -161,6 +180,8 @@ struct Record<'a> {
     told_lost: u64,
     has_failed: bool,
     gave_up: bool,
+    /// The path and the query of the URL, which a server may repeat in a close reason.
+    hidden: Vec<String>,
 }
 
 /// The size of the recording, for people.
@@ -297,15 +318,21 @@ impl Record<'_> {
     }
 
     fn write_object(&mut self, object: impl FnOnce(&Clock) -> Value) {
+        let hidden = std::mem::take(&mut self.hidden);
         self.write(|recording| {
             let mut object = object(&recording.clock);
             if let Some(fields) = object.as_object_mut() {
                 // These are a header, and a text that often repeats the path and the query.
                 fields.shift_remove("subprotocol");
                 fields.shift_remove("body");
+                let reason = fields.get("reason").and_then(Value::as_str);
+                if reason.is_some_and(|reason| hidden.iter().any(|part| reason.contains(part))) {
+                    fields.shift_remove("reason");
+                }
             }
             recording.object(&object)
         });
+        self.hidden = hidden;
     }
 
     fn flush(&mut self) {
@@ -334,7 +361,10 @@ impl Record<'_> {
 
     /// Gives the recording up.
     fn fail(&mut self, error: &str) {
-        self.recording = None;
+        // The messages of the last flush, at least, and all bytes that the kernel took.
+        if let Some(recording) = self.recording.take() {
+            (self.written.files, self.written.bytes) = (recording.files(), recording.bytes());
+        }
         self.has_failed = true;
         let text = format!("{error}; nothing more is recorded, the messages are counted");
         self.printer.line(format_args!("tautline: {}", Visible(&text)));
@@ -348,7 +378,8 @@ impl Record<'_> {
 
     fn summary(&self) -> String {
         let (written, messages) = (self.written.messages, self.messages);
-        format!("recorded {written} of {messages} messages, {}", self.size())
+        let least = if self.has_failed { "at least " } else { "" };
+        format!("recorded {least}{written} of {messages} messages, {}", self.size())
     }
 
     fn size(&self) -> String {

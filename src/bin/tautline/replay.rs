@@ -3,6 +3,7 @@
 use std::io::{self, ErrorKind};
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
 use tautline::testing::{Pace, Peer, TestServer, check_recording};
@@ -10,11 +11,15 @@ use tautline::testing::{Pace, Peer, TestServer, check_recording};
 use crate::printer::{Printed, complain, print};
 use crate::{Done, help, signals};
 
+/// The limit for ending the connections.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Serves a recording to any client, as the server did
 #[derive(Args)]
 #[command(help_template = help::TEMPLATE, after_help = "\
-Each client gets the messages of the recording from its start, then a close
-frame with code 1000. What clients send is read and not answered.
+Each client gets all messages from the start, those of several connections as
+one, then a close frame with code 1000. What it sends is read and not answered.
+`cat` joins the files of a recording that was rotated.
 
 Examples:
   tautline replay btc.jsonl.zst
@@ -23,7 +28,7 @@ Examples:
 #[command(override_usage = "tautline replay [OPTIONS] <FILE>")]
 pub(crate) struct Options {
     /// A recording, of `tautline record` or `tautline tail --json`
-    #[arg(hide = true)]
+    #[arg(hide = true, value_hint = clap::ValueHint::FilePath)]
     file: PathBuf,
     /// Listen here [default: a free port of 127.0.0.1]
     #[arg(short, long, value_name = "ADDRESS")]
@@ -46,7 +51,7 @@ fn parse_speed(text: &str) -> Result<f64, String> {
 
 /// Returns true after a signal. An error is wrong usage.
 pub(crate) fn run(options: Options) -> Result<Done, String> {
-    let signaled = signals::watch()?;
+    let signaled = signals::watch(STOP_TIMEOUT)?;
     let pace = match options.speed {
         _ if options.fast => Pace::Unpaced,
         Some(speed) => Pace::Times(speed),

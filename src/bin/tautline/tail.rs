@@ -6,12 +6,15 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use crossbeam_channel::{Receiver, Sender as ChannelSender, at, never, select, tick};
+use crossbeam_channel::{Receiver, Sender as ChannelSender, after, at, never, select, tick};
 use tautline::{Client, Error, ErrorKind, Event, Opened, Sender, State, TryNextError};
 
 use crate::objects::NotSent;
 use crate::printer::{Form, Printer};
 use crate::{Done, connection, help, notices, signals};
+
+/// The longest wait for answers at the end of the input.
+const ANSWERS: Duration = Duration::from_secs(2);
 
 /// Prints what a server sends, and stays connected
 #[derive(Args)]
@@ -80,10 +83,14 @@ impl Options {
 /// Returns true after a stop that was asked for, and false if the client gave up or standard output
 /// could not be written. An error is wrong usage.
 pub(crate) fn run(options: &Options) -> Result<Done, String> {
-    let signaled = signals::watch()?;
+    let signaled = signals::watch(options.connection.stop_timeout())?;
     let builder = options.connection.builder(&options.url)?;
     let form = options.form()?;
     let client = options.connection.start(builder)?;
+    signals::stops(client.stopper());
+    if let Some(wait) = options.for_duration {
+        signals::end_after(wait, options.connection.stop_timeout());
+    }
     let printer = Arc::new(Printer::new(form));
     let (at_end, input_ended) = crossbeam_channel::bounded(1);
     if options.interactive {
@@ -93,9 +100,19 @@ pub(crate) fn run(options: &Options) -> Result<Done, String> {
         // nothing once the printer is done.
         thread::spawn(move || send_lines(&sender, &printer, ends_program.then_some(at_end)));
     }
-    let mut tail =
-        Tail { options, client: &client, printer: &printer, messages: 0, gave_up: false };
+    let mut tail = Tail {
+        options,
+        client: &client,
+        printer: &printer,
+        messages: 0,
+        was_signaled: false,
+        gave_up: false,
+    };
     tail.follow(&signaled, &if options.interactive { input_ended } else { never() });
+    // A stop that was asked for is a success, however little has come.
+    let is_enough = tail.was_signaled
+        || !signaled.is_empty()
+        || options.count().is_none_or(|count| tail.messages >= count);
     let report = client.stop(options.connection.stop_timeout());
     tail.drain();
     if options.quiet {
@@ -103,7 +120,7 @@ pub(crate) fn run(options: &Options) -> Result<Done, String> {
     }
     let gave_up = tail.gave_up;
     printer.last(|clock| clock.stopped(&report), || format!("stopped {report}"));
-    Ok(!gave_up && !printer.has_failed())
+    Ok(!gave_up && is_enough && !printer.has_failed())
 }
 
 struct Tail<'a> {
@@ -111,6 +128,7 @@ struct Tail<'a> {
     client: &'a Client,
     printer: &'a Printer,
     messages: u64,
+    was_signaled: bool,
     gave_up: bool,
 }
 
@@ -127,15 +145,35 @@ impl Tail<'_> {
             .map_or_else(never, at);
         let counting = if self.options.quiet { tick(Duration::from_secs(1)) } else { never() };
         let mut input_ended = input_ended.clone();
+        // The server has answered everything before it answers the ping that follows it.
+        let (mut answering, mut pongs) = (never(), u64::MAX);
+        let mut answered = never();
         loop {
             select! {
-                recv(signaled) -> _ => return,
+                recv(signaled) -> _ => {
+                    self.was_signaled = true;
+                    return;
+                }
                 recv(end) -> _ => return,
-                recv(input_ended) -> told => match told {
-                    Ok(()) => return,
-                    // The end of this input is no reason to stop.
-                    Err(_) => input_ended = never(),
-                },
+                recv(answered) -> _ => return,
+                recv(answering) -> _ => {
+                    if self.client.stats().round_trip.count > pongs {
+                        // What came before the pong is in the queue by now.
+                        answered = after(Duration::ZERO);
+                    }
+                }
+                recv(input_ended) -> told => {
+                    input_ended = never();
+                    // The end of other input is no reason to stop.
+                    if told.is_ok() {
+                        pongs = self.client.stats().round_trip.count;
+                        answering = tick(Duration::from_millis(5));
+                        answered = after(match self.client.ping() {
+                            Ok(()) => ANSWERS,
+                            Err(_) => Duration::ZERO,
+                        });
+                    }
+                }
                 recv(counting) -> _ => self.printer.live(&self.count()),
                 recv(ready) -> _ => {}
             }
@@ -272,7 +310,10 @@ fn send_lines(sender: &Sender, printer: &Printer, at_end: Option<ChannelSender<(
             Ok(_) => {}
             // Nothing can be sent any more, and the stop is reported elsewhere.
             Err(_) if sender.stopper().is_stopping() => return,
-            Err(error) => print_not_sent(printer, &error),
+            Err(error) => {
+                print_not_sent(printer, &error);
+                printer.fail();
+            }
         }
     }
     if let Some(at_end) = at_end {

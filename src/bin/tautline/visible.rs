@@ -4,7 +4,7 @@ use std::fmt::{self, Write};
 
 /// Displays text with its control characters shown, not obeyed: a line feed as `\n`, an escape as
 /// `\u{1b}`. The characters that reorder text (Unicode Technical Report 36, section 3.2) are shown
-/// in the same way, and the separators of lines and of paragraphs.
+/// in the same way, and so are separators of lines and invisible characters that nothing needs.
 pub(crate) struct Visible<'a>(pub(crate) &'a str);
 
 impl fmt::Display for Visible<'_> {
@@ -32,6 +32,12 @@ fn steers(character: char) -> bool {
                 | '\u{2028}'..='\u{202e}'
                 | '\u{2066}'..='\u{2069}'
                 | '\u{feff}'
+                // Invisible, and of no use where text is only looked at.
+                | '\u{ad}'
+                | '\u{200b}'
+                | '\u{2060}'..='\u{2064}'
+                | '\u{fff9}'..='\u{fffb}'
+                | '\u{e0000}'..='\u{e007f}'
         )
 }
 
@@ -88,6 +94,8 @@ mod tests {
             ("\u{9b}31m \x7f", "\\u{9b}31m \\u{7f}"),
             ("abc\u{202e}fed", "abc\\u{202e}fed"),
             ("\u{2028}\u{feff}", "\\u{2028}\\u{feff}"),
+            ("a\u{200b}b\u{e0041}", "a\\u{200b}b\\u{e0041}"),
+            ("👩\u{200d}🚀", "👩\u{200d}🚀"),
             // As it came: programs that read the output would otherwise see two backslashes.
             (r#"{"a":"\n"}"#, r#"{"a":"\n"}"#),
         ] {
