@@ -10,7 +10,7 @@ use crossbeam_channel::Receiver;
 use parking_lot::Mutex;
 use tautline::Stopper;
 
-/// A second signal so soon is the same one: `timeout` signals its child, and then the group of both.
+/// A second signal so soon is the same one: `timeout` signals its child, and then its group.
 const SAME: Duration = Duration::from_millis(500);
 
 /// The time for the end of a command, besides that for stopping its clients.

@@ -1,4 +1,4 @@
-//! Standard error. Nobody may read it, be it a pipe that is full or a disk that is: the feed goes on.
+//! Standard error. The feed goes on when nobody reads it, and when its disk is full.
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::OnceLock;
