@@ -165,6 +165,9 @@ impl Drop for Batches {
     }
 }
 
+/// More than any version will have.
+const EVENT_SIZE_MAX: usize = 512;
+
 /// Frees events. Those of the last batch that had no room in the array are lost; others go to other
 /// readers of the same client. NULL does nothing.
 ///
@@ -208,8 +211,15 @@ pub unsafe extern "C" fn tl_events_next_batch(
             let count = place("count", count)?;
             *count = 0;
             let pulled = handle::borrow(events)?;
-            if event_size < size_of::<tl_event>() || event_size % align_of::<tl_event>() != 0 {
+            // One that is far too large is the size of the whole array.
+            if event_size < size_of::<tl_event>()
+                || event_size > EVENT_SIZE_MAX
+                || event_size % align_of::<tl_event>() != 0
+            {
                 return Err(Failure::argument("event_size is not sizeof(tl_event)"));
+            }
+            if capacity > isize::MAX as usize / event_size {
+                return Err(Failure::argument("capacity is not the number of places in an array"));
             }
             if array.is_null() || !array.is_aligned() || capacity == 0 {
                 return Err(Failure::argument("there is no array, or it has no room"));
