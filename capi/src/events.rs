@@ -1,5 +1,6 @@
 //! Events, pulled in batches.
 
+use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::{Mutex, TryLockError};
 use std::time::Duration;
@@ -165,8 +166,9 @@ impl Drop for Batches {
     }
 }
 
-/// More than any version will have.
-const EVENT_SIZE_MAX: usize = 512;
+/// The sizes of an event in programs of this and of later versions. From twice the size on it is
+/// that of a whole array.
+const EVENT_SIZES: Range<usize> = size_of::<tl_event>()..2 * size_of::<tl_event>();
 
 /// Frees events. Those of the last batch that had no room in the array are lost; others go to other
 /// readers of the same client. NULL does nothing.
@@ -211,11 +213,7 @@ pub unsafe extern "C" fn tl_events_next_batch(
             let count = place("count", count)?;
             *count = 0;
             let pulled = handle::borrow(events)?;
-            // One that is far too large is the size of the whole array.
-            if event_size < size_of::<tl_event>()
-                || event_size > EVENT_SIZE_MAX
-                || event_size % align_of::<tl_event>() != 0
-            {
+            if !EVENT_SIZES.contains(&event_size) || event_size % align_of::<tl_event>() != 0 {
                 return Err(Failure::argument("event_size is not sizeof(tl_event)"));
             }
             if capacity > isize::MAX as usize / event_size {

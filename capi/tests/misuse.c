@@ -234,7 +234,8 @@ static void events_are_checked(void) {
     REFUSED(tl_events_next_batch(events, 0, array, 1001, 4, &count, &error), "event_size");
     /* `sizeof array` in the place of `sizeof array[0]`, and a capacity that wraps around. */
     REFUSED(tl_events_next_batch(events, 0, array, sizeof array, 4, &count, &error), "event_size");
-    REFUSED(tl_events_next_batch(events, 0, array, 520, 4, &count, &error), "event_size");
+    REFUSED(tl_events_next_batch(events, 0, array, 2 * sizeof array[0], 2, &count, &error),
+            "event_size");
     REFUSED(tl_events_next_batch(events, 0, array, sizeof array[0], SIZE_MAX / 16, &count, &error),
             "capacity");
     CHECK(count == 0);
