@@ -171,8 +171,8 @@ class Feed:
                 ended.set_result(None)
             for event in self.batch[:self.count.value]:
                 self.take(event)
-            # A full array: the descriptor does not tell of what is left.
-            if status != OK or self.count.value < self.CAPACITY:
+            # A batch that does not fill the array need not be the last.
+            if status != OK:
                 return
 
     def take(self, event):

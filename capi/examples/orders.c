@@ -112,27 +112,25 @@ static void take(desk *desk, const tl_event *event) {
     }
 }
 
-/* Takes what is there, without waiting. Returns 0 when the client has ended. */
+/* Takes all that is there, without waiting. Returns 0 when the client has ended. */
 static int pull(desk *desk) {
     tl_event batch[CAPACITY];
     size_t count, index;
     tl_error *error = NULL;
+    tl_status status;
     do {
-        tl_status status = tl_events_next_batch(desk->events, 0, batch, sizeof batch[0], CAPACITY,
-                                                &count, &error);
-        if (status == TL_FAILED) {
-            fprintf(stderr, "%s\n", error->text);
-            tl_error_free(error);
-        }
-        if (status == TL_FAILED || status == TL_ENDED) {
-            return 0;
-        }
+        status = tl_events_next_batch(desk->events, 0, batch, sizeof batch[0], CAPACITY, &count,
+                                      &error);
         for (index = 0; index < count; index++) {
             take(desk, &batch[index]);
         }
-        /* A full array: the descriptor does not tell of what is left. */
-    } while (count == CAPACITY);
-    return 1;
+        /* A batch that does not fill the array need not be the last. */
+    } while (status == TL_OK);
+    if (status == TL_FAILED) {
+        fprintf(stderr, "%s\n", error->text);
+        tl_error_free(error);
+    }
+    return status == TL_EMPTY;
 }
 
 static int fail(tl_error *error) {

@@ -336,7 +336,8 @@ public:
         : events_(events), array_(capacity) {}
 
     /// Takes the next events, waiting for the first of them. False if none came in time, and after
-    /// the last; has_ended() tells these apart.
+    /// the last; has_ended() tells these apart. Take batches until it returns false before waiting
+    /// for fd().
     bool next_batch(std::chrono::nanoseconds timeout = forever) {
         detail::Out error;
         const tl_status status =
@@ -348,8 +349,6 @@ public:
     }
     /// Nothing will come any more.
     bool has_ended() const noexcept { return has_ended_; }
-    /// The batch filled the array, so more may be at hand that fd() does not tell of.
-    bool is_full() const noexcept { return count_ == array_.size(); }
     /// The events of the batch, until the next one is taken.
     const tl_event *begin() const noexcept { return array_.data(); }
     const tl_event *end() const noexcept { return array_.data() + count_; }

@@ -188,9 +188,9 @@ pub unsafe extern "C" fn tl_events_free(events: *mut tl_events) {
 ///
 /// `array` has room for `capacity` events of `event_size` bytes, which is `sizeof(tl_event)`; they
 /// need no initial value. A capacity of 64 to 256 is fast. The payloads of messages stay where the
-/// reader has put them: no memory is allocated for a message. If the array is full, more events may
-/// be at hand that the descriptor of `tl_events_fd` does not tell of: call again before waiting for
-/// it.
+/// reader has put them: no memory is allocated for a message. One call may return fewer events than
+/// are at hand, even if the array has room for more. Only a result other than `TL_OK` says that none
+/// are left.
 ///
 /// Threads: any, one at a time; a second one at the same time fails. Blocks: for `timeout_ns`. It
 /// waits for events of the client, so with a client of callbacks there are none. Ownership: the
@@ -237,8 +237,9 @@ pub unsafe extern "C" fn tl_events_next_batch(
 
 /// Returns a descriptor that is readable while events wait, and for good once the client has ended:
 /// for `poll`, `epoll`, `kqueue` and asyncio. Poll it for reading, and call `tl_events_next_batch`
-/// with a timeout of 0 until it returns something else than `TL_OK`, or fewer events than fit. Do
-/// not read from it, and do not close it.
+/// with a timeout of 0 until it returns something else than `TL_OK`, whatever the count is. With
+/// edge-triggered notification (`EPOLLET`, `EV_CLEAR`) no further event is told of otherwise. Do not
+/// read from it, and do not close it.
 ///
 /// Threads: any, one at a time. Blocks: never. Ownership: the descriptor is the library's. It is
 /// the same for all events of a client, and closes when the client and the last of them are gone.

@@ -6,6 +6,10 @@
 #include <poll.h>
 #include <pthread.h>
 #include <stdatomic.h>
+#ifdef __linux__
+#include <sys/epoll.h>
+#include <unistd.h>
+#endif
 
 /* ---- Pulling ---- */
 
@@ -94,12 +98,11 @@ static void events_by_a_descriptor(void) {
     OK(error);
     CHECK(fd >= 0 && fd == tl_events_fd(events, NULL));
     while (is_open) {
-        size_t count;
+        tl_status status;
         wait_readable(fd);
         do {
-            tl_status status =
-                tl_events_next_batch(events, 0, array, sizeof *array, 8, &count, &error);
-            size_t number;
+            size_t count, number;
+            status = tl_events_next_batch(events, 0, array, sizeof *array, 8, &count, &error);
             CHECK(status != TL_FAILED);
             is_open = status != TL_ENDED;
             for (number = 0; number < count; number++) {
@@ -108,13 +111,51 @@ static void events_by_a_descriptor(void) {
             if (messages == 100) {
                 tl_client_request_stop(client, NULL);
             }
-        } while (count == 8);
+        } while (status == TL_OK);
     }
     CHECK(messages == 100);
     tl_events_free(events);
     tl_client_free(client);
     tl_options_free(options);
 }
+
+#ifdef __linux__
+/* An edge-triggered loop under a flood: the array has room for more than one internal batch, and a
+ * queue that is full stops the reader until the loop goes on. */
+static void events_by_an_edge(void) {
+    tl_options *options = options_of("flood");
+    tl_error *error = NULL;
+    tl_client *client;
+    tl_events *events;
+    static tl_event array[256];
+    struct epoll_event edge;
+    int wakes, epoll = epoll_create1(0);
+    CHECK(epoll >= 0);
+    set(options, "when_full", "block");
+    set(options, "queue_messages", "2000");
+    client = tl_client_start(options, &error);
+    OK(error);
+    events = tl_client_events(client, &error);
+    memset(&edge, 0, sizeof edge);
+    edge.events = EPOLLIN | EPOLLET;
+    CHECK(epoll_ctl(epoll, EPOLL_CTL_ADD, tl_events_fd(events, &error), &edge) == 0);
+    OK(error);
+    for (wakes = 0; wakes < 50; wakes++) {
+        tl_status status;
+        size_t count;
+        CHECK(epoll_wait(epoll, &edge, 1, 10000) == 1);
+        do {
+            status = tl_events_next_batch(events, 0, array, sizeof *array, 256, &count, &error);
+            OK(error);
+        } while (status == TL_OK);
+        CHECK(status == TL_EMPTY);
+    }
+    close(epoll);
+    tl_client_free(client);
+    tl_events_free(events);
+    tl_options_free(options);
+}
+#endif
 
 static void kinds_of_messages(void) {
     tl_options *options = options_of("binary");
@@ -698,6 +739,9 @@ int main(void) {
     descriptors = descriptors_now();
     batches_of_any_capacity();
     events_by_a_descriptor();
+#ifdef __linux__
+    events_by_an_edge();
+#endif
     kinds_of_messages();
     ends_and_reconnects();
     a_queue_that_is_full();
