@@ -9,7 +9,8 @@
  * - The argument `error` is NULL, or a place for an error: it is set to NULL, or to an error that
  *   tl_error_free frees. It says more about a result that is no success.
  * - Texts are UTF-8, and end with a zero byte unless their length stands beside them.
- * - Timeouts and times are in nanoseconds: 5 * TL_SECOND.
+ * - Timeouts and times are in nanoseconds: 5 * TL_SECOND. A time that the library does not know, or
+ *   that will not come, is -1.
  * - Structs begin with their size, by which a library and a program of different versions get along.
  *   A program zeroes what it passes, and sets the size.
  */
@@ -27,8 +28,11 @@
 #define TL_MILLISECOND INT64_C(1000000)
 #define TL_SECOND INT64_C(1000000000)
 
-/** A timeout that never expires, and a time that is not known or will not come. */
-#define TL_FOREVER INT64_C(-1)
+/**
+ * A timeout that never expires. A negative timeout has expired, as one of 0 has: a computed one that
+ * is just past does not wait.
+ */
+#define TL_FOREVER INT64_MAX
 
 /**
  * The version of the binary interface that a program is compiled with, for `tl_options_new`. It
@@ -1409,7 +1413,7 @@ void tl_events_free(struct tl_events *events);
 
 /**
  * Takes the next events into the program's array, waiting for the first of them for `timeout_ns`
- * at most: 0 does not wait, and `TL_FOREVER` waits without a limit. Sets `count` to the number of
+ * at most: 0 or less does not wait, and `TL_FOREVER` waits without a limit. Sets `count` to the number of
  * events, at least 1 if the result is `TL_OK`.
  *
  * `array` has room for `capacity` events of `event_size` bytes, which is `sizeof(tl_event)`; they

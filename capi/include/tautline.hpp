@@ -26,7 +26,7 @@
 
 namespace tautline {
 
-/// A timeout that never expires.
+/// A timeout that never expires. A negative one does not wait.
 inline constexpr std::chrono::nanoseconds forever{TL_FOREVER};
 
 /// The reason why a call failed, a dial failed, or a connection or client ended. what() is one line

@@ -69,9 +69,15 @@ pub(crate) fn nanos_or_never(duration: Option<Duration>) -> i64 {
     }
 }
 
-/// Returns the duration of a timeout: one that is negative never expires.
+/// The timeout that never expires.
+const FOREVER: i64 = i64::MAX;
+
+/// Returns the duration of a timeout. A negative one is past already.
 pub(crate) fn timeout(nanos: i64) -> Duration {
-    u64::try_from(nanos).map_or(Duration::MAX, Duration::from_nanos)
+    match nanos {
+        FOREVER => Duration::MAX,
+        nanos => u64::try_from(nanos).map_or(Duration::ZERO, Duration::from_nanos),
+    }
 }
 
 #[cfg(test)]
@@ -93,9 +99,11 @@ mod tests {
     }
 
     #[test]
-    fn a_negative_timeout_never_expires() {
-        assert_eq!(timeout(-1), Duration::MAX);
-        assert_eq!(timeout(i64::MIN), Duration::MAX);
+    fn a_negative_timeout_is_past_and_the_largest_never_expires() {
+        assert_eq!(timeout(-1), Duration::ZERO);
+        assert_eq!(timeout(i64::MIN), Duration::ZERO);
+        assert_eq!(timeout(i64::MAX), Duration::MAX);
+        assert_eq!(timeout(i64::MAX - 1), Duration::from_nanos(u64::MAX / 2 - 1));
         assert_eq!(timeout(0), Duration::ZERO);
         assert_eq!(timeout(5_000_000), Duration::from_millis(5));
         assert_eq!(nanos_or_never(None), -1);

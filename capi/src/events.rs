@@ -183,7 +183,7 @@ pub unsafe extern "C" fn tl_events_free(events: *mut tl_events) {
 }
 
 /// Takes the next events into the program's array, waiting for the first of them for `timeout_ns`
-/// at most: 0 does not wait, and `TL_FOREVER` waits without a limit. Sets `count` to the number of
+/// at most: 0 or less does not wait, and `TL_FOREVER` waits without a limit. Sets `count` to the number of
 /// events, at least 1 if the result is `TL_OK`.
 ///
 /// `array` has room for `capacity` events of `event_size` bytes, which is `sizeof(tl_event)`; they

@@ -157,6 +157,34 @@ static void events_by_an_edge(void) {
 }
 #endif
 
+/* A timeout that was computed and is just past, and the longest ones. */
+static void timeouts_at_the_ends(void) {
+    tl_options *options = options_of("echo");
+    tl_error *error = NULL;
+    tl_client *client = tl_client_connect(options, &error);
+    tl_events *events = tl_client_events(client, &error);
+    tl_event event;
+    size_t count = 0;
+    OK(error);
+    CHECK(next(events)->kind == TL_EVENT_OPENED);
+    CHECK(tl_events_next_batch(events, -1, &event, sizeof event, 1, &count, &error) == TL_EMPTY);
+    CHECK(tl_events_next_batch(events, INT64_MIN, &event, sizeof event, 1, &count, &error) ==
+          TL_EMPTY);
+    CHECK(tl_client_wait_closed(client, -1, NULL) == TL_EMPTY);
+    CHECK(tl_client_wait_open(client, -1, NULL, &error) == TL_OK);
+    CHECK(tl_client_send_text(client, "x", 1, 0, NULL, &error) == TL_OK);
+    CHECK(tl_events_next_batch(events, TL_FOREVER - 1, &event, sizeof event, 1, &count, &error) ==
+          TL_OK);
+    CHECK(tl_client_send_text(client, "x", 1, 0, NULL, &error) == TL_OK);
+    CHECK(tl_events_next_batch(events, TL_FOREVER, &event, sizeof event, 1, &count, &error) ==
+          TL_OK);
+    CHECK(tl_client_stop(client, TL_FOREVER, NULL, &error) == TL_OK);
+    CHECK(tl_client_wait_closed(client, TL_FOREVER, NULL) == TL_OK);
+    tl_client_free(client);
+    tl_events_free(events);
+    tl_options_free(options);
+}
+
 static void kinds_of_messages(void) {
     tl_options *options = options_of("binary");
     tl_error *error = NULL;
@@ -742,6 +770,7 @@ int main(void) {
 #ifdef __linux__
     events_by_an_edge();
 #endif
+    timeouts_at_the_ends();
     kinds_of_messages();
     ends_and_reconnects();
     a_queue_that_is_full();
