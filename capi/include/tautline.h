@@ -1089,8 +1089,8 @@ tl_status tl_client_stop_with(const struct tl_client *client,
  * Threads: as `tl_client_stop`. Blocks: for `timeout_ns` at most. Ownership: `clients` is an array
  * of `count` clients, and stays the program's; `reports` may be NULL, otherwise it is an array
  * with room for as many, and each is freed by `tl_stop_report_free`. Errors: `TL_OK` if every
- * thread has ended, `TL_LATE` if not; `TL_FAILED`, with `TL_ERROR_INVALID_ARGUMENT`, and nothing
- * is stopped.
+ * thread has ended, `TL_LATE` if not; `TL_FAILED`, with `TL_ERROR_INVALID_ARGUMENT`: nothing is
+ * stopped then, and all reports are NULL.
  */
 tl_status tl_client_stop_all(struct tl_client *const *clients,
                              size_t count,

@@ -231,8 +231,8 @@ pub unsafe extern "C" fn tl_client_stop_with(
 /// Threads: as `tl_client_stop`. Blocks: for `timeout_ns` at most. Ownership: `clients` is an array
 /// of `count` clients, and stays the program's; `reports` may be NULL, otherwise it is an array
 /// with room for as many, and each is freed by `tl_stop_report_free`. Errors: `TL_OK` if every
-/// thread has ended, `TL_LATE` if not; `TL_FAILED`, with `TL_ERROR_INVALID_ARGUMENT`, and nothing
-/// is stopped.
+/// thread has ended, `TL_LATE` if not; `TL_FAILED`, with `TL_ERROR_INVALID_ARGUMENT`: nothing is
+/// stopped then, and all reports are NULL.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn tl_client_stop_all(
     clients: *const *mut tl_client,
@@ -244,14 +244,17 @@ pub unsafe extern "C" fn tl_client_stop_all(
     // SAFETY: the program passes arrays as described, and NULL or a place for the error.
     status(unsafe {
         enter(error, || {
+            // All of them first, so that a program can free them after any failure.
+            if !reports.is_null() {
+                for index in 0..count {
+                    reports.add(index).write(null_mut());
+                }
+            }
             if clients.is_null() && count > 0 {
                 return Err(Failure::argument("clients is NULL"));
             }
             let mut stoppers = Vec::new();
             for index in 0..count {
-                if !reports.is_null() {
-                    reports.add(index).write(null_mut());
-                }
                 let running = handle::borrow(clients.add(index).read())?;
                 stoppers.push(running.sender.stopper());
             }

@@ -136,6 +136,8 @@ static void clients_and_sends_are_checked(void) {
         uint64_t unknown;
     } newer;
     tl_stop_report *report = NULL;
+    tl_client *clients[3];
+    tl_stop_report *reports[3];
     size_t sent = 7;
     OK(error);
 
@@ -200,6 +202,16 @@ static void clients_and_sends_are_checked(void) {
     CHECK(stats.bytes_received == UINT64_C(0x0707070707070707));
 
     CHECK(tl_client_stop_all(NULL, 1, 0, NULL, NULL) == TL_FAILED);
+    /* No place of the reports is left as it was. */
+    clients[0] = clients[2] = client;
+    clients[1] = NULL;
+    memset(reports, 7, sizeof reports);
+    REFUSED(tl_client_stop_all(clients, 3, SOON, reports, &error), "NULL");
+    CHECK(reports[0] == NULL && reports[1] == NULL && reports[2] == NULL);
+    memset(reports, 7, sizeof reports);
+    REFUSED(tl_client_stop_all(NULL, 3, SOON, reports, &error), "NULL");
+    CHECK(reports[0] == NULL && reports[1] == NULL && reports[2] == NULL);
+    CHECK(tl_client_state(client) == TL_STATE_OPEN);
     CHECK(tl_client_stop(client, SOON, &report, &error) == TL_OK);
     CHECK(report->is_clean && report->thread_count == 2);
     tl_stop_report_free(report);
