@@ -1043,11 +1043,12 @@ struct tl_client *tl_client_connect_with(const struct tl_options *options,
  * Stops a client, waits for its threads, and frees it. NULL does nothing. To learn what became of
  * the threads, call `tl_client_stop` before.
  *
- * Threads: any, while no other call has this client; inside one of its callbacks it does not wait.
- * Blocks: for `drop_timeout` at most, 5 s by default; a client that was stopped before is freed at
- * once. Ownership: `client` is gone afterwards, its events are not; a second time is logged and
- * does nothing. Errors: none. A thread that is late is logged, and ends when the call that holds
- * it up returns.
+ * Threads: any; inside one of its callbacks it does not wait. Other calls with this client may be
+ * under way, inside callbacks or on other threads: they end as those of a client that is stopped.
+ * One that begins later fails with `TL_ERROR_INVALID_ARGUMENT`. Blocks: for `drop_timeout` at most, 5 s by default, and for as long once more if a thread is late and another
+ * call was under way; a client that was stopped before is freed at once. Ownership: `client` is
+ * gone afterwards, its events are not; a second time is logged and does nothing. Errors: none. A
+ * thread that is late is logged, and ends when the call that holds it up returns.
  */
 void tl_client_free(struct tl_client *client);
 
@@ -1394,7 +1395,9 @@ bool tl_endpoint_is_stopping(const struct tl_endpoint *endpoint);
 
 /**
  * Frees an error that a call handed out. NULL does nothing. An error inside an event or a report
- * is left alone, and so is one that was freed before, as far as that can be told; both are logged.
+ * is left alone, and so is one that was freed before, if it is among the last 1,024 of those; both
+ * are logged. Pass the very pointer that the call has handed out: a copy of the struct must not be
+ * freed.
  *
  * Threads: any, one at a time. Blocks: never. Ownership: `error` and its texts are gone
  * afterwards. Errors: none.

@@ -2,7 +2,8 @@
 
 use std::ffi::{c_char, c_void};
 use std::ptr::null_mut;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use client::{Client, Payload, Pull, Push, Receipt, Sender, State, Stats, stop_all};
 
@@ -15,7 +16,7 @@ use crate::connection::close_reason;
 use crate::error::{self, KINDS, kind_of};
 use crate::events::{Batches, tl_events};
 use crate::handle::{self, opaque};
-use crate::options::tl_options;
+use crate::options::{Options, tl_options};
 use crate::report::told;
 use crate::types::{
     tl_error, tl_payload, tl_receipt, tl_state, tl_stats, tl_status, tl_stop_report,
@@ -32,6 +33,7 @@ opaque!(tl_client, Running, b"tlclient");
 pub(crate) struct Running {
     kind: Kind,
     sender: Sender,
+    drop_timeout: Duration,
 }
 
 enum Kind {
@@ -49,14 +51,14 @@ macro_rules! either {
     };
 }
 
-fn pulled(client: Client<Pull>) -> *mut tl_client {
-    let sender = client.sender();
-    handle::create::<tl_client>(Running { kind: Kind::Pull(client), sender })
+fn pulled(client: Client<Pull>, options: &Options) -> *mut tl_client {
+    let (sender, drop_timeout) = (client.sender(), options.drop_timeout());
+    handle::create::<tl_client>(Running { kind: Kind::Pull(client), sender, drop_timeout })
 }
 
-fn pushed(client: Client<Push>) -> *mut tl_client {
-    let sender = client.sender();
-    handle::create::<tl_client>(Running { kind: Kind::Push(client), sender })
+fn pushed(client: Client<Push>, options: &Options) -> *mut tl_client {
+    let (sender, drop_timeout) = (client.sender(), options.drop_timeout());
+    handle::create::<tl_client>(Running { kind: Kind::Push(client), sender, drop_timeout })
 }
 
 /// Starts a client whose events are pulled, and returns at once. It dials in the background, and
@@ -73,8 +75,11 @@ pub unsafe extern "C" fn tl_client_start(
 ) -> *mut tl_client {
     // SAFETY: the program passes a handle, and NULL or a place for the error.
     unsafe {
-        enter(error, || Ok(pulled(handle::borrow(options)?.builder()?.start()?)))
-            .unwrap_or(null_mut())
+        enter(error, || {
+            let options = handle::borrow(options)?;
+            Ok(pulled(options.builder()?.start()?, &options))
+        })
+        .unwrap_or(null_mut())
     }
 }
 
@@ -92,8 +97,11 @@ pub unsafe extern "C" fn tl_client_connect(
 ) -> *mut tl_client {
     // SAFETY: the program passes a handle, and NULL or a place for the error.
     unsafe {
-        enter(error, || Ok(pulled(handle::borrow(options)?.builder()?.connect()?)))
-            .unwrap_or(null_mut())
+        enter(error, || {
+            let options = handle::borrow(options)?;
+            Ok(pulled(options.builder()?.connect()?, &options))
+        })
+        .unwrap_or(null_mut())
     }
 }
 
@@ -114,7 +122,8 @@ pub unsafe extern "C" fn tl_client_start_with(
     unsafe {
         enter(error, || {
             let program = program(callbacks)?;
-            Ok(pushed(handle::borrow(options)?.builder()?.start_with(program)?))
+            let options = handle::borrow(options)?;
+            Ok(pushed(options.builder()?.start_with(program)?, &options))
         })
         .unwrap_or(null_mut())
     }
@@ -136,7 +145,8 @@ pub unsafe extern "C" fn tl_client_connect_with(
     unsafe {
         enter(error, || {
             let program = program(callbacks)?;
-            Ok(pushed(handle::borrow(options)?.builder()?.connect_with(program)?))
+            let options = handle::borrow(options)?;
+            Ok(pushed(options.builder()?.connect_with(program)?, &options))
         })
         .unwrap_or(null_mut())
     }
@@ -157,15 +167,24 @@ unsafe fn program(callbacks: *const tl_callbacks) -> Result<Program, Failure> {
 /// Stops a client, waits for its threads, and frees it. NULL does nothing. To learn what became of
 /// the threads, call `tl_client_stop` before.
 ///
-/// Threads: any, while no other call has this client; inside one of its callbacks it does not wait.
-/// Blocks: for `drop_timeout` at most, 5 s by default; a client that was stopped before is freed at
-/// once. Ownership: `client` is gone afterwards, its events are not; a second time is logged and
-/// does nothing. Errors: none. A thread that is late is logged, and ends when the call that holds
-/// it up returns.
+/// Threads: any; inside one of its callbacks it does not wait. Other calls with this client may be
+/// under way, inside callbacks or on other threads: they end as those of a client that is stopped.
+/// One that begins later fails with `TL_ERROR_INVALID_ARGUMENT`. Blocks: for `drop_timeout` at most, 5 s by default, and for as long once more if a thread is late and another
+/// call was under way; a client that was stopped before is freed at once. Ownership: `client` is
+/// gone afterwards, its events are not; a second time is logged and does nothing. Errors: none. A
+/// thread that is late is logged, and ends when the call that holds it up returns.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn tl_client_free(client: *mut tl_client) {
-    // SAFETY: as the contract above says.
-    infallible((), || unsafe { handle::free(client) });
+    infallible((), || {
+        // SAFETY: the program passes a handle.
+        let Some(running) = (unsafe { handle::take(client) }) else { return };
+        // The drop of the client stops it too, but on the thread of whichever call has it last. No
+        // call can get it any more, so if this is the only one that has it, it stays so.
+        if Arc::strong_count(&running) > 1 {
+            either!(running, client => client.stop(running.drop_timeout));
+        }
+        drop(running);
+    });
 }
 
 /// Stops a client and waits until every thread has ended, for `timeout_ns` at most. An open
@@ -255,7 +274,7 @@ pub unsafe extern "C" fn tl_client_stop_all(
             }
             let mut stoppers = Vec::new();
             for index in 0..count {
-                let running = handle::borrow(clients.add(index).read())?;
+                let running = handle::borrow::<tl_client>(clients.add(index).read())?;
                 stoppers.push(running.sender.stopper());
             }
             let mut result = tl_status::TL_OK;
@@ -410,7 +429,8 @@ pub unsafe extern "C" fn tl_client_send_text(
     // SAFETY: the program passes a handle, its bytes, and NULL or places for the results.
     status(unsafe {
         enter_send(error, || {
-            let sender = &handle::borrow(client)?.sender;
+            let client = handle::borrow(client)?;
+            let sender = &client.sender;
             let text = utf8(text.cast(), length)?;
             let sent = match epoch {
                 0 => sender.send_text(text)?,
@@ -438,7 +458,8 @@ pub unsafe extern "C" fn tl_client_send_binary(
     // SAFETY: the program passes a handle, its bytes, and NULL or places for the results.
     status(unsafe {
         enter_send(error, || {
-            let sender = &handle::borrow(client)?.sender;
+            let client = handle::borrow(client)?;
+            let sender = &client.sender;
             let bytes = crate::border::bytes(data.cast(), length)?;
             let sent = match epoch {
                 0 => sender.send_binary(bytes)?,
@@ -472,7 +493,8 @@ pub unsafe extern "C" fn tl_client_send_batch(
     status(unsafe {
         enter_send(error, || {
             put(sent, 0);
-            let sender = &handle::borrow(client)?.sender;
+            let client = handle::borrow(client)?;
+            let sender = &client.sender;
             let messages = payloads(messages, count)?;
             let result = match epoch {
                 0 => sender.send_batch(&messages),
@@ -523,7 +545,8 @@ pub unsafe extern "C" fn tl_client_reconnect(
     // SAFETY: the program passes a handle and a text, and NULL or a place for the error.
     status(unsafe {
         enter_send(error, || {
-            let sender = &handle::borrow(client)?.sender;
+            let client = handle::borrow(client)?;
+            let sender = &client.sender;
             match close_reason(code, reason)? {
                 None => sender.reconnect()?,
                 Some(close) => sender.reconnect_with(&close)?,

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::ffi::{c_char, c_void};
 use std::ptr::NonNull;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::thread::ThreadId;
 
 use client::{CloseReason, Connection};
@@ -39,7 +39,7 @@ unsafe impl Sync for Place {}
 /// Lends the connection to the program, call by call, always behind the same pointer.
 pub(crate) struct Lent {
     handle: *mut tl_connection,
-    place: *const Place,
+    place: Arc<Place>,
 }
 
 // SAFETY: the handle is its own.
@@ -50,7 +50,8 @@ impl Default for Lent {
         let place = Place { thread: OnceLock::new(), connection: Cell::new(None) };
         let handle = handle::create::<tl_connection>(place);
         // SAFETY: it was created just now.
-        let place = unsafe { handle::borrow(handle) }.map_or(std::ptr::null(), std::ptr::from_ref);
+        let place = unsafe { handle::borrow(handle) };
+        let place = place.unwrap_or_else(|_| unreachable!("it was created just now"));
         Lent { handle, place }
     }
 }
@@ -58,8 +59,7 @@ impl Default for Lent {
 impl Lent {
     /// Notes that this thread is the reader.
     pub(crate) fn note_thread(&self) {
-        // SAFETY: it lives until this is dropped.
-        unsafe { &*self.place }.thread.get_or_init(|| std::thread::current().id());
+        self.place.thread.get_or_init(|| std::thread::current().id());
     }
 
     /// Calls the program with the connection, on the reader thread.
@@ -69,8 +69,7 @@ impl Lent {
         connection: &mut Connection<'_>,
         call: impl FnOnce(*mut tl_connection) -> T,
     ) -> T {
-        // SAFETY: it lives until this is dropped.
-        let place = unsafe { &*self.place };
+        let place = &*self.place;
         // The lifetime is forgotten until the end of this call. The place is emptied before that.
         place.connection.set(Some(NonNull::from(connection).cast()));
         // Only functions of C are called here, and those do not unwind.

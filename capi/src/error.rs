@@ -9,16 +9,19 @@ use client::{Error, ErrorKind};
 
 use crate::border::{Reason, c_string, infallible};
 use crate::clock::nanos_or_never;
-use crate::handle::{FREED, retire};
+use crate::handle::{FREED, Retired};
 use crate::types::{tl_error, tl_error_kind};
 
 /// Frees an error that a call handed out. NULL does nothing. An error inside an event or a report
-/// is left alone, and so is one that was freed before, as far as that can be told; both are logged.
+/// is left alone, and so is one that was freed before, if it is among the last 1,024 of those; both
+/// are logged. Pass the very pointer that the call has handed out: a copy of the struct must not be
+/// freed.
 ///
 /// Threads: any, one at a time. Blocks: never. Ownership: `error` and its texts are gone
 /// afterwards. Errors: none.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn tl_error_free(error: *mut tl_error) {
+    static RETIRED: Retired = Retired::new();
     infallible((), || {
         if error.is_null() {
             return;
@@ -43,7 +46,7 @@ pub unsafe extern "C" fn tl_error_free(error: *mut tl_error) {
         full.view.endpoint_text = null();
         full.view.body = null();
         full.view.body_length = 0;
-        retire(full);
+        RETIRED.keep(full);
     });
 }
 

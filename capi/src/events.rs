@@ -222,7 +222,7 @@ pub unsafe extern "C" fn tl_events_next_batch(
             if array.is_null() || !array.is_aligned() || capacity == 0 {
                 return Err(Failure::argument("there is no array, or it has no room"));
             }
-            let mut pulled = lock(pulled)?;
+            let mut pulled = lock(&pulled)?;
             match pulled.fill(timeout(timeout_ns), array, event_size, capacity) {
                 Ok(filled) => {
                     *count = filled;
@@ -250,7 +250,8 @@ pub unsafe extern "C" fn tl_events_fd(events: *mut tl_events, error: *mut *mut t
     let get = || {
         use std::os::fd::AsRawFd;
         // SAFETY: the program passes a handle.
-        let pulled = lock(unsafe { handle::borrow(events) }?)?;
+        let pulled = unsafe { handle::borrow(events) }?;
+        let pulled = lock(&pulled)?;
         // SAFETY: it is alive until `drop`. `rest` may borrow from it too, and both only read.
         let events = unsafe { pulled.events.as_ref() };
         Ok(events.as_fd()?.as_raw_fd())

@@ -1,26 +1,26 @@
 //! Opaque handles: those of another kind, and those that were freed, are told.
 
-use std::cell::UnsafeCell;
 use std::collections::VecDeque;
-use std::mem::ManuallyDrop;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::border::Failure;
 
-/// The memory behind a pointer to an opaque type of the header.
+/// The memory behind a pointer to an opaque type of the header. It is only ever shared, so that a
+/// call may look at it while another one frees what it holds.
 #[repr(C)]
 struct Handle<T> {
     /// The number of its type, or `FREED`.
     magic: AtomicU64,
-    /// Alive while `magic` is the number of its type.
-    value: UnsafeCell<ManuallyDrop<T>>,
+    /// `None` once it was freed. Locked to clone it or to take it out, and for nothing else.
+    value: Mutex<Option<Arc<T>>>,
 }
 
-// SAFETY: it gives out shared references to its value, and drops it on any thread.
-unsafe impl<T: Send + Sync> Send for Handle<T> {}
-// SAFETY: as above. Nobody borrows the value while it is dropped, by the contract of `free`.
-unsafe impl<T: Send + Sync> Sync for Handle<T> {}
+impl<T> Handle<T> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Arc<T>>> {
+        self.value.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 /// An opaque type of the header: a pointer to it is one to a [`Handle`] of its value.
 pub(crate) trait Opaque {
@@ -29,6 +29,8 @@ pub(crate) trait Opaque {
     const NAME: &'static str;
     /// Eight letters, which no other type has.
     const MAGIC: u64;
+    /// The freed handles of this type that are kept.
+    fn retired() -> &'static Retired;
 }
 
 /// Implements [`Opaque`]. The types themselves stand in the source as they are, because cbindgen
@@ -39,6 +41,10 @@ macro_rules! opaque {
             type Value = $value;
             const NAME: &'static str = stringify!($name);
             const MAGIC: u64 = u64::from_be_bytes(*$magic);
+            fn retired() -> &'static $crate::handle::Retired {
+                static RETIRED: $crate::handle::Retired = $crate::handle::Retired::new();
+                &RETIRED
+            }
         }
     };
 }
@@ -47,18 +53,20 @@ pub(crate) use opaque;
 /// The mark of what has been freed.
 pub(crate) const FREED: u64 = u64::from_be_bytes(*b"tl-freed");
 
-/// Creates a handle. [`free`] ends it.
+/// Creates a handle. [`free`] or [`take`] ends it.
 pub(crate) fn create<H: Opaque>(value: H::Value) -> *mut H {
-    let value = UnsafeCell::new(ManuallyDrop::new(value));
+    let value = Mutex::new(Some(Arc::new(value)));
     Box::into_raw(Box::new(Handle { magic: AtomicU64::new(H::MAGIC), value })).cast()
 }
 
-/// Returns the value of a handle of the program's.
+/// Returns the value of a handle of the program's. It lives on while the result does, even if the
+/// handle is freed meanwhile.
 ///
 /// # Safety
-/// `handle` is null, or points to a handle, perhaps of another kind or a freed one. Nobody frees it
-/// for `'a`.
-pub(crate) unsafe fn borrow<'a, H: Opaque>(handle: *const H) -> Result<&'a H::Value, Failure> {
+/// `handle` is null, or points to a handle, perhaps of another kind or one that was freed and is
+/// still kept.
+pub(crate) unsafe fn borrow<H: Opaque>(handle: *const H) -> Result<Arc<H::Value>, Failure> {
+    let freed = || Failure::argument(format!("this {} has been freed", H::NAME));
     if handle.is_null() {
         return Err(Failure::argument(format!("{} is NULL", H::NAME)));
     }
@@ -69,22 +77,24 @@ pub(crate) unsafe fn borrow<'a, H: Opaque>(handle: *const H) -> Result<&'a H::Va
     // SAFETY: all handles begin with this number. Freed ones stay allocated for a while.
     let magic = unsafe { &*handle.cast::<AtomicU64>() }.load(Ordering::Acquire);
     if magic == FREED {
-        return Err(Failure::argument(format!("this {} has been freed", H::NAME)));
+        return Err(freed());
     }
     if magic != H::MAGIC {
         return Err(Failure::argument(format!("this is no {}", H::NAME)));
     }
-    // SAFETY: it is of this kind, and nobody frees it meanwhile, so its value is alive.
-    Ok(unsafe { &*(*handle).value.get() })
+    // SAFETY: it is of this kind, and stays allocated for a while if it is freed just now.
+    let value = unsafe { &*handle }.lock().clone();
+    value.ok_or_else(freed)
 }
 
-/// Frees a handle of the program's. NULL, and what has been freed, is left alone.
+/// Ends a handle of the program's, and returns its value, which calls that are under way may have
+/// too. NULL, and what has been freed, is left alone.
 ///
 /// # Safety
-/// As [`borrow`], and nobody uses what it returned.
-pub(crate) unsafe fn free<H: Opaque>(handle: *mut H) {
+/// As [`borrow`].
+pub(crate) unsafe fn take<H: Opaque>(handle: *mut H) -> Option<Arc<H::Value>> {
     if handle.is_null() {
-        return;
+        return None;
     }
     let handle = handle.cast::<Handle<H::Value>>();
     let change = |magic: &AtomicU64| {
@@ -93,33 +103,61 @@ pub(crate) unsafe fn free<H: Opaque>(handle: *mut H) {
     // SAFETY: as in `borrow`.
     if !handle.is_aligned() || change(unsafe { &*handle.cast::<AtomicU64>() }).is_err() {
         log::error!("a {} was freed twice, or is none", H::NAME);
-        return;
+        return None;
     }
-    // SAFETY: `create` made the box, and `magic` has made this the one call that takes it.
-    let handle = unsafe { Box::from_raw(handle) };
-    // SAFETY: the value was alive until now, and nobody looks at it any more.
-    unsafe { ManuallyDrop::drop(&mut *handle.value.get()) };
-    retire(handle);
+    // SAFETY: it is of this kind, and this is the one call that retires it.
+    let value = unsafe { &*handle }.lock().take();
+    H::retired().keep(Box::new(Emptied(handle)));
+    value
 }
 
-/// The number of freed handles that are kept, so that their use is told.
+/// Frees a handle of the program's. NULL, and what has been freed, is left alone.
+///
+/// # Safety
+/// As [`borrow`].
+pub(crate) unsafe fn free<H: Opaque>(handle: *mut H) {
+    // SAFETY: as for this function.
+    drop(unsafe { take(handle) });
+}
+
+/// A handle without its value. It is a pointer, and no box, while other calls may look at it.
+struct Emptied<T>(*mut Handle<T>);
+
+// SAFETY: the handle is shared between threads, and what it held has been taken out.
+unsafe impl<T> Send for Emptied<T> {}
+
+impl<T> Drop for Emptied<T> {
+    fn drop(&mut self) {
+        // SAFETY: `create` made the box, and `take` has made this the one that frees it.
+        drop(unsafe { Box::from_raw(self.0) });
+    }
+}
+
+/// The number of freed things of a kind that are kept, so that their use is told.
 const RETIRED_MAX: usize = 1024;
 
-/// Keeps the memory of something that was freed for a while.
-pub(crate) fn retire(freed: Box<dyn Send>) {
-    static RETIRED: Mutex<VecDeque<Box<dyn Send>>> = Mutex::new(VecDeque::new());
-    let oldest = {
-        let mut retired = RETIRED.lock().unwrap_or_else(PoisonError::into_inner);
-        retired.push_back(freed);
-        if retired.len() > RETIRED_MAX { retired.pop_front() } else { None }
-    };
-    drop(oldest);
+/// The memory of freed things of one kind, kept for a while. Each kind has its own, so that many
+/// short-lived errors do not push out a client.
+pub(crate) struct Retired(Mutex<VecDeque<Box<dyn Send>>>);
+
+impl Retired {
+    pub(crate) const fn new() -> Self {
+        Retired(Mutex::new(VecDeque::new()))
+    }
+
+    pub(crate) fn keep(&self, freed: Box<dyn Send>) {
+        let oldest = {
+            let mut retired = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            retired.push_back(freed);
+            if retired.len() > RETIRED_MAX { retired.pop_front() } else { None }
+        };
+        drop(oldest);
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use std::ptr::{null, null_mut};
-    use std::sync::Arc;
 
     use super::*;
     use crate::border::Reason;
@@ -155,5 +193,33 @@ mod tests {
             free::<One>(null_mut());
         }
         assert_eq!(Arc::strong_count(&value), 1);
+    }
+
+    #[test]
+    fn a_call_that_is_under_way_keeps_the_value() {
+        let value = Arc::new(());
+        let one = create::<One>(Arc::clone(&value));
+        // SAFETY: this is a handle.
+        let used = unsafe { borrow::<One>(one) }.unwrap_or_else(|_| panic!("it is alive"));
+        // SAFETY: as above.
+        unsafe { free::<One>(one) };
+        assert_eq!(Arc::strong_count(&value), 2, "the call has it");
+        drop(used);
+        assert_eq!(Arc::strong_count(&value), 1);
+    }
+
+    #[test]
+    fn freed_things_of_one_kind_do_not_push_out_those_of_another() {
+        let one = create::<One>(Arc::new(()));
+        // SAFETY: these are handles, and more of the second kind than are kept.
+        unsafe {
+            free::<One>(one);
+            for _ in 0..=RETIRED_MAX {
+                free::<Two>(create::<Two>(Arc::new(())));
+            }
+            assert_eq!(refusal(borrow::<One>(one)), "this One has been freed");
+        }
+        let kept = Two::retired().0.lock().unwrap_or_else(PoisonError::into_inner).len();
+        assert_eq!(kept, RETIRED_MAX);
     }
 }

@@ -2,6 +2,7 @@
 
 use std::ffi::{c_char, c_void};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::Duration;
 
 use client::{Builder, Client};
 
@@ -60,6 +61,10 @@ struct ThreadStart {
 impl Options {
     fn lock(&self) -> MutexGuard<'_, Chosen> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn drop_timeout(&self) -> Duration {
+        self.lock().settings.drop_timeout()
     }
 
     /// Returns the builder of a client with these options.

@@ -8,7 +8,7 @@ use client::{StopReport, ThreadOutcome};
 
 use crate::border::{c_string, infallible};
 use crate::clock::nanos_of;
-use crate::handle::{FREED, retire};
+use crate::handle::{FREED, Retired};
 use crate::types::{tl_status, tl_stop_report, tl_thread_outcome, tl_thread_report};
 
 /// Frees a stop report. NULL does nothing.
@@ -17,6 +17,7 @@ use crate::types::{tl_status, tl_stop_report, tl_thread_outcome, tl_thread_repor
 /// afterwards; a second time is logged and does nothing. Errors: none.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn tl_stop_report_free(report: *mut tl_stop_report) {
+    static RETIRED: Retired = Retired::new();
     infallible((), || {
         if report.is_null() {
             return;
@@ -35,7 +36,7 @@ pub unsafe extern "C" fn tl_stop_report_free(report: *mut tl_stop_report) {
         full.view.text = c"(a freed report)".as_ptr();
         full.view.thread_count = 0;
         (full.text, full.names, full.rows) = Default::default();
-        retire(full);
+        RETIRED.keep(full);
     });
 }
 

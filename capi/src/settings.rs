@@ -18,6 +18,7 @@ pub(crate) struct Settings {
     key: Option<Vec<u8>>,
     archive: Option<Vec<u8>>,
     password: String,
+    drop_timeout: Option<Duration>,
 }
 
 /// A call of a setter.
@@ -52,7 +53,10 @@ const KEYS: [Key; 49] = [
     key("connect_timeout", |settings, text| settings.time(text, Builder::connect_timeout)),
     key("send_timeout", |settings, text| settings.time(text, Builder::send_timeout)),
     key("close_timeout", |settings, text| settings.time(text, Builder::close_timeout)),
-    key("drop_timeout", |settings, text| settings.time(text, Builder::drop_timeout)),
+    key("drop_timeout", |settings, text| {
+        settings.drop_timeout = Some(duration(text)?);
+        settings.time(text, Builder::drop_timeout)
+    }),
     key("ping_interval", |settings, text| {
         let interval = if is_none(text) { None } else { Some(duration(text)?) };
         settings.step(move |builder| builder.ping_interval(interval))
@@ -229,6 +233,10 @@ impl Settings {
             });
         }
         Ok(())
+    }
+
+    pub(crate) fn drop_timeout(&self) -> Duration {
+        self.drop_timeout.unwrap_or(Duration::from_secs(5))
     }
 
     /// Returns `builder` with everything that was set, except the URLs.

@@ -616,6 +616,136 @@ static void callbacks_and_wakeups(void) {
     pthread_mutex_destroy(&bot.lock);
 }
 
+/* ---- Clients that are freed while calls are under way ---- */
+
+typedef struct {
+    pthread_mutex_t lock;
+    pthread_cond_t changed;
+    tl_client *client;
+    const char *large;
+    int has_begun;
+    tl_status status;
+    tl_error_kind kind;
+    atomic_int destroyed;
+} blocked;
+
+/* Sends by the client, and not by the connection, what the server never reads. */
+static void blocked_opened(void *user_data, tl_connection *connection, const tl_opened *opened) {
+    blocked *blocked = user_data;
+    tl_error *error = NULL;
+    (void)connection;
+    (void)opened;
+    pthread_mutex_lock(&blocked->lock);
+    while (blocked->client == NULL) {
+        pthread_cond_wait(&blocked->changed, &blocked->lock);
+    }
+    blocked->has_begun = 1;
+    pthread_cond_broadcast(&blocked->changed);
+    pthread_mutex_unlock(&blocked->lock);
+    blocked->status =
+        tl_client_send_binary(blocked->client, blocked->large, 64 << 20, 0, NULL, &error);
+    blocked->kind = error->kind;
+    tl_error_free(error);
+    CHECK(tl_client_state(blocked->client) == TL_STATE_OTHER);
+}
+
+static void blocked_destroy(void *user_data) {
+    blocked *blocked = user_data;
+    atomic_fetch_add(&blocked->destroyed, 1);
+}
+
+/* Returns whether the send had begun when the client was freed. */
+static int a_send_is_under_way(const char *large) {
+    tl_options *options = options_of("stall");
+    tl_callbacks callbacks = {0};
+    tl_error *error = NULL;
+    tl_client *client;
+    int64_t begun;
+    blocked blocked;
+    memset(&blocked, 0, sizeof blocked);
+    pthread_mutex_init(&blocked.lock, NULL);
+    pthread_cond_init(&blocked.changed, NULL);
+    atomic_init(&blocked.destroyed, 0);
+    blocked.large = large;
+    set(options, "send_timeout", "1h");
+    set(options, "drop_timeout", "1h");
+    set(options, "close_timeout", "10ms");
+    callbacks.size = sizeof callbacks;
+    callbacks.user_data = &blocked;
+    callbacks.opened = blocked_opened;
+    callbacks.destroy = blocked_destroy;
+    client = tl_client_start_with(options, &callbacks, &error);
+    OK(error);
+    pthread_mutex_lock(&blocked.lock);
+    blocked.client = client;
+    pthread_cond_broadcast(&blocked.changed);
+    while (!blocked.has_begun) {
+        pthread_cond_wait(&blocked.changed, &blocked.lock);
+    }
+    pthread_mutex_unlock(&blocked.lock);
+    begun = tl_now();
+    tl_client_free(client);
+    CHECK(tl_now() - begun < SOON);
+    /* The freeing thread has waited for the reader. */
+    CHECK(atomic_load(&blocked.destroyed) == 1);
+    if (blocked.status == TL_NOT_SENT) {
+        CHECK(blocked.kind == TL_ERROR_INVALID_ARGUMENT || blocked.kind == TL_ERROR_STOPPED);
+    } else {
+        CHECK(blocked.status == TL_UNKNOWN);
+        CHECK(blocked.kind == TL_ERROR_STOPPED || blocked.kind == TL_ERROR_IO);
+    }
+    tl_options_free(options);
+    pthread_cond_destroy(&blocked.changed);
+    pthread_mutex_destroy(&blocked.lock);
+    return blocked.status == TL_UNKNOWN;
+}
+
+static void *use_until_freed(void *user_data) {
+    tl_client *client = user_data;
+    tl_error *error = NULL;
+    tl_stats stats;
+    memset(&stats, 0, sizeof stats);
+    stats.size = sizeof stats;
+    while (tl_client_stats(client, &stats, &error) == TL_OK) {
+        tl_client_send_text(client, "x", 1, 0, NULL, NULL);
+        tl_client_wait_closed(client, 0, NULL);
+    }
+    CHECK(error->kind == TL_ERROR_INVALID_ARGUMENT);
+    tl_error_free(error);
+    return NULL;
+}
+
+static void clients_are_freed_in_use(void) {
+    char *large = calloc(1, 64 << 20);
+    int attempts = 0, round;
+    CHECK(large != NULL);
+    while (!a_send_is_under_way(large)) {
+        CHECK(++attempts < 100);
+    }
+    free(large);
+    for (round = 0; round < 20; round++) {
+        tl_options *options = options_of("drain");
+        tl_error *error = NULL;
+        tl_client *client = tl_client_connect(options, &error);
+        pthread_t threads[3];
+        size_t index;
+        tl_stats stats;
+        OK(error);
+        tl_options_free(options);
+        for (index = 0; index < 3; index++) {
+            CHECK(pthread_create(&threads[index], NULL, use_until_freed, client) == 0);
+        }
+        stats.size = sizeof stats;
+        do {
+            CHECK(tl_client_stats(client, &stats, NULL) == TL_OK);
+        } while (stats.messages_sent < 10);
+        tl_client_free(client);
+        for (index = 0; index < 3; index++) {
+            pthread_join(threads[index], NULL);
+        }
+    }
+}
+
 /* ---- Threads, records, TLS ---- */
 
 typedef struct {
@@ -778,6 +908,7 @@ int main(void) {
     refusals_say_why();
     endpoints_by_a_callback();
     callbacks_and_wakeups();
+    clients_are_freed_in_use();
     threads_and_records();
     certificates();
     senders();
