@@ -38,8 +38,11 @@ public:
         : std::runtime_error(error.text), kind_(error.kind), status_(error.status),
           close_code_(error.close_code), is_retryable_(error.is_retryable),
           is_verification_failure_(error.is_verification_failure), kind_name_(error.kind_name),
-          timeout_(error.timeout ? error.timeout : ""), retry_after_(error.retry_after_ns),
-          retry_in_(error.retry_in_ns) {}
+          timeout_(error.timeout ? error.timeout : ""),
+          close_reason_(error.close_reason ? error.close_reason : ""),
+          endpoint_text_(error.endpoint_text ? error.endpoint_text : ""),
+          body_(error.body ? std::string(error.body, error.body_length) : std::string()),
+          retry_after_(error.retry_after_ns), retry_in_(error.retry_in_ns) {}
 
     tl_error_kind kind() const noexcept { return kind_; }
     /// The kind as a label for metrics: "pong_timeout", for example.
@@ -52,6 +55,12 @@ public:
     bool is_verification_failure() const noexcept { return is_verification_failure_; }
     /// The setting or call whose time ran out, otherwise empty.
     const std::string &timeout() const noexcept { return timeout_; }
+    /// The close reason that belongs to close_code(). The server chose it.
+    const std::string &close_reason() const noexcept { return close_reason_; }
+    /// The reason of an endpoint callback. It may be a secret.
+    const std::string &endpoint_text() const noexcept { return endpoint_text_; }
+    /// The first 4 KiB of the body of a refusal. The server chose it.
+    const std::string &body() const noexcept { return body_; }
     /// The delay of a Retry-After, or negative if there was none.
     std::chrono::nanoseconds retry_after() const noexcept { return retry_after_; }
     /// The time after which a rate limit has room, or negative if that is not the reason.
@@ -65,6 +74,9 @@ private:
     bool is_verification_failure_;
     const char *kind_name_;
     std::string timeout_;
+    std::string close_reason_;
+    std::string endpoint_text_;
+    std::string body_;
     std::chrono::nanoseconds retry_after_;
     std::chrono::nanoseconds retry_in_;
 };
@@ -98,6 +110,12 @@ template <auto Free> struct Freed {
     template <typename T> void operator()(T *handle) const noexcept { Free(handle); }
 };
 template <typename T, auto Free> using Handle = std::unique_ptr<T, Freed<Free>>;
+
+inline void check_given(bool is_given, const char *text) {
+    if (!is_given) {
+        throw std::invalid_argument(text);
+    }
+}
 
 /// Frees what a callback was given.
 template <typename T> void destroy(void *user_data) noexcept {
@@ -270,9 +288,10 @@ public:
     }
 
     /// Has `name` name the endpoint of each dial. What it throws fails the dial, which is tried
-    /// again.
+    /// again. An empty function is an std::invalid_argument.
     Options &endpoint(std::function<void(Endpoint &, const tl_dial &)> name) {
         using Name = std::function<void(Endpoint &, const tl_dial &)>;
+        detail::check_given(static_cast<bool>(name), "the endpoint callback is empty");
         auto call = [](void *user_data, tl_endpoint *asked,
                        const tl_dial *dial) noexcept -> std::int32_t {
             try {
@@ -293,9 +312,11 @@ public:
         return *this;
     }
 
-    /// Has `call` run on each thread of a client, with its name.
+    /// Has `call` run on each thread of a client, with its name. An empty function is an
+    /// std::invalid_argument.
     Options &thread_start(std::function<void(const char *)> call) {
         using Call = std::function<void(const char *)>;
+        detail::check_given(static_cast<bool>(call), "the thread callback is empty");
         auto start = [](void *user_data, const char *name) noexcept {
             (*static_cast<Call *>(user_data))(name);
         };
@@ -334,6 +355,22 @@ class Events {
 public:
     explicit Events(tl_events *events, std::size_t capacity = 256)
         : events_(events), array_(capacity) {}
+    /// `other` has no batch afterwards, and no events.
+    Events(Events &&other) noexcept
+        : events_(std::move(other.events_)), array_(std::move(other.array_)),
+          count_(std::exchange(other.count_, 0)), has_ended_(other.has_ended_) {
+        other.array_.clear();
+    }
+    Events &operator=(Events &&other) noexcept {
+        if (this != &other) {
+            events_ = std::move(other.events_);
+            array_ = std::move(other.array_);
+            count_ = std::exchange(other.count_, 0);
+            has_ended_ = other.has_ended_;
+            other.array_.clear();
+        }
+        return *this;
+    }
 
     /// Takes the next events, waiting for the first of them. False if none came in time, and after
     /// the last; has_ended() tells these apart. Take batches until it returns false before waiting
@@ -368,7 +405,8 @@ private:
     bool has_ended_ = false;
 };
 
-/// A client. Its destructor stops it, and waits for its threads.
+/// A client. Its destructor stops it, and waits for its threads. Calls inside callbacks may be under
+/// way meanwhile.
 class Client {
 public:
     /// Returns a client to pull from at once. It dials in the background.
@@ -381,14 +419,15 @@ public:
         detail::Out error;
         return Client(tl_client_connect(options.raw(), &error), error);
     }
-    /// Returns a client that passes its events to `handler` at once. It dials in the background.
+    /// Returns a client that passes its events to `handler` at once. It dials in the background. A
+    /// null handler is an std::invalid_argument.
     static Client start(const Options &options, std::shared_ptr<Handler> handler) {
         const tl_callbacks callbacks = callbacks_of(std::move(handler));
         detail::Out error;
         return Client(tl_client_start_with(options.raw(), &callbacks, &error), error);
     }
     /// Makes one dial, and returns a client that passes its events to `handler` once the connection
-    /// is open.
+    /// is open. A null handler is an std::invalid_argument.
     static Client connect(const Options &options, std::shared_ptr<Handler> handler) {
         const tl_callbacks callbacks = callbacks_of(std::move(handler));
         detail::Out error;
@@ -508,6 +547,7 @@ private:
 
     static tl_callbacks callbacks_of(std::shared_ptr<Handler> handler) {
         using Kept = std::shared_ptr<Handler>;
+        detail::check_given(static_cast<bool>(handler), "the handler is null");
         static constexpr auto of = [](void *user_data) noexcept -> Handler & {
             return **static_cast<Kept *>(user_data);
         };

@@ -26,6 +26,26 @@ template <typename Call> tautline::Error thrown(Call call) {
     std::exit(1);
 }
 
+template <typename Call> void is_invalid(Call call) {
+    try {
+        call();
+    } catch (const std::invalid_argument &) {
+        return;
+    }
+    std::fprintf(stderr, "no std::invalid_argument was thrown\n");
+    std::exit(1);
+}
+
+void nothing_in_the_place_of_something_is_refused() {
+    tautline::Options options;
+    options.set("url", url_of("echo"));
+    const std::shared_ptr<tautline::Handler> none;
+    is_invalid([&] { tautline::Client::start(options, none); });
+    is_invalid([&] { tautline::Client::connect(options, none); });
+    is_invalid([&] { options.thread_start(nullptr); });
+    is_invalid([&] { options.endpoint(nullptr); });
+}
+
 void errors_are_thrown() {
     tautline::Options options;
     CHECK(thrown([&] { options.set("nmae", "x"); }).kind() == TL_ERROR_INVALID_ARGUMENT);
@@ -34,7 +54,24 @@ void errors_are_thrown() {
     const auto refused = thrown([&] { tautline::Client::connect(options); });
     CHECK(refused.kind() == TL_ERROR_HTTP && refused.status() == 503 && refused.is_retryable());
     CHECK(refused.retry_after() == 7s && refused.timeout().empty());
-    CHECK(std::string(refused.kind_name()) == "http");
+    CHECK(std::string(refused.kind_name()) == "http" && refused.body().empty());
+    tautline::Options others;
+    others.set("url", url_of("forbidden"));
+    CHECK(thrown([&] { tautline::Client::connect(others); }).body() == "banned");
+}
+
+void errors_keep_what_they_say() {
+    tautline::Options options;
+    options.set("url", url_of("echo"));
+    const auto client = tautline::Client::connect(options);
+    auto events = client.events(1);
+    CHECK(client.reconnect(4001, "a gap"));
+    do {
+        CHECK(events.next_batch(10s));
+    } while (events.begin()->kind != TL_EVENT_DISCONNECTED);
+    const tautline::Error ended(*events.begin()->detail.disconnect->error);
+    CHECK(events.next_batch(10s));
+    CHECK(ended.close_code() == 4001 && ended.close_reason() == "a gap");
 }
 
 void events_are_pulled() {
@@ -50,6 +87,12 @@ void events_are_pulled() {
             messages += event.kind == TL_EVENT_MESSAGE;
         }
     }
+    // What was moved from has no batch.
+    auto moved = std::move(events);
+    CHECK(events.begin() == events.end() && moved.begin() != moved.end());
+    CHECK(thrown([&] { events.next_batch(0s); }).kind() == TL_ERROR_INVALID_ARGUMENT);
+    events = std::move(moved);
+    CHECK(moved.begin() == moved.end() && events.begin() != events.end());
     const auto sent = client.send_text("x", 1);
     CHECK(sent && sent.receipt.sequence == 1 && !sent.error);
     const auto refused = client.send_text("x", 9);
@@ -92,6 +135,10 @@ public:
         return 0;
     }
 
+    void dial_failed(const tl_dial_failure &failure) override {
+        CHECK(tautline::Error(*failure.error).endpoint_text() == "no token");
+    }
+
     std::promise<void> done;
 
 private:
@@ -129,7 +176,9 @@ void a_handler_is_called() {
 
 int main() {
     const std::size_t threads = threads_now(), descriptors = descriptors_now();
+    nothing_in_the_place_of_something_is_refused();
     errors_are_thrown();
+    errors_keep_what_they_say();
     events_are_pulled();
     a_handler_is_called();
     check_nothing_left(threads, descriptors);
