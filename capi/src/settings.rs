@@ -31,10 +31,16 @@ type Read = fn(&mut Settings, &str) -> Result<(), String>;
 struct Key {
     name: &'static str,
     read: Read,
+    /// Nothing is its default, so `none` and `off` take back what was set.
+    is_optional: bool,
 }
 
 const fn key(name: &'static str, read: Read) -> Key {
-    Key { name, read }
+    Key { name, read, is_optional: false }
+}
+
+const fn optional(name: &'static str, read: Read) -> Key {
+    Key { name, read, is_optional: true }
 }
 
 /// The keys, in the order in which the documentation has them.
@@ -44,12 +50,12 @@ const KEYS: [Key; 49] = [
         Ok(())
     }),
     key("name", |settings, name| settings.text(name, Builder::name)),
-    key("header", |settings, header| {
+    optional("header", |settings, header| {
         let (name, value) = header.split_once(':').ok_or("wants `Name: value`")?;
         let (name, value) = (name.trim().to_owned(), value.trim().to_owned());
         settings.step(move |builder| builder.header(name.clone(), value.clone()))
     }),
-    key("subprotocol", |settings, name| settings.text(name, Builder::subprotocol)),
+    optional("subprotocol", |settings, name| settings.text(name, Builder::subprotocol)),
     key("connect_timeout", |settings, text| settings.time(text, Builder::connect_timeout)),
     key("send_timeout", |settings, text| settings.time(text, Builder::send_timeout)),
     key("close_timeout", |settings, text| settings.time(text, Builder::close_timeout)),
@@ -62,33 +68,33 @@ const KEYS: [Key; 49] = [
         settings.step(move |builder| builder.ping_interval(interval))
     }),
     key("pong_timeout", |settings, text| settings.time(text, Builder::pong_timeout)),
-    key("idle_timeout", |settings, text| settings.time(text, Builder::idle_timeout)),
-    key("app_ping", |settings, text| settings.app_ping(text, false)),
-    key("app_ping_when_quiet", |settings, text| settings.app_ping(text, true)),
+    optional("idle_timeout", |settings, text| settings.time(text, Builder::idle_timeout)),
+    optional("app_ping", |settings, text| settings.app_ping(text, false)),
+    optional("app_ping_when_quiet", |settings, text| settings.app_ping(text, true)),
     key("retry_delay_min", |settings, text| settings.time(text, Builder::retry_delay_min)),
     key("retry_delay_max", |settings, text| settings.time(text, Builder::retry_delay_max)),
     key("retry_after_max", |settings, text| settings.time(text, Builder::retry_after_max)),
     key("stable_after", |settings, text| settings.time(text, Builder::stable_after)),
-    key("max_attempts", |settings, text| {
+    optional("max_attempts", |settings, text| {
         let attempts = number(text)?;
         settings.step(move |builder| builder.max_attempts(attempts))
     }),
-    key("send_limit", |settings, text| {
+    optional("send_limit", |settings, text| {
         let limit = rate_limit(text)?;
         settings.step(move |builder| builder.send_limit(limit.clone()))
     }),
-    key("connect_limit", |settings, text| {
+    optional("connect_limit", |settings, text| {
         let limit = rate_limit(text)?;
         settings.step(move |builder| builder.connect_limit(limit.clone()))
     }),
     key("max_message_size", |settings, text| settings.size(text, Builder::max_message_size)),
-    key("max_outgoing_message_size", |settings, text| {
+    optional("max_outgoing_message_size", |settings, text| {
         settings.size(text, Builder::max_outgoing_message_size)
     }),
-    key("max_outgoing_frame_size", |settings, text| {
+    optional("max_outgoing_frame_size", |settings, text| {
         settings.size(text, Builder::max_outgoing_frame_size)
     }),
-    key("decode", |settings, text| {
+    optional("decode", |settings, text| {
         let (format, rest) = text.split_once(' ').unwrap_or((text, ""));
         let format = match format {
             "gzip" => Decode::gzip(),
@@ -105,8 +111,8 @@ const KEYS: [Key; 49] = [
         };
         settings.step(move |builder| builder.decode(decode))
     }),
-    key("compress", |settings, text| {
-        let Some(deflate) = deflate(text)? else { return Ok(()) };
+    optional("compress", |settings, text| {
+        let deflate = deflate(text)?;
         settings.step(move |builder| builder.compress(deflate.clone()))
     }),
     key("queue_messages", |settings, text| {
@@ -124,22 +130,32 @@ const KEYS: [Key; 49] = [
         };
         settings.step(move |builder| builder.when_full(rule))
     }),
-    key("proxy", |settings, text| {
+    optional("proxy", |settings, text| {
         let proxy = match text {
             "env" => Proxy::from_env(),
-            url => Proxy::from_url(url).map_err(|error| error.to_string())?,
+            url if url.contains("://") => {
+                Proxy::from_url(url).map_err(|error| error.to_string())?
+            }
+            // A word that is no URL would be taken for the name of a host.
+            _ => {
+                return Err(
+                    "wants `env`, `none` or a URL with its scheme: `http://host:3128`".into()
+                );
+            }
         };
         settings.step(move |builder| builder.proxy(proxy.clone()))
     }),
-    key("bind_address", |settings, text| {
+    optional("bind_address", |settings, text| {
         let address: IpAddr = text.parse().map_err(|_| "wants an IPv4 or IPv6 address")?;
         settings.step(move |builder| builder.bind_address(address))
     }),
-    key("tcp_keepalive", |settings, text| settings.time(text, Builder::tcp_keepalive)),
-    key("tcp_receive_buffer", |settings, text| settings.size(text, Builder::tcp_receive_buffer)),
-    key("tcp_send_buffer", |settings, text| settings.size(text, Builder::tcp_send_buffer)),
-    key("busy_poll", |settings, text| settings.flag(text, busy_poll)),
-    key("kernel_timestamps", |settings, text| settings.flag(text, kernel_timestamps)),
+    optional("tcp_keepalive", |settings, text| settings.time(text, Builder::tcp_keepalive)),
+    optional("tcp_receive_buffer", |settings, text| {
+        settings.size(text, Builder::tcp_receive_buffer)
+    }),
+    optional("tcp_send_buffer", |settings, text| settings.size(text, Builder::tcp_send_buffer)),
+    optional("busy_poll", |settings, text| settings.flag(text, busy_poll)),
+    optional("kernel_timestamps", |settings, text| settings.flag(text, kernel_timestamps)),
     key("tls_engine", |settings, text| {
         let engine = match text {
             #[cfg(feature = "native-tls")]
@@ -152,26 +168,26 @@ const KEYS: [Key; 49] = [
         };
         settings.step(move |builder| builder.tls_engine(engine))
     }),
-    key("tls_root", |settings, pem| {
+    optional("tls_root", |settings, pem| {
         let pem = pem.as_bytes().to_vec();
         settings.step(move |builder| builder.tls_root(pem.clone()))
     }),
-    key("tls_root_file", |settings, path| {
+    optional("tls_root_file", |settings, path| {
         let content = file(path)?;
         settings.step(move |builder| builder.tls_root(content.clone()))
     }),
-    key("tls_only_given_roots", |settings, text| {
+    optional("tls_only_given_roots", |settings, text| {
         settings.flag(text, Builder::tls_only_given_roots)
     }),
-    key("tls_identity_certificate_file", |settings, path| {
+    optional("tls_identity_certificate_file", |settings, path| {
         settings.certificate = Some(file(path)?);
         Ok(())
     }),
-    key("tls_identity_key_file", |settings, path| {
+    optional("tls_identity_key_file", |settings, path| {
         settings.key = Some(file(path)?);
         Ok(())
     }),
-    key("tls_identity_pkcs12_file", |settings, path| {
+    optional("tls_identity_pkcs12_file", |settings, path| {
         settings.archive = Some(file(path)?);
         Ok(())
     }),
@@ -179,18 +195,18 @@ const KEYS: [Key; 49] = [
         settings.password = password.to_owned();
         Ok(())
     }),
-    key("tls_pin", |settings, pin| settings.text(pin, Builder::tls_pin)),
-    key("danger_allow_old_tls", |settings, text| {
+    optional("tls_pin", |settings, pin| settings.text(pin, Builder::tls_pin)),
+    optional("danger_allow_old_tls", |settings, text| {
         settings.flag(text, Builder::danger_allow_old_tls)
     }),
-    key("danger_accept_invalid_certificates", |settings, text| {
+    optional("danger_accept_invalid_certificates", |settings, text| {
         settings.flag(text, Builder::danger_accept_invalid_certificates)
     }),
-    key("danger_accept_invalid_hostnames", |settings, text| {
+    optional("danger_accept_invalid_hostnames", |settings, text| {
         settings.flag(text, Builder::danger_accept_invalid_hostnames)
     }),
     key("thread_stack_size", |settings, text| settings.size(text, Builder::thread_stack_size)),
-    key("wakeups", |settings, text| settings.flag(text, Builder::wakeups)),
+    optional("wakeups", |settings, text| settings.flag(text, Builder::wakeups)),
 ];
 
 /// The keys that add to what was set. All others replace it.
@@ -220,8 +236,17 @@ impl Settings {
     /// A text that names the key, and holds no part of the value.
     pub(crate) fn set(&mut self, key: &str, value: &str) -> Result<(), String> {
         let known = KEYS.iter().find(|known| known.name == key).ok_or_else(|| {
-            format!("there is no setting {key:?}; there are {}", names().replace('\n', ", "))
+            let names = names().replace('\n', ", ");
+            match is_name(key) {
+                true => format!("there is no setting {key:?}; there are {names}"),
+                // It may be a value, a secret perhaps, in the place of the key.
+                false => format!("there is no such setting; there are {names}"),
+            }
         })?;
+        if known.is_optional && is_none(value) {
+            self.unset(known.name);
+            return Ok(());
+        }
         let earlier = self.steps.len();
         self.current = known.name;
         (known.read)(self, value).map_err(|expected| format!("{key} {expected}"))?;
@@ -259,6 +284,16 @@ impl Settings {
             Some(archive) => builder.tls_identity_pkcs12(archive.clone(), self.password.as_str()),
             None => builder,
         })
+    }
+
+    fn unset(&mut self, key: &'static str) {
+        self.steps.retain(|(name, _)| *name != key);
+        match key {
+            "tls_identity_certificate_file" => self.certificate = None,
+            "tls_identity_key_file" => self.key = None,
+            "tls_identity_pkcs12_file" => self.archive = None,
+            _ => {}
+        }
     }
 
     fn step(
@@ -325,6 +360,12 @@ fn kernel_timestamps(builder: Builder) -> Builder {
     builder
 }
 
+/// Returns true for what can be the name of a setting.
+fn is_name(key: &str) -> bool {
+    let is_letter = |byte| matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_');
+    (1..=40).contains(&key.len()) && key.bytes().all(is_letter)
+}
+
 fn is_none(text: &str) -> bool {
     matches!(text, "none" | "off")
 }
@@ -380,13 +421,11 @@ fn rate_limit(text: &str) -> Result<RateLimit, String> {
     })
 }
 
-/// Reads `on`, `off`, and the parameters of RFC 7692 with `level` and `threshold` besides.
-fn deflate(text: &str) -> Result<Option<Deflate>, String> {
+/// Reads `on`, and the parameters of RFC 7692 with `level` and `threshold` besides.
+fn deflate(text: &str) -> Result<Deflate, String> {
     let wants = "wants `on`, `off`, or parameters such as `client_no_context_takeover; level=1`";
-    match text {
-        "on" => return Ok(Some(Deflate::new())),
-        "off" => return Ok(None),
-        _ => {}
+    if text == "on" {
+        return Ok(Deflate::new());
     }
     let bits = |text: &str, least: u8| match text.parse::<u8>() {
         Ok(bits) if (least..=15).contains(&bits) => Ok(bits),
@@ -409,7 +448,7 @@ fn deflate(text: &str) -> Result<Option<Deflate>, String> {
             _ => return Err(wants.into()),
         };
     }
-    Ok(Some(result))
+    Ok(result)
 }
 
 fn file(path: &str) -> Result<Vec<u8>, String> {
@@ -475,7 +514,78 @@ mod tests {
             }
         }
         let unknown = set("ping_intervall", "1s").expect_err("there is no such setting");
+        assert!(unknown.contains("\"ping_intervall\"; there are"), "{unknown}");
         assert!(unknown.contains("ping_interval,"), "{unknown}");
+        // A value in the place of the key.
+        for secret in ["Authorization: Bearer secret", "SECRET", "wss://secret", &"s".repeat(41)] {
+            let refused = set(secret, "header").expect_err("there is no such setting");
+            assert!(refused.starts_with("there is no such setting;"), "{refused}");
+            assert!(!refused.contains(secret), "{refused}");
+        }
+    }
+
+    #[test]
+    fn a_word_is_no_proxy() {
+        for bad in ["localhost:3128", "direct", "None", ""] {
+            let error = set("proxy", bad).expect_err("it has no scheme");
+            assert!(error.contains("scheme"), "{error}");
+        }
+    }
+
+    #[test]
+    fn nothing_takes_back_what_was_set() {
+        for Key { name, is_optional, .. } in KEYS.into_iter().filter(|key| key.is_optional) {
+            let mut settings = Settings::default();
+            let good = match name {
+                "header" => "X-Key: 1",
+                "app_ping" | "app_ping_when_quiet" => "25s ping",
+                "send_limit" | "connect_limit" => "10/1s",
+                "decode" => "gzip",
+                "proxy" => "http://localhost:3128",
+                "bind_address" => "::1",
+                "max_attempts" => "5",
+                name if name.ends_with("_file") => "Cargo.toml",
+                name if name.contains("size") || name.contains("buffer") => "64KiB",
+                "idle_timeout" | "tcp_keepalive" => "30s",
+                _ => "on",
+            };
+            for word in ["none", "off"] {
+                settings.set(name, good).expect(name);
+                settings.set(name, word).expect(name);
+                assert!(is_optional && settings.steps.is_empty(), "{name} {word}");
+                let Settings { certificate, key, archive, .. } = &settings;
+                assert!(certificate.is_none() && key.is_none() && archive.is_none(), "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn each_default_of_the_readme_is_a_value() {
+        let readme = include_str!("../README.md");
+        let between = |text: &'static str| text.split('`').skip(1).step_by(2);
+        let mut checked = 0;
+        for row in readme.lines().filter(|row| row.starts_with("| `")) {
+            let cells: Vec<_> = row.split('|').map(str::trim).collect();
+            let [_, names, _, default, _] = cells[..] else { continue };
+            if !KEYS.iter().any(|key| between(names).next() == Some(key.name)) {
+                continue;
+            }
+            let defaults: Vec<_> = default.split(", ").collect();
+            for (index, name) in between(names).enumerate() {
+                // One stands for all keys of the row.
+                let default = defaults.get(index).unwrap_or(&defaults[0]);
+                let is_optional = KEYS.iter().any(|key| key.name == name && key.is_optional);
+                assert!(defaults.len() == 1 || between(names).count() == defaults.len(), "{row}");
+                match between(default).next() {
+                    // The engine may be one that this library was built without.
+                    Some(engine) if name == "tls_engine" => assert_eq!(engine, "native-tls"),
+                    Some(value) => assert_eq!(set(name, value), Ok(()), "{name}"),
+                    None => assert!(!is_optional, "{name} has a default that is no value"),
+                }
+                checked += 1;
+            }
+        }
+        assert_eq!(checked, KEYS.len());
     }
 
     #[test]
@@ -505,7 +615,6 @@ mod tests {
         for bad in ["level=10", "client_max_window_bits=8", "server_max_window_bits=16", "", "x"] {
             assert!(deflate(bad).is_err(), "{bad}");
         }
-        assert_eq!(deflate("off"), Ok(None));
     }
 
     #[test]
