@@ -1110,7 +1110,8 @@ tl_status tl_client_request_stop(const struct tl_client *client, struct tl_error
 /**
  * Waits until a connection is open, and sets `epoch` to its number.
  *
- * Threads: any but the client's own: inside a callback it fails with `TL_ERROR_CONFIG`. Blocks:
+ * Threads: any. Inside a callback it does not wait: it returns `TL_OK` while the connection is
+ * open, in `opened` and `message` for example, and fails with `TL_ERROR_CONFIG` otherwise. Blocks:
  * for `timeout_ns` at most. Ownership: `epoch` may be NULL. Errors: `TL_FAILED`, with
  * `TL_ERROR_TIMEOUT` when none was open in time, otherwise with the reason why the client has
  * ended.

@@ -187,8 +187,8 @@ pub(crate) unsafe fn put<T>(pointer: *mut T, value: T) {
 }
 
 /// Reads a struct that begins with its size, from a program that may know fewer or more of its
-/// fields. Fields that it does not know stay as in `default`; those that are unknown here must be
-/// zero.
+/// fields. Fields that it does not know stay as in `default`; those that are unknown here are left
+/// to [`check_unknown`].
 ///
 /// # Safety
 /// `pointer` is null, or points to a `size_t` and to as many bytes as that says, itself included.
@@ -217,7 +217,17 @@ pub(crate) unsafe fn read_sized<T: Copy>(
         let to = (&raw mut value).cast::<u8>();
         std::ptr::copy_nonoverlapping(pointer.cast::<u8>(), to, known);
     }
-    for at in known..size {
+    Ok(value)
+}
+
+/// Checks that the fields of a struct of the program's that are unknown here are zero.
+///
+/// # Safety
+/// As [`read_sized`], which has accepted the struct.
+pub(crate) unsafe fn check_unknown<T>(what: &str, pointer: *const T) -> Result<(), Failure> {
+    // SAFETY: it begins with a `size_t`.
+    let size = unsafe { pointer.cast::<usize>().read() };
+    for at in size_of::<T>()..size {
         // SAFETY: within the size that it says.
         if unsafe { pointer.cast::<u8>().add(at).read() } != 0 {
             return Err(Failure::argument(format!(
@@ -225,7 +235,7 @@ pub(crate) unsafe fn read_sized<T: Copy>(
             )));
         }
     }
-    Ok(value)
+    Ok(())
 }
 
 /// Writes a struct that begins with its size, as far as the program knows it, and sets that size to
@@ -309,7 +319,10 @@ mod tests {
         given[0] = size;
         let default = Sized { size: 0, one: 0, two: 0 };
         // SAFETY: there are four words, and no size in these tests that passes is larger.
-        unsafe { read_sized("it", given.as_ptr().cast(), 16, default) }
+        let value = unsafe { read_sized("it", given.as_ptr().cast(), 16, default) }?;
+        // SAFETY: as above.
+        unsafe { check_unknown::<Sized>("it", given.as_ptr().cast()) }?;
+        Ok(value)
     }
 
     #[test]

@@ -8,7 +8,8 @@ use std::time::Duration;
 use client::{Client, Payload, Pull, Push, Receipt, Sender, State, Stats, stop_all};
 
 use crate::border::{
-    Failure, Reason, enter, enter_send, infallible, put, read_sized, status, utf8, write_sized,
+    Failure, Reason, check_unknown, enter, enter_send, infallible, put, read_sized, status, utf8,
+    write_sized,
 };
 use crate::callbacks::{Program, tl_callbacks, wake_time};
 use crate::clock::{nanos_of, nanos_or_never, timeout};
@@ -160,8 +161,12 @@ unsafe fn program(callbacks: *const tl_callbacks) -> Result<Program, Failure> {
     // Before anything that can be left out, a program has to say what its `user_data` is.
     const SMALLEST: usize = std::mem::offset_of!(tl_callbacks, opened);
     // SAFETY: as for this function. Every field is a pointer that may be NULL.
-    let callbacks = unsafe { read_sized("tl_callbacks", callbacks, SMALLEST, tl_callbacks::NONE) }?;
-    Ok(Program::new(callbacks))
+    let known = unsafe { read_sized("tl_callbacks", callbacks, SMALLEST, tl_callbacks::NONE) }?;
+    // Before the fields that are unknown here can be refused, because this calls `destroy`.
+    let program = Program::new(known);
+    // SAFETY: as for this function, and its size was checked.
+    unsafe { check_unknown("tl_callbacks", callbacks) }?;
+    Ok(program)
 }
 
 /// Stops a client, waits for its threads, and frees it. NULL does nothing. To learn what became of
@@ -309,7 +314,8 @@ pub unsafe extern "C" fn tl_client_request_stop(
 
 /// Waits until a connection is open, and sets `epoch` to its number.
 ///
-/// Threads: any but the client's own: inside a callback it fails with `TL_ERROR_CONFIG`. Blocks:
+/// Threads: any. Inside a callback it does not wait: it returns `TL_OK` while the connection is
+/// open, in `opened` and `message` for example, and fails with `TL_ERROR_CONFIG` otherwise. Blocks:
 /// for `timeout_ns` at most. Ownership: `epoch` may be NULL. Errors: `TL_FAILED`, with
 /// `TL_ERROR_TIMEOUT` when none was open in time, otherwise with the reason why the client has
 /// ended.

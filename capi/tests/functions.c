@@ -639,6 +639,8 @@ static void blocked_opened(void *user_data, tl_connection *connection, const tl_
     while (blocked->client == NULL) {
         pthread_cond_wait(&blocked->changed, &blocked->lock);
     }
+    /* On the reader it does not wait, and has no need to. */
+    CHECK(tl_client_wait_open(blocked->client, SOON, NULL, NULL) == TL_OK);
     blocked->has_begun = 1;
     pthread_cond_broadcast(&blocked->changed);
     pthread_mutex_unlock(&blocked->lock);

@@ -40,7 +40,7 @@ static void options_are_checked(void) {
     REFUSED(tl_options_set(options, "name", NULL, &error), "value is NULL");
     REFUSED(tl_options_set(options, "name", "\xff", &error), "not UTF-8");
     REFUSED(tl_options_set(options, "\xff", "x", &error), "not UTF-8");
-    REFUSED(tl_options_set(options, "", "", &error), "there is no setting");
+    REFUSED(tl_options_set(options, "", "", &error), "there is no such setting");
     REFUSED(tl_options_set(options, "nmae", "x", &error), "ping_interval");
     REFUSED(tl_options_set(options, "ping_interval", "", &error), "ping_interval wants");
     CHECK(tl_options_set(options, "ping_interval", "soon", NULL) == TL_FAILED);
@@ -52,6 +52,10 @@ static void options_are_checked(void) {
 
     /* A value never stands in an error. */
     CHECK(tl_options_set(options, "proxy", "ftp://user:secret@host", &error) == TL_FAILED);
+    CHECK(strstr(error->text, "secret") == NULL);
+    tl_error_free(error);
+    /* Not even if it stands in the place of the key. */
+    CHECK(tl_options_set(options, "Authorization: secret", "header", &error) == TL_FAILED);
     CHECK(strstr(error->text, "secret") == NULL);
     tl_error_free(error);
     CHECK(tl_options_set(options, "header", "Authorization secret", &error) == TL_FAILED);
@@ -110,6 +114,7 @@ static void callbacks_are_checked(void) {
     newer.unknown = destroy;
     CHECK(tl_client_start_with(options, &newer.known, &error) == NULL);
     refused(error, TL_ERROR_INVALID_ARGUMENT, "does not know");
+    CHECK(destroyed == before + 3);
     newer.unknown = NULL;
     client = tl_client_connect_with(options, &newer.known, &error);
     OK(error);
@@ -120,7 +125,7 @@ static void callbacks_are_checked(void) {
     CHECK(tl_client_wake(client, &error) == TL_FAILED);
     refused(error, TL_ERROR_CONFIG, "wakeups");
     tl_client_free(client);
-    CHECK(destroyed == before + 3);
+    CHECK(destroyed == before + 4);
     tl_options_free(options);
 }
 
