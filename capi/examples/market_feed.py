@@ -16,6 +16,7 @@ ABI_VERSION = 1
 FAILED, OK, NOT_SENT, UNKNOWN, EMPTY, ENDED, LATE = -1, 0, 1, 2, 3, 4, 5
 OPENED, MESSAGE, DISCONNECTED, DIAL_FAILED, LAGGED, STOPPED = 1, 2, 3, 4, 5, 6
 SECOND = 1_000_000_000
+RETRY_DELAY = SECOND // 10
 
 
 # The structs of tautline.h, as far as this program reads them. Those that the library makes may be
@@ -24,7 +25,8 @@ class Error(Structure):
     _fields_ = [
         ("size", c_size_t), ("kind", c_int32), ("status", c_uint16), ("close_code", c_uint16),
         ("is_retryable", c_bool), ("is_verification_failure", c_bool), ("text", c_char_p),
-        ("kind_name", c_char_p),
+        ("kind_name", c_char_p), ("timeout", c_char_p), ("close_reason", c_char_p),
+        ("endpoint_text", c_char_p), ("retry_after_ns", c_int64), ("retry_in_ns", c_int64),
     ]
 
 
@@ -137,6 +139,8 @@ class Feed:
     def __init__(self, library, url):
         self.library, self.call = library, library.call
         self.quotes = self.openings = self.ends = 0
+        # The epoch of the open connection, or 0.
+        self.epoch = 0
         self.latest = b""
         options = self.call(library.options_new, ABI_VERSION)
         try:
@@ -175,17 +179,34 @@ class Feed:
             if status != OK:
                 return
 
+    def subscribe(self, epoch):
+        """Sends the subscription on this connection and no other. What became of it is no exception:
+        the events behind this one are to be taken in any case."""
+        if epoch != self.epoch:
+            return
+        text, receipt, error = b"subscribe BTCUSDT", Receipt(), POINTER(Error)()
+        status = self.library.client_send_text(
+            self.client, text, len(text), epoch, byref(receipt), byref(error)
+        )
+        if status == OK:
+            return
+        told, retry_in_ns = error.contents.text.decode(), error.contents.retry_in_ns
+        self.library.error_free(error)
+        if status == NOT_SENT:
+            print(f"not subscribed ({told}): sending it again is safe", file=sys.stderr)
+            delay_ns = retry_in_ns if retry_in_ns >= 0 else RETRY_DELAY
+            asyncio.get_running_loop().call_later(delay_ns / SECOND, self.subscribe, epoch)
+        else:
+            # The connection was aborted. The next opening subscribes.
+            print(f"nobody knows whether this subscribed ({told})", file=sys.stderr)
+
     def take(self, event):
         if event.kind == OPENED:
             opened = event.detail.opened.contents
             self.openings += 1
+            self.epoch = opened.epoch
             print(f"open: epoch {opened.epoch} at {opened.peer.decode()}")
-            text, receipt = b"subscribe BTCUSDT", Receipt()
-            # On this connection and no other.
-            self.call(
-                self.library.client_send_text, self.client, text, len(text), opened.epoch,
-                byref(receipt),
-            )
+            self.subscribe(opened.epoch)
         elif event.kind == MESSAGE:
             payload = event.message.payload()
             if payload == b"end":
@@ -194,6 +215,7 @@ class Feed:
                 self.quotes, self.latest = self.quotes + 1, payload
         elif event.kind == DISCONNECTED:
             self.ends += 1
+            self.epoch = 0
             print(event.detail.disconnect.contents.text.decode())
         elif event.kind in (DIAL_FAILED, STOPPED):
             print(event.detail.told.contents.text.decode())

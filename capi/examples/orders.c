@@ -15,6 +15,9 @@
 
 #define ORDERS 8
 #define CAPACITY 64
+#define RETRY_DELAY (100 * TL_MILLISECOND)
+/* A server that says nothing for so long has failed. */
+#define SILENCE (10 * TL_SECOND)
 
 typedef struct {
     tl_client *client;
@@ -24,6 +27,9 @@ typedef struct {
     /* The order that is being traded, and those that the server has confirmed. */
     unsigned order;
     unsigned filled;
+    /* The time at which to act again, because a message was not sent while the connection stayed
+     * open, or 0. */
+    int64_t retry_at;
     /* The order may have been executed: the server has to be asked. */
     int is_in_doubt;
     int is_over;
@@ -35,6 +41,7 @@ static void act(desk *desk) {
     char text[32];
     tl_error *error = NULL;
     tl_status status;
+    desk->retry_at = 0;
     if (desk->epoch == 0) {
         return;
     }
@@ -49,6 +56,8 @@ static void act(desk *desk) {
         break;
     case TL_NOT_SENT:
         printf("%s: not sent (%s): it is safe to send again\n", text, error->text);
+        /* A rate limit says when it has room. If the connection has ended, that is told next. */
+        desk->retry_at = tl_now() + (error->retry_in_ns >= 0 ? error->retry_in_ns : RETRY_DELAY);
         break;
     default:
         printf("%s: nobody knows (%s): the server will be asked\n", text, error->text);
@@ -97,6 +106,7 @@ static void take(desk *desk, const tl_event *event) {
     case TL_EVENT_DISCONNECTED:
         printf("%s\n", event->detail.disconnect->text);
         desk->epoch = 0;
+        desk->retry_at = 0;
         /* The reply to the latest order did not come. */
         desk->is_in_doubt = desk->order <= ORDERS;
         break;
@@ -133,6 +143,16 @@ static int pull(desk *desk) {
     return status == TL_EMPTY;
 }
 
+/* Returns the milliseconds to wait for events. */
+static int wait_of(const desk *desk) {
+    int64_t wait = SILENCE;
+    if (desk->retry_at != 0) {
+        wait = desk->retry_at - tl_now();
+    }
+    /* Rounded up, so that the time has come afterwards. */
+    return wait <= 0 ? 0 : (int)((wait + TL_MILLISECOND - 1) / TL_MILLISECOND);
+}
+
 static int fail(tl_error *error) {
     fprintf(stderr, "%s: %s\n", error->kind_name, error->text);
     tl_error_free(error);
@@ -153,8 +173,9 @@ int main(int argc, char **argv) {
     if (tl_options_set(options, "url", argc > 1 ? argv[1] : "", &error) != TL_OK ||
         tl_options_set(options, "send_timeout", "300ms", &error) != TL_OK ||
         tl_options_set(options, "retry_delay_min", "10ms", &error) != TL_OK ||
-        /* Orders leave at a rate that the server allows. */
-        tl_options_set(options, "send_limit", "100/1s", &error) != TL_OK) {
+        /* Orders leave at a rate that the server allows. A send that would have to wait for longer
+         * than `send_timeout` is refused at once. */
+        tl_options_set(options, "send_limit", "4/500ms", &error) != TL_OK) {
         tl_options_free(options);
         return fail(error);
     }
@@ -170,8 +191,20 @@ int main(int argc, char **argv) {
         return fail(error);
     }
     waiting.fd = tl_events_fd(desk.events, &error);
+    if (waiting.fd < 0) {
+        tl_events_free(desk.events);
+        tl_client_free(desk.client);
+        return fail(error);
+    }
     waiting.events = POLLIN;
-    while (!desk.is_over && poll(&waiting, 1, 10000) == 1 && pull(&desk)) {
+    while (!desk.is_over) {
+        int ready = poll(&waiting, 1, wait_of(&desk));
+        if (ready < 0 || (ready == 0 && desk.retry_at == 0) || (ready > 0 && !pull(&desk))) {
+            break;
+        }
+        if (desk.retry_at != 0 && tl_now() >= desk.retry_at) {
+            act(&desk);
+        }
     }
 
     tl_client_stop(desk.client, 5 * TL_SECOND, &report, &error);
