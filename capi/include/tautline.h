@@ -459,7 +459,9 @@ typedef struct tl_error {
      */
     const char *close_reason;
     /**
-     * The text that `tl_endpoint_fail` gave, otherwise NULL. No log shows it.
+     * The reason why there is no endpoint if the kind is `TL_ERROR_ENDPOINT`, otherwise NULL: the
+     * text that `tl_endpoint_fail` gave, which `text` and logs leave out, or one of the library's
+     * for a callback that gave none.
      */
     const char *endpoint_text;
     /**

@@ -4,7 +4,7 @@ use std::error::Error as StdError;
 use std::ffi::{c_char, c_void};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use client::{DialContext, Endpoint};
+use client::{DialContext, Endpoint, Error};
 
 use crate::border::{enter, infallible, status, text};
 use crate::callbacks::UserData;
@@ -44,6 +44,25 @@ pub(crate) struct EndpointCallback {
     pub(crate) user_data: UserData,
 }
 
+/// The reason of this library, and not of the program, why there is no endpoint. It is no secret.
+#[derive(Debug)]
+pub(crate) struct NoEndpoint(String);
+
+impl std::fmt::Display for NoEndpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl StdError for NoEndpoint {}
+
+impl NoEndpoint {
+    /// Returns the reason of an error, if it is one of these.
+    pub(crate) fn of(error: &Error) -> Option<&NoEndpoint> {
+        error.source().and_then(|cause| cause.downcast_ref())
+    }
+}
+
 /// Asks the program for the endpoint of a dial.
 pub(crate) fn ask(
     callback: &EndpointCallback,
@@ -69,9 +88,10 @@ pub(crate) fn ask(
         return Err(failure.into());
     }
     if result != 0 {
-        return Err(format!("the endpoint callback returned {result}").into());
+        return Err(NoEndpoint(format!("the endpoint callback returned {result}")).into());
     }
-    let url = answered.url.ok_or("the endpoint callback has set no URL")?;
+    let no_url = || NoEndpoint("the endpoint callback has set no URL".to_owned());
+    let url = answered.url.ok_or_else(no_url)?;
     let mut endpoint = Endpoint::new(url);
     for (name, value) in answered.headers {
         endpoint = endpoint.header(name, value);

@@ -9,6 +9,7 @@ use client::{Error, ErrorKind};
 
 use crate::border::{Reason, c_string, infallible};
 use crate::clock::nanos_or_never;
+use crate::endpoint::NoEndpoint;
 use crate::handle::{FREED, Retired};
 use crate::types::{tl_error, tl_error_kind};
 
@@ -100,7 +101,10 @@ impl FullError {
         let is_endpoint = error.kind() == ErrorKind::Endpoint;
         let endpoint_text = error.source().filter(|_| is_endpoint).map(|cause| cause.to_string());
         let texts = Texts {
-            text: c_string(error.chain()),
+            text: c_string(match NoEndpoint::of(error) {
+                Some(reason) => format!("{}: {reason}", error.chain()),
+                None => error.chain(),
+            }),
             close_reason: close.map(|close| c_string(close.reason.as_str())),
             endpoint_text: endpoint_text.map(c_string),
             body: response.map(|response| response.body().clone()).unwrap_or_default(),

@@ -119,7 +119,9 @@ pub struct tl_error {
     /// The close reason that belongs to `close_code`, otherwise NULL. The server chose it, so it
     /// may say anything.
     pub close_reason: *const c_char,
-    /// The text that `tl_endpoint_fail` gave, otherwise NULL. No log shows it.
+    /// The reason why there is no endpoint if the kind is `TL_ERROR_ENDPOINT`, otherwise NULL: the
+    /// text that `tl_endpoint_fail` gave, which `text` and logs leave out, or one of the library's
+    /// for a callback that gave none.
     pub endpoint_text: *const c_char,
     /// The delay that a server asked for in `Retry-After`, in nanoseconds, otherwise -1.
     pub retry_after_ns: i64,

@@ -8,6 +8,7 @@ use client::{DialFailure, Disconnect, Lagged, MessageRef, Opened, Stopped};
 
 use crate::border::{Failure, c_string, infallible, put, text};
 use crate::clock::{nanos_at, nanos_of, nanos_or_never};
+use crate::endpoint::NoEndpoint;
 use crate::error::FullError;
 use crate::types::{tl_dial_failure, tl_disconnect, tl_lagged, tl_message, tl_opened, tl_stopped};
 
@@ -175,7 +176,10 @@ impl DialFailureView {
         let mut full = Box::new(DialFailureView {
             view,
             error: FullError::lent(&failure.error),
-            text: c_string(failure.to_string()),
+            text: c_string(match NoEndpoint::of(&failure.error) {
+                Some(reason) => format!("{failure} ({reason})"),
+                None => failure.to_string(),
+            }),
         });
         full.view.error = full.error.as_ptr();
         full.view.text = full.text.as_ptr();
