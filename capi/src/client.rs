@@ -174,10 +174,11 @@ unsafe fn program(callbacks: *const tl_callbacks) -> Result<Program, Failure> {
 ///
 /// Threads: any; inside one of its callbacks it does not wait. Other calls with this client may be
 /// under way, inside callbacks or on other threads: they end as those of a client that is stopped.
-/// One that begins later fails with `TL_ERROR_INVALID_ARGUMENT`. Blocks: for `drop_timeout` at most, 5 s by default, and for as long once more if a thread is late and another
-/// call was under way; a client that was stopped before is freed at once. Ownership: `client` is
-/// gone afterwards, its events are not; a second time is logged and does nothing. Errors: none. A
-/// thread that is late is logged, and ends when the call that holds it up returns.
+/// One that begins later fails with `TL_ERROR_INVALID_ARGUMENT`. Blocks: for `drop_timeout` at
+/// most, 5 s by default, and for as long once more if a thread is late and another call was under
+/// way; a client that was stopped before is freed at once. Ownership: `client` is gone afterwards,
+/// its events are not; a second time is logged and does nothing. Errors: none. A thread that is
+/// late is logged, and ends when the call that holds it up returns.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn tl_client_free(client: *mut tl_client) {
     infallible((), || {

@@ -183,14 +183,14 @@ pub unsafe extern "C" fn tl_events_free(events: *mut tl_events) {
 }
 
 /// Takes the next events into the program's array, waiting for the first of them for `timeout_ns`
-/// at most: 0 or less does not wait, and `TL_FOREVER` waits without a limit. Sets `count` to the number of
-/// events, at least 1 if the result is `TL_OK`.
+/// at most: 0 or less does not wait, and `TL_FOREVER` waits without a limit. Sets `count` to the
+/// number of events, at least 1 if the result is `TL_OK`.
 ///
 /// `array` has room for `capacity` events of `event_size` bytes, which is `sizeof(tl_event)`; they
 /// need no initial value. A capacity of 64 to 256 is fast. The payloads of messages stay where the
-/// reader has put them: no memory is allocated for a message. One call may return fewer events than
-/// are at hand, even if the array has room for more. Only a result other than `TL_OK` says that none
-/// are left.
+/// reader has put them: no memory is allocated for a message. One call may return fewer events
+/// than are at hand, even if the array has room for more. Only a result other than `TL_OK` says
+/// that none are left.
 ///
 /// Threads: any, one at a time; a second one at the same time fails. Blocks: for `timeout_ns`. It
 /// waits for events of the client, so with a client of callbacks there are none. Ownership: the
@@ -238,8 +238,8 @@ pub unsafe extern "C" fn tl_events_next_batch(
 /// Returns a descriptor that is readable while events wait, and for good once the client has ended:
 /// for `poll`, `epoll`, `kqueue` and asyncio. Poll it for reading, and call `tl_events_next_batch`
 /// with a timeout of 0 until it returns something else than `TL_OK`, whatever the count is. With
-/// edge-triggered notification (`EPOLLET`, `EV_CLEAR`) no further event is told of otherwise. Do not
-/// read from it, and do not close it.
+/// edge-triggered notification (`EPOLLET`, `EV_CLEAR`) no further event is told of otherwise. Do
+/// not read from it, and do not close it.
 ///
 /// Threads: any, one at a time. Blocks: never. Ownership: the descriptor is the library's. It is
 /// the same for all events of a client, and closes when the client and the last of them are gone.
