@@ -180,6 +180,13 @@ struct Route {
     permit: Option<Permit>,
 }
 
+/// A call whose message did not leave, or not all of it.
+struct FailedCall {
+    error: SendError,
+    /// The reply to one that was sent in part has come all the same.
+    is_replied: bool,
+}
+
 impl SessionHandle {
     pub(crate) fn new(shared: Arc<SessionShared>, script: OpeningScript) -> Self {
         SessionHandle { shared, script }
@@ -349,33 +356,47 @@ impl SessionHandle {
     where
         F: FnOnce(&CallContext<'_>) -> Outgoing,
     {
+        let result = self.call_and_wait(request);
+        // By this thread, whatever its fate and whoever found it: the recorder is the program's,
+        // and if it hangs, it holds up the thread that calls it.
+        self.shared.call_over(match &result {
+            Ok(_) => CallOutcome::Replied,
+            Err(CallError::NotSent(_)) => CallOutcome::NotSent,
+            Err(CallError::Unknown { .. }) => CallOutcome::Unknown,
+        });
+        result
+    }
+
+    fn call_and_wait<F>(&self, request: Request<F>) -> Result<Reply, CallError>
+    where
+        F: FnOnce(&CallContext<'_>) -> Outgoing,
+    {
         let client = self.shared.client().map_err(CallError::NotSent)?;
         if client.threads.is_own_thread() {
             let context = "a call on a thread of the client's own, which would wait for itself: \
                            use `call_with` there";
-            self.shared.call_over(CallOutcome::NotSent);
             return Err(CallError::NotSent(self.named(Error::config(context))));
         }
-        let route = self.route_of_call(&request).map_err(CallError::NotSent)?;
+        let route = self.route(&request).map_err(CallError::NotSent)?;
         let (deadline, began) = (route.deadline, route.began);
         let (reply_tx, answer) = bounded(1);
-        let (id, receipt, sent) = self.dispatch(route, request.make, ReplyTo::Caller(reply_tx))?;
+        let dispatched = self.dispatch(route, request.make, ReplyTo::Caller(reply_tx));
+        let (id, receipt, sent) = dispatched.map_err(|failed| failed.error)?;
         let unknown =
             |why: Error| Err(CallError::Unknown { why: self.named(why), receipt: Some(receipt) });
         if let SentCall::Ended(_, why) = sent {
-            self.shared.call_over(CallOutcome::Unknown);
             return unknown(why);
         }
         let fate = match wait(&client.shutdown, &answer, Some(deadline.at())) {
             Woken::Received(fate) => fate,
             woken => match self.take_call(id) {
                 Some(_) => {
-                    self.shared.call_over(CallOutcome::Unknown);
                     let is_stopped = matches!(woken, Woken::Shutdown);
                     let late = || deadline.error("waiting for the reply");
                     Err(if is_stopped { Error::stopped() } else { late() })
                 }
-                // Somebody has taken it, and its fate is on its way.
+                // Somebody has taken it, and hands its fate over before anything of the program's
+                // runs.
                 None => answer.recv().unwrap_or_else(|_| Err(Error::stopped())),
             },
         };
@@ -409,9 +430,21 @@ impl SessionHandle {
     where
         F: FnOnce(&CallContext<'_>) -> Outgoing,
     {
-        let route = self.route_of_call(&request).map_err(SendError::NotSent)?;
+        let route = self.route(&request).map_err(|error| {
+            self.shared.call_over(CallOutcome::NotSent);
+            SendError::NotSent(error)
+        })?;
         let then = ReplyTo::Closure(Box::new(then));
-        let (_, receipt, sent) = self.dispatch(route, request.make, then)?;
+        let dispatched = self.dispatch(route, request.make, then);
+        let (_, receipt, sent) = dispatched.map_err(|FailedCall { error, is_replied }| {
+            if !is_replied {
+                self.shared.call_over(match error {
+                    SendError::NotSent(_) => CallOutcome::NotSent,
+                    SendError::Unknown(_) => CallOutcome::Unknown,
+                });
+            }
+            error
+        })?;
         match sent {
             SentCall::Waits => {}
             SentCall::WakeHeartbeat => self.shared.wake_heartbeat(),
@@ -439,11 +472,6 @@ impl SessionHandle {
         self.send_on(route, &outgoing)
     }
 
-    /// Returns the way of a call, and counts one that has none.
-    fn route_of_call<F>(&self, request: &Request<F>) -> Result<Route, Error> {
-        self.route(request).inspect_err(|_| self.shared.call_over(CallOutcome::NotSent))
-    }
-
     /// Returns the way of a request, if the session is ready and the rate limits let it through.
     fn route<F>(&self, request: &Request<F>) -> Result<Route, Error> {
         let began = sync::now();
@@ -469,7 +497,7 @@ impl SessionHandle {
         route: Route,
         make: F,
         then: ReplyTo,
-    ) -> Result<(u64, Receipt, SentCall), SendError>
+    ) -> Result<(u64, Receipt, SentCall), FailedCall>
     where
         F: FnOnce(&CallContext<'_>) -> Outgoing,
     {
@@ -479,9 +507,9 @@ impl SessionHandle {
         // Written down before the first byte leaves: the reply may be here before the send returns.
         let inserted = self.shared.calls.lock().insert(id, epoch, route.began, until, then);
         if inserted.is_err() {
-            self.shared.call_over(CallOutcome::NotSent);
             let context = "the server has announced the end of the connection";
-            return Err(SendError::NotSent(self.named(Error::new(ErrorKind::NotReady, context))));
+            let error = self.named(Error::new(ErrorKind::NotReady, context));
+            return Err(FailedCall { error: SendError::NotSent(error), is_replied: false });
         }
         match self.send_on(route, &outgoing) {
             Ok(receipt) => {
@@ -489,14 +517,8 @@ impl SessionHandle {
                 Ok((id, receipt, sent))
             }
             Err(error) => {
-                // The reply to one that was sent in part may have come all the same.
-                if self.take_call(id).is_some() {
-                    self.shared.call_over(match error {
-                        SendError::NotSent(_) => CallOutcome::NotSent,
-                        SendError::Unknown(_) => CallOutcome::Unknown,
-                    });
-                }
-                Err(error)
+                let is_replied = self.take_call(id).is_none();
+                Err(FailedCall { error, is_replied })
             }
         }
     }
@@ -552,12 +574,13 @@ pub(crate) fn fail_all(shared: &SessionShared, calls: Vec<Call>, why: &Error) ->
 
 /// Tells a call that it has failed.
 pub(crate) fn fail(shared: &SessionShared, call: Call, why: &Error) {
-    shared.call_over(CallOutcome::Unknown);
     let receipt = call.receipt();
     match call.then {
         // It has room for the one message that comes. A caller that has gone needs none.
         ReplyTo::Caller(caller) => drop(caller.try_send(Err(why.clone()))),
-        ReplyTo::Closure(then) => then(Err(CallError::Unknown { why: why.clone(), receipt })),
+        ReplyTo::Closure(then) => shared.tell_reply(CallOutcome::Unknown, || {
+            then(Err(CallError::Unknown { why: why.clone(), receipt }));
+        }),
     }
 }
 

@@ -12,7 +12,7 @@ use crate::session::script::{OpeningScript, ScriptRun, Step};
 use crate::session::subscriptions::{Changes, Subscriptions};
 use crate::session::watch::Watches;
 use crate::session_event::{Rejection, SessionEvent};
-use crate::sync::Mutex;
+use crate::sync::{Mutex, panic};
 use crate::time::after;
 
 /// Shared by the handles of a session, the reader thread and the heartbeat thread.
@@ -120,7 +120,17 @@ impl SessionShared {
         let _ = self.client.set(Arc::clone(client));
     }
 
-    /// A call is over: counts it, where it was taken out of the table or not written down at all.
+    /// Gives a closure of the program's the reply or the failure of its call, and then counts the
+    /// call, after a panic too.
+    pub(crate) fn tell_reply(&self, outcome: CallOutcome, tell: impl FnOnce()) {
+        let told = panic::catch(tell);
+        self.call_over(outcome);
+        if let Err(panic) = told {
+            std::panic::resume_unwind(panic.into_payload());
+        }
+    }
+
+    /// A call is over: counts it. A call that a thread waits for is counted by that thread.
     pub(crate) fn call_over(&self, outcome: CallOutcome) {
         if let Some(client) = self.client.get() {
             client.counters.metrics.call_over(outcome);

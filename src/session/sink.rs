@@ -160,7 +160,6 @@ impl<P: Protocol, D: EventSink> SessionSink<P, D> {
     fn reply(&mut self, connection: &mut Connection<'_>, message: MessageRef<'_>, id: u64) -> bool {
         let call = self.shared.calls.lock().take(id);
         if let Some(call) = call {
-            self.shared.call_over(CallOutcome::Replied);
             if self.shared.is_leaving() {
                 self.shared.wake_heartbeat();
             }
@@ -169,7 +168,9 @@ impl<P: Protocol, D: EventSink> SessionSink<P, D> {
                 ReplyTo::Caller(caller) => drop(caller.try_send(Ok(message.to_owned()))),
                 ReplyTo::Closure(then) => {
                     let took = message.received_at().saturating_duration_since(call.began);
-                    then(Ok(ReplyRef { message, took }));
+                    self.shared.tell_reply(CallOutcome::Replied, || {
+                        then(Ok(ReplyRef { message, took }));
+                    });
                 }
             }
             return false;

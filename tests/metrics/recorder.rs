@@ -19,7 +19,7 @@ pub(crate) const SOON: Duration = Duration::from_secs(20);
 pub(crate) const PANICS: &str = "panics";
 
 /// Code that runs whenever the recorder is told something.
-type Hook = Box<dyn Fn() + Send>;
+type Hook = Arc<dyn Fn() + Send + Sync>;
 
 /// The recorder of this process.
 #[derive(Default)]
@@ -27,7 +27,7 @@ pub(crate) struct Kept {
     inner: Mutex<Inner>,
     /// Signalled when a value changes.
     changed: Condvar,
-    hooks: Mutex<BTreeMap<String, Arc<Mutex<Hook>>>>,
+    hooks: Mutex<BTreeMap<String, Hook>>,
     /// The number of panics for the client of that name.
     pub(crate) panics: AtomicUsize,
 }
@@ -62,8 +62,8 @@ impl Kept {
 
     /// Runs `hook` whenever the recorder is told something of this client, but not of what the hook
     /// itself brings about.
-    pub(crate) fn set_hook(&self, client: &str, hook: impl Fn() + Send + 'static) {
-        self.hooks.lock().insert(client.to_owned(), Arc::new(Mutex::new(Box::new(hook))));
+    pub(crate) fn set_hook(&self, client: &str, hook: impl Fn() + Send + Sync + 'static) {
+        self.hooks.lock().insert(client.to_owned(), Arc::new(hook));
     }
 
     pub(crate) fn remove_hook(&self, client: &str) {
@@ -195,7 +195,7 @@ impl Handle {
         self.kept.changed.notify_all();
         let hook = self.kept.hooks.lock().get(client).cloned();
         if let Some(hook) = hook.filter(|_| !IS_IN_HOOK.replace(true)) {
-            hook.lock()();
+            hook();
             IS_IN_HOOK.set(false);
         }
     }

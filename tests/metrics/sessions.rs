@@ -2,8 +2,10 @@
 //! or `nack`, `call ID` with `reply ID`, and whatever is called `lost` not at all.
 
 use std::io;
-use std::time::Duration;
+use std::sync::mpsc::channel;
+use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use tautline::session::{
     Acceptance, CallError, Class, Context, Outgoing, Protocol, Rejection, Request,
     SubscriptionRequest,
@@ -100,10 +102,11 @@ fn call(
 #[test]
 fn calls_are_counted_by_their_outcome_each_once() {
     let kept = Kept::installed();
+    // Those with a closure are counted when it has returned.
     let over = |expected: [u64; 3]| {
         for (outcome, count) in ["replied", "not_sent", "unknown"].into_iter().zip(expected) {
             let labels = [("client", "calls"), ("outcome", outcome)];
-            assert_eq!(kept.count("tautline_calls_total", &labels), count, "{outcome}");
+            kept.wait_count("tautline_calls_total", &labels, count);
         }
     };
     let server = TestServer::start(script);
@@ -113,7 +116,7 @@ fn calls_are_counted_by_their_outcome_each_once() {
     over([0, 0, 0]);
     handle.call(call("order")).expect("the server answers");
     over([1, 0, 0]);
-    let (told, fates) = std::sync::mpsc::channel();
+    let (told, fates) = channel();
     let tell = |told: &std::sync::mpsc::Sender<bool>| {
         let told = told.clone();
         move |result: Result<tautline::session::ReplyRef<'_>, CallError>| {
@@ -171,4 +174,63 @@ fn waits_of_calls_for_a_rate_limit_are_recorded() {
     let waits = kept.recorded("tautline_rate_limit_wait_seconds", &labels);
     assert_eq!(waits.len(), 2);
     assert!(waits[0] < waits[1], "{waits:?}");
+}
+
+/// The thread that waits for a call counts it, so that a recorder that holds up the reader does not
+/// hold up the caller.
+#[test]
+fn a_recorder_that_hangs_does_not_keep_calls_from_returning() {
+    const NAME: &str = "hanging";
+    let kept = Kept::installed();
+    let server = TestServer::start(script);
+    let session = Client::builder(server.url()).name(NAME).session(Words).connect();
+    let session = session.expect("it is ready");
+    let (enter, entered) = channel();
+    let (release, released) = channel::<()>();
+    let released = Mutex::new(released);
+    kept.set_hook(NAME, move || {
+        if std::thread::current().name() == Some("hanging-rd") {
+            let _ = enter.send(());
+            let _ = released.lock().recv();
+        }
+    });
+    let (returned, returns) = channel();
+    let call = |word, within| {
+        let (handle, returned) = (session.handle().clone(), returned.clone());
+        std::thread::spawn(move || {
+            let began = Instant::now();
+            let result = handle.call(call(word).within(within));
+            returned.send((result.map(drop), began.elapsed())).expect("the test waits");
+        });
+    };
+    call("order", SOON);
+    let (result, _) = returns.recv_timeout(SOON).expect("the call returns");
+    result.expect("the reader hands the reply over before it calls a recorder");
+    assert!(entered.try_recv().is_err(), "it calls none for it");
+    // The call that has a closure is counted by the reader.
+    let then = |reply: Result<tautline::session::ReplyRef<'_>, CallError>| {
+        reply.map(drop).expect("the server answers");
+    };
+    session.handle().call_with(self::call("order"), then).expect("it is sent");
+    entered.recv_timeout(SOON).expect("the recorder hangs");
+    call("order", 50 * MS);
+    let (result, took) = returns.recv_timeout(SOON).expect("the call returns");
+    let unknown = result.expect_err("nobody reads the reply");
+    assert!(matches!(&unknown, CallError::Unknown { why, .. } if why.kind() == ErrorKind::Timeout));
+    assert!((50 * MS..SOON / 2).contains(&took), "{took:?}");
+    call("order", SOON);
+    assert!(server.wait_for_messages(4, SOON), "{:?}", server.messages());
+    let report = session.stop(200 * MS);
+    assert!(!report.is_clean(), "the reader hangs: {report}");
+    let (result, _) = returns.recv_timeout(SOON).expect("the call returns");
+    let unknown = result.expect_err("the client has stopped");
+    assert!(matches!(&unknown, CallError::Unknown { why, .. } if why.kind() == ErrorKind::Stopped));
+    assert!(session.wait_closed(50 * MS).is_none());
+    drop(release);
+    assert!(session.stop(SOON).is_clean());
+    kept.remove_hook(NAME);
+    for (outcome, count) in [("replied", 2), ("not_sent", 0), ("unknown", 2)] {
+        let labels = [("client", NAME), ("outcome", outcome)];
+        assert_eq!(kept.count("tautline_calls_total", &labels), count, "{outcome}");
+    }
 }
