@@ -60,6 +60,8 @@ pub struct RoundTrip {
 }
 
 /// The counters behind [`Stats`].
+///
+/// Those of messages and bytes are sequentially consistent, for [`Metrics::touch`].
 #[derive(Default)]
 pub(crate) struct Counters {
     messages_received: AtomicU64,
@@ -87,13 +89,13 @@ impl Counters {
 
     /// Counts the messages of one `recv`. Only the reader calls this.
     pub(crate) fn received(&self, messages: u64, bytes: u64) {
-        self.messages_received.fetch_add(messages, Ordering::Relaxed);
-        self.bytes_received.fetch_add(bytes, Ordering::Relaxed);
+        self.messages_received.fetch_add(messages, Ordering::SeqCst);
+        self.bytes_received.fetch_add(bytes, Ordering::SeqCst);
     }
 
     pub(crate) fn sent(&self, messages: u64, bytes: usize) {
-        self.messages_sent.fetch_add(messages, Ordering::Relaxed);
-        self.bytes_sent.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.messages_sent.fetch_add(messages, Ordering::SeqCst);
+        self.bytes_sent.fetch_add(bytes as u64, Ordering::SeqCst);
         self.touch();
     }
 
@@ -105,7 +107,7 @@ impl Counters {
 
     /// Publishes the metrics. Returns `true` if there was something to tell.
     pub(crate) fn publish(&self, status: Status) -> bool {
-        self.metrics.publish(self.totals(), status)
+        self.metrics.publish(|| self.totals(), status)
     }
 
     pub(crate) fn opened(&self, took: Duration) {
@@ -138,10 +140,10 @@ impl Counters {
 
     fn totals(&self) -> Totals {
         Totals {
-            messages_received: self.messages_received.load(Ordering::Relaxed),
-            bytes_received: self.bytes_received.load(Ordering::Relaxed),
-            messages_sent: self.messages_sent.load(Ordering::Relaxed),
-            bytes_sent: self.bytes_sent.load(Ordering::Relaxed),
+            messages_received: self.messages_received.load(Ordering::SeqCst),
+            bytes_received: self.bytes_received.load(Ordering::SeqCst),
+            messages_sent: self.messages_sent.load(Ordering::SeqCst),
+            bytes_sent: self.bytes_sent.load(Ordering::SeqCst),
         }
     }
 
@@ -190,5 +192,23 @@ mod tests {
         counters.dropped(ErrorKind::PongTimeout);
         let drops = counters.snapshot().drops;
         assert_eq!((drops["closed"], drops["pong_timeout"]), (2, 1));
+    }
+
+    /// Whoever counts sees that the end has been published, or its count is in what is published.
+    #[cfg(feature = "metrics")]
+    #[test]
+    fn a_send_that_is_counted_while_the_end_is_published_is_published_too() {
+        let (wakeup_tx, _wakeup) = crate::sync::channel::bounded(1);
+        let metrics = Metrics::new(&Default::default(), wakeup_tx, Box::new(|| Some((0, 0))));
+        let counters = Counters::new(metrics);
+        let end = Status { is_final: true, ..Status::default() };
+        let totals = || {
+            let totals = counters.totals();
+            counters.sent(1, 7);
+            totals
+        };
+        counters.metrics.publish(totals, end);
+        assert_eq!(counters.metrics.published_totals(), counters.totals());
+        assert_eq!(counters.totals().messages_sent, 1);
     }
 }

@@ -166,11 +166,16 @@ impl Metrics {
 
     // ---- What is counted often ----
 
-    /// Something has been counted: it is published soon. `totals` has all of it.
+    /// Something has been counted, or the queue has changed: it is published soon. `totals` has all
+    /// that has been counted.
+    ///
+    /// Whoever counts adds and then loads the phase; a publisher that is the last one stores the
+    /// phase and then loads the counts. One of the two sees the other, because all four are
+    /// sequentially consistent.
     // A load and a branch: all that metrics cost the reader, once per `recv`.
     #[inline]
     pub(crate) fn touch(&self, totals: impl FnOnce() -> Totals) {
-        if self.phase.load(Ordering::Relaxed) != AWAKE {
+        if self.phase.load(Ordering::SeqCst) != AWAKE {
             self.end_idleness(totals);
         }
     }
@@ -179,14 +184,14 @@ impl Metrics {
     #[inline(never)]
     fn end_idleness(&self, totals: impl FnOnce() -> Totals) {
         let Some(registered) = &self.registered else { return };
-        let woken = self.phase.compare_exchange(IDLE, AWAKE, Ordering::AcqRel, Ordering::Acquire);
+        let woken = self.phase.compare_exchange(IDLE, AWAKE, Ordering::SeqCst, Ordering::SeqCst);
         match woken {
             Ok(_) => {
                 // A full channel means that it is awake already.
                 let _ = registered.wakeup.try_send(());
             }
             Err(OVER) => {
-                self.publish(totals(), Status { is_final: true, ..Status::default() });
+                self.publish(totals, Status { is_final: true, ..Status::default() });
             }
             Err(_) => {}
         }
@@ -194,11 +199,12 @@ impl Metrics {
 
     /// Tells the recorder what has changed since it was told last. Returns `true` if something
     /// has, or has to be looked at again.
-    pub(crate) fn publish(&self, totals: Totals, status: Status) -> bool {
+    pub(crate) fn publish(&self, totals: impl FnOnce() -> Totals, status: Status) -> bool {
         let Some(registered) = &self.registered else { return false };
         if status.is_final {
-            self.phase.store(OVER, Ordering::Release);
+            self.phase.store(OVER, Ordering::SeqCst);
         }
+        let totals = totals();
         // It may hold the last of a queue for a moment, and so drop values of the program's.
         let queue = panic::catch(|| (registered.queue)()).ok().flatten();
         let changes = registered.published.lock().changes(totals, queue, status);
@@ -207,6 +213,12 @@ impl Metrics {
             self.tell(|registered| changes.tell(registered));
         }
         has_news || queue.is_some_and(|(queued, _)| queued > 0)
+    }
+
+    /// Returns the totals that the recorder has been told.
+    #[cfg(all(test, not(shuttle)))]
+    pub(crate) fn published_totals(&self) -> Totals {
+        self.registered.as_ref().expect("it is registered").published.lock().totals
     }
 
     // ---- What is rare ----
@@ -536,7 +548,7 @@ impl PublishSchedule {
             return due;
         }
         self.published = Some(now);
-        let phase = metrics.phase.load(Ordering::Relaxed);
+        let phase = metrics.phase.load(Ordering::SeqCst);
         let has_news = publish();
         match (has_news, phase) {
             (true, _) => Some(now + INTERVAL),
@@ -546,7 +558,7 @@ impl PublishSchedule {
             (false, _) => {
                 let (from, to) = (AWAKE, IDLE);
                 let _ =
-                    metrics.phase.compare_exchange(from, to, Ordering::AcqRel, Ordering::Acquire);
+                    metrics.phase.compare_exchange(from, to, Ordering::SeqCst, Ordering::SeqCst);
                 Some(now + INTERVAL)
             }
         }
@@ -609,10 +621,9 @@ mod tests {
     #[test]
     fn whatever_is_counted_after_the_end_is_published_by_whoever_counts() {
         let (metrics, wakeup) = metrics();
-        assert!(metrics.publish(totals(2), Status { is_final: true, ..Status::default() }));
+        assert!(metrics.publish(|| totals(2), Status { is_final: true, ..Status::default() }));
         metrics.touch(|| totals(5));
-        let registered = metrics.registered.as_ref().expect("it has been registered");
-        assert_eq!(registered.published.lock().totals, totals(5));
+        assert_eq!(metrics.published_totals(), totals(5));
         assert!(wakeup.try_recv().is_err(), "nobody is there to be woken");
     }
 

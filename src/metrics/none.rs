@@ -23,7 +23,7 @@ impl Metrics {
     #[inline]
     pub(crate) fn touch(&self, _: impl FnOnce() -> Totals) {}
 
-    pub(crate) fn publish(&self, _: Totals, _: Status) -> bool {
+    pub(crate) fn publish(&self, _: impl FnOnce() -> Totals, _: Status) -> bool {
         false
     }
 
