@@ -188,6 +188,7 @@ impl Builder {
         };
         let (shared, wakeup) =
             Shared::new(Threads::new(threads), settings.timeouts(), wakeups, Box::new(queue_look));
+        queue.set_counters(Arc::clone(&shared.counters));
         let client = Client {
             sender: Sender::new(Arc::clone(&shared)),
             queue: Arc::clone(&queue),

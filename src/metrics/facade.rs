@@ -198,7 +198,7 @@ impl Metrics {
     }
 
     /// Tells the recorder what has changed since it was told last. Returns `true` if something
-    /// has, or has to be looked at again.
+    /// has.
     pub(crate) fn publish(&self, totals: impl FnOnce() -> Totals, status: Status) -> bool {
         let Some(registered) = &self.registered else { return false };
         if status.is_final {
@@ -212,7 +212,7 @@ impl Metrics {
         if has_news {
             self.tell(|registered| changes.tell(registered));
         }
-        has_news || queue.is_some_and(|(queued, _)| queued > 0)
+        has_news
     }
 
     /// Returns the totals that the recorder has been told.

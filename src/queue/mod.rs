@@ -3,16 +3,18 @@
 pub(crate) mod backlog;
 mod chunk;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use crate::config::queue_bounds::Bounds;
 use crate::config::settings::Conflate;
 use crate::event::{DialFailure, Disconnect, Event, Lagged, MessageRef, Stopped};
 use crate::handler::{Connection, EventSink, Full};
+use crate::metrics::Metrics;
 use crate::queue::backlog::{Backlog, Share, Stuck, Taken, notice_bytes};
 use crate::queue::chunk::Chunk;
 use crate::session_event::SessionEvent;
+use crate::stats::Counters;
 use crate::sync::channel::{Receiver, Sender as WakeTx, bounded};
 use crate::sync::panic;
 #[cfg(all(unix, not(shuttle)))]
@@ -47,9 +49,11 @@ pub(crate) struct Queue {
     ready: Receiver<()>,
     /// Received when room appears while the reader waits for it.
     room: Receiver<()>,
+    /// Those of the client, once it has been started.
+    counters: OnceLock<Arc<Counters>>,
     /// Readable whenever the queue has events or has ended. Set and cleared under `inner`.
     #[cfg(all(unix, not(shuttle)))]
-    ready_fd: std::sync::OnceLock<ReadyFd>,
+    ready_fd: OnceLock<ReadyFd>,
 }
 
 struct Inner {
@@ -105,8 +109,22 @@ impl Queue {
             }),
             ready,
             room,
+            counters: OnceLock::new(),
             #[cfg(all(unix, not(shuttle)))]
-            ready_fd: std::sync::OnceLock::new(),
+            ready_fd: OnceLock::new(),
+        }
+    }
+
+    /// Has the metrics of the client published when the queue changes.
+    pub(crate) fn set_counters(&self, counters: Arc<Counters>) {
+        let _ = self.counters.set(counters);
+    }
+
+    /// The metrics have the depth of the queue, and nobody looks at it while nothing is counted.
+    #[inline]
+    fn touch_metrics(&self) {
+        if let Some(counters) = self.counters.get().filter(|_| Metrics::ARE_PUBLISHED) {
+            counters.touch();
         }
     }
 
@@ -147,11 +165,14 @@ impl Queue {
 
     /// Puts back what a consumer has not handed on.
     pub(crate) fn remove_consumer(&self, taken: &mut Taken) {
-        let mut inner = self.inner.lock();
-        inner.consumers -= 1;
-        inner.backlog.put_back(taken);
-        // It may have received the wake-up and taken nothing.
-        self.show(&mut inner);
+        {
+            let mut inner = self.inner.lock();
+            inner.consumers -= 1;
+            inner.backlog.put_back(taken);
+            // It may have received the wake-up and taken nothing.
+            self.show(&mut inner);
+        }
+        self.touch_metrics();
     }
 
     /// Moves some events to a consumer that has none left. Waits for the first of them, for
@@ -204,12 +225,15 @@ impl Queue {
             // Full means that an earlier one has not been received yet.
             let _ = inner.room.try_send(());
         }
+        drop(inner);
+        self.touch_metrics();
         TakeResult::Some
     }
 
     /// Returns the receiver for `select!`, after putting back what the consumer has left.
     pub(crate) fn ready(&self, taken: &mut Taken) -> Receiver<()> {
         drop(self.watch(taken));
+        self.touch_metrics();
         self.ready.clone()
     }
 

@@ -462,7 +462,10 @@ impl<D: EventSink> ReaderThread<D> {
         if self.has_panicked {
             return;
         }
-        if let Err(panic) = panic::catch(|| call(&mut self.sink)) {
+        let called = panic::catch(|| call(&mut self.sink));
+        // What it was told may be in the queue now.
+        self.shared.counters.touch();
+        if let Err(panic) = called {
             self.has_panicked = true;
             let error = panicked(&self.shared, panic, "the handler");
             // Whatever state follows, this is the reason of the end; the loop sees the stop next.

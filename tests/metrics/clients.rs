@@ -309,6 +309,56 @@ fn the_queue_has_the_events_that_nobody_has_read() {
     assert_eq!(kept.gauge("tautline_queue_events", &labels), 0.0, "the client has ended");
 }
 
+/// An event that nobody reads does not keep the heartbeat thread awake, and its depth is told all
+/// the same: whoever reads it wakes the thread.
+#[cfg(target_os = "linux")]
+#[test]
+fn nothing_wakes_while_events_lie_unread() {
+    let kept = Kept::installed();
+    let server = TestServer::start(|peer| {
+        peer.upgrade()?;
+        peer.drain()
+    });
+    let open = builder(&server, "unread").ping_interval(None).connect().expect("it opens");
+    let refusing = TestServer::start(|peer| peer.refuse(503, "Retry-After: 3600\r\n", ""));
+    let down = builder(&refusing, "down").retry_after_max(180 * SOON).start().expect("it starts");
+    for (name, client) in [("unread", &open), ("down", &down)] {
+        let labels = [("client", name)];
+        kept.wait_gauge("tautline_queue_events", &labels, 1.0);
+        wait_asleep(name);
+        next(&mut client.events());
+        kept.wait_gauge("tautline_queue_events", &labels, 0.0);
+    }
+    open.send_text("and nothing comes back").expect("the connection is open");
+    kept.wait_count("tautline_messages_sent_total", &[("client", "unread")], 1);
+    wait_asleep("unread");
+}
+
+/// Waits until the heartbeat thread of a client has not woken for longer than the time between two
+/// publications.
+#[cfg(target_os = "linux")]
+fn wait_asleep(client: &str) {
+    let (name, deadline) = (format!("{client}-hb"), std::time::Instant::now() + SOON);
+    let sleeps = || {
+        let tasks = std::fs::read_dir("/proc/self/task").expect("/proc is mounted");
+        tasks.into_iter().find_map(|task| {
+            let path = task.ok()?.path();
+            let comm = std::fs::read_to_string(path.join("comm")).ok()?;
+            let status = std::fs::read_to_string(path.join("status")).ok()?;
+            let line = status.lines().find(|line| line.starts_with("voluntary_ctxt_switches"))?;
+            (comm.trim() == name).then(|| line.to_owned())
+        })
+    };
+    loop {
+        let before = sleeps();
+        std::thread::sleep(1500 * MS);
+        if before.is_some() && sleeps() == before {
+            return;
+        }
+        assert!(std::time::Instant::now() < deadline, "{name} keeps waking: {before:?}");
+    }
+}
+
 #[test]
 fn messages_that_a_full_queue_loses_are_counted() {
     let (kept, labels) = (Kept::installed(), [("client", "lossy")]);

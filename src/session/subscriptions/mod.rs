@@ -302,12 +302,14 @@ impl Subscriptions {
     pub(crate) fn counts(&self) -> TopicCounts {
         let mut counts = TopicCounts::default();
         for entry in self.topics.values() {
-            *match entry.subscription_state(0) {
-                SubscriptionState::Pending => &mut counts.pending,
-                SubscriptionState::Requested => &mut counts.requested,
-                SubscriptionState::Active { .. } => &mut counts.active,
-                SubscriptionState::Rejected(_) => &mut counts.rejected,
-                SubscriptionState::Unsubscribing => &mut counts.unsubscribing,
+            // As `subscription_state` has it, without a clone of the rejection.
+            *match &entry.state {
+                State::Off | State::Rejected(_) if entry.is_ending() => &mut counts.unsubscribing,
+                State::Off => &mut counts.pending,
+                State::Requested(_) => &mut counts.requested,
+                State::Active { .. } => &mut counts.active,
+                State::Unsubscribing { .. } => &mut counts.unsubscribing,
+                State::Rejected(_) => &mut counts.rejected,
             } += 1;
         }
         counts
