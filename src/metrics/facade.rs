@@ -85,6 +85,8 @@ struct Published {
     queued: u64,
     topics: TopicCounts,
     last_byte: Option<Instant>,
+    /// The number of the latest status.
+    number: u64,
     is_final: bool,
 }
 
@@ -338,7 +340,10 @@ impl Published {
             true => (false, 0, Some(TopicCounts::default())),
             false => (status.is_up, queue.map_or(0, |(queued, _)| queued as u64), status.topics),
         };
-        changes.up = moved(&mut self.up, u64::from(is_up));
+        if status.is_final || status.number > self.number {
+            self.number = status.number;
+            changes.up = moved(&mut self.up, u64::from(is_up));
+        }
         changes.queued = moved(&mut self.queued, queued);
         if let Some(now) = topics {
             let known = &mut self.topics;
@@ -632,6 +637,7 @@ mod tests {
         let mut published = Published::default();
         let at = Instant::now();
         let status = |active, is_up| Status {
+            number: 2,
             is_up,
             last_byte: Some(at),
             topics: Some(TopicCounts { active, ..TopicCounts::default() }),
@@ -649,7 +655,10 @@ mod tests {
         // Nobody knows of the topics.
         let unknown = Status { topics: None, ..status(0, true) };
         assert!(!published.changes(totals(3), Some((1, 1)), unknown).has_news());
-        let end = Status { is_final: true, ..status(2, true) };
+        // Of a publisher whose look was an earlier one.
+        let earlier = Status { number: 1, ..status(2, false) };
+        assert!(!published.changes(totals(3), Some((1, 1)), earlier).has_news());
+        let end = Status { number: 0, is_final: true, ..status(2, true) };
         let end = published.changes(totals(4), Some((9, 6)), end);
         assert_eq!((end.totals, end.lost), (totals(1), 5));
         assert_eq!((end.up, end.queued, end.topics), (-1, -1, [0, 0, -2, 0, 0]));

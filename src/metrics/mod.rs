@@ -41,6 +41,8 @@ pub(crate) struct Totals {
 #[derive(Clone, Copy, Debug, Default)]
 #[cfg_attr(not(feature = "metrics"), expect(dead_code, reason = "nothing is published"))]
 pub(crate) struct Status {
+    /// Of two that are published at the same time the one with the higher number counts.
+    pub(crate) number: u64,
     pub(crate) is_up: bool,
     /// `None` while no connection is open.
     pub(crate) last_byte: Option<Instant>,

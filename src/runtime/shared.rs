@@ -56,6 +56,8 @@ struct Inner {
     stop_frame: Option<CloseFrame>,
     /// Counts the changes that somebody may wait for.
     changes: u64,
+    /// The number of the last status that was taken for the metrics.
+    looks: u64,
 }
 
 /// The part of a stop's budget that is kept for the threads to end in after the connection was
@@ -103,6 +105,7 @@ impl Shared {
                 stop_deadline: None,
                 stop_frame: None,
                 changes: 0,
+                looks: 0,
             }),
             changed: Condvar::new(),
             wakeup: wakeup_tx,
@@ -413,12 +416,18 @@ impl Shared {
         if !Metrics::ARE_PUBLISHED {
             return false;
         }
-        let last_byte = match self.active() {
-            Active::Open(connection) => Some(connection.activity.last_byte()),
-            _ => None,
+        let status = {
+            let mut inner = self.inner.lock();
+            inner.looks += 1;
+            let last_byte = match &inner.active {
+                Active::Open(connection) => Some(connection.activity.last_byte()),
+                _ => None,
+            };
+            // As `state` has it.
+            let is_up = matches!(inner.state, State::Open { .. }) && !self.shutdown.is_requested();
+            Status { number: inner.looks, is_up, last_byte, topics, is_final: false }
         };
-        let is_up = matches!(self.state(), State::Open { .. });
-        self.counters.publish(Status { is_up, last_byte, topics, is_final: false })
+        self.counters.publish(status)
     }
 
     /// Publishes the metrics of a client that has ended.
