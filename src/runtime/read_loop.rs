@@ -225,8 +225,9 @@ impl Reader {
                 batch = BatchEnd::DeliveryOver;
             }
         }
-        let end = sink.end_recv();
+        // Before the queue is told, which may have no room for a long time.
         connection.counters.touch();
+        let end = sink.end_recv();
         // Replies to application pings are no data: a server that sends nothing else is idle.
         if delivered == Delivered::Data {
             // Now, not when they came: a slow handler or a full queue is no idle connection.

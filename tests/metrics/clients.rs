@@ -334,6 +334,31 @@ fn nothing_wakes_while_events_lie_unread() {
     wait_asleep("unread");
 }
 
+/// A reader that waits for room has counted what it waits with.
+#[cfg(target_os = "linux")]
+#[test]
+fn messages_that_find_no_room_after_a_silence_are_published_while_they_wait() {
+    let (kept, labels) = (Kept::installed(), [("client", "no room")]);
+    let (go, going) = channel::<()>();
+    let going = std::sync::Mutex::new(going);
+    let server = TestServer::start(move |peer| {
+        peer.upgrade()?;
+        let _ = going.lock().expect("no script panics").recv();
+        peer.write(&b"\x81\x05quote".repeat(100))?;
+        peer.drain()
+    });
+    let client = builder(&server, "no room").queue_messages(10).when_full(WhenFull::Block);
+    let client = client.ping_interval(None).connect().expect("it opens");
+    wait_asleep("no room");
+    go.send(()).expect("the server waits");
+    kept.wait(
+        "tautline_messages_received_total",
+        &labels,
+        |value| matches!(value, Value::Counter(count) if *count > 0),
+    );
+    assert!(client.stats().queue_depth <= 11);
+}
+
 /// Waits until the heartbeat thread of a client has not woken for longer than the time between two
 /// publications.
 #[cfg(target_os = "linux")]
