@@ -5,15 +5,18 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use metrics_exporter_prometheus::PrometheusHandle;
 
 /// The longest head of a request.
 const HEAD_MAX: u64 = 8 << 10;
 
-/// The longest silence of a scraper.
-const SILENCE_MAX: Duration = Duration::from_secs(1);
+/// The time for a whole request and its answer, however slowly they go.
+const BUDGET: Duration = Duration::from_secs(2);
+
+/// The pause after an `accept` that failed: no descriptor may be free for a while.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// A server that runs until it is stopped.
 pub(crate) struct Scrapes {
@@ -32,8 +35,11 @@ pub(crate) fn serve(listener: TcpListener, metrics: PrometheusHandle) -> io::Res
             if over.load(Ordering::Relaxed) {
                 return;
             }
-            // Whoever asks badly or goes away has no answer.
-            let _ = stream.and_then(|stream| answer(&stream, &metrics));
+            match stream {
+                // Whoever asks badly or goes away has no answer.
+                Ok(stream) => drop(answer(&stream, &metrics)),
+                Err(_) => std::thread::sleep(ACCEPT_PAUSE),
+            }
         }
     });
     Ok(Scrapes { address, is_over, thread })
@@ -53,10 +59,40 @@ impl Scrapes {
     }
 }
 
-fn answer(mut stream: &TcpStream, metrics: &PrometheusHandle) -> io::Result<()> {
-    stream.set_read_timeout(Some(SILENCE_MAX))?;
-    stream.set_write_timeout(Some(SILENCE_MAX))?;
-    let mut head = BufReader::new(stream.take(HEAD_MAX)).lines();
+/// A socket each of whose reads and writes may take what is left until a deadline.
+struct Timed<'a> {
+    stream: &'a TcpStream,
+    deadline: Instant,
+}
+
+impl Timed<'_> {
+    fn left(&self) -> io::Result<Duration> {
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(left) }
+    }
+}
+
+impl Read for Timed<'_> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        self.stream.set_read_timeout(Some(self.left()?))?;
+        self.stream.read(into)
+    }
+}
+
+impl Write for Timed<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.stream.set_write_timeout(Some(self.left()?))?;
+        self.stream.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn answer(stream: &TcpStream, metrics: &PrometheusHandle) -> io::Result<()> {
+    let mut stream = Timed { stream, deadline: Instant::now() + BUDGET };
+    let mut head = BufReader::new((&mut stream).take(HEAD_MAX)).lines();
     let request = head.next().transpose()?.unwrap_or_default();
     // All of it is read: closing a socket with bytes unread would reset the answer.
     for field in head {
@@ -68,10 +104,10 @@ fn answer(mut stream: &TcpStream, metrics: &PrometheusHandle) -> io::Result<()> 
         ["GET", "/metrics", _] => ("200 OK", metrics.render()),
         _ => ("404 Not Found", "the metrics are at /metrics\n".to_owned()),
     };
-    write!(
-        stream,
+    let head = format!(
         "HTTP/1.1 {status}\r\nContent-Type: text/plain; version=0.0.4; charset=utf-8\r\n\
-         Content-Length: {}\r\nConnection: close\r\n\r\n{body}",
+         Content-Length: {}\r\nConnection: close\r\n\r\n",
         body.len()
-    )
+    );
+    stream.write_all((head + &body).as_bytes())
 }
