@@ -370,8 +370,8 @@ fn wait_asleep(client: &str) {
             let path = task.ok()?.path();
             let comm = std::fs::read_to_string(path.join("comm")).ok()?;
             let status = std::fs::read_to_string(path.join("status")).ok()?;
-            let line = status.lines().find(|line| line.starts_with("voluntary_ctxt_switches"))?;
-            (comm.trim() == name).then(|| line.to_owned())
+            let count = status.lines().find(|text| text.starts_with("voluntary_ctxt_switches"))?;
+            (comm.trim() == name).then(|| count.to_owned())
         })
     };
     loop {
