@@ -461,15 +461,26 @@ impl SessionHandle {
     where
         F: FnOnce(&CallContext<'_>) -> Outgoing,
     {
-        let route = self.route(&request).map_err(SendError::NotSent);
-        let route = route.inspect_err(|error| {
+        let not_sent = |error: &SendError| {
             if let Ok(client) = self.shared.client() {
                 client.counters.metrics.send_failed(error);
             }
-        })?;
+        };
+        let route = self.route(&request).map_err(SendError::NotSent).inspect_err(not_sent)?;
         let id = self.shared.ids.next();
-        let outgoing = (request.make)(&CallContext::new(&route.context, id));
-        self.send_on(route, &outgoing)
+        let context = CallContext::new(&route.context, id);
+        let outgoing = panic::catch(|| (request.make)(&context)).unwrap_or_else(|panic| {
+            let context = "the maker of the message panicked";
+            not_sent(&SendError::NotSent(Error::config(context)));
+            std::panic::resume_unwind(panic.into_payload())
+        });
+        let is_empty = outgoing.payload().is_none();
+        // The connection counts what gets as far as there.
+        self.send_on(route, &outgoing).inspect_err(|error| {
+            if is_empty {
+                not_sent(error);
+            }
+        })
     }
 
     /// Returns the way of a request, if the session is ready and the rate limits let it through.
@@ -502,7 +513,11 @@ impl SessionHandle {
         F: FnOnce(&CallContext<'_>) -> Outgoing,
     {
         let id = self.shared.ids.next();
-        let outgoing = make(&CallContext::new(&route.context, id));
+        let context = CallContext::new(&route.context, id);
+        let outgoing = panic::catch(|| make(&context)).unwrap_or_else(|panic| {
+            self.shared.call_over(CallOutcome::NotSent);
+            std::panic::resume_unwind(panic.into_payload())
+        });
         let (epoch, until) = (route.connection.epoch, route.deadline.at());
         // Written down before the first byte leaves: the reply may be here before the send returns.
         let inserted = self.shared.calls.lock().insert(id, epoch, route.began, until, then);

@@ -234,3 +234,39 @@ fn a_recorder_that_hangs_does_not_keep_calls_from_returning() {
         assert_eq!(kept.count("tautline_calls_total", &labels), count, "{outcome}");
     }
 }
+
+#[test]
+fn requests_without_a_message_are_counted_as_not_sent() {
+    let kept = Kept::installed();
+    let counts = |sends, calls| {
+        let labels = [("client", "empty"), ("outcome", "not_sent")];
+        assert_eq!(kept.count("tautline_send_failures_total", &labels), sends);
+        assert_eq!(kept.count("tautline_calls_total", &labels), calls);
+    };
+    let server = TestServer::start(script);
+    let session = Client::builder(server.url()).name("empty").session(Words).connect();
+    let session = session.expect("it is ready");
+    let handle = session.handle();
+    let empty = || Request::new(|_: &tautline::session::CallContext<'_>| Outgoing::nothing());
+    handle.send(empty()).expect_err("there is nothing to send");
+    counts(1, 0);
+    handle.call(empty()).expect_err("there is nothing to send");
+    counts(1, 1);
+    handle.call_with(empty(), |_| {}).expect_err("there is nothing to send");
+    counts(1, 2);
+    let panics = || {
+        Request::new(|_: &tautline::session::CallContext<'_>| -> Outgoing {
+            std::panic::resume_unwind(Box::new("on purpose"))
+        })
+    };
+    let caught = |call: &dyn Fn()| {
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(call)).expect_err("it panics");
+    };
+    caught(&|| drop(handle.send(panics())));
+    counts(2, 2);
+    caught(&|| drop(handle.call(panics())));
+    counts(2, 3);
+    caught(&|| drop(handle.call_with(panics(), |_| {})));
+    counts(2, 4);
+    handle.call(call("order")).expect("the connection is open");
+}
