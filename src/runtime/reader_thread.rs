@@ -11,8 +11,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::StatusCode;
+use rand::RngExt;
 use rand::rngs::StdRng;
-use rand::{RngExt, make_rng};
 
 use crate::config::dial_context::DialContext;
 use crate::config::endpoint::Target;
@@ -80,7 +80,7 @@ impl<D: EventSink> ReaderThread<D> {
             config,
             dialer,
             sink,
-            rng: make_rng(),
+            rng: rng(),
             epoch: 0,
             endpoint_pool: EndpointPool::new(endpoints),
             connect_limit,
@@ -480,6 +480,15 @@ impl<D: EventSink> ReaderThread<D> {
         reader.connection().end_of_transport();
         self.shared.set_active(Active::None);
     }
+}
+
+/// Returns where the jitter comes from.
+fn rng() -> StdRng {
+    #[cfg(not(shuttle))]
+    return rand::make_rng();
+    // A schedule that is tried again has to run the same way.
+    #[cfg(shuttle)]
+    rand::SeedableRng::seed_from_u64(0)
 }
 
 /// Keeps the payload of a panic for the program, and returns the error that tells of it.
