@@ -298,9 +298,13 @@ impl Metrics {
 }
 
 impl Drop for Metrics {
-    /// The handles are the recorder's, whose `Drop` may panic.
     fn drop(&mut self) {
-        panic::drop_caught(self.registered.take());
+        let Some(registered) = self.registered.take() else { return };
+        let Registered { handles, session, .. } = *registered;
+        handles.drop_caught();
+        if let Some(session) = session.into_inner() {
+            session.drop_caught();
+        }
     }
 }
 
@@ -472,7 +476,66 @@ impl Handles {
     }
 }
 
+impl Handles {
+    /// The handles are the recorder's, and the `Drop` of each may panic. One after the other: two
+    /// panics at the same time would abort the process.
+    fn drop_caught(self) {
+        let Handles {
+            messages_received,
+            received_bytes,
+            messages_sent,
+            sent_bytes,
+            messages_lost,
+            connections_opened,
+            connections_ended,
+            dials_failed,
+            sends_not_sent,
+            sends_unknown,
+            up,
+            queue_events,
+            last_byte_timestamp,
+            round_trip,
+            connect_duration,
+            rate_limit_wait,
+        } = self;
+        let by_kind = connections_ended.into_iter().chain(dials_failed);
+        let counters = [
+            messages_received,
+            received_bytes,
+            messages_sent,
+            sent_bytes,
+            messages_lost,
+            connections_opened,
+            sends_not_sent,
+            sends_unknown,
+        ];
+        counters
+            .into_iter()
+            .chain(by_kind.map(|(_, counter)| counter))
+            .for_each(panic::drop_caught);
+        [up, queue_events, last_byte_timestamp].into_iter().for_each(panic::drop_caught);
+        [round_trip, connect_duration, rate_limit_wait].into_iter().for_each(panic::drop_caught);
+    }
+}
+
 impl SessionHandles {
+    /// As [`Handles::drop_caught`].
+    fn drop_caught(self) {
+        let SessionHandles {
+            pending,
+            requested,
+            active,
+            rejected,
+            unsubscribing,
+            replied,
+            not_sent,
+            unknown,
+        } = self;
+        let gauges = [pending, requested, active, rejected, unsubscribing];
+        gauges.into_iter().for_each(panic::drop_caught);
+        [replied, not_sent, unknown].into_iter().for_each(panic::drop_caught);
+    }
+
     fn new(client: &ClientName) -> Self {
         let name = || client.as_str().to_owned();
         let in_state =

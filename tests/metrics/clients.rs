@@ -3,8 +3,8 @@
 use std::io;
 use std::net::TcpListener;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::channel;
-use std::time::{Duration, SystemTime};
+use std::sync::mpsc::{Sender, channel};
+use std::time::{Duration, Instant, SystemTime};
 
 use tautline::testing::{Peer, Received, TestServer};
 use tautline::{
@@ -12,7 +12,7 @@ use tautline::{
     RateLimit, SendError, WhenFull,
 };
 
-use crate::recorder::{Kept, PANICS, SOON, Value};
+use crate::recorder::{Kept, PANICS, PANICS_ON_DROP, REFUSED, SOON, Value};
 
 const MS: Duration = Duration::from_millis(1);
 
@@ -363,7 +363,7 @@ fn messages_that_find_no_room_after_a_silence_are_published_while_they_wait() {
 /// publications.
 #[cfg(target_os = "linux")]
 fn wait_asleep(client: &str) {
-    let (name, deadline) = (format!("{client}-hb"), std::time::Instant::now() + SOON);
+    let (name, deadline) = (format!("{client}-hb"), Instant::now() + SOON);
     let sleeps = || {
         let tasks = std::fs::read_dir("/proc/self/task").expect("/proc is mounted");
         tasks.into_iter().find_map(|task| {
@@ -380,7 +380,7 @@ fn wait_asleep(client: &str) {
         if before.is_some() && sleeps() == before {
             return;
         }
-        assert!(std::time::Instant::now() < deadline, "{name} keeps waking: {before:?}");
+        assert!(Instant::now() < deadline, "{name} keeps waking: {before:?}");
     }
 }
 
@@ -548,6 +548,78 @@ fn a_recorder_that_panics_does_not_end_the_client() {
     let panics = kept.panics.load(Ordering::Relaxed);
     assert!((1..=2).contains(&panics), "{panics} panics");
     assert_eq!(client.stop_reason().map(|reason| reason.kind()), Some(ErrorKind::Stopped));
+}
+
+#[test]
+fn a_recorder_that_panics_at_registration_leaves_the_client_without_metrics() {
+    let (kept, server) = (Kept::installed(), quiet());
+    let client = builder(&server, REFUSED).connect().expect("it opens");
+    client.send_text("echo").expect("it is open");
+    let mut events = client.events();
+    opened(&mut events);
+    assert!(matches!(next(&mut events), Event::Message(_)));
+    assert!(client.stop(SOON).is_clean());
+    assert_eq!(client.take_panic().map(drop), None);
+    let of_client = ("client".to_owned(), REFUSED.to_owned());
+    assert!(!kept.series().keys().any(|(_, labels)| labels.contains(&of_client)));
+}
+
+#[test]
+fn handles_that_panic_when_they_are_dropped_are_all_dropped() {
+    let (kept, server) = (Kept::installed(), quiet());
+    let client = builder(&server, PANICS_ON_DROP).connect().expect("it opens");
+    assert!(client.stop(SOON).is_clean());
+    drop(client);
+    let of_client = ("client".to_owned(), PANICS_ON_DROP.to_owned());
+    let series = kept.series().into_keys().filter(|(_, labels)| labels.contains(&of_client));
+    assert_eq!(kept.drops.load(Ordering::Relaxed), series.count());
+}
+
+/// A client whose recorder hangs on one of its threads, by the end of the thread's name. Returns
+/// what lets go of the thread.
+fn hangs_on(kept: &Kept, client: &Client, name: &'static str, thread: &'static str) -> Sender<()> {
+    let (enter, entered) = channel();
+    let (release, released) = channel::<()>();
+    let released = std::sync::Mutex::new(released);
+    kept.set_hook(name, move || {
+        if std::thread::current().name().is_some_and(|name| name.ends_with(thread)) {
+            let _ = enter.send(());
+            let _ = released.lock().expect("no hook panics").recv();
+        }
+    });
+    // The reader records the round trip, and the heartbeat thread publishes the message.
+    client.ping().expect("the connection is open");
+    client.send_text("echo").expect("the connection is open");
+    entered.recv_timeout(SOON).expect("the recorder is called on that thread");
+    release
+}
+
+#[test]
+fn a_recorder_that_hangs_makes_a_stop_late_and_no_later() {
+    for (name, thread, is_closed) in [("hang-a", "-rd", false), ("hang-b", "-hb", true)] {
+        let kept = Kept::installed();
+        let (end, ended) = channel();
+        let server = TestServer::start(move |peer| {
+            peer.upgrade()?;
+            let echoed = peer.echo();
+            let _ = end.send(());
+            echoed
+        });
+        let client = builder(&server, name).connect().expect("it opens");
+        let release = hangs_on(kept, &client, name, thread);
+        let began = Instant::now();
+        let report = client.stop(500 * MS);
+        assert!(began.elapsed() < SOON / 2, "{:?}", began.elapsed());
+        assert!(!report.is_clean(), "{report}");
+        ended.recv_timeout(SOON).expect("the connection is closed all the same");
+        // The end is that of the reader.
+        assert_eq!(client.wait_closed(50 * MS).is_some(), is_closed, "{thread}");
+        drop(release);
+        assert!(client.stop(SOON).is_clean());
+        assert!(client.wait_closed(SOON).is_some());
+        assert_eq!(kept.gauge("tautline_up", &[("client", name)]), 0.0);
+        kept.remove_hook(name);
+    }
 }
 
 /// The recorder is code of the program's: it may use the client that it is told about, which would

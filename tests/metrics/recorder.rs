@@ -18,6 +18,12 @@ pub(crate) const SOON: Duration = Duration::from_secs(20);
 /// The name of a client for which the recorder panics.
 pub(crate) const PANICS: &str = "panics";
 
+/// The name of a client that the recorder refuses to register metrics of, by a panic.
+pub(crate) const REFUSED: &str = "refused";
+
+/// The name of a client whose handles panic when they are dropped.
+pub(crate) const PANICS_ON_DROP: &str = "panics on drop";
+
 /// Code that runs whenever the recorder is told something.
 type Hook = Arc<dyn Fn() + Send + Sync>;
 
@@ -30,6 +36,8 @@ pub(crate) struct Kept {
     hooks: Mutex<BTreeMap<String, Hook>>,
     /// The number of panics for the client of that name.
     pub(crate) panics: AtomicUsize,
+    /// The number of panics of handles that were dropped.
+    pub(crate) drops: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -134,6 +142,9 @@ impl Kept {
         let mut labels: Vec<(String, String)> =
             key.labels().map(|label| (label.key().to_owned(), label.value().to_owned())).collect();
         labels.sort();
+        if labels.iter().any(|(_, value)| value == REFUSED) {
+            std::panic::resume_unwind(Box::new("on purpose"));
+        }
         let series = (key.name().to_owned(), labels);
         self.inner.lock().series.entry(series.clone()).or_insert(value);
         Arc::new(Handle { kept: self, series })
@@ -197,6 +208,15 @@ impl Handle {
         if let Some(hook) = hook.filter(|_| !IS_IN_HOOK.replace(true)) {
             hook();
             IS_IN_HOOK.set(false);
+        }
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        if self.series.1.iter().any(|(_, value)| value == PANICS_ON_DROP) {
+            self.kept.drops.fetch_add(1, Ordering::Relaxed);
+            std::panic::resume_unwind(Box::new("on purpose"));
         }
     }
 }
