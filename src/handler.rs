@@ -133,7 +133,8 @@ pub trait Handler: Send + 'static {
     /// `recv` that brought the pong. A pong that nobody asked for (RFC 6455 section 5.5.3) is none.
     ///
     /// It is no message: [`batch_end`](Handler::batch_end) does not follow. Like messages it is
-    /// left out after a panic, and once a stop or a reconnect was requested.
+    /// left out after a panic, and once a stop or a reconnect was requested. The handler of a
+    /// session is told of pongs before the session is ready too.
     fn pong(&mut self, connection: &mut Connection<'_>, round_trip: Duration) {
         let _ = (connection, round_trip);
     }

@@ -226,6 +226,11 @@
 //! [`log`]. Install the recorder, of an exporter for Prometheus for example, before the first
 //! client starts: a client keeps the one that there is at its start.
 //!
+//! The facade is `metrics` 0.24, and each 0.x has a recorder of its own: the program and its
+//! exporter have to use 0.24 too, or they see nothing. `cargo tree -i metrics` names the versions
+//! in a program. The times are histograms, in seconds; an exporter that is given no buckets for
+//! them may show summaries instead, which cannot be added up over clients.
+//!
 //! | metric | type | means |
 //! |---|---|---|
 //! | `tautline_messages_received_total` | counter | data messages received |
@@ -249,18 +254,21 @@
 //! - Each has the label `client`, the [`name`](Builder::name) of the client, which is its host by
 //!   default. Clients of one name share their series: counters and gauges hold the sum, except for
 //!   the last byte, which is that of the client that had one last.
-//! - `kind` is [`ErrorKind::as_str`]. Kinds that are common exist from the start, as 0.
+//! - `kind` is [`ErrorKind::as_str`]. Kinds that are common exist from the start, as 0. Others are
+//!   registered when they happen, with whatever recorder there is then.
 //! - A send that fails counts once, a batch too; one that a session makes for a call counts as a
-//!   call as well. Messages that the library writes by itself do not count. `not_sent` and
-//!   `unknown` are those of [`SendError`] and [`CallError`](session::CallError); a call that has
-//!   its reply, a refusal included, is `replied`.
+//!   call as well, and as a call alone if it does not get as far as the connection. Messages that
+//!   the library writes by itself, application pings for example, are no failed sends, but those
+//!   that were written are messages sent. `not_sent` and `unknown` are those of [`SendError`] and
+//!   [`CallError`](session::CallError); a call that has its reply, a refusal included, is
+//!   `replied`.
 //! - `state` is `pending`, `requested`, `active`, `rejected` or `unsubscribing`, as in
 //!   [`SubscriptionState`](session::SubscriptionState). These and the calls exist for sessions
 //!   alone.
 //! - A wait is that of a send or a call for a [`send_limit`](Builder::send_limit) which let it
 //!   through, at once or later. Without a limit nothing waits.
 //! - The last byte is that of the open connection. An opening counts as one, and the time stays
-//!   when the connection has ended.
+//!   when the connection has ended. It is 0 until the client has been open.
 //! - When the threads of a client have ended, its counters are complete, and its `up`, its queue
 //!   and its topics are 0.
 //!
@@ -268,10 +276,13 @@
 //!
 //! Messages are counted once per `recv`, and published by the heartbeat thread: at once after a
 //! silence, and then once a second; so are the gauges. The reader thread never calls the
-//! recorder for a message; it does so for openings, ends, failed dials, pongs and replies to calls,
-//! and a thread that sends or calls does so for failures, calls and waits. A recorder is called
-//! under no lock and may use the client, but has to be quick: while it runs on the heartbeat thread
-//! no pong is written. After a panic in it the client publishes nothing more.
+//! recorder for a message; it does so for openings, ends, failed dials, pongs and the calls that
+//! have a closure, and a thread that sends or waits for a call does so for failures, calls and
+//! waits. A recorder is called under no lock and may use the client, but has to be quick: while it
+//! runs on the heartbeat thread no pong is written, and while it runs on the reader thread nothing
+//! is read. One that blocks makes a stop last until its deadline; on the reader thread it keeps the
+//! client from ending, and so [`wait_closed`](Client::wait_closed) from returning. After a panic in
+//! it the client publishes nothing more.
 //!
 //! The repository's `examples/metrics` serves the metrics to Prometheus, and has a dashboard for
 //! Grafana beside it.
