@@ -33,8 +33,10 @@ const MOMENT: Duration = Duration::from_millis(30);
 pub(super) const AT_ONCE: Duration = Duration::ZERO;
 
 pub(super) fn builder(scheme: &str) -> Builder {
-    // An address needs no lookup, and an hour between pings keeps them out of the way.
+    // An address needs no lookup, and an hour between pings keeps them out of the way. The leaps of
+    // time, which the deadlines of any thread allow for, must not end a dial.
     Client::builder(format!("{scheme}://127.0.0.1:1/"))
+        .connect_timeout(60 * SECOND)
         .ping_interval(3600 * SECOND)
         .close_timeout(SECOND)
         .drop_timeout(60 * SECOND)
