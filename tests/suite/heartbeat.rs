@@ -13,6 +13,7 @@ use tautline::{
     WhenFull,
 };
 
+use crate::session::Words;
 use crate::support::{
     MS, SOON, builder, disconnected, draining, echo, message, next, opened, plain_and_tls, skipped,
     stalling, until,
@@ -778,12 +779,14 @@ fn disconnected_after_opening(client: &Client) -> tautline::Disconnect {
 enum Seen {
     Pong(Duration),
     Text(String),
+    BatchEnd,
+    Ready,
 }
 
-/// Asks for a ping when a connection opens, and perhaps stops at the pong.
+/// Asks for a ping when a connection opens, and does something at its pong.
 struct Pinger {
     seen: crossbeam_channel::Sender<Seen>,
-    stops: bool,
+    at_pong: fn(&mut Connection<'_>),
 }
 
 impl Handler for Pinger {
@@ -798,9 +801,15 @@ impl Handler for Pinger {
 
     fn pong(&mut self, connection: &mut Connection<'_>, round_trip: Duration) {
         self.seen.send(Seen::Pong(round_trip)).expect("the test waits");
-        if self.stops {
-            connection.stop();
-        }
+        (self.at_pong)(connection);
+    }
+
+    fn batch_end(&mut self, _connection: &mut Connection<'_>) {
+        self.seen.send(Seen::BatchEnd).expect("the test waits");
+    }
+
+    fn ready(&mut self, _connection: &mut Connection<'_>) {
+        self.seen.send(Seen::Ready).expect("the test waits");
     }
 }
 
@@ -824,10 +833,12 @@ fn a_handler_is_told_of_each_pong_that_answers_a_ping_and_how_long_it_took() {
         let began = Instant::now();
         let client = builder(&server)
             .ping_interval(None)
-            .start_with(Pinger { seen, stops: false })
+            .start_with(Pinger { seen, at_pong: |_| {} })
             .expect("it starts");
         let Ok(Seen::Pong(round_trip)) = all.recv_timeout(SOON) else { panic!("no pong") };
         assert_eq!(all.recv_timeout(SOON), Ok(Seen::Text("end".to_owned())));
+        // One, and for the message.
+        assert_eq!(all.recv_timeout(SOON), Ok(Seen::BatchEnd));
         assert!(round_trip > Duration::ZERO && round_trip < began.elapsed());
         let stats = client.stats().round_trip;
         assert_eq!((stats.count, stats.last), (1, round_trip));
@@ -844,11 +855,81 @@ fn nothing_is_delivered_after_a_stop_at_a_pong() {
         let client = builder(&server)
             .ping_interval(None)
             .close_timeout(50 * MS)
-            .start_with(Pinger { seen, stops: true })
+            .start_with(Pinger { seen, at_pong: |connection| connection.stop() })
             .expect("it starts");
         assert!(client.wait_closed(SOON).is_some());
         assert!(client.stop(SOON).is_clean());
         let all: Vec<Seen> = all.iter().collect();
         assert!(matches!(all[..], [Seen::Pong(_)]), "{all:?}");
     });
+}
+
+#[test]
+fn nothing_of_a_connection_is_delivered_after_a_reconnect_at_a_pong() {
+    plain_and_tls(|server_builder| {
+        let server = pongs_thrice(server_builder());
+        let (seen, all) = bounded(8);
+        let at_pong = |connection: &mut Connection<'_>| {
+            if connection.epoch() == 1 {
+                connection.reconnect();
+            }
+        };
+        let pinger = Pinger { seen, at_pong };
+        let builder = builder(&server).ping_interval(None).close_timeout(50 * MS);
+        let client = builder.start_with(pinger).expect("it starts");
+        let all: Vec<Seen> = (0..4).map(|_| all.recv_timeout(SOON).expect("it comes")).collect();
+        let [Seen::Pong(_), Seen::Pong(_), Seen::Text(_), Seen::BatchEnd] = &all[..] else {
+            panic!("{all:?}")
+        };
+        assert_eq!(client.stats().epochs, 2);
+        assert!(client.stop(SOON).is_clean());
+    });
+}
+
+#[test]
+fn a_panic_at_a_pong_ends_the_client() {
+    let server = pongs_thrice(TestServer::builder());
+    let (seen, all) = bounded(8);
+    let at_pong = |_: &mut Connection<'_>| std::panic::resume_unwind(Box::new("on purpose"));
+    let builder = builder(&server).ping_interval(None);
+    let client = builder.start_with(Pinger { seen, at_pong }).expect("it starts");
+    let why = client.wait_closed(SOON).expect("it ends");
+    assert_eq!(why.kind(), ErrorKind::HandlerPanicked);
+    assert!(client.take_panic().is_some());
+    let all: Vec<Seen> = all.iter().collect();
+    assert!(matches!(all[..], [Seen::Pong(_)]), "{all:?}");
+}
+
+#[test]
+fn the_handler_of_a_session_is_told_of_pongs_before_the_session_is_ready_too() {
+    let server = TestServer::start(|peer| {
+        peer.upgrade()?;
+        let Received::Ping(payload) = peer.receive()? else { panic!("no ping") };
+        peer.pong(&payload)?;
+        let Received::Ping(payload) = peer.receive()? else { panic!("no ping") };
+        peer.send_text("welcome")?;
+        peer.pong(&payload)?;
+        let Received::Text(_) = peer.receive()? else { panic!("no login") };
+        peer.send_text("login ok")?;
+        let Received::Ping(payload) = peer.receive()? else { panic!("no ping") };
+        peer.pong(&payload)?;
+        peer.drain()
+    });
+    let (seen, all) = bounded(16);
+    let builder = builder(&server).ping_interval(None).session(Words::with_login());
+    let session = builder.start_with(Pinger { seen, at_pong: |_| {} }).expect("it starts");
+    let next = || loop {
+        match all.recv_timeout(SOON).expect("the handler is told") {
+            Seen::BatchEnd => {}
+            seen => return seen,
+        }
+    };
+    assert!(matches!(next(), Seen::Pong(_)));
+    session.sender().ping().expect("the connection is open");
+    assert!(matches!(next(), Seen::Pong(_)));
+    assert_eq!(next(), Seen::Ready);
+    session.sender().ping().expect("the connection is open");
+    assert!(matches!(next(), Seen::Pong(_)));
+    assert_eq!(session.stats().round_trip.count, 3);
+    assert!(session.stop(SOON).is_clean());
 }
