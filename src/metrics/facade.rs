@@ -474,9 +474,7 @@ impl Handles {
             rate_limit_wait: histogram!("tautline_rate_limit_wait_seconds", "client" => name()),
         }
     }
-}
 
-impl Handles {
     /// The handles are the recorder's, and the `Drop` of each may panic. One after the other: two
     /// panics at the same time would abort the process.
     fn drop_caught(self) {
