@@ -77,6 +77,10 @@ impl TestServer {
     /// killed: it is left out, and the log says so at level warn. Any other damaged line ends the
     /// connection with close code 1011, and the log names the file and the line at level error.
     ///
+    /// Messages alone are replayed. Where the recording has several connections, their messages
+    /// come on one, as a handler that keeps its state across a reconnect has seen them; a client
+    /// that dials again gets the recording from its start.
+    ///
     /// A script that first wants a login, or that goes on after the recording, calls
     /// [`Peer::replay`].
     ///
