@@ -5,7 +5,10 @@ use std::ptr::null_mut;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use client::{Client, Payload, Pull, Push, Receipt, Sender, State, Stats, stop_all};
+use client::{
+    Client, Payload, Pull, Push, Receipt, Sender, State, Stats, ThreadOutcome, ThreadReport,
+    stop_all,
+};
 
 use crate::border::{
     Failure, Reason, check_unknown, enter, enter_send, infallible, put, read_sized, status, utf8,
@@ -187,7 +190,13 @@ pub unsafe extern "C" fn tl_client_free(client: *mut tl_client) {
         // The drop of the client stops it too, but on the thread of whichever call has it last. No
         // call can get it any more, so if this is the only one that has it, it stays so.
         if Arc::strong_count(&running) > 1 {
-            either!(running, client => client.stop(running.drop_timeout));
+            let report = either!(running, client => client.stop(running.drop_timeout));
+            let is_late = |thread: &ThreadReport| thread.outcome == ThreadOutcome::TimedOut;
+            if report.threads().iter().any(is_late) {
+                log::error!(
+                    "a client was freed and not all of its threads ended in time: {report}"
+                );
+            }
         }
         drop(running);
     });
