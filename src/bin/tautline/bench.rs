@@ -1,12 +1,11 @@
 //! `tautline bench`: what a feed brings.
 
 use std::fmt::Write as _;
-use std::io::{self, IsTerminal, Write as _};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use crossbeam_channel::{Receiver, Sender, at, bounded, never, select, tick};
+use crossbeam_channel::{Receiver, Sender, bounded, never, select, tick};
 use parking_lot::Mutex;
 use tautline::{
     Client, Connection, DialFailure, Disconnect, ErrorKind, Handler, MessageRef, Push, Stopped,
@@ -14,7 +13,7 @@ use tautline::{
 
 use crate::figures::{Bytes, Durations, Grouped, Short};
 use crate::printer::{Printed, complain, print};
-use crate::{Done, connection, help, notices, signals};
+use crate::{Done, connection, help, notices, signals, stderr};
 
 /// Lines that wait to be printed. Beyond them they are left out; nothing that is counted is.
 const LINES: usize = 1024;
@@ -86,11 +85,7 @@ fn follow(
     told: &Receiver<String>,
     signaled: &Receiver<()>,
 ) {
-    // A duration beyond what the clock can represent counts as no limit.
-    let end = options
-        .for_duration
-        .and_then(|wait| Instant::now().checked_add(wait))
-        .map_or_else(never, at);
+    let end = signals::over(options.for_duration);
     let seconds = if options.quiet { never() } else { tick(Duration::from_secs(1)) };
     let mut before = Snapshot { at: Instant::now(), messages: 0, bytes: 0 };
     loop {
@@ -99,16 +94,12 @@ fn follow(
             recv(end) -> _ => break,
             recv(seconds) -> _ => before = show(before, client, counts),
             recv(told) -> notice => match notice {
-                Ok(notice) => {
-                    end_live_line(options);
-                    complain(&notice);
-                }
+                Ok(notice) => complain(&notice),
                 // The client has dropped its handler: it has ended.
                 Err(_) => break,
             }
         }
     }
-    end_live_line(options);
 }
 
 /// The counts at some time.
@@ -134,19 +125,8 @@ fn show(before: Snapshot, client: &Client<Push>, counts: &Mutex<Counts>) -> Snap
         Bytes(bytes),
         client.stats().epochs
     );
-    // Standard error may be closed.
-    let _ = match io::stderr().is_terminal() {
-        true => write!(io::stderr(), "\r\x1b[K{line}"),
-        false => writeln!(io::stderr(), "{line}"),
-    };
+    stderr::live(&line);
     now
-}
-
-/// Leaves the line that [`show`] writes over.
-fn end_live_line(options: &Options) {
-    if !options.quiet && io::stderr().is_terminal() {
-        let _ = write!(io::stderr(), "\r\x1b[K");
-    }
 }
 
 /// The figures of a feed.

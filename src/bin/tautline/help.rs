@@ -117,10 +117,7 @@ pub(crate) fn run(options: &Options) -> Result<Done, String> {
             "Options of all commands that connect: timeouts, pings, retries",
             "Write durations as 300ms, 15s, 2m or 1h.",
         ),
-        Some(name) => match program.find_subcommand(name) {
-            Some(command) => command.clone(),
-            None => return Err(format!("there is no help on {name:?}: try `tautline help`")),
-        },
+        Some(name) => program.find_subcommand(name).expect("the others are commands").clone(),
     };
     let text = command.render_help();
     Ok(print(&text.to_string()) != Printed::Failed)
@@ -175,6 +172,6 @@ pub(crate) fn complete(options: &CompletionsOptions) -> Result<Done, String> {
     }
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut program, "tautline", &mut script);
-    let script = String::from_utf8(script).map_err(|error| io::Error::other(error).to_string())?;
+    let script = String::from_utf8(script).expect("clap writes UTF-8");
     Ok(print(&script) != Printed::Failed)
 }

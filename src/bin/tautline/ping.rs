@@ -2,10 +2,10 @@
 
 use std::fmt::Write as _;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use clap::Args;
-use crossbeam_channel::{Receiver, Sender, at, bounded, never, select};
+use crossbeam_channel::{Receiver, Sender, bounded, select};
 use parking_lot::Mutex;
 use tautline::{Connection, DialFailure, Disconnect, ErrorKind, Handler, MessageRef, Stopped};
 
@@ -83,11 +83,7 @@ pub(crate) fn run(options: &Options) -> Result<Done, String> {
 
 /// Prints what is told until there is a reason to stop. Returns how the last print went.
 fn follow(options: &Options, told: &Receiver<News>, signaled: &Receiver<()>) -> Printed {
-    // A duration beyond what the clock can represent counts as no limit.
-    let end = options
-        .for_duration
-        .and_then(|wait| Instant::now().checked_add(wait))
-        .map_or_else(never, at);
+    let end = signals::over(options.for_duration);
     loop {
         select! {
             recv(signaled) -> _ => return Printed::Whole,

@@ -1,7 +1,6 @@
 //! Writes to standard output, and knows when that is no use any more.
 
-use std::fmt::Arguments;
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
@@ -12,9 +11,6 @@ use tautline::{Message, Payload};
 use crate::objects::Clock;
 use crate::stderr;
 use crate::visible::{Hexdump, Visible};
-
-/// Moves the cursor of a terminal to the start of its line, and clears it (ECMA-48, EL).
-const CLEAR_LINE: &str = "\r\x1b[K";
 
 /// Bytes that wait for a flush. Beyond them they are written before one is asked for.
 const BUFFER: usize = 64 << 10;
@@ -34,8 +30,6 @@ pub(crate) enum Form {
 /// both to standard output as JSON. Whole lines at a time, from any thread.
 pub(crate) struct Printer {
     form: Form,
-    /// Standard error has a line that is written over, see [`live`](Self::live).
-    has_live_line: AtomicBool,
     clock: Clock,
     out: Mutex<Out>,
     /// Standard output is closed, or cannot be written.
@@ -56,7 +50,6 @@ impl Printer {
     pub(crate) fn new(form: Form) -> Self {
         let printer = Printer {
             form,
-            has_live_line: AtomicBool::new(false),
             clock: Clock::start(),
             out: Mutex::new(Out { waiting: Vec::new(), is_done: false }),
             is_broken: AtomicBool::new(false),
@@ -118,30 +111,10 @@ impl Printer {
         if !self.out.lock().is_done {
             let text = Visible(text);
             match timestamps.then(|| Timestamp(SystemTime::now())) {
-                Some(time) => self.line(format_args!("{time}tautline: {text}")),
-                None => self.line(format_args!("tautline: {text}")),
+                Some(time) => stderr::line(format_args!("{time}tautline: {text}")),
+                None => stderr::line(format_args!("tautline: {text}")),
             }
         }
-    }
-
-    /// Shows a line on standard error. On a terminal the next one is written over it, and it is cut
-    /// to the width.
-    pub(crate) fn live(&self, line: &str) {
-        if io::stderr().is_terminal() {
-            let columns = ratatui::crossterm::terminal::size().map_or(80, |(columns, _)| columns);
-            let line: String = line.chars().take(usize::from(columns.saturating_sub(1))).collect();
-            self.has_live_line.store(true, Ordering::Relaxed);
-            stderr::write(format!("{CLEAR_LINE}{line}"));
-        } else {
-            stderr::write(format!("{line}\n"));
-        }
-    }
-
-    /// Writes a line to standard error, over a live one.
-    pub(crate) fn line(&self, text: Arguments<'_>) {
-        let has_live_line = self.has_live_line.swap(false, Ordering::Relaxed);
-        let clear = if has_live_line { CLEAR_LINE } else { "" };
-        stderr::write(format!("{clear}{text}\n"));
     }
 
     /// Prints the last line. Nothing is printed after it.
@@ -168,7 +141,7 @@ impl Printer {
             if error.kind() != io::ErrorKind::BrokenPipe
                 && !self.has_failed.swap(true, Ordering::Relaxed)
             {
-                self.line(format_args!("tautline: cannot write to standard output: {error}"));
+                stderr::line(format_args!("tautline: cannot write to standard output: {error}"));
             }
         }
     }
@@ -250,5 +223,5 @@ pub(crate) fn print(text: &str) -> Printed {
 
 /// Prints a line to standard error.
 pub(crate) fn complain(text: &str) {
-    stderr::write(format!("tautline: {}\n", Visible(text)));
+    stderr::line(format_args!("tautline: {}", Visible(text)));
 }

@@ -1,10 +1,10 @@
 //! `tautline record`: records what a server sends.
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use clap::Args;
-use crossbeam_channel::{Receiver, at, never, select, tick};
+use crossbeam_channel::{Receiver, select, tick};
 use serde_json::Value;
 use tautline::{Client, ErrorKind, EventRef, Lagged, Opened, TryNextError, WhenFull};
 
@@ -12,7 +12,7 @@ use crate::objects::{Clock, NotSent};
 use crate::printer::{Form, Printer};
 use crate::recording::{Existing, Recording, Rotation, prepare};
 use crate::visible::Visible;
-use crate::{Done, connection, help, notices, signals};
+use crate::{Done, connection, help, notices, signals, stderr};
 
 /// The room for messages while a disk is slow. Beyond it they are lost, and `lag` says how many:
 /// the connection stays up.
@@ -143,7 +143,7 @@ pub(crate) fn run(options: &Options) -> Result<Done, String> {
     record.write_object(|clock| clock.stopped(&report));
     record.finish();
     record.tell_loss();
-    printer.line(format_args!("tautline: {}", record.summary()));
+    stderr::line(format_args!("tautline: {}", record.summary()));
     printer.last(|clock| clock.stopped(&report), || format!("stopped {report}"));
     Ok(!record.gave_up && !record.has_failed)
 }
@@ -197,12 +197,7 @@ impl Record<'_> {
     fn follow(&mut self, signaled: &Receiver<()>) {
         let mut events = self.client.events();
         let ready = events.ready();
-        // A duration beyond what the clock can represent counts as no limit.
-        let end = self
-            .options
-            .for_duration
-            .and_then(|wait| Instant::now().checked_add(wait))
-            .map_or_else(never, at);
+        let end = signals::over(self.options.for_duration);
         let counting = tick(Duration::from_secs(1));
         loop {
             select! {
@@ -213,7 +208,7 @@ impl Record<'_> {
                     self.flush();
                     self.tell_loss();
                     if !self.options.quiet {
-                        self.printer.live(&self.count());
+                        stderr::live(&self.count());
                     }
                 }
                 recv(ready) -> _ => {}
@@ -367,7 +362,7 @@ impl Record<'_> {
         }
         self.has_failed = true;
         let text = format!("{error}; nothing more is recorded, the messages are counted");
-        self.printer.line(format_args!("tautline: {}", Visible(&text)));
+        stderr::line(format_args!("tautline: {}", Visible(&text)));
     }
 
     fn count(&self) -> String {

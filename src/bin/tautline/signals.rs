@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::Receiver;
+use crossbeam_channel::{Receiver, at, never};
 use parking_lot::Mutex;
 use tautline::Stopper;
 
@@ -30,6 +30,12 @@ pub(crate) fn watch(limit: Duration) -> Result<Receiver<()>, String> {
 /// Has the first signal stop a client, whatever the command is busy with.
 pub(crate) fn stops(client: Stopper) {
     CLIENTS.lock().push(client);
+}
+
+/// Returns a channel that is told when `wait` is over, and never without one. A duration beyond
+/// what the clock can represent is never over.
+pub(crate) fn over(wait: Option<Duration>) -> Receiver<Instant> {
+    wait.and_then(|wait| Instant::now().checked_add(wait)).map_or_else(never, at)
 }
 
 /// Stops the clients after `wait`, and ends the program with the status 1 if it has not ended by

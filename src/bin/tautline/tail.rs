@@ -3,15 +3,15 @@
 use std::io::{self, BufRead, IsTerminal};
 use std::sync::Arc;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use clap::Args;
-use crossbeam_channel::{Receiver, Sender as ChannelSender, after, at, never, select, tick};
+use crossbeam_channel::{Receiver, Sender as ChannelSender, after, never, select, tick};
 use tautline::{Client, Error, ErrorKind, Event, Opened, Sender, State, TryNextError};
 
 use crate::objects::NotSent;
 use crate::printer::{Form, Printer};
-use crate::{Done, connection, help, notices, signals};
+use crate::{Done, connection, help, notices, signals, stderr};
 
 /// The longest wait for answers at the end of the input.
 const ANSWERS: Duration = Duration::from_secs(2);
@@ -116,7 +116,7 @@ pub(crate) fn run(options: &Options) -> Result<Done, String> {
     let report = client.stop(options.connection.stop_timeout());
     tail.drain();
     if options.quiet {
-        printer.line(format_args!("{}", tail.count()));
+        stderr::line(format_args!("{}", tail.count()));
     }
     let gave_up = tail.gave_up;
     printer.last(|clock| clock.stopped(&report), || format!("stopped {report}"));
@@ -137,12 +137,7 @@ impl Tail<'_> {
     fn follow(&mut self, signaled: &Receiver<()>, input_ended: &Receiver<()>) {
         let mut events = self.client.events();
         let ready = events.ready();
-        // A duration beyond what the clock can represent counts as no limit.
-        let end = self
-            .options
-            .for_duration
-            .and_then(|wait| Instant::now().checked_add(wait))
-            .map_or_else(never, at);
+        let end = signals::over(self.options.for_duration);
         let counting = if self.options.quiet { tick(Duration::from_secs(1)) } else { never() };
         let mut input_ended = input_ended.clone();
         // The server has answered everything before it answers the ping that follows it.
@@ -174,7 +169,7 @@ impl Tail<'_> {
                         });
                     }
                 }
-                recv(counting) -> _ => self.printer.live(&self.count()),
+                recv(counting) -> _ => stderr::live(&self.count()),
                 recv(ready) -> _ => {}
             }
             loop {
@@ -295,7 +290,7 @@ fn send_lines(sender: &Sender, printer: &Printer, at_end: Option<ChannelSender<(
         let line = match line {
             Ok(line) => line,
             Err(error) => {
-                printer.line(format_args!("tautline: standard input: {error}"));
+                stderr::line(format_args!("tautline: standard input: {error}"));
                 break;
             }
         };
